@@ -1,0 +1,1 @@
+"""The HTTP front door: requests become rows, rows become event streams."""

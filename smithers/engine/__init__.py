@@ -1,0 +1,1 @@
+"""Deciding, purely: what a tree and its facts make due."""

@@ -1,0 +1,1 @@
+"""Workflow source by content: read, hashed, stored, loaded."""

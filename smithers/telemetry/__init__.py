@@ -1,0 +1,1 @@
+"""Names of logs, metrics and spans, and how they leave the process."""

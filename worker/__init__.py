@@ -1,0 +1,1 @@
+"""Take runs from Postgres and move them forward."""
