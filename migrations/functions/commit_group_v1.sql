@@ -1,0 +1,164 @@
+-- What one commit says of a run. Numbers in the other types (run_no) are positions in this array, from 1.
+CREATE TYPE smithers.run_change_v1 AS (
+    run_id text, epoch bigint, commit_no bigint,
+    expected_seq bigint,        -- null: whatever came meanwhile does not matter to this change
+    is_cancelling boolean,      -- with expected_seq: whether the plan knew of a cancel
+    status text,                -- null: as it was
+    is_released boolean,        -- the owner gives the run back: parked, ended or drained
+    due_ms bigint,              -- with is_released: when it is to be claimed again; null: when a decision says so
+    event_count integer, last_frame_no integer,
+    error text, output_node_id text, output_iteration integer);
+CREATE TYPE smithers.event_change_v1 AS (run_no integer, run_id text, event_no integer, head text, tail text);
+CREATE TYPE smithers.node_change_v1 AS (
+    run_no integer, run_id text, node_id text, iteration integer, kind text, label text,
+    state text, attempt integer, failures integer, is_started boolean, is_settled boolean,
+    due_ms bigint, wait text, output text, error text);
+CREATE TYPE smithers.attempt_change_v1 AS (
+    run_no integer, run_id text, node_id text, iteration integer, attempt integer, state text, started_ms bigint,
+    error text);
+CREATE TYPE smithers.frame_change_v1 AS (
+    run_no integer, run_id text, frame_no integer, xml_hash text, encoding text, body text, mounted_task_ids text);
+CREATE TYPE smithers.loop_change_v1 AS (run_no integer, run_id text, loop_id text, iteration integer, is_done boolean);
+CREATE TYPE smithers.approval_change_v1 AS (
+    run_no integer, run_id text, node_id text, iteration integer, status text, request text, note text, decided_by text);
+CREATE TYPE smithers.signal_change_v1 AS (run_no integer, run_id text, seq bigint, node_id text, iteration integer);
+
+-- Commit what is ready of many runs of one owner in one transaction and one round trip.
+--
+-- The lock is the first statement: it makes a displaced owner see the new epoch (a join on the epoch without it reads
+-- the snapshot, and nothing makes it look again). SKIP LOCKED: a run that a gateway writes to right now is left for the
+-- next group instead of holding up all others. Every statement after it has a snapshot of its own, taken under the lock.
+-- Outcomes, one for each run: committed; stale (something came in that the plan did not know of); lost (another
+-- owner); locked (try again).
+CREATE FUNCTION smithers.commit_group_v1(
+    p_worker_id uuid,
+    p_runs smithers.run_change_v1[], p_events smithers.event_change_v1[], p_nodes smithers.node_change_v1[],
+    p_attempts smithers.attempt_change_v1[], p_frames smithers.frame_change_v1[], p_loops smithers.loop_change_v1[],
+    p_approvals smithers.approval_change_v1[], p_signals smithers.signal_change_v1[])
+RETURNS TABLE (run_no integer, outcome text, last_seq bigint, now_ms bigint)
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_count integer := cardinality(p_runs);
+    v_outcome text[] := array_fill(NULL::text, ARRAY[v_count]);
+    v_base bigint[] := array_fill(0::bigint, ARRAY[v_count]);
+    v_ok boolean[] := array_fill(false, ARRAY[v_count]);
+    v_now timestamptz;
+    v_now_ms bigint;
+    v_run record;
+BEGIN
+    FOR v_run IN
+        SELECT c.n::integer AS n, r.epoch = c.epoch AND r.owner_id = p_worker_id AS is_ours, r.last_seq,
+               c.expected_seq IS NULL OR (
+                   c.expected_seq = r.last_seq AND c.is_cancelling = (r.cancel_requested_at IS NOT NULL)) AS is_fresh
+        FROM unnest(p_runs) WITH ORDINALITY AS c(
+                run_id, epoch, commit_no, expected_seq, is_cancelling, status, is_released, due_ms, event_count,
+                last_frame_no, error, output_node_id, output_iteration, n)
+        JOIN smithers.runs AS r ON r.run_id = c.run_id
+        ORDER BY r.run_id
+        FOR NO KEY UPDATE OF r SKIP LOCKED
+    LOOP
+        v_ok[v_run.n] := v_run.is_ours IS TRUE AND v_run.is_fresh;
+        v_base[v_run.n] := v_run.last_seq;
+        v_outcome[v_run.n] := CASE WHEN v_run.is_ours IS NOT TRUE THEN 'lost' WHEN v_run.is_fresh THEN 'committed' ELSE 'stale' END;
+    END LOOP;
+    v_now := smithers.clock();
+    v_now_ms := smithers.to_ms(v_now);
+
+    UPDATE smithers.runs AS r SET
+        last_seq = r.last_seq + c.event_count,
+        commit_no = c.commit_no,
+        last_frame_no = c.last_frame_no,
+        status = coalesce(c.status, r.status),
+        owner_id = CASE WHEN c.is_released THEN NULL ELSE r.owner_id END,
+        due_at = CASE WHEN c.is_released THEN smithers.from_ms(c.due_ms) ELSE r.due_at END,
+        finished_at = CASE WHEN c.status IN ('finished', 'failed', 'cancelled', 'continued') THEN v_now ELSE r.finished_at END,
+        error = coalesce(c.error, r.error),
+        output_node_id = coalesce(c.output_node_id, r.output_node_id),
+        output_iteration = coalesce(c.output_iteration, r.output_iteration),
+        lost_heartbeat_at = NULL,
+        crash_count = 0
+    FROM unnest(p_runs) WITH ORDINALITY AS c(
+            run_id, epoch, commit_no, expected_seq, is_cancelling, status, is_released, due_ms, event_count,
+            last_frame_no, error, output_node_id, output_iteration, n)
+    WHERE r.run_id = c.run_id AND v_ok[c.n];
+
+    INSERT INTO smithers.events (run_id, seq, epoch, payload)
+    SELECT e.run_id, v_base[e.run_no] + e.event_no, p_runs[e.run_no].epoch, e.head || v_now_ms::text || e.tail
+    FROM unnest(p_events) AS e
+    WHERE v_ok[e.run_no];
+
+    IF cardinality(p_nodes) > 0 THEN
+        INSERT INTO smithers.nodes AS old (
+            run_id, node_id, iteration, kind, label, state, attempt, failures, created_at, started_at, finished_at,
+            due_at, wait, output, error)
+        SELECT n.run_id, n.node_id, n.iteration, n.kind, n.label, n.state, n.attempt, n.failures, v_now,
+               CASE WHEN n.is_started THEN v_now END, CASE WHEN n.is_settled THEN v_now END,
+               smithers.from_ms(n.due_ms), n.wait, n.output, n.error
+        FROM unnest(p_nodes) AS n
+        WHERE v_ok[n.run_no]
+        ON CONFLICT (run_id, node_id, iteration) DO UPDATE SET
+            kind = excluded.kind, label = excluded.label, state = excluded.state, attempt = excluded.attempt,
+            failures = excluded.failures, started_at = coalesce(excluded.started_at, old.started_at),
+            finished_at = excluded.finished_at, due_at = excluded.due_at, wait = excluded.wait,
+            output = excluded.output, error = excluded.error;
+    END IF;
+
+    IF cardinality(p_attempts) > 0 THEN
+        INSERT INTO smithers.attempts (
+            run_id, node_id, iteration, attempt, state, worker_id, started_at, finished_at, error)
+        SELECT a.run_id, a.node_id, a.iteration, a.attempt, a.state,
+               CASE WHEN a.state <> 'lost' THEN p_worker_id END, smithers.from_ms(a.started_ms), v_now, a.error
+        FROM unnest(p_attempts) AS a
+        WHERE v_ok[a.run_no];
+    END IF;
+
+    IF cardinality(p_frames) > 0 THEN
+        INSERT INTO smithers.frames (run_id, frame_no, created_at, xml_hash, encoding, body, mounted_task_ids)
+        SELECT f.run_id, f.frame_no, v_now, f.xml_hash, f.encoding, f.body, f.mounted_task_ids
+        FROM unnest(p_frames) AS f
+        WHERE v_ok[f.run_no];
+    END IF;
+
+    IF cardinality(p_loops) > 0 THEN
+        INSERT INTO smithers.loops (run_id, loop_id, iteration, is_done)
+        SELECT l.run_id, l.loop_id, l.iteration, l.is_done
+        FROM unnest(p_loops) AS l
+        WHERE v_ok[l.run_no]
+        ON CONFLICT (run_id, loop_id) DO UPDATE SET iteration = excluded.iteration, is_done = excluded.is_done;
+    END IF;
+
+    IF cardinality(p_approvals) > 0 THEN
+        -- Asked again after a resume: open again. Withdrawn or timed out: only while nobody has decided.
+        INSERT INTO smithers.approvals AS old (
+            run_id, node_id, iteration, status, request, requested_at, decided_at, decided_by, note)
+        SELECT a.run_id, a.node_id, a.iteration, a.status, a.request, v_now,
+               CASE WHEN a.status <> 'requested' THEN v_now END, a.decided_by, a.note
+        FROM unnest(p_approvals) AS a
+        WHERE v_ok[a.run_no]
+        ON CONFLICT (run_id, node_id, iteration) DO UPDATE SET
+            status = excluded.status,
+            request = CASE WHEN excluded.status = 'requested' THEN excluded.request ELSE old.request END,
+            requested_at = CASE WHEN excluded.status = 'requested' THEN v_now ELSE old.requested_at END,
+            decided_at = excluded.decided_at, decided_by = excluded.decided_by, note = excluded.note, decision = NULL
+        WHERE old.status = 'requested' OR excluded.status = 'requested';
+    END IF;
+
+    IF cardinality(p_signals) > 0 THEN
+        UPDATE smithers.signals AS s SET consumed_by = c.node_id, consumed_iteration = c.iteration
+        FROM unnest(p_signals) AS c
+        WHERE s.run_id = c.run_id AND s.seq = c.seq AND v_ok[c.run_no];
+    END IF;
+
+    RETURN QUERY
+    SELECT c.n::integer,
+           coalesce(v_outcome[c.n], CASE WHEN r.epoch = c.epoch THEN 'locked' ELSE 'lost' END),
+           CASE WHEN v_ok[c.n] THEN v_base[c.n] + c.event_count ELSE v_base[c.n] END,
+           v_now_ms
+    FROM unnest(p_runs) WITH ORDINALITY AS c(
+            run_id, epoch, commit_no, expected_seq, is_cancelling, status, is_released, due_ms, event_count,
+            last_frame_no, error, output_node_id, output_iteration, n)
+    LEFT JOIN smithers.runs AS r ON v_outcome[c.n] IS NULL AND r.run_id = c.run_id;
+END
+$$;

@@ -1,0 +1,89 @@
+"""The exception tree: one class for each decision that a caller makes.
+
+SmithersError
+├── OutputMissing           a builder asked for an output that is not there (yet)
+├── WorkflowError           what an author wrote cannot be run: told to the author, fails the run
+│   ├── DuplicateNodeId
+│   ├── InvalidTree
+│   └── RenderFailed
+├── InvalidOutput           what a task returned is no JSON, too large, or does not fit its model
+├── InvalidInput            what a caller sent does not fit the workflow's input model
+├── SourceError             see smithers.source.errors
+└── StoreError              see below
+    ├── LeaseLost           another worker holds the run now: stop at once, write nothing
+    └── StoreUnavailable    the database does not answer: nothing is known to have happened
+"""
+
+from typing import Any
+
+
+class SmithersError(Exception):
+    """Root of everything that this project raises on purpose."""
+
+    code = "SERVER_ERROR"
+
+
+class OutputMissing(SmithersError):
+    """A builder asked for the output of a node that has none yet."""
+
+    code = "OUTPUT_MISSING"
+
+
+class WorkflowError(SmithersError):
+    """What the author wrote cannot be run."""
+
+    code = "RENDER_FAILED"
+
+
+class DuplicateNodeId(WorkflowError):
+    """Two leaves of one tree have the same id."""
+
+    code = "DUPLICATE_NODE_ID"
+
+
+class InvalidTree(WorkflowError):
+    """What a builder returned is no tree."""
+
+    code = "RENDER_FAILED"
+
+
+class RenderFailed(WorkflowError):
+    """A builder raised, or took too long."""
+
+    code = "RENDER_FAILED"
+
+
+class InvalidOutput(SmithersError):
+    """A task's result cannot be stored."""
+
+    code = "INVALID_OUTPUT"
+
+    def __init__(self, message: str, *, details: Any = None) -> None:
+        super().__init__(message)
+        self.details = details
+
+
+class InvalidInput(SmithersError):
+    """A run's input does not fit the workflow's model."""
+
+    code = "INVALID_INPUT"
+
+    def __init__(self, message: str, *, details: Any = None) -> None:
+        super().__init__(message)
+        self.details = details
+
+
+class StoreError(SmithersError):
+    """The database refused or did not answer."""
+
+
+class LeaseLost(StoreError):
+    """Another worker holds this run now: stop at once, write nothing."""
+
+    code = "LEASE_LOST"
+
+
+class StoreUnavailable(StoreError):
+    """The database does not answer; whether the last write was kept is not known."""
+
+    code = "UNAVAILABLE"

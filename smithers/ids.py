@@ -1,0 +1,37 @@
+"""The names of things: what a run, a node, a worker is called, and how a new name is made."""
+
+import os
+import re
+import time
+from typing import Final, NewType
+from uuid import UUID
+
+RunId = NewType("RunId", str)
+NodeId = NewType("NodeId", str)  # with its loops' path: "draft@@outer=0"
+LoopId = NewType("LoopId", str)
+Epoch = NewType("Epoch", int)  # grows at each claim; fences everything that its holder writes
+Seq = NewType("Seq", int)  # an event's number in its run: 0, 1, 2, no gaps
+WorkerId = NewType("WorkerId", UUID)
+SourceHash = NewType("SourceHash", str)
+
+RUN_ID_PATTERN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:@+-]{0,254}")
+NODE_ID_PATTERN: Final = re.compile(r"[^\s/\x00-\x1f]{1,200}")
+
+
+def is_run_id(text: str) -> bool:
+    """Say whether a caller may name a run so."""
+    return RUN_ID_PATTERN.fullmatch(text) is not None
+
+
+def new_run_id() -> RunId:
+    """Make a UUIDv7 (RFC 9562, section 5.7): sorts by the millisecond of its making."""
+    stamp = (time.time_ns() // 1_000_000) & ((1 << 48) - 1)
+    noise = int.from_bytes(os.urandom(10))
+    value = (
+        (stamp << 80)
+        | (0x7 << 76)
+        | ((noise >> 68) << 64)
+        | (0b10 << 62)
+        | (noise & ((1 << 62) - 1))
+    )
+    return RunId(str(UUID(int=value)))

@@ -1,0 +1,43 @@
+"""Read a database URL once, and say it as each driver wants it.
+
+asyncpg and SQLAlchemy disagree on what may stand in the query part; a name or a password never appears in a log.
+"""
+
+from typing import Final
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from smithers.errors import StoreError
+
+_SCHEMES: Final = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
+_QUERY_OF_SQLALCHEMY: Final = frozenset({"host", "port"})
+
+
+class InvalidDatabaseUrl(StoreError):
+    """What was given as a database URL is none."""
+
+
+def check_dsn(dsn: str) -> str:
+    """Return the URL as asyncpg reads it; raise InvalidDatabaseUrl without quoting its secrets."""
+    parts = urlsplit(dsn)
+    if parts.scheme not in _SCHEMES:
+        raise InvalidDatabaseUrl(
+            f"a database URL starts with postgresql://, not with {parts.scheme or 'nothing'}://"
+        )
+    return urlunsplit(parts._replace(scheme="postgresql"))
+
+
+def sqlalchemy_url(dsn: str) -> str:
+    """Return the URL for SQLAlchemy's asyncpg dialect, without the keys that it chokes on."""
+    parts = urlsplit(check_dsn(dsn))
+    kept = [(key, value) for key, value in parse_qsl(parts.query) if key in _QUERY_OF_SQLALCHEMY]
+    return "postgresql+asyncpg://" + urlunsplit(
+        parts._replace(scheme="", query=urlencode(kept, safe="/:"))
+    ).removeprefix("//")
+
+
+def describe_dsn(dsn: str) -> str:
+    """Say where a database is, for logs: host, port and name, never a user or a password."""
+    parts = urlsplit(dsn)
+    query = dict(parse_qsl(parts.query))
+    host = query.get("host") or parts.hostname or "localhost"
+    return f"{host}:{query.get('port') or parts.port or 5432}{parts.path}"

@@ -1,0 +1,113 @@
+"""Hints between processes: after a commit, "look here". Truth is in the rows; a lost hint costs a slow poll's pause.
+
+Never sent inside a transaction that matters: a notifying commit takes a lock for the whole cluster and holds it over the
+flush, which ends group commit. One connection a process both listens and notifies; what piled up while the last NOTIFY
+was under way goes out in one.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from typing import Final
+
+import asyncpg
+
+from smithers.errors import StoreError
+from smithers.store.connections import connect_listening, driver_errors
+
+MAX_PAYLOAD_BYTES: Final = 7_900  # Postgres refuses 8,000
+RECONNECT_PAUSE_S: Final = 0.2
+
+
+class Channel(StrEnum):
+    """What a hint is about; the payload is a list of names, separated by spaces."""
+
+    EVENTS = "smithers_events"  # run ids with new events: for whoever streams them
+    DUE = "smithers_due"  # queues in which a run became claimable
+    NEWS = "smithers_news"  # run ids that were decided, signalled or cancelled: for their owners
+    SOURCES = "smithers_sources"  # source hashes to describe, or that have been described
+
+
+Listener = Callable[[frozenset[str] | None], None]  # None: the connection is new, anything may have happened
+
+
+class Hints:
+    """One process's ear and mouth."""
+
+    def __init__(self, dsn: str, *, role: str, listeners: dict[Channel, Listener] | None = None) -> None:
+        """`dsn` must be direct, not through a pooler in transaction mode."""
+        self._dsn = dsn
+        self._role = role
+        self._listeners = listeners or {}
+        self._pending: dict[Channel, set[str]] = {}
+        self._arrived = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.is_connected = False
+
+    async def __aenter__(self) -> "Hints":
+        self._task = asyncio.create_task(self._run(), name=f"hints-{self._role}")
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def send(self, channel: Channel, names: Iterable[str]) -> None:
+        """Say soon, on the channel, that something happened to these; returns at once."""
+        self._pending.setdefault(channel, set()).update(names)
+        self._arrived.set()
+
+    async def _run(self) -> None:
+        while True:
+            connection: asyncpg.Connection | None = None
+            try:
+                connection = await connect_listening(self._dsn, role=f"{self._role}-hints")
+                await self._serve(connection)
+            except StoreError:
+                await asyncio.sleep(RECONNECT_PAUSE_S)
+            finally:
+                self.is_connected = False
+                if connection is not None:
+                    connection.terminate()
+
+    async def _serve(self, connection: asyncpg.Connection) -> None:
+        # Nothing is raised when a listening connection dies: only this callback tells.
+        connection.add_termination_listener(lambda _connection: self._arrived.set())
+        with driver_errors():
+            for channel, listener in self._listeners.items():
+                await connection.add_listener(channel, _hear(listener))
+        self.is_connected = True
+        for listener in self._listeners.values():
+            listener(None)
+        while not connection.is_closed():
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._pending and not connection.is_closed():
+                channel, names = self._pending.popitem()
+                with driver_errors():
+                    await connection.fetch(
+                        "SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload",
+                        channel,
+                        _payloads(names),
+                    )
+
+
+def _hear(listener: Listener) -> Callable[[object, int, str, object], None]:
+    def callback(_connection: object, _pid: int, _channel: str, payload: object) -> None:
+        listener(frozenset(str(payload).split(" ")))
+
+    return callback
+
+
+def _payloads(names: Iterable[str]) -> list[str]:
+    """Pack names into as few payloads as Postgres takes."""
+    payloads: list[str] = []
+    line = ""
+    for name in sorted(names):
+        if line and len(line) + 1 + len(name) > MAX_PAYLOAD_BYTES:
+            payloads.append(line)
+            line = name
+        else:
+            line = f"{line} {name}" if line else name
+    return [*payloads, line] if line else payloads

@@ -1,0 +1,112 @@
+"""Natural batching: what came in while the last call was under way goes out together in the next one.
+
+There is no timer. At low load a batch is one item and waits for nothing; at high load batches grow by themselves. A timer
+of 2 ms was measured to cost six times the rate at low load and to gain nothing at high load.
+
+A lane keeps one hot connection, opens it anew when it is gone, and never runs two batches at once on it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Generic, TypeVar
+
+import asyncpg
+
+from smithers.errors import StoreUnavailable
+from smithers.store.connections import COMMAND_TIMEOUT_S, connect_hot, driver_errors
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MAX_BATCH: Final = 128
+
+
+class Lane(Generic[Item, Result]):
+    """One hot statement behind a queue."""
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        role: str,
+        flush: Callable[[asyncpg.Connection, Sequence[Item]], Awaitable[Sequence[Result | Exception]]],
+        max_batch: int = MAX_BATCH,
+    ) -> None:
+        """`flush` answers one result for each item, in order; an exception there is that item's alone."""
+        self._dsn = dsn
+        self._role = role
+        self._flush = flush
+        self._max_batch = max_batch
+        self._queue: list[tuple[Item, asyncio.Future[Result]]] = []
+        self._arrived = asyncio.Event()
+        self._connection: asyncpg.Connection | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "Lane[Item, Result]":
+        self._task = asyncio.create_task(self._run(), name=f"lane-{self._role}")
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        for _, future in self._queue:
+            future.cancel()
+        if self._connection is not None:
+            self._connection.terminate()
+
+    @property
+    def depth(self) -> int:
+        """How many items wait for the call that is under way."""
+        return len(self._queue)
+
+    async def submit(self, item: Item) -> Result:
+        """Put an item on the lane and wait for its result.
+
+        Raises what `flush` says of this item, and StoreUnavailable where the connection broke: whether the item was
+        kept is then not known.
+        """
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._queue.append((item, future))
+        self._arrived.set()
+        return await future
+
+    async def _run(self) -> None:
+        while True:
+            await self._arrived.wait()
+            batch = [entry for entry in self._queue[: self._max_batch] if not entry[1].cancelled()]
+            del self._queue[: self._max_batch]
+            if not self._queue:
+                self._arrived.clear()
+            if batch:
+                await self._flush_batch(batch)
+
+    async def _flush_batch(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+        results: Sequence[Result | Exception]
+        try:
+            with driver_errors():
+                if self._connection is None or self._connection.is_closed():
+                    self._connection = await connect_hot(self._dsn, role=self._role)
+                async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                    results = await self._flush(self._connection, [item for item, _ in batch])
+        except StoreUnavailable as error:
+            self._drop_connection()
+            results = [error] * len(batch)
+        except Exception as error:  # noqa: BLE001 - the lane outlives any batch; the submitters are told
+            results = [error] * len(batch)
+        except asyncio.CancelledError:
+            for _, future in batch:
+                future.cancel()
+            raise
+        for (_, future), result in zip(batch, results, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+    def _drop_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None

@@ -1,0 +1,97 @@
+"""Bring a database's schema to this version's head, and say which version it has.
+
+The migrations travel inside the wheel as `smithers/migrations`; in a checkout they are the top folder `migrations/`.
+Any number of processes may upgrade at once: an advisory lock lets one do it, and the others find it done.
+"""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+import smithers
+from smithers.errors import StoreError
+from smithers.store.dsn import sqlalchemy_url
+
+_LOCK_TIMEOUT_S: Final = 60
+
+
+class SchemaMismatch(StoreError):
+    """The database's schema is not the one that this version needs."""
+
+    code = "UNAVAILABLE"
+
+
+def migrations_dir() -> Path:
+    """Where the migrations lie: in the wheel, else in the checkout."""
+    package = Path(smithers.__file__).parent
+    inside = package / "migrations"
+    return inside if inside.is_dir() else package.parent / "migrations"
+
+
+def alembic_config(connection: Connection | None = None) -> Config:
+    """Build Alembic's configuration; there is no alembic.ini."""
+    config = Config()
+    config.set_main_option("script_location", str(migrations_dir()).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
+
+
+def head_revision() -> str:
+    """Name the newest migration that this version knows."""
+    head = ScriptDirectory.from_config(alembic_config()).get_current_head()
+    if head is None:
+        raise SchemaMismatch(f"no migrations in {migrations_dir()}: the installation is broken")
+    return head
+
+
+async def find_revision(connection: asyncpg.Connection) -> str | None:
+    """Read which migration the database is at; None where there is no schema."""
+    if await connection.fetchval("SELECT to_regclass('smithers.alembic_version')") is None:
+        return None
+    revision: str | None = await connection.fetchval(
+        "SELECT version_num FROM smithers.alembic_version"
+    )
+    return revision
+
+
+async def run_alembic(dsn: str, action: Callable[[Config], None]) -> None:
+    """Run one Alembic command on a connection of its own, in one transaction."""
+    engine = create_async_engine(
+        sqlalchemy_url(dsn),
+        poolclass=NullPool,
+        connect_args={"server_settings": {"lock_timeout": f"{_LOCK_TIMEOUT_S}s"}},
+    )
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(lambda sync: action(alembic_config(sync)))
+    finally:
+        await engine.dispose()
+
+
+def upgrade_schema(dsn: str) -> None:
+    """Bring the schema to head; blocking, and harmless when it is there already."""
+    asyncio.run(run_alembic(dsn, lambda config: command.upgrade(config, "head")))
+
+
+async def require_schema(connection: asyncpg.Connection) -> None:
+    """Raise SchemaMismatch, naming the command, unless the schema is at head or newer."""
+    revision = await find_revision(connection)
+    known = {
+        script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()
+    }
+    if revision is None or (revision in known and revision != head_revision()):
+        found = "has no smithers schema" if revision is None else f"is at schema {revision}"
+        raise SchemaMismatch(
+            f"the database {found}, and this version needs {head_revision()}: run `smithers db upgrade`, "
+            "or start with --migrate"
+        )

@@ -1,0 +1,252 @@
+"""The schema as SQLAlchemy metadata: read by Alembic and by its drift test, never by a query.
+
+Rules that shape it: `run_id` leads every key, so that the tables can be distributed by it. There are no foreign keys
+on the tables that commits write: every writer holds the run's row, and a check per row would cost more than the row.
+What every commit updates (`runs`) is narrow, and what is written once and may be wide (`run_requests`) lies apart, so
+that those updates stay on their page (HOT).
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, UUID
+
+SCHEMA = "smithers"
+
+metadata = MetaData(
+    schema=SCHEMA,
+    naming_convention={
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "pk": "%(table_name)s_pkey",
+    },
+)
+
+
+def _moment(name: str, *, nullable: bool = True, default_now: bool = False) -> Column[object]:
+    default = text("smithers.clock()") if default_now else None
+    return Column(name, DateTime(timezone=True), nullable=nullable, server_default=default)
+
+
+# Rewritten by every commit: room on each page, and vacuum before dead rows pile up.
+HOT = {
+    "fillfactor": 70,
+    "autovacuum_vacuum_scale_factor": 0.02,
+    "autovacuum_vacuum_threshold": 1000,
+}
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("run_id", Text(collation="C"), primary_key=True),
+    Column("status", Text, nullable=False),
+    Column("queue", Text, nullable=False, server_default="default"),
+    Column("priority", SmallInteger, nullable=False, server_default="0"),
+    _moment("due_at"),  # when somebody ought to claim it; null: nobody, until a decision sets it
+    Column("owner_id", UUID),
+    Column("epoch", BigInteger, nullable=False, server_default="0"),
+    Column("era", Integer, nullable=False, server_default="0"),
+    Column("commit_no", BigInteger, nullable=False, server_default="0"),  # of this epoch's owner
+    Column("last_seq", BigInteger, nullable=False),
+    Column("last_frame_no", Integer, nullable=False, server_default="0"),
+    Column("crash_count", SmallInteger, nullable=False, server_default="0"),  # in a row, in flight
+    _moment("lost_heartbeat_at"),  # the dead owner's last sign of life, until somebody goes on
+    _moment("cancel_requested_at"),
+    _moment("created_at", nullable=False),
+    _moment("started_at"),
+    _moment("finished_at"),
+    Column("error", Text),
+    Column("output_node_id", Text(collation="C")),
+    Column("output_iteration", Integer),
+    postgresql_with=HOT,
+)
+Index(
+    "runs_claimable_idx",
+    runs.c.queue,
+    runs.c.priority.desc(),
+    runs.c.due_at,
+    postgresql_where=text("owner_id IS NULL AND due_at IS NOT NULL"),
+)
+Index("runs_owner_id_idx", runs.c.owner_id, postgresql_where=text("owner_id IS NOT NULL"))
+
+run_requests = Table(
+    "run_requests",
+    metadata,
+    Column("run_id", Text(collation="C"), primary_key=True),
+    Column("workflow_name", Text, nullable=False),
+    Column("workflow_path", Text, nullable=False),
+    Column("workflow_export", Text),  # the name after the colon of path.py:name
+    Column("source_hash", Text, nullable=False),
+    Column("input", Text, nullable=False),
+    Column("config", Text, nullable=False),
+    Column("auth", Text),
+    Column("trace_context", Text),
+    Column("parent_run_id", Text(collation="C")),
+    _moment("created_at", nullable=False),
+)
+Index("run_requests_created_at_run_id_idx", run_requests.c.created_at, run_requests.c.run_id)
+
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("run_id", Text(collation="C"), primary_key=True),
+    Column("node_id", Text(collation="C"), primary_key=True),
+    Column("iteration", Integer, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("label", Text),
+    Column("state", Text, nullable=False),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Column(
+        "failures", Integer, nullable=False, server_default="0"
+    ),  # in this era: what retries count
+    _moment("created_at", nullable=False),
+    _moment("started_at"),
+    _moment("finished_at"),
+    _moment("due_at"),  # a timer, a wait's time-out, a back-off's end
+    Column("wait", Text),  # what it waits for, as JSON
+    Column("output", Text),
+    Column("error", Text),
+    postgresql_with=HOT,
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("run_id", Text(collation="C"), primary_key=True),
+    Column("node_id", Text(collation="C"), primary_key=True),
+    Column("iteration", Integer, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("worker_id", UUID),
+    _moment("started_at"),
+    _moment("finished_at", nullable=False),
+    Column("error", Text),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("run_id", Text(collation="C"), primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    Column("epoch", BigInteger, nullable=False),  # whose writing it was: never falls along seq
+    Column("payload", Text, nullable=False),  # the very bytes that streams send
+)
+
+frames = Table(
+    "frames",
+    metadata,
+    Column("run_id", Text(collation="C"), primary_key=True),
+    Column("frame_no", Integer, primary_key=True),
+    _moment("created_at", nullable=False),
+    Column("xml_hash", Text, nullable=False),
+    Column("encoding", Text, nullable=False),  # keyframe: the whole tree; delta: what changed
+    Column("body", Text, nullable=False),
+    Column("mounted_task_ids", Text, nullable=False),
+)
+
+loops = Table(
+    "loops",
+    metadata,
+    Column("run_id", Text(collation="C"), primary_key=True),
+    Column("loop_id", Text(collation="C"), primary_key=True),
+    Column("iteration", Integer, nullable=False),
+    Column("is_done", Boolean, nullable=False),
+)
+
+approvals = Table(
+    "approvals",
+    metadata,
+    Column("run_id", Text(collation="C"), primary_key=True),
+    Column("node_id", Text(collation="C"), primary_key=True),
+    Column("iteration", Integer, primary_key=True),
+    Column("status", Text, nullable=False),
+    Column("request", Text, nullable=False),  # title, summary, who may decide, as JSON
+    _moment("requested_at", nullable=False),
+    _moment("decided_at"),
+    Column("decided_by", Text),
+    Column("note", Text),
+    Column("decision", Text),
+)
+Index(
+    "approvals_open_idx",
+    approvals.c.requested_at,
+    approvals.c.run_id,
+    postgresql_where=text("status = 'requested'"),
+)
+
+signals = Table(
+    "signals",
+    metadata,
+    Column("run_id", Text(collation="C"), primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    Column("signal_name", Text, nullable=False),
+    Column("correlation_id", Text),
+    Column("data", Text, nullable=False),
+    Column("signal_id", Text),  # the sender's own: the same one again is the same signal
+    Column("received_by", Text),
+    _moment("received_at", nullable=False),
+    Column("consumed_by", Text(collation="C")),  # the node id that took it
+    Column("consumed_iteration", Integer),
+    UniqueConstraint("run_id", "signal_id"),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("worker_id", UUID, primary_key=True),
+    Column("pool_id", UUID, nullable=False),
+    Column("boot_id", Text, nullable=False),
+    Column("pid_namespace", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column(
+        "process_start", Text, nullable=False
+    ),  # the kernel's own, so that a reused pid is told apart
+    Column("queues", ARRAY(Text), nullable=False),
+    _moment("started_at", nullable=False),
+    _moment("heartbeat_at", nullable=False),
+    _moment("dead_at"),
+    Column("death", Text),  # how it was noticed
+)
+Index("workers_alive_idx", workers.c.heartbeat_at, postgresql_where=text("dead_at IS NULL"))
+
+workflow_sources = Table(
+    "workflow_sources",
+    metadata,
+    Column("source_hash", Text(collation="C"), primary_key=True),
+    Column("bundle", Text, nullable=False),
+    _moment("created_at", nullable=False, default_now=True),
+)
+
+workflow_descriptions = Table(
+    "workflow_descriptions",
+    metadata,
+    Column("source_hash", Text(collation="C"), primary_key=True),
+    Column("workflow_export", Text, primary_key=True),  # '': the file's only workflow
+    Column("description", Text),  # null: asked for, not made yet
+    _moment("created_at", nullable=False, default_now=True),
+)
+Index(
+    "workflow_descriptions_wanted_idx",
+    workflow_descriptions.c.created_at,
+    postgresql_where=text("description IS NULL"),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("idempotency_key", Text, primary_key=True),
+    Column("request_hash", Text, nullable=False),
+    Column("run_id", Text(collation="C"), nullable=False),
+    _moment("created_at", nullable=False, default_now=True),
+)
