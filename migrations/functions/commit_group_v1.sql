@@ -17,7 +17,7 @@ CREATE TYPE smithers.attempt_change_v1 AS (
     run_no integer, run_id text, node_id text, iteration integer, attempt integer, state text, started_ms bigint,
     error text);
 CREATE TYPE smithers.frame_change_v1 AS (
-    run_no integer, run_id text, frame_no integer, xml_hash text, encoding text, body text, mounted_task_ids text);
+    run_no integer, run_id text, frame_no integer, xml_hash text, encoding text, body text);
 CREATE TYPE smithers.loop_change_v1 AS (run_no integer, run_id text, loop_id text, iteration integer, is_done boolean);
 CREATE TYPE smithers.approval_change_v1 AS (
     run_no integer, run_id text, node_id text, iteration integer, status text, request text, note text, decided_by text);
@@ -115,8 +115,8 @@ BEGIN
     END IF;
 
     IF cardinality(p_frames) > 0 THEN
-        INSERT INTO smithers.frames (run_id, frame_no, created_at, xml_hash, encoding, body, mounted_task_ids)
-        SELECT f.run_id, f.frame_no, v_now, f.xml_hash, f.encoding, f.body, f.mounted_task_ids
+        INSERT INTO smithers.frames (run_id, frame_no, created_at, xml_hash, encoding, body)
+        SELECT f.run_id, f.frame_no, v_now, f.xml_hash, f.encoding, f.body
         FROM unnest(p_frames) AS f
         WHERE v_ok[f.run_no];
     END IF;

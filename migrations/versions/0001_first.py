@@ -77,7 +77,6 @@ def upgrade() -> None:
         sa.Column("xml_hash", sa.Text(), nullable=False),
         sa.Column("encoding", sa.Text(), nullable=False),
         sa.Column("body", sa.Text(), nullable=False),
-        sa.Column("mounted_task_ids", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("run_id", "frame_no", name=op.f("frames_pkey")),
         schema="smithers",
     )

@@ -152,7 +152,6 @@ frames = Table(
     Column("xml_hash", Text, nullable=False),
     Column("encoding", Text, nullable=False),  # keyframe: the whole tree; delta: what changed
     Column("body", Text, nullable=False),
-    Column("mounted_task_ids", Text, nullable=False),
 )
 
 loops = Table(

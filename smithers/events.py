@@ -1,0 +1,61 @@
+"""The events of a run: their names, and their one shape in bytes.
+
+An event is written in two parts, because its time is the database's and known only once the run's row is locked:
+`head + now_ms + tail` is the JSON text that is stored and sent. The SQL function `event_v1` makes the same shape for the
+events that come from outside; a test holds the two together.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from smithers.ids import RunId
+
+
+class EventType(StrEnum):
+    """Every event that a run's history may hold, as Smithers names it."""
+
+    RUN_STARTED = "RunStarted"
+    RUN_STATUS_CHANGED = "RunStatusChanged"
+    RUN_FINISHED = "RunFinished"
+    RUN_FAILED = "RunFailed"
+    RUN_CANCELLED = "RunCancelled"
+    RUN_CONTINUED_AS_NEW = "RunContinuedAsNew"
+    RUN_AUTO_RESUMED = "RunAutoResumed"
+    FRAME_COMMITTED = "FrameCommitted"
+    NODE_PENDING = "NodePending"
+    NODE_STARTED = "NodeStarted"
+    NODE_FINISHED = "NodeFinished"
+    NODE_FAILED = "NodeFailed"
+    NODE_RETRYING = "NodeRetrying"
+    NODE_CANCELLED = "NodeCancelled"
+    NODE_SKIPPED = "NodeSkipped"
+    NODE_WAITING_APPROVAL = "NodeWaitingApproval"
+    NODE_WAITING_EVENT = "NodeWaitingEvent"
+    NODE_WAITING_TIMER = "NodeWaitingTimer"
+    NODE_OUTPUT = "NodeOutput"
+    TASK_HEARTBEAT = "TaskHeartbeat"
+    APPROVAL_REQUESTED = "ApprovalRequested"
+    APPROVAL_GRANTED = "ApprovalGranted"
+    APPROVAL_DENIED = "ApprovalDenied"
+    SIGNAL_RECEIVED = "SignalReceived"
+    TIMER_CREATED = "TimerCreated"
+    TIMER_FIRED = "TimerFired"
+    TIMER_CANCELLED = "TimerCancelled"
+    WORKFLOW_RELOADED = "WorkflowReloaded"
+
+
+def correlation_json(run_id: RunId, workflow_name: str) -> str:
+    """Say what ties an event to its run: the same text at the end of each of a run's events."""
+    return orjson.dumps({"runId": run_id, "workflowName": workflow_name}).decode()
+
+
+def event_parts(
+    event_type: EventType, run_id: RunId, correlation: str, fields: Mapping[str, Any]
+) -> tuple[str, str]:
+    """Return what stands before and after the time of an event; `correlation` from correlation_json."""
+    head = f'{{"type":"{event_type}","runId":{orjson.dumps(run_id).decode()},"timestampMs":'
+    middle = "," + orjson.dumps(fields).decode()[1:-1] if fields else ""
+    return head, f'{middle},"correlation":{correlation}}}'

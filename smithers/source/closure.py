@@ -1,0 +1,262 @@
+"""Reads a workflow's file and the modules below the root that it imports, and names them by hash.
+
+The gateway calls this; nothing of what is read is ever executed here. A bundle holds what was read:
+the bytes that were hashed are the bytes that are stored. The files are read one after another, so a
+bundle may mix two states of a deploy in progress, but never half a file that does not parse.
+Imports are found wherever they stand, in functions, in ``try`` and under ``TYPE_CHECKING`` too.
+What no import statement names (``importlib.import_module``, data files) is not part of a bundle.
+"""
+
+import hashlib
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Self
+
+from smithers.source.beneath import FileIdentity, RootDirectory, beneath
+from smithers.source.errors import OutsideRoot, SourceUnreadable
+from smithers.source.parsing import ImportStatement, ParsedSource, read_source
+from smithers.source.resolution import (
+    ancestors,
+    below,
+    directory_of,
+    files_of,
+    find_file,
+    is_package,
+    search_places,
+)
+
+MAX_FILE_BYTES: Final = 2 * 1024 * 1024
+MAX_MODULES: Final = 500
+MAX_BUNDLE_BYTES: Final = 16 * 1024 * 1024
+
+MAX_CACHED_FILES: Final = 4 * MAX_MODULES
+MAX_CACHED_BYTES: Final = 4 * MAX_BUNDLE_BYTES
+
+# A file changed twice within one tick of its file system's clock looks unchanged the second time
+# (the index of git has the same problem). The coarsest clock in use, FAT's, ticks every 2 s.
+SETTLED_NS: Final = 2_500_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceBundle:
+    """One version of a workflow's source."""
+
+    entry: str
+    """The entry file's path below the root, with ``/``."""
+    workflow_name: str | None
+    """Which workflow of the file was asked for; says nothing about the version."""
+    modules: Mapping[str, str]
+    """Path below the root -> source text, the entry and the packages above included."""
+    source_hash: str
+    """The sha-256, in hex, of entry and modules; see hash_source."""
+
+    def to_json(self) -> str:
+        """Write what the hash covers: equal hashes, equal text, whichever name was asked for."""
+        modules = dict(sorted(self.modules.items()))
+        return json.dumps({"entry": self.entry, "modules": modules}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str, *, workflow_name: str | None = None) -> Self:
+        """Read a stored bundle; its hash is computed again, to be compared with the row's key."""
+        stored = json.loads(text)
+        entry, modules = stored["entry"], stored["modules"]
+        return cls(
+            entry=entry,
+            workflow_name=workflow_name,
+            modules=modules,
+            source_hash=hash_source(entry, modules),
+        )
+
+
+def hash_source(entry: str, modules: Mapping[str, str]) -> str:
+    """Hash a version: every part is preceded by its length, the modules are sorted by path."""
+    digest = hashlib.sha256(b"smithers source 1\n")
+    for part in (entry, *(part for item in sorted(modules.items()) for part in item)):
+        content = part.encode()
+        digest.update(len(content).to_bytes(8, "big"))
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def read_bundle(root: RootDirectory, workflow_path: str) -> SourceBundle:
+    """Read ``path.py`` or ``path.py:name`` and its import closure, once and without a cache.
+
+    Raises OutsideRoot, SourceNotFound, SourceUnreadable, SourceBroken.
+    """
+    return SourceReader(root).read(workflow_path)
+
+
+class SourceReader:
+    """Reads bundles again and again, and parses only what has changed since.
+
+    Every read resolves every import anew, so a file that appears and shadows another is seen at the
+    next read; only the contents of files are remembered. Threads may share it: they take turns.
+    """
+
+    def __init__(self, root: RootDirectory) -> None:
+        self._root = root
+        self._files = _FileCache(root)
+        self._turn = threading.Lock()
+
+    def read(self, workflow_path: str) -> SourceBundle:
+        """Read a bundle; blocks on the disk, and raises as read_bundle."""
+        path, name = split_reference(workflow_path)
+        entry = beneath(path)
+        with self._turn:
+            modules = _Closure(self._root, self._files, entry).collect()
+        return SourceBundle(
+            entry=entry,
+            workflow_name=name,
+            modules=modules,
+            source_hash=hash_source(entry, modules),
+        )
+
+
+def split_reference(workflow_path: str) -> tuple[str, str | None]:
+    """Split ``path.py:name``; raises SourceUnreadable for what is no Python file."""
+    if workflow_path.endswith(".py"):
+        return workflow_path, None
+    path, _, name = workflow_path.rpartition(":")
+    if path.endswith(".py") and name:
+        return path, name
+    beneath(workflow_path)  # a path that leads out is that before it is anything else
+    raise SourceUnreadable(f"{workflow_path!r} names no .py file (path.py or path.py:name)")
+
+
+@dataclass(frozen=True, slots=True)
+class _CachedFile:
+    identity: FileIdentity
+    is_settled: bool
+    content: bytes
+    source: ParsedSource
+
+
+class _FileCache:
+    """Parsed files by path, the least recently used dropped first."""
+
+    def __init__(self, root: RootDirectory) -> None:
+        self._root = root
+        self._files: OrderedDict[str, _CachedFile] = OrderedDict()
+        self._size_bytes = 0
+
+    def read(self, path: str) -> ParsedSource:
+        """Parse a file, or remember it; raises what opening and parsing raise."""
+        known = self._files.get(path)
+        if known and known.is_settled and self._root.find_identity(path) == known.identity:
+            self._files.move_to_end(path)
+            return known.source
+        # Taken before the read: what is changed after it must not pass for settled.
+        now_ns = time.time_ns()
+        found = self._root.read(path, max_bytes=MAX_FILE_BYTES)
+        is_same = known is not None and known.content == found.content
+        source = known.source if known and is_same else read_source(found.content, path)
+        changed_ns = max(found.identity.changed_ns, found.identity.modified_ns)
+        is_settled = changed_ns < now_ns - SETTLED_NS
+        self._keep(path, _CachedFile(found.identity, is_settled, found.content, source))
+        return source
+
+    def _keep(self, path: str, file: _CachedFile) -> None:
+        self._drop(path)
+        self._files[path] = file
+        self._size_bytes += len(file.content)
+        while len(self._files) > MAX_CACHED_FILES or self._size_bytes > MAX_CACHED_BYTES:
+            self._drop(next(iter(self._files)))
+
+    def _drop(self, path: str) -> None:
+        if file := self._files.pop(path, None):
+            self._size_bytes -= len(file.content)
+
+
+class _Closure:
+    """One walk from an entry file over everything below the root that it imports."""
+
+    def __init__(self, root: RootDirectory, files: _FileCache, entry: str) -> None:
+        self._root = root
+        self._files = files
+        self._entry = entry
+        self._search = search_places(entry)
+        self._sources: dict[str, ParsedSource] = {}
+        self._answers: dict[str, bool] = {}
+        self._directories: dict[str, bool] = {"": True}
+        self._to_walk: list[str] = []
+        self._size_bytes = 0
+
+    def collect(self) -> dict[str, str]:
+        """Walk, and return the text of every module by its path."""
+        self._add(self._entry)
+        while self._to_walk:
+            importer = self._to_walk.pop()
+            for statement in self._sources[importer].imports:
+                self._follow(statement, importer)
+        return {path: source.text for path, source in sorted(self._sources.items())}
+
+    def _follow(self, statement: ImportStatement, importer: str) -> None:
+        # files_of stops at the last file of the chain: for a star, that is whose `__all__` counts.
+        file = None
+        for file in files_of(
+            statement, importer=importer, search=self._search, has_file=self._has_file
+        ):
+            self._add(file)
+        if "*" in statement.names and file is not None and is_package(file):
+            place = directory_of(file)
+            for name in self._sources[file].exported:
+                if submodule := find_file(below(place, name), self._has_file):
+                    self._add(submodule)
+
+    def _add(self, path: str) -> None:
+        if path in self._sources:
+            return
+        if len(self._sources) == MAX_MODULES:
+            raise SourceUnreadable(
+                f"{self._entry} imports more than {MAX_MODULES} modules below the root"
+            )
+        source = self._files.read(path)
+        self._size_bytes += source.size_bytes
+        if self._size_bytes > MAX_BUNDLE_BYTES:
+            raise SourceUnreadable(
+                f"{self._entry} and what it imports are larger than {MAX_BUNDLE_BYTES} bytes"
+            )
+        self._sources[path] = source
+        self._to_walk.append(path)
+        for directory in ancestors(path):
+            if self._has_file(package := f"{directory}/__init__.py"):
+                self._add(package)
+
+    def _has_file(self, path: str) -> bool:
+        """Answer once per walk, so that one import cannot mean two files in one bundle."""
+        answer = self._answers.get(path)
+        if answer is None:
+            answer = self._answers[path] = self._looks_like_module(path)
+        return answer
+
+    def _looks_like_module(self, path: str) -> bool:
+        # Most names are installed libraries: they cost one look at the directory, not one per name.
+        directory = directory_of(path)
+        if not (self._has_directory(directory) and self._root.holds(path)):
+            return False
+        try:
+            return self._root.is_file(path)
+        except OutsideRoot:
+            # A link in place of the module itself is the author's import, and refused. A directory
+            # that leads out may be anybody's data; nothing in it is looked at, so nothing is there.
+            if self._is_beneath(directory):
+                raise
+            return False
+
+    def _has_directory(self, path: str) -> bool:
+        answer = self._directories.get(path)
+        if answer is None:
+            above = directory_of(path)
+            answer = self._has_directory(above) and self._root.holds(path)
+            self._directories[path] = answer
+        return answer
+
+    def _is_beneath(self, directory: str) -> bool:
+        try:
+            return self._root.is_dir(directory)
+        except OutsideRoot:
+            return False

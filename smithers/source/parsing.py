@@ -1,0 +1,122 @@
+"""Turns a file's bytes into Python source, and source into the imports that it names.
+
+Nothing is executed here: the gateway calls this. Parsing takes time in proportion to the file (a
+second or so for the largest one allowed) and belongs in a thread.
+"""
+
+import ast
+import importlib.util
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CodeType
+from typing import Final
+
+from smithers.source.errors import SourceBroken
+
+# warnings.catch_warnings swaps a list of the whole process: two threads in it at once would restore
+# each other's. It guards no state of ours.
+_WARNING_FILTERS: Final = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class ImportStatement:
+    """One ``import`` of a module; ``level`` counts the dots of a relative one."""
+
+    level: int
+    module: str
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedSource:
+    """What the closure needs to know of one module."""
+
+    text: str
+    size_bytes: int
+    imports: tuple[ImportStatement, ...]
+    exported: tuple[str, ...]
+    """The strings of ``__all__``: what ``from package import *`` imports from a package."""
+
+
+def read_source(content: bytes, file: str) -> ParsedSource:
+    """Decode and parse a module as Python would; raises SourceBroken."""
+    text = decode(content, file)
+    # Dicts as ordered sets: the order of the source, each once.
+    imports: dict[ImportStatement, None] = {}
+    exported: dict[str, None] = {}
+    for node in ast.walk(_parse(text, file)):
+        match node:
+            case ast.Import(names=names):
+                imports.update({ImportStatement(0, alias.name): None for alias in names})
+            case ast.ImportFrom(module=module, names=names, level=level):
+                named = tuple(alias.name for alias in names)
+                imports[ImportStatement(level or 0, module or "", named)] = None
+            case ast.Assign(targets=[ast.Name(id="__all__")], value=value):
+                exported.update(dict.fromkeys(_strings(value)))
+            case ast.AugAssign(target=ast.Name(id="__all__"), value=value):
+                exported.update(dict.fromkeys(_strings(value)))
+            case ast.AnnAssign(target=ast.Name(id="__all__"), value=ast.expr() as value):
+                exported.update(dict.fromkeys(_strings(value)))
+    return ParsedSource(text, len(text.encode()), tuple(imports), tuple(exported))
+
+
+def decode(content: bytes, file: str) -> str:
+    r"""Decode by byte order mark or encoding cookie, else UTF-8; line ends become ``\n``."""
+    try:
+        text = importlib.util.decode_source(content)
+        # Some codecs that a cookie may name make code points that no file and no database can hold.
+        text.encode()
+    except SyntaxError as failure:
+        raise SourceBroken(failure.msg, file=file, line=1) from failure
+    except UnicodeDecodeError as failure:
+        line = content.count(b"\n", 0, failure.start) + 1
+        raise SourceBroken(
+            f"it is not {failure.encoding}: {failure.reason}", file=file, line=line
+        ) from failure
+    except (UnicodeError, LookupError) as failure:
+        raise SourceBroken("its encoding is not one of text", file=file, line=1) from failure
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise SourceBroken("it contains a NUL character", file=file, line=line)
+    return text
+
+
+def compile_source(text: str, *, file: str, filename: str) -> CodeType:
+    """Compile a module under the name that its tracebacks show; raises SyntaxError, SourceBroken.
+
+    The author's SyntaxWarnings are shown, also where warnings are errors: a version that was
+    accepted with them must load everywhere.
+    """
+    try:
+        with _warnings("default"):
+            return compile(text, filename, "exec", dont_inherit=True)
+    except (RecursionError, MemoryError) as failure:
+        raise SourceBroken("it is too deeply nested", file=file, line=None) from failure
+
+
+def _parse(text: str, file: str) -> ast.Module:
+    try:
+        with _warnings("ignore"):
+            return ast.parse(text, file)
+    except SyntaxError as failure:
+        raise SourceBroken(failure.msg, file=file, line=failure.lineno) from failure
+    except (RecursionError, MemoryError, ValueError) as failure:
+        # MemoryError is how the parser says that its own stack is exhausted.
+        raise SourceBroken("it is too deeply nested", file=file, line=None) from failure
+
+
+def _strings(value: ast.expr) -> Iterator[str]:
+    if isinstance(value, ast.List | ast.Tuple | ast.Set):
+        for element in value.elts:
+            if isinstance(element, ast.Constant) and isinstance(element.value, str):
+                yield element.value
+
+
+@contextmanager
+def _warnings(action: "warnings._ActionKind") -> Iterator[None]:
+    with _WARNING_FILTERS, warnings.catch_warnings():
+        warnings.simplefilter(action)
+        yield
