@@ -71,7 +71,9 @@ class Parallel:
 
     def __init__(self, *children: "Child", max_concurrency: int | None = None) -> None:
         if max_concurrency is not None and max_concurrency < 1:
-            raise InvalidTree(f"Parallel(max_concurrency={max_concurrency}) would never start anything")
+            raise InvalidTree(
+                f"Parallel(max_concurrency={max_concurrency}) would never start anything"
+            )
         self.children = collect(children)
         self.max_concurrency = max_concurrency
 
@@ -154,7 +156,9 @@ class Task(Generic[Output]):
         attempt. `continue_on_fail`: the tree moves on past a failure. `needs_approval`: a person says yes before it starts.
         """
         if retries < 0:
-            raise InvalidTree(f"Task({id!r}, retries={retries}): a number of retries is not negative")
+            raise InvalidTree(
+                f"Task({id!r}, retries={retries}): a number of retries is not negative"
+            )
         self.id = check_id(id, "Task")
         self.do = do
         self.output = output
@@ -306,14 +310,18 @@ def collect(children: Iterable[Child]) -> tuple[Element, ...]:
         elif isinstance(child, Iterable) and not isinstance(child, str | bytes | Mapping):
             found.extend(collect(child))
         else:
-            raise InvalidTree(f"a tree is made of Task, Sequence and the like, not of {type(child).__name__}")
+            raise InvalidTree(
+                f"a tree is made of Task, Sequence and the like, not of {type(child).__name__}"
+            )
     return tuple(found)
 
 
 def check_id(id: str, kind: str) -> str:
     """Return an id as it may stand in a path; raise InvalidTree otherwise."""
     if not isinstance(id, str) or NODE_ID_PATTERN.fullmatch(id) is None:
-        raise InvalidTree(f"{kind}({id!r}): an id is 1 to 200 characters, without spaces and slashes")
+        raise InvalidTree(
+            f"{kind}({id!r}): an id is 1 to 200 characters, without spaces and slashes"
+        )
     if SCOPE_MARK in id:
         raise InvalidTree(f"{kind}({id!r}): {SCOPE_MARK} in an id is kept for the paths of loops")
     return id

@@ -16,6 +16,8 @@ from typing import Final
 
 from smithers.source.errors import SourceBroken
 
+TOO_DEEP: Final = "it is too deeply nested"
+
 # warnings.catch_warnings swaps a list of the whole process: two threads in it at once would restore
 # each other's. It guards no state of ours.
 _WARNING_FILTERS: Final = threading.Lock()
@@ -84,8 +86,8 @@ def decode(content: bytes, file: str) -> str:
     return text
 
 
-def compile_source(text: str, *, file: str, filename: str) -> CodeType:
-    """Compile a module under the name that its tracebacks show; raises SyntaxError, SourceBroken.
+def compile_source(text: str, filename: str) -> CodeType:
+    """Compile a module under the name that its tracebacks show; raises SyntaxError.
 
     The author's SyntaxWarnings are shown, also where warnings are errors: a version that was
     accepted with them must load everywhere.
@@ -94,7 +96,7 @@ def compile_source(text: str, *, file: str, filename: str) -> CodeType:
         with _warnings("default"):
             return compile(text, filename, "exec", dont_inherit=True)
     except (RecursionError, MemoryError) as failure:
-        raise SourceBroken("it is too deeply nested", file=file, line=None) from failure
+        raise SyntaxError(TOO_DEEP, (filename, None, None, None)) from failure
 
 
 def _parse(text: str, file: str) -> ast.Module:
@@ -105,7 +107,7 @@ def _parse(text: str, file: str) -> ast.Module:
         raise SourceBroken(failure.msg, file=file, line=failure.lineno) from failure
     except (RecursionError, MemoryError, ValueError) as failure:
         # MemoryError is how the parser says that its own stack is exhausted.
-        raise SourceBroken("it is too deeply nested", file=file, line=None) from failure
+        raise SourceBroken(TOO_DEEP, file=file, line=None) from failure
 
 
 def _strings(value: ast.expr) -> Iterator[str]:

@@ -114,7 +114,8 @@ nodes = Table(
     _moment("started_at"),
     _moment("finished_at"),
     _moment("due_at"),  # a timer, a wait's time-out, a back-off's end
-    Column("wait", Text),  # what it waits for, as JSON
+    Column("wait", Text),  # what it waits for, or why it was passed over, as JSON
+    Column("heartbeat", Text),  # the newest that its body reported, as JSON
     Column("output", Text),
     Column("error", Text),
     postgresql_with=HOT,

@@ -1,7 +1,7 @@
 """Say which account of the host runs the embedded Postgres, and run programs as it.
 
-Postgres refuses to be root's. A plain user runs it as itself; root runs it as an account that exists already. Guaranteed:
-no account is ever created, and no directory is made readable so that an account can pass.
+Postgres refuses to run as root: a plain user runs it itself, root has it run by an account that
+exists already. Guaranteed: no account is created, and no directory is opened to let one pass.
 Knows nothing of Postgres' files or of its protocol.
 """
 
@@ -16,10 +16,10 @@ from typing import Final
 from smithers.errors import StoreError
 
 ROOT_UID: Final = 0
-# postgres: made for this by most distributions' packages. nobody: shared with others, but everywhere.
+# postgres: there for this wherever PostgreSQL has been packaged. nobody: everywhere, but shared.
 ACCOUNTS_FOR_ROOT: Final = ("postgres", "nobody")
-# Names, not settings: what a dynamic linker may need. Everything else, secrets and PG* above all, stays out of a process
-# that outlives its starter.
+# Names, not settings: what a dynamic linker may need. Everything else, above all secrets and PG*,
+# stays out of processes that outlive their starter.
 KEPT_VARIABLES: Final = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
@@ -29,7 +29,7 @@ class EmbeddedPostgresError(StoreError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerAccount:
-    """Whom the server's processes and files belong to."""
+    """Whose processes and files the server's are."""
 
     uid: int
     gid: int
@@ -44,34 +44,31 @@ class ServerAccount:
             return str(self.uid)
 
 
-def choose_account(data_dir: Path, *, database_dir: Path, name: str | None) -> ServerAccount:
+def choose_account(data_dir: Path, *, pgdata: Path, name: str | None) -> ServerAccount:
     """Choose who runs the server of this data directory.
 
-    As root: the owner of the database that is there, else `name`, else the owner of the directory, else the first of
-    ACCOUNTS_FOR_ROOT. Raises EmbeddedPostgresError if the host has no such account, or a plain user asks for another one.
+    As root: the owner of the database that is there, else `name`, else the owner of the data
+    directory, else the first of ACCOUNTS_FOR_ROOT. Raises EmbeddedPostgresError if there is none,
+    or if a plain user asks for another than itself.
     """
     if os.geteuid() != ROOT_UID:
         own = ServerAccount(uid=os.geteuid(), gid=os.getegid(), is_other=False)
         if name is not None and name != own.name:
             raise EmbeddedPostgresError(
-                f"Only root can run the embedded Postgres as {name!r}; this process is {own.name!r}."
+                f"Only root can run Postgres as {name!r}; this process is {own.name!r}."
             )
         return own
     named = None if name is None else _find_account([name])
     if name is not None and named is None:
-        raise EmbeddedPostgresError(f"There is no account {name!r} to run the embedded Postgres.")
-    # A database has one owner for life: Postgres refuses any other.
-    chosen = (
-        _find_owner(database_dir)
-        or named
-        or _find_owner(data_dir)
-        or _find_account(ACCOUNTS_FOR_ROOT)
-    )
+        raise EmbeddedPostgresError(f"There is no plain account {name!r} to run Postgres as.")
+    # A database has one owner for life: Postgres refuses to serve it as any other.
+    by_owner, by_place = _find_owner(pgdata), _find_owner(data_dir)
+    chosen = by_owner or named or by_place or _find_account(ACCOUNTS_FOR_ROOT)
     if chosen is None:
         raise EmbeddedPostgresError(
-            "Postgres refuses to run as root, and none of the accounts "
-            f"{', '.join(ACCOUNTS_FOR_ROOT)} exists. Run as a plain user, name an account that "
-            "exists, or use a Postgres of your own (DATABASE_URL)."
+            f"Postgres refuses to run as root, and none of {', '.join(ACCOUNTS_FOR_ROOT)} is an "
+            "account here. Run as a plain user, name an account that exists, or use a Postgres of "
+            "your own (DATABASE_URL)."
         )
     return chosen
 
@@ -79,8 +76,8 @@ def choose_account(data_dir: Path, *, database_dir: Path, name: str | None) -> S
 def run_as(
     account: ServerAccount, argv: Sequence[str], *, pass_fds: Sequence[int] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program as the account and return its exit code and what it wrote; raises OSError if it cannot be executed."""
-    return subprocess.run(
+    """Run a program to its end; raises OSError if the account cannot execute it."""
+    return subprocess.run(  # noqa: S603  every argv is made in this package
         argv,
         user=account.uid if account.is_other else None,
         group=account.gid if account.is_other else None,
@@ -96,7 +93,7 @@ def run_as(
 
 
 def find_barrier(account: ServerAccount, directory: Path) -> Path | None:
-    """Return the uppermost directory on the way to this one that the account cannot enter, or None."""
+    """Return the uppermost directory on this path that the account cannot enter, or None."""
     # The kernel is asked, not the mode bits: they do not tell of access lists.
     script = 'for d do test -x "$d" || { printf %s "$d"; exit; }; done'
     way = [str(step) for step in (*reversed(directory.parents), directory)]
@@ -126,5 +123,6 @@ def _find_account(names: Sequence[str]) -> ServerAccount | None:
             entry = pwd.getpwnam(name)
         except KeyError:
             continue
-        return ServerAccount(uid=entry.pw_uid, gid=entry.pw_gid, is_other=True)
+        if entry.pw_uid != ROOT_UID:
+            return ServerAccount(uid=entry.pw_uid, gid=entry.pw_gid, is_other=True)
     return None

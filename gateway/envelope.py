@@ -1,0 +1,107 @@
+"""How every answer looks: JSON, its headers, and the one table that turns errors into HTTP."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+import orjson
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from gateway import errors
+from smithers.errors import StoreUnavailable
+from smithers.source.errors import SourceError
+from smithers.store import refusals
+
+SERVER: Final = "smithers"  # no versions: they tell an attacker what to look up
+BASE_HEADERS: Final = MappingProxyType(
+    {
+        "Content-Type": "application/json",
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+        "Server": SERVER,
+    }
+)
+RETRY_AFTER_S: Final = "1"
+
+# Looked up by class, then by its bases. What is not here is 500, logged with its traceback, its text withheld.
+PROBLEMS: Final[Mapping[type[BaseException], int]] = MappingProxyType(
+    {
+        errors.Unauthorized: 401,
+        errors.Forbidden: 403,
+        errors.RouteNotFound: 404,
+        errors.RunIdRequired: 400,
+        errors.InvalidJson: 400,
+        errors.InvalidRequest: 400,
+        errors.PayloadTooLarge: 413,
+        errors.HeadersTooLarge: 431,
+        errors.BodyTooSlow: 408,
+        errors.UnknownExpectation: 417,
+        errors.NotReady: 503,
+        refusals.RunNotFound: 404,
+        refusals.NodeNotFound: 404,
+        refusals.RunExists: 409,
+        refusals.RunNotActive: 409,
+        refusals.NodeNotWaiting: 409,
+        refusals.NotAllowed: 403,
+        refusals.KeyReused: 409,
+        SourceError: 400,
+        StoreUnavailable: 503,
+    }
+)
+
+
+def find_status(error: BaseException) -> int | None:
+    """Say which status an error has; None: nobody foresaw it."""
+    for kind in type(error).__mro__:
+        if (status := PROBLEMS.get(kind)) is not None:
+            return status
+    return None
+
+
+def reply(value: Any, *, status: int = 200, link: str | None = None) -> web.Response:
+    """Answer with a JSON value."""
+    response = web.Response(body=orjson.dumps(value), status=status, headers=BASE_HEADERS)
+    if link is not None:
+        response.headers["Link"] = link
+    return response
+
+
+def problem(error: BaseException) -> web.Response:
+    """Answer with an error: its envelope if the table knows it, else a 500 that says nothing."""
+    error = translate(error)
+    status = find_status(error)
+    if status is None:
+        return _envelope(500, "SERVER_ERROR", "The server failed; nothing more is known here.", None)
+    code = getattr(error, "code", "SERVER_ERROR")
+    if isinstance(error, SourceError):
+        response = _envelope(status, code, error.reason, {"reason": error.reason})
+    elif isinstance(error, StoreUnavailable):
+        response = _envelope(status, code, "The database does not answer; try again.", None)
+    else:
+        response = _envelope(status, code, str(error), getattr(error, "details", None))
+    if status == 503:
+        response.headers["Retry-After"] = RETRY_AFTER_S
+    elif status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def translate(error: BaseException) -> BaseException:
+    """Say in our words what aiohttp found wrong with a request; its own texts quote the request."""
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return errors.PayloadTooLarge(int(error.max_size))
+    if isinstance(error, (HttpProcessingError, web.RequestPayloadError)):
+        return errors.InvalidRequest("The request is not well-formed HTTP.")
+    if isinstance(error, web.HTTPException):
+        return errors.RouteNotFound()
+    return error
+
+
+def _envelope(
+    status: int, code: str, message: str, details: dict[str, Any] | None
+) -> web.Response:
+    content: dict[str, Any] = {"code": code, "message": message}
+    if details is not None:
+        content["details"] = details
+    return reply({"error": content}, status=status)

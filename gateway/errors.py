@@ -1,0 +1,107 @@
+"""What the gateway itself answers instead of doing what was asked, before the store is asked anything.
+
+GatewayError             `details` are for programs
+├── Unauthorized         no credential, or none that is right
+├── Forbidden            the credential's scopes, or the Host or Origin header, do not allow it
+├── RouteNotFound        no such path and method
+├── RunIdRequired        a resume must say of which run
+├── InvalidJson          the body is no JSON
+├── InvalidRequest       the body, a field or a parameter is not what it must be
+├── PayloadTooLarge      the body is over the limit
+├── HeadersTooLarge      a header or the request line is over the limit
+├── BodyTooSlow          the body did not come in time
+├── UnknownExpectation   an Expect header other than 100-continue
+└── NotReady             the gateway should get no requests now
+"""
+
+from typing import Any
+
+from smithers.errors import SmithersError
+
+
+class GatewayError(SmithersError):
+    """The request is answered with an error; nothing was changed."""
+
+    message = "The request cannot be served."
+
+    def __init__(self, message: str | None = None, *, details: dict[str, Any] | None = None) -> None:
+        super().__init__(message or self.message)
+        self.details = details
+
+
+class Unauthorized(GatewayError):
+    """No credential, or none that is right: which is not said."""
+
+    code = "UNAUTHORIZED"
+    message = "Missing or invalid authorization token"
+
+
+class Forbidden(GatewayError):
+    """The caller is known, and may not."""
+
+    code = "FORBIDDEN"
+    message = "This credential does not allow that."
+
+
+class RouteNotFound(GatewayError):
+    """There is nothing at this path for this method."""
+
+    code = "NOT_FOUND"
+    message = "There is no such route."
+
+
+class RunIdRequired(GatewayError):
+    """A resume without a run."""
+
+    code = "RUN_ID_REQUIRED"
+    message = "A resume needs a runId."
+
+
+class InvalidJson(GatewayError):
+    """The body is no JSON text."""
+
+    code = "INVALID_JSON"
+    message = "The body is not valid JSON."
+
+
+class InvalidRequest(GatewayError):
+    """A part of the request is not what it must be."""
+
+    code = "INVALID_REQUEST"
+
+
+class PayloadTooLarge(GatewayError):
+    """The body is over the limit."""
+
+    code = "PAYLOAD_TOO_LARGE"
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(f"The body is larger than {max_bytes} bytes.", details={"maxBytes": max_bytes})
+
+
+class HeadersTooLarge(GatewayError):
+    """The request line or a header is over the limit."""
+
+    code = "HEADERS_TOO_LARGE"
+    message = "The request line or a header is too large."
+
+
+class BodyTooSlow(GatewayError, TimeoutError):
+    """The body did not come in time; a TimeoutError, so that aiohttp's reader of leftovers takes it for one."""
+
+    code = "REQUEST_TIMEOUT"
+    message = "The request did not arrive in time."
+
+
+class UnknownExpectation(GatewayError):
+    """The caller expects what nobody offers."""
+
+    code = "INVALID_REQUEST"
+    message = "The Expect header may only say 100-continue."
+
+
+class NotReady(GatewayError):
+    """The gateway should get no requests now; `details` name the failing check."""
+
+    code = "UNAVAILABLE"
+    message = "The gateway is not ready."

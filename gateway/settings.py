@@ -1,0 +1,49 @@
+"""What the gateway is told at its start: one frozen value."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from smithers.errors import SmithersError
+
+LOOPBACK_HOSTS: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class InsecureSettings(SmithersError):
+    """The gateway would be open to whoever reaches the host."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """Where the gateway listens, what it serves, and its limits."""
+
+    dsn: str
+    direct_dsn: str  # not through a pooler in transaction mode: for LISTEN
+    root_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 7331  # 0: any free one
+    auth_token: str | None = None
+    tokens_file: Path | None = None
+    max_body_bytes: int = 1_048_576
+    headers_timeout_s: float = 30
+    request_timeout_s: float = 60
+    drain_timeout_s: float = 30
+    insecure: bool = False
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether anybody has to prove anything."""
+        return bool(self.auth_token) or self.tokens_file is not None
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this host can connect."""
+        return self.host in LOOPBACK_HOSTS
+
+    def check(self) -> None:
+        """Raise InsecureSettings for an open door."""
+        if not (self.has_tokens or self.is_loopback or self.insecure):
+            raise InsecureSettings(
+                f"host {self.host} is reachable from outside, and no token is set: set SMITHERS_API_KEY, "
+                "or say --insecure"
+            )

@@ -1,0 +1,158 @@
+"""What a builder is given: the run's input, and a way to ask what has come out so far.
+
+While a builder renders, the context records what it asks, misses included: a node that was never asked about does not
+cause another render. Afterwards the context stays live: a read inside a task's body sees what is committed by then, and
+is not recorded.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Generic, TypeVar, overload
+
+from pydantic import BaseModel
+
+from smithers.engine.facts import Facts, LoopFact, NodeFact, NodeKey
+from smithers.engine.mount import key_in, scoped
+from smithers.errors import OutputMissing
+from smithers.ids import LoopId, RunId
+from smithers.outputs import decode_output
+from smithers.states import NodeState
+
+Input = TypeVar("Input")
+Model = TypeVar("Model")
+
+_NO_FACT = LoopFact()
+
+
+class ApprovalDecision(BaseModel):
+    """The output of an Approval."""
+
+    approved: bool
+    note: str | None = None
+    decided_by: str | None = None
+    decided_at: datetime | None = None
+    timed_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Auth:
+    """Who started the run, as the credential said."""
+
+    user: str | None = None
+    scopes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Reads:
+    """What a builder has asked about, by the ids that its author wrote."""
+
+    outputs: set[str] = field(default_factory=set)
+    states: set[str] = field(default_factory=set)
+    asked_iteration: bool = False
+
+
+class Context(Generic[Input]):
+    """One run, as its builder sees it."""
+
+    __slots__ = ("_facts", "_loop_paths", "_reads", "auth", "input", "run_id")
+
+    def __init__(
+        self,
+        *,
+        run_id: RunId,
+        input: Input,
+        auth: Auth,
+        facts: Facts,
+        loop_paths: Mapping[str, tuple[str, ...]],
+        reads: Reads,
+    ) -> None:
+        self.run_id = run_id
+        self.input = input
+        self.auth = auth
+        self._facts = facts
+        self._loop_paths = loop_paths
+        self._reads: Reads | None = reads
+
+    def go_live(self, committed: Facts) -> None:
+        """End the render: from here on reads see what is committed, and are not recorded."""
+        self._reads = None
+        self._facts = committed
+
+    @property
+    def iteration(self) -> int:
+        """The iteration of the loop that is under way, from 0; with several, of the first that began."""
+        if self._reads is not None:
+            self._reads.asked_iteration = True
+        for loop in list(self._facts.loops.values()):
+            if not loop.is_done:
+                return loop.iteration
+        return 0
+
+    @overload
+    def output(self, node_id: str, model: type[Model]) -> Model: ...
+    @overload
+    def output(self, node_id: str, model: None = None) -> Any: ...
+    def output(self, node_id: str, model: Any = None) -> Any:
+        """Return what a node has put out in the current iteration; raise OutputMissing where there is nothing yet."""
+        fact = self._find(node_id)
+        if fact is None or fact.output is None:
+            raise OutputMissing(
+                f"node {node_id!r} has no output yet: ask with output_maybe(), which gives None until it is there"
+            )
+        return decode_output(fact.output, model)
+
+    @overload
+    def output_maybe(self, node_id: str, model: type[Model]) -> Model | None: ...
+    @overload
+    def output_maybe(self, node_id: str, model: None = None) -> Any: ...
+    def output_maybe(self, node_id: str, model: Any = None) -> Any:
+        """Return what a node has put out in the current iteration, None where there is nothing yet."""
+        fact = self._find(node_id)
+        return None if fact is None or fact.output is None else decode_output(fact.output, model)
+
+    @overload
+    def latest(self, node_id: str, model: type[Model]) -> Model | None: ...
+    @overload
+    def latest(self, node_id: str, model: None = None) -> Any: ...
+    def latest(self, node_id: str, model: Any = None) -> Any:
+        """Return the output of the newest iteration that has one, None where none has."""
+        self._record(node_id)
+        for key in reversed(self._facts.keys_of(node_id)):
+            output = self._facts.nodes[key].output
+            if output is not None:
+                return decode_output(output, model)
+        return None
+
+    def iteration_count(self, node_id: str) -> int:
+        """Count the iterations in which a node has finished."""
+        self._record(node_id)
+        keys = self._facts.keys_of(node_id)
+        return sum(self._facts.nodes[key].state is NodeState.FINISHED for key in keys)
+
+    def state(self, node_id: str) -> NodeState | None:
+        """Return where a node is in the current iteration, None where it has not been mounted."""
+        if self._reads is not None:
+            self._reads.states.add(node_id)
+        fact = self._find(node_id)
+        return None if fact is None else fact.state
+
+    def _record(self, node_id: str) -> None:
+        if self._reads is not None:
+            self._reads.outputs.add(node_id)
+
+    def _find(self, node_id: str) -> NodeFact | None:
+        self._record(node_id)
+        key = self._current_key(node_id)
+        return None if key is None else self._facts.nodes.get(key)
+
+    def _current_key(self, node_id: str) -> NodeKey | None:
+        path = self._loop_paths.get(node_id)
+        if path is None:
+            known = self._facts.keys_of(node_id)
+            return known[-1] if known else None
+        walked: list[tuple[str, int]] = []
+        for loop in path:
+            loop_id = LoopId(scoped(loop, tuple(walked)))
+            walked.append((loop, self._facts.loops.get(loop_id, _NO_FACT).iteration))
+        return key_in(node_id, tuple(walked))

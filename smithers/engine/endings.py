@@ -1,0 +1,75 @@
+"""Say whether a run leaves its worker after this turn, and how: over, or parked with nothing but waits. Pure."""
+
+from typing import TYPE_CHECKING, Final
+
+from smithers.engine import waits
+from smithers.engine.facts import NodeKey, Problem
+from smithers.engine.turn import Ending, EventDraft
+from smithers.events import EventType
+from smithers.states import NodeState, RunStatus
+from smithers.tree import Task
+
+if TYPE_CHECKING:
+    from smithers.engine.progress import Progress
+
+STAY_MS: Final = 5_000  # a back-off up to this long is waited out in memory
+
+
+def find_ending(run: "Progress", now_ms: int) -> Ending | None:
+    """Return how the run leaves its worker; None while there is something to do or to wait for here."""
+    if run.in_flight or run.turn.timeouts:
+        return None
+    if run.is_cancelling:
+        return _end(run, RunStatus.CANCELLED)
+    if run.failure is not None:
+        return _end(run, RunStatus.FAILED)
+    assert run.schedule is not None
+    if run.schedule.is_done:
+        return _end(run, RunStatus.FINISHED)
+    due_ms = run.next_due_ms()
+    status = waits.find_parked_status(run)
+    if status is None and due_ms is None:
+        run.fail(_stuck(run))
+        return _end(run, RunStatus.FAILED)
+    if status is None and due_ms is not None and due_ms - now_ms <= STAY_MS:
+        return None
+    status = status or RunStatus.WAITING_TIMER
+    event = EventDraft(EventType.RUN_STATUS_CHANGED, {"status": status})
+    return Ending(status=status, events=(event,), due_ms=due_ms)
+
+
+def _end(run: "Progress", status: RunStatus) -> Ending:
+    reason = {RunStatus.CANCELLED: "run-cancelled", RunStatus.FAILED: "run-failed"}.get(
+        status, "aborted"
+    )
+    for key in sorted(run.waiting):
+        run.cancel_node(key, run.facts.nodes[key], reason)
+    if status is RunStatus.CANCELLED:
+        return Ending(status=status, events=(EventDraft(EventType.RUN_CANCELLED, {}),))
+    if status is RunStatus.FAILED and run.failure is not None:
+        event = EventDraft(EventType.RUN_FAILED, {"error": run.failure.to_wire()})
+        return Ending(status=status, events=(event,), error=run.failure)
+    event = EventDraft(EventType.RUN_FINISHED, {})
+    return Ending(status=status, events=(event,), output=_output_key(run))
+
+
+def _output_key(run: "Progress") -> NodeKey | None:
+    """Find whose output is the run's: the node that the workflow names, else the tree's last finished task."""
+    assert run.rendered is not None
+    mounted, wanted = run.rendered.mounted, run.renderer.workflow.output_node
+    if wanted is not None:
+        key = mounted.resolve(wanted, run.facts)
+        return None if isinstance(key, str) else key
+    for key, leaf in reversed(mounted.leaves.items()):
+        if isinstance(leaf.element, Task) and run.facts.nodes[key].state is NodeState.FINISHED:
+            return key
+    return None
+
+
+def _stuck(run: "Progress") -> Problem:
+    assert run.schedule is not None
+    blocked = "; ".join(
+        f"{key.node_id} waits for {', '.join(names)}" for key, names in run.schedule.blocked()
+    )
+    text = f"nothing can go on: {blocked or 'the tree is not done, and nothing in it is open'}"
+    return Problem("DependencyUnmet", text, "DEPENDENCY_UNMET")

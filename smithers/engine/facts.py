@@ -1,0 +1,121 @@
+"""The facts of a run: what its rows say of nodes, loops, decisions and signals, as plain values.
+
+A fact is never changed, only replaced. Nodes are found by their exact key, and by the id that the author wrote, under
+which one node may have many keys: one for each iteration of its loops.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from smithers.ids import LoopId, NodeId
+from smithers.states import ApprovalStatus, NodeState
+from smithers.tree import SCOPE_MARK
+
+
+class NodeKey(NamedTuple):
+    """Where a node stands in a run: its id with its outer loops' path, and its innermost loop's iteration."""
+
+    node_id: NodeId
+    iteration: int
+
+
+class Problem(NamedTuple):
+    """An error as the wire shows it; the traceback is for operators, and never on a stream."""
+
+    name: str
+    message: str
+    code: str | None = None
+    details: Any = None
+    traceback: str | None = None
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return `{name, message, code?, details?}`."""
+        wire: dict[str, Any] = {"name": self.name, "message": self.message}
+        if self.code is not None:
+            wire["code"] = self.code
+        if self.details is not None:
+            wire["details"] = self.details
+        return wire
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFact:
+    """What is known of one node."""
+
+    state: NodeState
+    kind: str = "task"
+    label: str | None = None
+    attempt: int = 0  # the number of the newest attempt; 0: none yet
+    failures: int = 0  # failed attempts of this era: what retries count
+    output: str | None = None  # JSON text
+    error: Problem | None = None
+    due_ms: int | None = None  # when a timer fires, a wait runs out, a back-off ends
+    started_ms: int | None = None
+    wait: str | None = None  # what it waits for, or that it was not chosen: JSON text
+    heartbeat: str | None = None  # the newest that its body reported: JSON text
+
+    def but(self, **changes: Any) -> "NodeFact":
+        """Return the same fact with these fields changed."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class LoopFact:
+    """Where a loop is."""
+
+    iteration: int = 0
+    is_done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalFact:
+    """What became of a question."""
+
+    status: ApprovalStatus
+    note: str | None = None
+    decided_by: str | None = None
+    decided_ms: int | None = None
+    decision: str | None = None  # JSON text
+
+
+@dataclass(frozen=True, slots=True)
+class SignalFact:
+    """A signal that came and that no node has taken yet."""
+
+    seq: int
+    name: str
+    correlation_id: str | None
+    data: str  # JSON text
+
+
+@dataclass(slots=True)
+class Facts:
+    """All that is known of a run, at one point of its history."""
+
+    nodes: dict[NodeKey, NodeFact] = field(default_factory=dict)
+    loops: dict[LoopId, LoopFact] = field(default_factory=dict)
+    approvals: dict[NodeKey, ApprovalFact] = field(default_factory=dict)
+    signals: list[SignalFact] = field(default_factory=list)
+    _keys: dict[str, list[NodeKey]] = field(default_factory=dict)
+
+    def put(self, key: NodeKey, fact: NodeFact) -> None:
+        """Take in what is now known of a node."""
+        if key not in self.nodes:
+            self._keys.setdefault(written_id(key.node_id), []).append(key)
+        self.nodes[key] = fact
+
+    def keys_of(self, node_id: str) -> list[NodeKey]:
+        """List the keys of the id that an author wrote, oldest iteration first."""
+        return sorted(self._keys.get(node_id, ()), key=place_in_time)
+
+
+def written_id(node_id: NodeId) -> str:
+    """Return the id as its author wrote it, without its loops' path."""
+    return node_id.partition(SCOPE_MARK)[0]
+
+
+def place_in_time(key: NodeKey) -> tuple[int, ...]:
+    """Order the keys of one id: by the iterations of its loops, outermost first."""
+    _, _, scope = key.node_id.partition(SCOPE_MARK)
+    outer = (int(part.rpartition("=")[2]) for part in scope.split(",")) if scope else ()
+    return (*outer, key.iteration)

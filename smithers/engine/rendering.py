@@ -1,0 +1,94 @@
+"""Call a builder until what it was told of the loops' places is what its tree says. Pure, but for the builder.
+
+A builder's reads depend on which loops a node stands in, and that is known only once the tree is mounted. So a render
+whose tree puts a node that was read somewhere else than thought is done again; the facts are the same, so nothing is
+decided twice.
+"""
+
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from smithers.context import Auth, Context, Reads
+from smithers.engine.facts import Facts
+from smithers.engine.mount import Mounted, key_in, mount
+from smithers.errors import RenderFailed, WorkflowError
+from smithers.ids import RunId
+from smithers.tree import Sequence, collect
+from smithers.workflow import Workflow
+
+MAX_PASSES: Final = 5
+
+Guard = Callable[[Callable[[], Any]], Any]  # calls what it is given, within the render's time
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A mounted tree and what its builder asked about."""
+
+    mounted: Mounted
+    reads: Reads
+    context: Context[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renderer:
+    """What stays the same from render to render of one run."""
+
+    run_id: RunId
+    workflow: Workflow[Any]
+    input: Any
+    auth: Auth
+    guard: Guard
+
+    def render(self, facts: Facts, loop_paths: Mapping[str, tuple[str, ...]]) -> Rendered:
+        """Render by these facts; raise WorkflowError, with the author's traceback, for what is no tree."""
+        for _ in range(MAX_PASSES):
+            rendered = self._render_once(facts, loop_paths)
+            found = rendered.mounted.loop_paths
+            asked = rendered.reads.outputs | rendered.reads.states
+            if all(_is_as_told(facts, node_id, loop_paths, found) for node_id in asked):
+                return rendered
+            loop_paths = {**loop_paths, **found}
+        raise RenderFailed("the tree moves its nodes into other loops at each render")
+
+    def _render_once(self, facts: Facts, loop_paths: Mapping[str, tuple[str, ...]]) -> Rendered:
+        reads = Reads()
+        context: Context[Any] = Context(
+            run_id=self.run_id,
+            input=self.input,
+            auth=self.auth,
+            facts=facts,
+            loop_paths=loop_paths,
+            reads=reads,
+        )
+        try:
+            tree = self.guard(lambda: Sequence(collect((self.workflow.builder(context),))))
+            return Rendered(mount(tree, facts.loops), reads, context)
+        except WorkflowError:
+            raise
+        except Exception as error:
+            raise RenderFailed(
+                f"the builder of {self.workflow.name} raised {type(error).__name__}: {error}"[:2000]
+            ) from error
+
+
+def _is_as_told(
+    facts: Facts,
+    node_id: str,
+    told: Mapping[str, tuple[str, ...]],
+    found: Mapping[str, tuple[str, ...]],
+) -> bool:
+    """Say whether the builder would read the same of a node now that its loops are known."""
+    if node_id not in found or told.get(node_id) == found[node_id]:
+        return True
+    known = facts.keys_of(node_id)
+    return not known or (
+        node_id not in told and known == [key_in(node_id, ())] and not found[node_id]
+    )
+
+
+def author_traceback(error: BaseException) -> str:
+    """Return a traceback for operators, from the author's code on."""
+    return "".join(traceback.format_exception(error))[-20_000:]

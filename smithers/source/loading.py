@@ -1,0 +1,120 @@
+"""Loads a stored version of a workflow's source into this process: for children, never a gateway.
+
+A version is loaded as a whole or not at all: when its entry fails, nothing of it stays behind.
+"""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+from smithers.source.closure import SourceBundle
+from smithers.source.errors import ImportFailed, SourceBroken, SourceError, WorkflowNotFound
+from smithers.source.tracebacks import (
+    author_message,
+    author_traceback,
+    find_place,
+    without_paths,
+)
+from smithers.source.version import VERSION_ATTRIBUTE, LoadedVersion, package_name
+from smithers.workflow import Workflow
+
+
+def load_module(bundle: SourceBundle) -> ModuleType:
+    """Execute a bundle's entry, or find it executed already; raises SourceBroken, ImportFailed.
+
+    Executes the author's code in the calling thread, for as long as that takes. Of several threads
+    with the same bundle one executes it and the others wait.
+    """
+    while True:
+        version = _version(bundle)
+        with version.lock:
+            # Whoever had the lock before may have failed, and taken the version away.
+            if sys.modules.get(version.package.__name__) is not version.package:
+                continue
+            try:
+                return version.load(bundle.entry)
+            except BaseException as error:
+                # All of them: sys.exit() in a module is one more failure, not a wish to end here.
+                failure = _failure(error, version)
+                version.unload()
+                raise failure from error
+
+
+def unload(source_hash: str) -> None:
+    """Forget a version, if it is loaded; code of it that still runs keeps what it has."""
+    package = sys.modules.get(package_name(source_hash))
+    if package is not None:
+        version: LoadedVersion = vars(package)[VERSION_ATTRIBUTE]
+        with version.lock:
+            version.unload()
+
+
+def find_workflow(module: ModuleType, name: str | None) -> Workflow[Any]:
+    """Pick a module's workflow; raises WorkflowNotFound with the candidates.
+
+    By name: the attribute of that name, else the workflow of that name. Without one: the attribute
+    ``workflow``, else the only workflow that the module itself defines.
+    """
+    found = {key: value for key, value in vars(module).items() if isinstance(value, Workflow)}
+    if name is not None:
+        chosen = [found[name]] if name in found else _named(found, name)
+        missing = f"no workflow {name!r}"
+    elif "workflow" in found:
+        return found["workflow"]
+    else:
+        chosen = _distinct(found, module)
+        missing = (
+            "no workflow (a function under @workflow)" if not found else "no workflow of its own"
+        )
+    if len(chosen) == 1:
+        return chosen[0]
+    raise _not_found(module, found, missing if not chosen else "several workflows")
+
+
+def _named(found: dict[str, Workflow[Any]], name: str) -> list[Workflow[Any]]:
+    return list({id(each): each for each in found.values() if each.name == name}.values())
+
+
+def _distinct(found: dict[str, Workflow[Any]], module: ModuleType) -> list[Workflow[Any]]:
+    """Leave out what was imported from elsewhere, and second names of the same workflow."""
+    own = [
+        each
+        for each in found.values()
+        if getattr(each.builder, "__module__", None) == module.__name__
+    ]
+    return list({id(each): each for each in own}.values())
+
+
+def _not_found(module: ModuleType, found: dict[str, Workflow[Any]], what: str) -> WorkflowNotFound:
+    candidates = tuple(sorted(found))
+    file = module.__file__
+    hint = f"; name one: {file}:NAME with NAME one of {', '.join(candidates)}" if candidates else ""
+    return WorkflowNotFound(f"{file} holds {what}{hint}", candidates=candidates)
+
+
+def _version(bundle: SourceBundle) -> LoadedVersion:
+    name = package_name(bundle.source_hash)
+    package = sys.modules.get(name)
+    if package is None:
+        package = LoadedVersion(bundle).package
+        # setdefault is one step for all threads: one of several versions stays, the rest are lost.
+        package = sys.modules.setdefault(name, package)
+    version: LoadedVersion = vars(package)[VERSION_ATTRIBUTE]
+    return version
+
+
+def _failure(error: BaseException, version: LoadedVersion) -> SourceError:
+    """Say in our words why a module could not be executed; before the version is unloaded."""
+    suffix = version.file_suffix
+    if isinstance(error, SyntaxError) and (error.filename or "").endswith(suffix):
+        file = str(error.filename).removesuffix(suffix)
+        return SourceBroken(without_paths(error.msg), file=file, line=error.lineno)
+    file, line = find_place(error, suffix) or (version.bundle.entry, None)
+    place = file if line is None else f"{file}, line {line}"
+    message = without_paths(author_message(error))
+    return ImportFailed(
+        f"{version.bundle.entry} cannot be imported: {message} ({place})",
+        traceback=author_traceback(error),
+        file=file,
+        line=line,
+    )

@@ -1,0 +1,83 @@
+"""Keep versions of workflows' sources, and what a throwaway process found out about them.
+
+A row of a description that is null asks the pool to make it; whoever asks first writes the row. What was described never
+changes: a changed file is another source hash.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+import asyncpg
+
+from smithers.ids import RunId, SourceHash
+from smithers.store.connections import driver_errors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescriptionRow:
+    """What a start needs to know of a workflow; where `error` is set, nothing else is."""
+
+    workflow_name: str | None
+    input_schema: str | None  # JSON Schema, as text; None: any object
+    queue: str | None
+    database: str | None
+    error: str | None
+
+
+# -- name: keep_source
+KEEP_SOURCE: Final = """
+    INSERT INTO smithers.workflow_sources (source_hash, bundle) VALUES ($1, $2) ON CONFLICT DO NOTHING"""
+
+# -- name: find_description
+FIND_DESCRIPTION: Final = """
+    SELECT description FROM smithers.workflow_descriptions WHERE source_hash = $1 AND workflow_export = $2"""
+
+# -- name: want_description
+# The null row is the request; an older one, or an answer, stands.
+WANT_DESCRIPTION: Final = """
+    INSERT INTO smithers.workflow_descriptions (source_hash, workflow_export) VALUES ($1, $2)
+    ON CONFLICT DO NOTHING"""
+
+# -- name: find_run_source
+FIND_RUN_SOURCE: Final = """
+    SELECT q.source_hash, s.bundle FROM smithers.run_requests q
+    JOIN smithers.workflow_sources s USING (source_hash) WHERE q.run_id = $1"""
+
+
+async def keep_source(pool: asyncpg.Pool, source_hash: SourceHash, bundle: str) -> None:
+    """Store a version; one that is there already stays."""
+    with driver_errors():
+        await pool.execute(KEEP_SOURCE, source_hash, bundle)
+
+
+async def find_description(
+    pool: asyncpg.Pool, source_hash: SourceHash, export: str
+) -> DescriptionRow | None:
+    """Read what is known of a workflow (`export`: '' for a file's only one); None: not yet."""
+    with driver_errors():
+        text = await pool.fetchval(FIND_DESCRIPTION, source_hash, export)
+    if text is None:
+        return None
+    stored: dict[str, Any] = json.loads(text)
+    schema = stored.get("input_schema")
+    return DescriptionRow(
+        workflow_name=stored.get("workflow_name"),
+        input_schema=None if schema is None else json.dumps(schema),
+        queue=stored.get("queue"),
+        database=stored.get("database"),
+        error=stored.get("error"),
+    )
+
+
+async def want_description(pool: asyncpg.Pool, source_hash: SourceHash, export: str) -> None:
+    """Ask the pool for a description, unless it is asked for or there."""
+    with driver_errors():
+        await pool.execute(WANT_DESCRIPTION, source_hash, export)
+
+
+async def find_run_source(pool: asyncpg.Pool, run_id: RunId) -> tuple[SourceHash, str] | None:
+    """Read which version a run has, and its bundle."""
+    with driver_errors():
+        row = await pool.fetchrow(FIND_RUN_SOURCE, run_id)
+    return None if row is None else (SourceHash(row["source_hash"]), row["bundle"])

@@ -1,0 +1,288 @@
+"""Open and close shares of the embedded Postgres; the first opener starts it, the last stops it.
+
+How, and what is guaranteed, is said in the package's docstring.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Final, Self, assert_never
+
+from smithers.store.embedded.account import (
+    EmbeddedPostgresError,
+    clean_environment,
+    find_barrier,
+)
+from smithers.store.embedded.binaries import find_binaries
+from smithers.store.embedded.cluster import (
+    DATABASE,
+    SUPERUSER,
+    create_cluster,
+    create_database,
+    is_postmaster,
+    read_postmaster_pid,
+    remove_misleading_pid_files,
+)
+from smithers.store.embedded.probe import Answer, ask_server
+from smithers.store.embedded.site import (
+    LOOK_AGAIN_S,
+    PORT,
+    ROOT_STATE_DIR,
+    Site,
+    make_data_dir,
+    open_file,
+    open_log,
+    passing_door,
+    prepare_site,
+    read_last_words,
+    take_lock,
+    try_lock,
+)
+
+KEEPER: Final = Path(__file__).with_name("keeper.py")
+DOOR_LIMIT_S: Final = 120.0
+SILENCE_LIMIT_S: Final = 60.0  # recovery may take longer, but a recovering server says so
+STOP_LIMIT_S: Final = 60.0
+
+SERVER_SETTINGS: Final = MappingProxyType(
+    {
+        "max_connections": "200",
+        "shared_buffers": "128MB",
+        "max_wal_size": "1GB",
+        "fsync": "on",
+        "synchronous_commit": "on",
+        "timezone": "UTC",
+        "log_timezone": "UTC",
+        "log_line_prefix": "%m [%p] %a ",
+    }
+)
+# What the guarantees of this package stand on: not for callers to set.
+OWN_SETTINGS: Final = frozenset(
+    {
+        "data_directory",
+        "listen_addresses",
+        "logging_collector",
+        "port",
+        "unix_socket_directories",
+        "unix_socket_permissions",
+    }
+)
+
+
+def open_embedded_postgres(
+    data_dir: Path,
+    *,
+    settings: Mapping[str, str] = MappingProxyType({}),
+    bin_dir: Path | None = None,
+    server_user: str | None = None,
+) -> "EmbeddedPostgres":
+    """Join the server of this data directory, or start one, on a new database if there is none.
+
+    Blocks until it answers: half a second the first time, 10 ms to join, longer for recovery after
+    a crash. `settings` are those of postgresql.conf; they are the starter's, and ignored in who
+    joins. bin_dir: a PostgreSQL 17 or newer instead of the wheel's. server_user: which account runs
+    the server of root. Raises EmbeddedPostgresError.
+    """
+    _check_settings(settings)
+    resolved = data_dir.resolve()
+    if (resolved / "PG_VERSION").exists():
+        raise EmbeddedPostgresError(
+            f"{resolved} is a database itself: name the directory that pgdata shall lie in."
+        )
+    try:
+        make_data_dir(resolved)
+        with passing_door(resolved, limit_s=DOOR_LIMIT_S):
+            return _enter(prepare_site(resolved, server_user=server_user), settings, bin_dir)
+    except OSError as exc:
+        raise EmbeddedPostgresError(
+            f"The data directory {resolved} cannot be used: {exc}. Run as its owner, or name "
+            "another with --data-dir."
+        ) from exc
+
+
+class EmbeddedPostgres:
+    """This process's share of a running server."""
+
+    def __init__(self, site: Site, users_fd: int) -> None:
+        self.data_dir = site.data_dir
+        self.dsn = f"postgresql://{SUPERUSER}@/{DATABASE}?host={site.socket_dir}&port={PORT}"
+        self._site = site
+        self._users_fd: int | None = users_fd
+        self._opener_pid = os.getpid()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the share up; the last one stops the server and returns when it has ended.
+
+        Idempotent. Gives nothing up in a forked child, for the share is its parent's. Raises
+        EmbeddedPostgresError if the server takes STOP_LIMIT_S; it has been told, and will end.
+        """
+        users_fd, self._users_fd = self._users_fd, None
+        if users_fd is None:
+            return
+        try:
+            # A directory that was removed under the server has no door; the keeper sees to it.
+            if self._opener_pid == os.getpid() and self.data_dir.exists():
+                with passing_door(self.data_dir, limit_s=DOOR_LIMIT_S):
+                    _leave(self._site, users_fd)
+        finally:
+            os.close(users_fd)
+
+
+def _check_settings(settings: Mapping[str, str]) -> None:
+    for name in settings:
+        if not re.fullmatch(r"[a-z_][a-z0-9_.]*", name) or name in OWN_SETTINGS:
+            raise EmbeddedPostgresError(
+                f"The embedded Postgres takes no setting {name!r}: use a Postgres of your own "
+                "(DATABASE_URL) if you need it."
+            )
+
+
+def _enter(site: Site, settings: Mapping[str, str], bin_dir: Path | None) -> EmbeddedPostgres:
+    users_fd = open_file(site.users_lock)
+    try:
+        # Held exclusively by a keeper that stops the server: wait until it has.
+        take_lock(users_fd, fcntl.LOCK_SH, limit_s=STOP_LIMIT_S, path=site.users_lock)
+        _ensure_server(site, settings, bin_dir)
+    except BaseException:
+        os.close(users_fd)
+        raise
+    return EmbeddedPostgres(site, users_fd)
+
+
+def _ensure_server(site: Site, settings: Mapping[str, str], bin_dir: Path | None) -> None:
+    """Return when the server answers and has the database; start and create what is missing."""
+    has_started = False
+    deadline_s = time.monotonic() + SILENCE_LIMIT_S
+    while True:
+        with _holding_absence(site) as server_fd:
+            if server_fd is not None:
+                if has_started:
+                    raise EmbeddedPostgresError(f"Postgres does not start. {read_last_words(site)}")
+                _start_server(site, server_fd, settings, bin_dir)
+                has_started = True
+                deadline_s = time.monotonic() + SILENCE_LIMIT_S
+        match ask_server(site.socket, user=SUPERUSER, database=DATABASE):
+            case Answer.READY:
+                return
+            case Answer.NO_DATABASE:
+                create_database(site, find_binaries(site.account, bin_dir=bin_dir))
+            case Answer.REFUSED:
+                raise EmbeddedPostgresError(f"Postgres refuses us. {read_last_words(site)}")
+            case Answer.NOT_NOW:
+                deadline_s = time.monotonic() + SILENCE_LIMIT_S
+            case Answer.SILENCE:
+                if time.monotonic() > deadline_s:
+                    raise EmbeddedPostgresError(
+                        f"A Postgres holds {site.server_lock} and is silent on {site.socket}: "
+                        f"end its processes and try again. {read_last_words(site)}"
+                    )
+            case other:
+                assert_never(other)
+        time.sleep(LOOK_AGAIN_S)
+
+
+@contextlib.contextmanager
+def _holding_absence(site: Site) -> Iterator[int | None]:
+    """Yield the server lock, held, if nothing touches the database, and else None."""
+    server_fd = open_file(site.server_lock)
+    try:
+        yield server_fd if try_lock(server_fd, fcntl.LOCK_EX) else None
+    finally:
+        os.close(server_fd)  # processes that inherited the lock still hold it
+
+
+def _start_server(
+    site: Site, server_fd: int, settings: Mapping[str, str], bin_dir: Path | None
+) -> None:
+    """Have a keeper start the server; both inherit the server lock, which is held here."""
+    if site.account.is_other and (barrier := find_barrier(site.account, site.data_dir)):
+        raise EmbeddedPostgresError(
+            f"Postgres refuses to run as root, so it runs as {site.account.name!r}, which cannot "
+            f"enter {barrier}. Name a --data-dir outside, for example below {ROOT_STATE_DIR}."
+        )
+    programs = find_binaries(site.account, bin_dir=bin_dir)
+    if not (site.pgdata / "PG_VERSION").exists():
+        create_cluster(site, programs, server_fd=server_fd)
+    remove_misleading_pid_files(site)
+    log_fd = open_log(site)
+    try:
+        subprocess.run(  # noqa: S603  the command is made below
+            _keeper_command(site, programs, settings),
+            check=True,
+            cwd="/",
+            env=clean_environment(),
+            pass_fds=(server_fd,),
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=log_fd,
+            stderr=log_fd,
+        )
+    except (OSError, subprocess.CalledProcessError) as exc:
+        raise EmbeddedPostgresError(
+            f"The keeper of Postgres does not start ({exc}). {read_last_words(site)}"
+        ) from exc
+    finally:
+        os.close(log_fd)
+
+
+def _keeper_command(site: Site, programs: Path, settings: Mapping[str, str]) -> list[str]:
+    own_settings = {
+        "listen_addresses": "",
+        "port": str(PORT),
+        "unix_socket_directories": str(site.socket_dir),
+    }
+    chosen = {**SERVER_SETTINGS, **settings, **own_settings}
+    python = [sys.executable, "-I", "-S", str(KEEPER)]
+    keeper = [*python, str(site.users_lock), str(site.account.uid), str(site.account.gid)]
+    postgres = [str(programs / "postgres"), "-D", str(site.pgdata)]
+    return [*keeper, *postgres, *(f"--{name}={value}" for name, value in chosen.items())]
+
+
+def _leave(site: Site, users_fd: int) -> None:
+    """Give the share up and, as the last, stop the server; the door is held."""
+    if try_lock(users_fd, fcntl.LOCK_EX):
+        _stop_server(site, users_fd)
+    elif not try_lock(users_fd, fcntl.LOCK_SH):
+        # The keeper has it exclusively: turning a shared lock into an exclusive one lets go of it
+        # for an instant, and the keeper came in between.
+        _await_server_end(site)
+
+
+def _stop_server(site: Site, users_fd: int) -> None:
+    pid = read_postmaster_pid(site)
+    if pid is not None and is_postmaster(pid, site):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGINT)  # fast: sessions are cut, a checkpoint is made
+    else:
+        # Between a crash and a restart, or without a /proc to be sure with: the keeper does it.
+        fcntl.flock(users_fd, fcntl.LOCK_UN)
+    _await_server_end(site)
+    with contextlib.suppress(OSError):
+        site.socket_dir.rmdir()
+
+
+def _await_server_end(site: Site) -> None:
+    server_fd = open_file(site.server_lock)
+    try:
+        take_lock(server_fd, fcntl.LOCK_EX, limit_s=STOP_LIMIT_S, path=site.server_lock)
+    finally:
+        os.close(server_fd)

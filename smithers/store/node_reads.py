@@ -1,0 +1,264 @@
+"""Read what hangs on a run: its nodes with their attempts, its frames, the approvals that are open."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby
+from typing import Final
+
+import asyncpg
+
+from smithers.ids import NodeId, RunId
+from smithers.store.connections import driver_errors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptRow:
+    """One try at a node that has ended."""
+
+    attempt: int
+    state: str
+    started_ms: int | None
+    finished_ms: int
+    error: str | None  # JSON
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRow:
+    """A node; `output`, `error` and `wait` are JSON."""
+
+    node_id: NodeId
+    iteration: int
+    kind: str
+    label: str | None
+    state: str
+    attempt: int
+    created_at: datetime  # with the node's key, the place in the list
+    created_ms: int
+    started_ms: int | None
+    finished_ms: int | None
+    due_ms: int | None
+    wait: str | None
+    output: str | None  # None also where it is larger than was asked for
+    output_bytes: int | None
+    error: str | None
+    attempts: tuple[AttemptRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodePlace:
+    """Where a page of the nodes begins: after this one."""
+
+    created_at: datetime
+    node_id: NodeId
+    iteration: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameRow:
+    """A committed render as it is stored: a keyframe holds the whole tree, a delta what changed."""
+
+    frame_no: int
+    created_ms: int
+    xml_hash: str
+    encoding: str
+    body: str
+    mounted_task_ids: str  # JSON
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalPlace:
+    """Where a page of the open approvals begins: after this one."""
+
+    requested_at: datetime
+    run_id: RunId
+    node_id: NodeId
+    iteration: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalRow:
+    """A question that nobody has answered yet."""
+
+    run_id: RunId
+    node_id: NodeId
+    iteration: int
+    workflow_name: str
+    run_status: str
+    label: str | None
+    request: str  # JSON
+    requested_at: datetime
+    requested_ms: int
+    waiting_ms: int
+
+
+# -- name: list_nodes
+# One run's nodes in the order in which they came into being; a page begins after a place.
+LIST_NODES: Final = """
+    SELECT n.node_id, n.iteration, n.kind, n.label, n.state, n.attempt, n.created_at,
+           smithers.to_ms(n.created_at) AS created_ms, smithers.to_ms(n.started_at) AS started_ms,
+           smithers.to_ms(n.finished_at) AS finished_ms, smithers.to_ms(n.due_at) AS due_ms, n.wait, n.error,
+           octet_length(n.output) AS output_bytes, CASE WHEN octet_length(n.output) <= $2 THEN n.output END AS output
+    FROM smithers.nodes n
+    WHERE n.run_id = $1 AND ($3::timestamptz IS NULL
+        OR (n.created_at, n.node_id, n.iteration) > ($3, $4::text, $5::integer))
+    ORDER BY n.created_at, n.node_id, n.iteration
+    LIMIT $6"""
+
+# -- name: find_nodes
+# Two spellings of one id, as it stands in a path: raw and decoded; the raw one first.
+FIND_NODES: Final = """
+    SELECT n.node_id, n.iteration, n.kind, n.label, n.state, n.attempt, n.created_at,
+           smithers.to_ms(n.created_at) AS created_ms, smithers.to_ms(n.started_at) AS started_ms,
+           smithers.to_ms(n.finished_at) AS finished_ms, smithers.to_ms(n.due_at) AS due_ms, n.wait, n.error,
+           octet_length(n.output) AS output_bytes, CASE WHEN octet_length(n.output) <= $2 THEN n.output END AS output
+    FROM smithers.nodes n
+    WHERE n.run_id = $1 AND n.node_id = ANY ($3::text[]) AND ($4::integer IS NULL OR n.iteration = $4)
+    ORDER BY array_position($3::text[], n.node_id), n.iteration DESC
+    LIMIT 1"""
+
+# -- name: list_attempts
+LIST_ATTEMPTS: Final = """
+    SELECT a.node_id, a.iteration, a.attempt, a.state, smithers.to_ms(a.started_at) AS started_ms,
+           smithers.to_ms(a.finished_at) AS finished_ms, a.error
+    FROM smithers.attempts a
+    JOIN unnest($2::text[], $3::integer[]) AS n(node_id, iteration)
+        ON a.node_id = n.node_id AND a.iteration = n.iteration
+    WHERE a.run_id = $1
+    ORDER BY a.node_id, a.iteration, a.attempt"""
+
+# -- name: list_frames
+# The page, and what must be read before it: everything from the last keyframe at or below its lowest frame.
+LIST_FRAMES: Final = """
+    WITH page AS MATERIALIZED (
+        SELECT min(p.frame_no) AS low, max(p.frame_no) AS high FROM (
+            (SELECT f.frame_no FROM smithers.frames f
+             WHERE $4 AND f.run_id = $1 AND f.frame_no > $2 AND f.frame_no < $3 ORDER BY f.frame_no LIMIT $5)
+            UNION ALL
+            (SELECT f.frame_no FROM smithers.frames f
+             WHERE NOT $4 AND f.run_id = $1 AND f.frame_no > $2 AND f.frame_no < $3 ORDER BY f.frame_no DESC LIMIT $5)
+        ) p)
+    SELECT f.frame_no, smithers.to_ms(f.created_at) AS created_ms, f.xml_hash, f.encoding, f.body, f.mounted_task_ids,
+           f.frame_no >= page.low AS is_in_page
+    FROM page JOIN smithers.frames f ON f.run_id = $1 AND f.frame_no <= page.high AND f.frame_no >= (
+        SELECT max(k.frame_no) FROM smithers.frames k
+        WHERE k.run_id = $1 AND k.encoding = 'keyframe' AND k.frame_no <= page.low)
+    ORDER BY f.frame_no"""
+
+# -- name: list_approvals
+# Walks approvals_open_idx; everything else is by a primary key.
+LIST_APPROVALS: Final = """
+    SELECT a.run_id, a.node_id, a.iteration, q.workflow_name, r.status AS run_status, n.label, a.request,
+           a.requested_at, smithers.to_ms(a.requested_at) AS requested_ms,
+           smithers.to_ms(smithers.clock()) - smithers.to_ms(a.requested_at) AS waiting_ms
+    FROM smithers.approvals a
+    JOIN smithers.runs r ON r.run_id = a.run_id
+    JOIN smithers.run_requests q ON q.run_id = a.run_id
+    LEFT JOIN smithers.nodes n ON n.run_id = a.run_id AND n.node_id = a.node_id AND n.iteration = a.iteration
+    WHERE a.status = 'requested' AND ($1::timestamptz IS NULL
+        OR (a.requested_at, a.run_id, a.node_id, a.iteration) > ($1, $2::text, $3::text, $4::integer))
+    ORDER BY a.requested_at, a.run_id, a.node_id, a.iteration
+    LIMIT $5"""
+
+
+async def list_nodes(
+    pool: asyncpg.Pool, run_id: RunId, *, after: NodePlace | None, limit: int, max_bytes: int
+) -> list[NodeRow]:
+    """List a run's nodes with their attempts; outputs larger than `max_bytes` are left out."""
+    with driver_errors():
+        async with pool.acquire() as connection:
+            rows = await connection.fetch(
+                LIST_NODES,
+                run_id,
+                max_bytes,
+                after.created_at if after else None,
+                after.node_id if after else None,
+                after.iteration if after else None,
+                limit,
+            )
+            return await _with_attempts(connection, run_id, rows)
+
+
+async def find_node(
+    pool: asyncpg.Pool,
+    run_id: RunId,
+    node_ids: Sequence[NodeId],
+    *,
+    iteration: int | None,
+    max_bytes: int,
+) -> NodeRow | None:
+    """Read the node of the first of these ids that there is; without an iteration, its newest."""
+    with driver_errors():
+        async with pool.acquire() as connection:
+            rows = await connection.fetch(FIND_NODES, run_id, max_bytes, node_ids, iteration)
+            nodes = await _with_attempts(connection, run_id, rows)
+    return nodes[0] if nodes else None
+
+
+async def list_frames(
+    pool: asyncpg.Pool, run_id: RunId, *, above: int, below: int, is_ascending: bool, limit: int
+) -> tuple[list[FrameRow], int]:
+    """List frames, oldest first, and how many of the first ones only lead up to the page.
+
+    The page are at most `limit` frames between `above` and `below`: the oldest of them, or the newest.
+    """
+    with driver_errors():
+        rows = await pool.fetch(LIST_FRAMES, run_id, above, below, is_ascending, limit)
+    frames = [
+        FrameRow(
+            frame_no=row["frame_no"],
+            created_ms=row["created_ms"],
+            xml_hash=row["xml_hash"],
+            encoding=row["encoding"],
+            body=row["body"],
+            mounted_task_ids=row["mounted_task_ids"],
+        )
+        for row in rows
+    ]
+    return frames, sum(not row["is_in_page"] for row in rows)
+
+
+async def list_approvals(
+    pool: asyncpg.Pool, *, after: ApprovalPlace | None, limit: int
+) -> list[ApprovalRow]:
+    """List the open approvals of all runs, oldest request first, from a place on."""
+    with driver_errors():
+        rows = await pool.fetch(
+            LIST_APPROVALS,
+            after.requested_at if after else None,
+            after.run_id if after else None,
+            after.node_id if after else None,
+            after.iteration if after else None,
+            limit,
+        )
+    return [ApprovalRow(**row) for row in rows]
+
+
+async def _with_attempts(
+    connection: asyncpg.pool.PoolConnectionProxy | asyncpg.Connection,
+    run_id: RunId,
+    rows: Sequence[asyncpg.Record],
+) -> list[NodeRow]:
+    attempts: dict[tuple[str, int], tuple[AttemptRow, ...]] = {}
+    if rows:
+        found = await connection.fetch(
+            LIST_ATTEMPTS,
+            run_id,
+            [row["node_id"] for row in rows],
+            [row["iteration"] for row in rows],
+        )
+        for key, group in groupby(found, key=lambda row: (row["node_id"], row["iteration"])):
+            attempts[key] = tuple(
+                AttemptRow(
+                    attempt=row["attempt"],
+                    state=row["state"],
+                    started_ms=row["started_ms"],
+                    finished_ms=row["finished_ms"],
+                    error=row["error"],
+                )
+                for row in group
+            )
+    return [
+        NodeRow(**row, attempts=attempts.get((row["node_id"], row["iteration"]), ()))
+        for row in rows
+    ]

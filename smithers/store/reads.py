@@ -1,0 +1,244 @@
+"""Read runs for people: lists and single ones, with what tells how they are.
+
+Nothing here takes a lock. Times are milliseconds since 1970 by the database's clock, `now_ms` included, so that what is
+computed from them (how stale a heartbeat is, how long somebody waits) never mixes two clocks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import asyncpg
+
+from smithers.ids import NodeId, RunId
+from smithers.states import RunStatus
+from smithers.store.connections import driver_errors
+from smithers.store.lanes import Lane
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenWait:
+    """The first node that a waiting run waits for."""
+
+    node_id: NodeId
+    requested_ms: int | None  # an approval's
+    due_ms: int | None  # a timer's, or the wait's time-out
+    wait: str | None  # JSON
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunLife:
+    """What tells how a run is."""
+
+    run_id: RunId
+    status: RunStatus
+    owner_id: str | None
+    heartbeat_ms: int | None  # the owner's
+    is_stale: bool  # the owner has been silent for too long
+    lost_heartbeat_ms: int | None  # of an owner that died, until somebody goes on
+    wait: OpenWait | None
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRow:
+    """A run in a list."""
+
+    life: RunLife
+    parent_run_id: RunId | None
+    workflow_name: str
+    workflow_path: str
+    workflow_hash: str
+    created_at: datetime  # with the run id, the place in the list
+    created_ms: int
+    started_ms: int | None
+    finished_ms: int | None
+    cancel_requested_ms: int | None
+    error: str | None
+    config: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDetail:
+    """A run by itself; `input`, `output`, `error` and `summary` are JSON."""
+
+    life: RunLife
+    workflow_name: str
+    workflow_hash: str
+    started_ms: int | None
+    finished_ms: int | None
+    input: str
+    output: str | None
+    error: str | None
+    summary: str | None  # node state → count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlace:
+    """Where a page of the list begins: after this run."""
+
+    created_at: datetime
+    run_id: RunId
+
+
+RunLane = Lane[RunId, RunDetail | None]
+
+# -- name: list_runs
+# Walks run_requests_created_at_run_id_idx backwards from the place; each lookup beside it is by a primary key, and the
+# wait only where the status says that there is one.
+LIST_RUNS: Final = """
+    SELECT q.run_id, q.parent_run_id, q.workflow_name, q.workflow_path, q.source_hash, q.config, q.created_at,
+           smithers.to_ms(q.created_at) AS created_ms, smithers.to_ms(r.started_at) AS started_ms,
+           smithers.to_ms(r.finished_at) AS finished_ms, smithers.to_ms(r.cancel_requested_at) AS cancel_requested_ms,
+           r.error, r.status, r.owner_id::text, smithers.to_ms(w.heartbeat_at) AS heartbeat_ms,
+           w.heartbeat_at < smithers.clock() - interval '30 s' AS is_stale,
+           smithers.to_ms(r.lost_heartbeat_at) AS lost_heartbeat_ms,
+           n.node_id, n.requested_ms, n.due_ms, n.wait, smithers.to_ms(smithers.clock()) AS now_ms
+    FROM smithers.run_requests q
+    JOIN smithers.runs r ON r.run_id = q.run_id
+    LEFT JOIN smithers.workers w ON w.worker_id = r.owner_id
+    LEFT JOIN LATERAL (
+        SELECT o.node_id, o.wait, smithers.to_ms(o.due_at) AS due_ms, smithers.to_ms(a.requested_at) AS requested_ms
+        FROM smithers.nodes o
+        LEFT JOIN smithers.approvals a
+            ON a.run_id = o.run_id AND a.node_id = o.node_id AND a.iteration = o.iteration
+        WHERE o.run_id = r.run_id AND o.state = r.status
+        ORDER BY o.created_at, o.node_id, o.iteration LIMIT 1
+    ) n ON r.status IN ('waiting-approval', 'waiting-event', 'waiting-timer')
+    WHERE ($1::text IS NULL OR r.status = $1) AND ($2::text IS NULL OR q.workflow_name = $2)
+        AND ($3::timestamptz IS NULL OR (q.created_at, q.run_id) < ($3, $4::text))
+    ORDER BY q.created_at DESC, q.run_id DESC
+    LIMIT $5"""
+
+# -- name: find_runs
+# Many askers, one query. The output is that of the node that the run's end named.
+FIND_RUNS: Final = """
+    SELECT r.run_id, r.status, r.owner_id::text, q.workflow_name, q.source_hash, q.input, r.error,
+           smithers.to_ms(r.started_at) AS started_ms, smithers.to_ms(r.finished_at) AS finished_ms,
+           smithers.to_ms(w.heartbeat_at) AS heartbeat_ms,
+           w.heartbeat_at < smithers.clock() - interval '30 s' AS is_stale,
+           smithers.to_ms(r.lost_heartbeat_at) AS lost_heartbeat_ms,
+           n.node_id, n.requested_ms, n.due_ms, n.wait, o.output,
+           (SELECT json_object_agg(c.state, c.count)::text FROM (
+               SELECT s.state, count(*) AS count FROM smithers.nodes s WHERE s.run_id = r.run_id GROUP BY s.state) c
+           ) AS summary,
+           smithers.to_ms(smithers.clock()) AS now_ms
+    FROM smithers.runs r
+    JOIN smithers.run_requests q ON q.run_id = r.run_id
+    LEFT JOIN smithers.workers w ON w.worker_id = r.owner_id
+    LEFT JOIN smithers.nodes o
+        ON o.run_id = r.run_id AND o.node_id = r.output_node_id AND o.iteration = r.output_iteration
+    LEFT JOIN LATERAL (
+        SELECT o.node_id, o.wait, smithers.to_ms(o.due_at) AS due_ms, smithers.to_ms(a.requested_at) AS requested_ms
+        FROM smithers.nodes o
+        LEFT JOIN smithers.approvals a
+            ON a.run_id = o.run_id AND a.node_id = o.node_id AND a.iteration = o.iteration
+        WHERE o.run_id = r.run_id AND o.state = r.status
+        ORDER BY o.created_at, o.node_id, o.iteration LIMIT 1
+    ) n ON r.status IN ('waiting-approval', 'waiting-event', 'waiting-timer')
+    WHERE r.run_id = ANY ($1::text[])"""
+
+# -- name: run_exists
+RUN_EXISTS: Final = "SELECT EXISTS (SELECT 1 FROM smithers.runs WHERE run_id = $1)"
+
+# -- name: read_revision
+# The migration that the database is at; fails where there is no schema.
+READ_REVISION: Final = "SELECT version_num FROM smithers.alembic_version"
+
+
+async def list_runs(
+    pool: asyncpg.Pool,
+    *,
+    status: RunStatus | None,
+    workflow_name: str | None,
+    after: RunPlace | None,
+    limit: int,
+) -> list[RunRow]:
+    """List runs, newest first, from a place on."""
+    with driver_errors():
+        rows = await pool.fetch(
+            LIST_RUNS,
+            status,
+            workflow_name,
+            after.created_at if after else None,
+            after.run_id if after else None,
+            limit,
+        )
+    return [
+        RunRow(
+            life=_life(row),
+            parent_run_id=row["parent_run_id"],
+            workflow_name=row["workflow_name"],
+            workflow_path=row["workflow_path"],
+            workflow_hash=row["source_hash"],
+            created_at=row["created_at"],
+            created_ms=row["created_ms"],
+            started_ms=row["started_ms"],
+            finished_ms=row["finished_ms"],
+            cancel_requested_ms=row["cancel_requested_ms"],
+            error=row["error"],
+            config=row["config"],
+        )
+        for row in rows
+    ]
+
+
+def open_run_lane(dsn: str) -> RunLane:
+    """Make the lane on which single runs are read; submitting answers None where there is no such run."""
+    return Lane(dsn, role="runs", flush=find_runs)
+
+
+async def find_runs(
+    connection: asyncpg.Connection, run_ids: Sequence[RunId]
+) -> list[RunDetail | None]:
+    """Read runs by their ids, in that order."""
+    rows = await connection.fetch(FIND_RUNS, list(set(run_ids)))
+    found = {
+        row["run_id"]: RunDetail(
+            life=_life(row),
+            workflow_name=row["workflow_name"],
+            workflow_hash=row["source_hash"],
+            started_ms=row["started_ms"],
+            finished_ms=row["finished_ms"],
+            input=row["input"],
+            output=row["output"],
+            error=row["error"],
+            summary=row["summary"],
+        )
+        for row in rows
+    }
+    return [found.get(run_id) for run_id in run_ids]
+
+
+async def run_exists(pool: asyncpg.Pool, run_id: RunId) -> bool:
+    """Say whether there is such a run."""
+    with driver_errors():
+        return bool(await pool.fetchval(RUN_EXISTS, run_id))
+
+
+async def read_revision(pool: asyncpg.Pool) -> str:
+    """Read which migration the database is at; raises StoreError where it has no schema."""
+    with driver_errors():
+        return str(await pool.fetchval(READ_REVISION))
+
+
+def _life(row: asyncpg.Record) -> RunLife:
+    wait = None
+    if row["node_id"] is not None:
+        wait = OpenWait(
+            node_id=row["node_id"],
+            requested_ms=row["requested_ms"],
+            due_ms=row["due_ms"],
+            wait=row["wait"],
+        )
+    return RunLife(
+        run_id=row["run_id"],
+        status=RunStatus(row["status"]),
+        owner_id=row["owner_id"],
+        heartbeat_ms=row["heartbeat_ms"],
+        is_stale=bool(row["is_stale"]),
+        lost_heartbeat_ms=row["lost_heartbeat_ms"],
+        wait=wait,
+        now_ms=row["now_ms"],
+    )

@@ -1,0 +1,127 @@
+"""Start runs: the row, what was asked, event 0 and the wake-up, in one transaction, before anybody is told.
+
+Uniqueness is the constraint's, never a SELECT's: of any number of starts with one run id exactly one wins. Starts that
+come in while others are being committed share the next transaction (see lanes).
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import astuple, dataclass
+from typing import Final, TypeVar
+
+import asyncpg
+
+from smithers.errors import StoreError, StoreUnavailable
+from smithers.ids import RunId, SourceHash
+from smithers.store.connections import driver_errors
+from smithers.store.lanes import Lane
+from smithers.store.refusals import KeyReused, RunExists
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStart:
+    """A run to be; the order of the fields is that of the SQL type run_start_v1."""
+
+    run_id: RunId
+    workflow_name: str
+    workflow_path: str
+    workflow_export: str | None
+    source_hash: SourceHash
+    input: str
+    config: str
+    auth: str | None
+    trace_context: str | None
+    parent_run_id: RunId | None
+    queue: str
+    priority: int
+    head: str
+    tail: str
+
+
+StartLane = Lane[RunStart, bool]
+
+# -- name: start_runs
+# One call for all that piled up; who is not among the returned came second.
+START_RUNS: Final = "SELECT run_id FROM smithers.start_runs_v1($1::smithers.run_start_v1[])"
+
+# -- name: reserve_key
+# A rival with the same key waits here until the first has committed (and then gets no row) or was rolled back.
+RESERVE_KEY: Final = """
+    INSERT INTO smithers.idempotency_keys (idempotency_key, request_hash, run_id) VALUES ($1, $2, $3)
+    ON CONFLICT DO NOTHING RETURNING run_id"""
+
+# -- name: read_key
+READ_KEY: Final = (
+    "SELECT request_hash, run_id FROM smithers.idempotency_keys WHERE idempotency_key = $1"
+)
+
+
+def open_start_lane(dsn: str) -> StartLane:
+    """Make the lane on which runs are started; submitting answers whether the run is new."""
+    return Lane(dsn, role="starts", flush=start_runs)
+
+
+async def start_runs(
+    connection: asyncpg.Connection, starts: Sequence[RunStart]
+) -> Sequence[bool | Exception]:
+    """Say of each start whether it won; of equal ids in one batch the first does."""
+    unique: dict[RunId, RunStart] = {}
+    for start in starts:
+        unique.setdefault(start.run_id, start)
+    outcomes = await each_on_its_own(connection, list(unique.values()), _start_unique)
+    by_id = dict(zip(unique, outcomes, strict=True))
+    return [
+        by_id[start.run_id] if unique[start.run_id] is start else _second(by_id[start.run_id])
+        for start in starts
+    ]
+
+
+async def start_with_key(
+    pool: asyncpg.Pool, start: RunStart, *, idempotency_key: str, request_hash: str
+) -> RunId:
+    """Start a run once for a key, and name the run that it stands for.
+
+    Key and run are one transaction: no crash leaves one without the other. Raises KeyReused where the key came with
+    another request, RunExists where the run id was taken without this key.
+    """
+    with driver_errors():
+        async with pool.acquire() as connection, connection.transaction():
+            if await connection.fetchval(RESERVE_KEY, idempotency_key, request_hash, start.run_id):
+                if not (await _start_unique(connection, [start]))[0]:
+                    raise RunExists
+                return start.run_id
+            first = await connection.fetchrow(READ_KEY, idempotency_key)
+            if first is None or first["request_hash"] != request_hash:
+                raise KeyReused
+            return RunId(first["run_id"])
+
+
+async def each_on_its_own(
+    connection: asyncpg.Connection,
+    items: Sequence[Item],
+    call: Callable[[asyncpg.Connection, Sequence[Item]], Awaitable[Sequence[Result]]],
+) -> Sequence[Result | Exception]:
+    """Call once for all items; where the database refuses that, once for each: only the culprit fails."""
+    try:
+        with driver_errors():
+            return await call(connection, items)
+    except StoreUnavailable:
+        raise
+    except StoreError as error:
+        if len(items) == 1:
+            return [error]
+    return [(await each_on_its_own(connection, [item], call))[0] for item in items]
+
+
+async def _start_unique(
+    connection: asyncpg.Connection, starts: Sequence[RunStart]
+) -> Sequence[bool]:
+    rows = await connection.fetch(START_RUNS, [astuple(start) for start in starts])
+    new = {row["run_id"] for row in rows}
+    return [start.run_id in new for start in starts]
+
+
+def _second(outcome: bool | Exception) -> bool | Exception:
+    return outcome if isinstance(outcome, Exception) else False

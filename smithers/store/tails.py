@@ -1,0 +1,108 @@
+"""Read the new events of many runs at once, for whoever streams them.
+
+A run's `seq` is handed out under its row's lock, so within a run events become visible in order and without gaps: a
+cursor per run loses nothing, where a cursor over all runs would (a lower number may commit later). A run's status, its
+last_seq and its events come from one snapshot: "terminal, and all sent" is decided on that.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import asyncpg
+
+from smithers.ids import RunId
+from smithers.states import RunStatus
+from smithers.store.lanes import Lane
+
+PAGE_EVENTS: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """The last event of a run that somebody has; -1: none."""
+
+    run_id: RunId
+    seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tail:
+    """What comes after a cursor: at most PAGE_EVENTS events, numbered from `first_seq` without a gap."""
+
+    run_id: RunId
+    status: RunStatus
+    last_seq: int  # of the run, in the same snapshot
+    first_seq: int  # of the payloads
+    payloads: Sequence[str]  # JSON
+
+    @property
+    def end_seq(self) -> int:
+        """The last event that this holds, or the cursor's own."""
+        return self.first_seq + len(self.payloads) - 1
+
+    @property
+    def is_last(self) -> bool:
+        """The run has ended, and nothing comes after this."""
+        return self.status.is_terminal and self.end_seq >= self.last_seq
+
+
+TailLane = Lane[tuple[Cursor, ...], dict[Cursor, Tail]]
+
+# -- name: read_tails
+# LATERAL: one walk of the primary key for each cursor, ended by its LIMIT. Aggregated, because a row for each event
+# would cost more than the event.
+READ_TAILS: Final = """
+    SELECT c.run_id, c.seq, r.status, r.last_seq, e.first_seq, e.payloads
+    FROM unnest($1::text[], $2::bigint[]) AS c(run_id, seq)
+    JOIN smithers.runs r ON r.run_id = c.run_id
+    CROSS JOIN LATERAL (
+        SELECT min(p.seq) AS first_seq, array_agg(p.payload ORDER BY p.seq) AS payloads FROM (
+            SELECT v.seq, v.payload FROM smithers.events v
+            WHERE v.run_id = c.run_id AND v.seq > c.seq ORDER BY v.seq LIMIT $3) p
+    ) e"""
+
+# -- name: find_moved
+# The net under lost hints: which of these runs have more than their viewers were sent.
+FIND_MOVED: Final = """
+    SELECT r.run_id FROM unnest($1::text[], $2::bigint[]) AS c(run_id, seq)
+    JOIN smithers.runs r ON r.run_id = c.run_id WHERE r.last_seq > c.seq"""
+
+
+def open_tail_lane(dsn: str, *, role: str) -> TailLane:
+    """Make a lane of reads; submitting cursors answers the tails of those whose run there is."""
+    return Lane(dsn, role=role, flush=read_tails)
+
+
+async def read_tails(
+    connection: asyncpg.Connection, asked: Sequence[tuple[Cursor, ...]]
+) -> list[dict[Cursor, Tail]]:
+    """Read for all askers in one query."""
+    wanted = list({cursor for cursors in asked for cursor in cursors})
+    rows = await connection.fetch(
+        READ_TAILS,
+        [cursor.run_id for cursor in wanted],
+        [cursor.seq for cursor in wanted],
+        PAGE_EVENTS,
+    )
+    found = {
+        Cursor(row["run_id"], row["seq"]): Tail(
+            run_id=row["run_id"],
+            status=RunStatus(row["status"]),
+            last_seq=row["last_seq"],
+            first_seq=row["seq"] + 1 if row["first_seq"] is None else row["first_seq"],
+            payloads=row["payloads"] or (),
+        )
+        for row in rows
+    }
+    return [
+        {cursor: found[cursor] for cursor in cursors if cursor in found} for cursors in asked
+    ]
+
+
+async def find_moved(connection: asyncpg.Connection, cursors: Sequence[Cursor]) -> list[RunId]:
+    """Name the runs that have gone past their cursors."""
+    rows = await connection.fetch(
+        FIND_MOVED, [cursor.run_id for cursor in cursors], [cursor.seq for cursor in cursors]
+    )
+    return [row["run_id"] for row in rows]

@@ -1,0 +1,88 @@
+"""Make a builder function a workflow."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar, overload
+
+from pydantic import BaseModel
+
+from smithers.context import Context
+from smithers.durations import Duration, seconds
+from smithers.tree import Child
+
+Input = TypeVar("Input", bound=BaseModel)
+Builder = Callable[[Context[Any]], Child]
+
+RENDER_TIMEOUT_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workflow(Generic[Input]):
+    """A builder and what the server must know of it before a run starts."""
+
+    name: str
+    builder: Builder
+    input_model: type[Input] | None = None
+    output_node: str | None = None  # whose output is the run's; None: the last task's
+    queue: str | None = None
+    isolation: str | None = None  # "process": each run has a child of its own
+    database: str | None = None  # the environment variable with its URL
+    render_timeout_s: float = RENDER_TIMEOUT_S
+
+    def __call__(self, ctx: Context[Input]) -> Child:
+        """Render: the tree that these facts give."""
+        return self.builder(ctx)
+
+
+@overload
+def workflow(builder: Callable[[Context[Any]], Child], /) -> Workflow[Any]: ...
+@overload
+def workflow(
+    *,
+    input: type[Input] | None = None,
+    name: str | None = None,
+    output: str | None = None,
+    queue: str | None = None,
+    isolation: str | None = None,
+    database: str | None = None,
+    render_timeout: Duration = RENDER_TIMEOUT_S,
+) -> Callable[[Callable[[Context[Input]], Child]], Workflow[Input]]: ...
+def workflow(
+    builder: Callable[..., Child] | None = None,
+    /,
+    *,
+    input: type[BaseModel] | None = None,
+    name: str | None = None,
+    output: str | None = None,
+    queue: str | None = None,
+    isolation: str | None = None,
+    database: str | None = None,
+    render_timeout: Duration = RENDER_TIMEOUT_S,
+) -> Any:
+    """Make a builder a workflow, bare or with options.
+
+    `input`: the pydantic model of a run's input; without one `ctx.input` is a plain mapping. `name`: default, the function's
+    name in kebab case. `output`: the id of the node whose output is the run's; default, the last task's. `queue`: which
+    workers may run it. `isolation="process"`: each run in a child of its own. `database`: the environment variable that holds
+    the URL of the workflow's own database. `render_timeout`: how long one render may take.
+    """
+
+    def make(function: Callable[..., Child]) -> Workflow[Any]:
+        return Workflow(
+            name=name or _kebab_case(function.__name__),
+            builder=function,
+            input_model=input,
+            output_node=output,
+            queue=queue,
+            isolation=isolation,
+            database=database,
+            render_timeout_s=seconds(render_timeout),
+        )
+
+    return make if builder is None else make(builder)
+
+
+def _kebab_case(name: str) -> str:
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name)
+    return spaced.replace("_", "-").strip("-").lower()

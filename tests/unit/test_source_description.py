@@ -1,0 +1,176 @@
+"""A version's workflow is found by the rules of authoring.md, and described, whatever it is."""
+
+import json
+
+import pytest
+
+from smithers.source.beneath import RootDirectory
+from smithers.source.closure import SourceBundle, read_bundle
+from smithers.source.description import MAX_ERROR_CHARS, Description, describe
+from smithers.source.errors import WorkflowNotFound
+from smithers.source.loading import find_workflow, load_module, unload
+from smithers.source.tracebacks import without_paths
+from tests.support.source_files import write_files
+
+NOTHING = Description(
+    workflow_name=None, input_schema=None, queue=None, isolation=None, database=None, error=None
+)
+HEAD = """
+from pydantic import BaseModel
+from smithers import Sequence, workflow
+"""
+ONE = """
+@workflow
+def publish_article(ctx): return Sequence()
+"""
+TWO = """
+@workflow(name="the-second")
+def second(ctx): return Sequence()
+"""
+
+
+@pytest.fixture
+def bundle_of(tmp_path):
+    hashes = []
+
+    def make(*parts: str, **others: str) -> SourceBundle:
+        modules = {f"{name}.py": HEAD + text for name, text in others.items()}
+        write_files(tmp_path, {"flow.py": HEAD + "".join(parts), **modules})
+        with RootDirectory(tmp_path) as root:
+            bundle = read_bundle(root, "flow.py")
+        hashes.append(bundle.source_hash)
+        return bundle
+
+    yield make
+    for source_hash in hashes:
+        unload(source_hash)
+
+
+def test_the_only_workflow_is_found(bundle_of):
+    module = load_module(bundle_of(ONE, "again = publish_article"))
+    assert find_workflow(module, None) is module.publish_article
+
+
+def test_the_attribute_workflow_goes_first_wherever_it_comes_from(bundle_of):
+    module = load_module(bundle_of(ONE, TWO, "workflow = second"))
+    assert find_workflow(module, None) is module.second
+    module = load_module(bundle_of(ONE, "from other import second as workflow", other=TWO))
+    assert find_workflow(module, None).name == "the-second"
+
+
+def test_an_imported_workflow_does_not_count_unless_it_is_named(bundle_of):
+    module = load_module(bundle_of("from other import second", ONE, other=TWO))
+    assert find_workflow(module, None) is module.publish_article
+    assert find_workflow(module, "second") is module.second
+
+
+@pytest.mark.parametrize("name", ["second", "the-second"])
+def test_a_name_is_an_attributes_or_a_workflows(bundle_of, name):
+    module = load_module(bundle_of(ONE, TWO))
+    assert find_workflow(module, name) is module.second
+
+
+@pytest.mark.parametrize(
+    ("parts", "name", "what", "candidates"),
+    [
+        ([], None, "no workflow (a function under @workflow)", ()),
+        ([ONE, TWO], None, "several workflows", ("publish_article", "second")),
+        ([ONE], "other", "no workflow 'other'", ("publish_article",)),
+        ([ONE], "BaseModel", "no workflow 'BaseModel'", ("publish_article",)),
+        (["from other import second"], None, "no workflow of its own", ("second",)),
+    ],
+)
+def test_what_is_not_found_names_the_candidates(bundle_of, parts, name, what, candidates):
+    bundle = bundle_of(*parts, other=TWO)
+    with pytest.raises(WorkflowNotFound) as caught:
+        find_workflow(load_module(bundle), name)
+    assert caught.value.candidates == candidates
+    assert caught.value.reason.startswith(f"flow.py holds {what}")
+    assert caught.value.reason.endswith(", ".join(candidates))
+    assert describe(bundle, name).error == caught.value.reason
+
+
+def test_a_workflow_is_described(bundle_of):
+    bundle = bundle_of(
+        """
+        class Brief(BaseModel):
+            topic: str = "\\\\u0000 is fine as text"
+
+        @workflow(input=Brief, queue="gpu", isolation="process", database="OWN_URL")
+        def publish_article(ctx): return Sequence()
+        """.replace("\n        ", "\n")
+    )
+    description = describe(bundle, None)
+    assert description.workflow_name == "publish-article"
+    assert description.input_schema["properties"]["topic"]["type"] == "string"
+    assert (description.queue, description.isolation) == ("gpu", "process")
+    assert (description.database, description.error) == ("OWN_URL", None)
+    assert Description.from_json(description.to_json()) == description
+
+
+def test_a_workflow_without_options_is_described(bundle_of):
+    expected = {**json.loads(NOTHING.to_json()), "workflow_name": "publish-article"}
+    assert json.loads(describe(bundle_of(ONE), None).to_json()) == expected
+
+
+def test_an_import_error_is_the_description(bundle_of):
+    error = describe(bundle_of("import other", other="\n\nimport no_such_library"), None).error
+    first, *lines = error.splitlines()
+    assert first == (
+        "flow.py cannot be imported: "
+        "ModuleNotFoundError: No module named 'no_such_library' (other.py, line 6)"
+    )
+    assert "    import no_such_library" in lines
+    assert "smithers/source" not in error
+
+
+def test_broken_source_is_the_description(bundle_of):
+    assert describe(bundle_of("return"), None).error == "flow.py, line 4: 'return' outside function"
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "x: BaseException",  # no JSON schema at all
+        "x: str = '\\0'",  # no database can hold it
+        "x: str = '\\ud800'",
+        "model_config = {'json_schema_extra': {'x': object()}}",
+        "model_config = {'json_schema_extra': lambda schema: 1 / 0}",
+    ],
+)
+def test_a_model_without_a_usable_schema_is_an_error_of_the_author(bundle_of, field):
+    source = f"""
+class Brief(BaseModel, arbitrary_types_allowed=True):
+    {field}
+
+@workflow(input=Brief)
+def publish_article(ctx): return Sequence()
+"""
+    description = describe(bundle_of(source), None)
+    assert "the input model of 'publish-article' has no JSON schema" in description.error
+    assert description.input_schema is None
+
+
+def test_an_error_fits_into_the_database_and_the_answer(bundle_of):
+    text = "'\\0 \\ud800 /etc/secrets/key ' + 'x' * 100_000"
+    error = describe(bundle_of(f"raise ValueError({text})"), None).error
+    assert "\0" not in error
+    assert error.encode()
+    assert "…/key" in error
+    assert "/etc" not in error
+    assert len(error) <= MAX_ERROR_CHARS + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("in '/home/me/my files/x.py'", "in '…/x.py'"),
+        ('File "/usr/lib/a.py", line 3', 'File "…/a.py", line 3'),
+        ("(/usr/lib/python3/json/__init__.py)", "(…/__init__.py)"),
+        ("see https://example.com/a/b and a/b/c", "see https://example.com/a/b and a/b/c"),
+        ("1 / 2 /x", "1 / 2 /x"),
+        ("path=/srv/app/x", "path=…/x"),
+    ],
+)
+def test_absolute_paths_are_shortened(text, expected):
+    assert without_paths(text) == expected
