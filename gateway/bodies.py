@@ -1,7 +1,7 @@
 """Read a request's body as strict JSON: what two readers could take for two things is no JSON here.
 
 Refused: other encodings than UTF-8, byte order marks, NaN and Infinity and what overflows to them, duplicate keys, lone
-surrogates, nesting deeper than 32, whole numbers of more digits than Python converts. Nesting is measured before the
+surrogates, nesting deeper than 32, whole numbers beyond the largest double. Nesting is measured before the
 text is parsed, because a parser recurses.
 """
 
@@ -21,6 +21,7 @@ _STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)', re.DOTALL)
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _ONE_KIND: Final = bytes.maketrans(b"{}", b"[]")
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+_HUGE_NUMBER: Final = re.compile(rb"[0-9]{309}")  # beyond the largest double
 
 
 async def read_object(request: web.Request, *, max_bytes: int) -> dict[str, Any]:
@@ -35,7 +36,10 @@ async def read_object(request: web.Request, *, max_bytes: int) -> dict[str, Any]
     if request.headers.get("Expect"):
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # or aiohttp takes the answer for begun
-    body = await request.read()
+    try:
+        body = await request.read()
+    except web.HTTPRequestEntityTooLarge as error:  # chunked: only the reading tells
+        raise PayloadTooLarge(max_bytes) from error
     return parse_object(body) if body else {}
 
 
@@ -55,8 +59,9 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 def parse_json(body: bytes) -> Any:
     """Parse strict JSON that is known not to nest deeply; raises InvalidJson."""
+    decoder = _CAREFUL_DECODER if _HUGE_NUMBER.search(body) else _DECODER
     try:
-        value = _DECODER.decode(body.decode("utf-8"))
+        value = decoder.decode(body.decode("utf-8"))
         if _SURROGATE.search(body):
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -116,10 +121,21 @@ def _finite(text: str) -> float:
     return number
 
 
+def _finite_int(text: str) -> int:
+    _finite(text)
+    return int(text)
+
+
 def _no_constant(_name: str) -> Any:
     raise ValueError("NaN and Infinity are no JSON")
 
 
 _DECODER: Final = json.JSONDecoder(
     object_pairs_hook=_no_duplicates, parse_float=_finite, parse_constant=_no_constant
+)
+_CAREFUL_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_no_duplicates,
+    parse_float=_finite,
+    parse_int=_finite_int,
+    parse_constant=_no_constant,
 )

@@ -72,7 +72,9 @@ def problem(error: BaseException) -> web.Response:
     error = translate(error)
     status = find_status(error)
     if status is None:
-        return _envelope(500, "SERVER_ERROR", "The server failed; nothing more is known here.", None)
+        return _envelope(
+            500, "SERVER_ERROR", "The server failed; nothing more is known here.", None
+        )
     code = getattr(error, "code", "SERVER_ERROR")
     if isinstance(error, SourceError):
         response = _envelope(status, code, error.reason, {"reason": error.reason})
@@ -89,8 +91,6 @@ def problem(error: BaseException) -> web.Response:
 
 def translate(error: BaseException) -> BaseException:
     """Say in our words what aiohttp found wrong with a request; its own texts quote the request."""
-    if isinstance(error, web.HTTPRequestEntityTooLarge):
-        return errors.PayloadTooLarge(int(error.max_size))
     if isinstance(error, (HttpProcessingError, web.RequestPayloadError)):
         return errors.InvalidRequest("The request is not well-formed HTTP.")
     if isinstance(error, web.HTTPException):
@@ -98,9 +98,7 @@ def translate(error: BaseException) -> BaseException:
     return error
 
 
-def _envelope(
-    status: int, code: str, message: str, details: dict[str, Any] | None
-) -> web.Response:
+def _envelope(status: int, code: str, message: str, details: dict[str, Any] | None) -> web.Response:
     content: dict[str, Any] = {"code": code, "message": message}
     if details is not None:
         content["details"] = details

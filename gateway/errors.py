@@ -24,7 +24,9 @@ class GatewayError(SmithersError):
 
     message = "The request cannot be served."
 
-    def __init__(self, message: str | None = None, *, details: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, message: str | None = None, *, details: dict[str, Any] | None = None
+    ) -> None:
         super().__init__(message or self.message)
         self.details = details
 
@@ -76,7 +78,9 @@ class PayloadTooLarge(GatewayError):
     code = "PAYLOAD_TOO_LARGE"
 
     def __init__(self, max_bytes: int) -> None:
-        super().__init__(f"The body is larger than {max_bytes} bytes.", details={"maxBytes": max_bytes})
+        super().__init__(
+            f"The body is larger than {max_bytes} bytes.", details={"maxBytes": max_bytes}
+        )
 
 
 class HeadersTooLarge(GatewayError):

@@ -1,6 +1,6 @@
 """What the gateway is told at its start: one frozen value."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -17,12 +17,12 @@ class InsecureSettings(SmithersError):
 class GatewaySettings:
     """Where the gateway listens, what it serves, and its limits."""
 
-    dsn: str
-    direct_dsn: str  # not through a pooler in transaction mode: for LISTEN
+    dsn: str = field(repr=False)  # what may hold a secret is in no log
+    direct_dsn: str = field(repr=False)  # not through a pooler in transaction mode: for LISTEN
     root_dir: Path
     host: str = "127.0.0.1"
     port: int = 7331  # 0: any free one
-    auth_token: str | None = None
+    auth_token: str | None = field(default=None, repr=False)
     tokens_file: Path | None = None
     max_body_bytes: int = 1_048_576
     headers_timeout_s: float = 30

@@ -44,8 +44,9 @@ class OnMaxReached(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """How long to wait before the next attempt, in seconds: initial · factor^n, at most maximum, with full jitter.
+    """How long to wait before the next attempt, in seconds: initial · factor^n, at most maximum.
 
+    With jitter, between half of that and all of it.
     Jitter is derived from the run, the node and the attempt, so that a wait is the same wherever it is computed.
     """
 
@@ -53,6 +54,12 @@ class Retry:
     factor: float = 2
     maximum: Duration = 60
     jitter: bool = True
+
+    def __post_init__(self) -> None:
+        seconds(self.initial)
+        seconds(self.maximum)
+        if not 0 <= self.factor < float("inf"):
+            raise InvalidTree(f"Retry(factor={self.factor!r}) is no factor")
 
 
 class Sequence:
@@ -106,6 +113,10 @@ class Loop:
         if max_iterations < 1:
             raise InvalidTree(f"Loop({id!r}, max_iterations={max_iterations}) would never run")
         self.id = check_id(id, "Loop")
+        if "," in id or "=" in id:
+            raise InvalidTree(
+                f"Loop({id!r}): commas and equals signs are kept for the paths of loops"
+            )
         self.children = collect(children)
         self.until = bool(until() if callable(until) else until)
         self.max_iterations = max_iterations
@@ -163,14 +174,15 @@ class Task(Generic[Output]):
         self.do = do
         self.output = output
         self.needs = dict(needs) if needs else {}
-        self.depends_on = tuple(depends_on)
+        _names(self.needs.values(), f"Task({id!r}, needs=...)")
+        self.depends_on = _names(depends_on, f"Task({id!r}, depends_on=...)")
         self.retries = retries
         self.retry = retry or _DEFAULT_RETRY
         self.timeout_s = None if timeout is None else seconds(timeout)
         self.continue_on_fail = continue_on_fail
         self.skip_if = bool(skip_if)
         self.needs_approval = needs_approval
-        self.label = label
+        self.label = check_text(label, f"Task({id!r}, label=...)")
         self.meta = dict(meta) if meta else {}
 
 
@@ -206,15 +218,23 @@ class Approval:
     ) -> None:
         """Ask `title`. A `timeout` that runs out counts as a denial by `system:timeout`."""
         self.id = check_id(id, "Approval")
-        self.title = title
-        self.summary = summary
+        self.title = check_text(title, f"Approval({id!r}, title=...)") or id
+        self.summary = check_text(summary, f"Approval({id!r}, summary=...)")
         self.on_deny = OnDeny(on_deny)
         self.timeout_s = None if timeout is None else seconds(timeout)
-        self.allowed_users = None if allowed_users is None else tuple(allowed_users)
-        self.allowed_scopes = None if allowed_scopes is None else tuple(allowed_scopes)
-        self.depends_on = tuple(depends_on)
+        self.allowed_users = (
+            None
+            if allowed_users is None
+            else _names(allowed_users, f"Approval({id!r}, allowed_users=...)")
+        )
+        self.allowed_scopes = (
+            None
+            if allowed_scopes is None
+            else _names(allowed_scopes, f"Approval({id!r}, allowed_scopes=...)")
+        )
+        self.depends_on = _names(depends_on, f"Approval({id!r}, depends_on=...)")
         self.skip_if = bool(skip_if)
-        self.label = label
+        self.label = check_text(label, f"Approval({id!r}, label=...)")
 
 
 class Signal(Generic[Output]):
@@ -247,14 +267,14 @@ class Signal(Generic[Output]):
     ) -> None:
         """Wait for the signal named `event` (default: the id); one sent earlier counts, and each counts once."""
         self.id = check_id(id, "Signal")
-        self.event = event or id
+        self.event = check_text(event, f"Signal({id!r}, event=...)") or id
         self.output = output
-        self.correlation_id = correlation_id
+        self.correlation_id = check_text(correlation_id, f"Signal({id!r}, correlation_id=...)")
         self.timeout_s = None if timeout is None else seconds(timeout)
         self.on_timeout = OnTimeout(on_timeout)
-        self.depends_on = tuple(depends_on)
+        self.depends_on = _names(depends_on, f"Signal({id!r}, depends_on=...)")
         self.skip_if = bool(skip_if)
-        self.label = label
+        self.label = check_text(label, f"Signal({id!r}, label=...)")
 
 
 WaitForEvent = Signal  # Smithers' name for it
@@ -283,9 +303,9 @@ class Timer:
         self.id = check_id(id, "Timer")
         self.duration_s = None if duration is None else seconds(duration)
         self.until = until
-        self.depends_on = tuple(depends_on)
+        self.depends_on = _names(depends_on, f"Timer({id!r}, depends_on=...)")
         self.skip_if = bool(skip_if)
-        self.label = label
+        self.label = check_text(label, f"Timer({id!r}, label=...)")
 
 
 _DEFAULT_RETRY: Final = Retry()
@@ -303,25 +323,59 @@ def collect(children: Iterable[Child]) -> tuple[Element, ...]:
     """Flatten what an author wrote as children; raise InvalidTree for what is no element."""
     found: list[Element] = []
     for child in children:
-        if child is None or isinstance(child, bool):
+        given: object = child
+        if given is None or isinstance(given, bool):
             continue
-        if isinstance(child, LEAVES) or isinstance(child, GROUPS):
-            found.append(child)
-        elif isinstance(child, Iterable) and not isinstance(child, str | bytes | Mapping):
-            found.extend(collect(child))
+        if isinstance(given, LEAVES + GROUPS):
+            found.append(given)
+        elif isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping):
+            found.extend(collect(given))
         else:
             raise InvalidTree(
-                f"a tree is made of Task, Sequence and the like, not of {type(child).__name__}"
+                f"a tree is made of Task, Sequence and the like, not of {type(given).__name__}"
             )
     return tuple(found)
 
 
-def check_id(id: str, kind: str) -> str:
+def check_id(id: object, kind: str) -> str:
     """Return an id as it may stand in a path; raise InvalidTree otherwise."""
-    if not isinstance(id, str) or NODE_ID_PATTERN.fullmatch(id) is None:
+    if not isinstance(id, str) or not _is_unicode(id) or NODE_ID_PATTERN.fullmatch(id) is None:
         raise InvalidTree(
             f"{kind}({id!r}): an id is 1 to 200 characters, without spaces and slashes"
         )
-    if SCOPE_MARK in id:
+    if SCOPE_MARK in id or id.endswith(SCOPE_MARK[0]):
         raise InvalidTree(f"{kind}({id!r}): {SCOPE_MARK} in an id is kept for the paths of loops")
     return id
+
+
+def check_text(text: Any, where: str) -> Any:
+    """Return a text that can be sent and stored, or None; raise InvalidTree otherwise."""
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise InvalidTree(f"{where} takes a text, not {type(text).__name__}")
+    if "\x00" in text or not _is_unicode(text):
+        raise InvalidTree(
+            f"{where}: a NUL or half a surrogate pair cannot be stored: {text[:200]!r}"
+        )
+    return text
+
+
+def _names(given: Iterable[str], where: str) -> tuple[str, ...]:
+    """Return several names; one bare text is a slip, and would be taken for its letters."""
+    if isinstance(given, str):
+        raise InvalidTree(f"{where} takes a list: [{given!r}]")
+    names = tuple(given)
+    for name in names:
+        check_text(name, where)
+        if name is None:
+            raise InvalidTree(f"{where} has None among its names")
+    return names
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -104,6 +104,18 @@ class Facts:
             self._keys.setdefault(written_id(key.node_id), []).append(key)
         self.nodes[key] = fact
 
+    def forget(self, key: NodeKey) -> None:
+        """Take back what was never committed."""
+        del self.nodes[key]
+        self._keys[written_id(key.node_id)].remove(key)
+
+    def copy(self) -> "Facts":
+        """Return the same facts of nodes and loops, to be changed apart."""
+        other = Facts(loops=dict(self.loops))
+        for key, fact in self.nodes.items():
+            other.put(key, fact)
+        return other
+
     def keys_of(self, node_id: str) -> list[NodeKey]:
         """List the keys of the id that an author wrote, oldest iteration first."""
         return sorted(self._keys.get(node_id, ()), key=place_in_time)

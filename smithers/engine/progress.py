@@ -180,6 +180,22 @@ class Progress:
         """Take back the end of a turn that was not committed, because something came that it did not know of."""
         self.turn.ending = None
 
+    def refuse_turn(self, problem: Problem) -> None:
+        """Take back a turn that the database does not take, and let the run fail for it."""
+        refused, self.turn = self.turn, Turn()
+        self.in_flight -= refused.started
+        for key in refused.nodes:
+            known = self.committed.nodes.get(key)
+            if known is None:
+                self.facts.forget(key)
+            elif known.state is NodeState.IN_PROGRESS and key not in self.in_flight:
+                self.put(key, known.but(state=NodeState.FAILED, error=problem))
+                self.say(EventType.NODE_FAILED, key, attempt=known.attempt, error=problem.to_wire())
+            else:
+                self.facts.put(key, known)
+        self.waiting = {key for key, fact in self.facts.nodes.items() if fact.state.is_waiting}
+        self.fail(problem)
+
     def commit(self, now_ms: int) -> None:
         """Take in that the turn was committed, at the database's time."""
         turn, self.turn = self.turn, Turn()

@@ -6,7 +6,7 @@ was under way goes out in one.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Final
 
@@ -34,7 +34,7 @@ Listener = Callable[[frozenset[str] | None], None]  # None: the connection is ne
 class Hints:
     """One process's ear and mouth."""
 
-    def __init__(self, dsn: str, *, role: str, listeners: dict[Channel, Listener] | None = None) -> None:
+    def __init__(self, dsn: str, *, role: str, listeners: Mapping[Channel, Listener] | None = None) -> None:
         """`dsn` must be direct, not through a pooler in transaction mode."""
         self._dsn = dsn
         self._role = role

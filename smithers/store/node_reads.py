@@ -63,7 +63,6 @@ class FrameRow:
     xml_hash: str
     encoding: str
     body: str
-    mounted_task_ids: str  # JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +137,7 @@ LIST_FRAMES: Final = """
             (SELECT f.frame_no FROM smithers.frames f
              WHERE NOT $4 AND f.run_id = $1 AND f.frame_no > $2 AND f.frame_no < $3 ORDER BY f.frame_no DESC LIMIT $5)
         ) p)
-    SELECT f.frame_no, smithers.to_ms(f.created_at) AS created_ms, f.xml_hash, f.encoding, f.body, f.mounted_task_ids,
+    SELECT f.frame_no, smithers.to_ms(f.created_at) AS created_ms, f.xml_hash, f.encoding, f.body,
            f.frame_no >= page.low AS is_in_page
     FROM page JOIN smithers.frames f ON f.run_id = $1 AND f.frame_no <= page.high AND f.frame_no >= (
         SELECT max(k.frame_no) FROM smithers.frames k
@@ -211,7 +210,6 @@ async def list_frames(
             xml_hash=row["xml_hash"],
             encoding=row["encoding"],
             body=row["body"],
-            mounted_task_ids=row["mounted_task_ids"],
         )
         for row in rows
     ]

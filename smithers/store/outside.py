@@ -16,7 +16,14 @@ from smithers.errors import StoreError
 from smithers.ids import NodeId, RunId, SourceHash
 from smithers.store.connections import driver_errors
 from smithers.store.lanes import Lane
-from smithers.store.refusals import NodeNotFound, NodeNotWaiting, NotAllowed, RunNotActive, RunNotFound
+from smithers.store.refusals import (
+    NodeNotFound,
+    NodeNotWaiting,
+    NotAllowed,
+    NothingToResume,
+    RunNotActive,
+    RunNotFound,
+)
 from smithers.store.starts import each_on_its_own
 
 
@@ -149,7 +156,10 @@ async def cancel_run(pool: asyncpg.Pool, run_id: RunId) -> CancelOutcome:
 
 
 async def resume_run(pool: asyncpg.Pool, resume: Resume) -> tuple[ResumeOutcome, str]:
-    """Open a new era of a failed or cancelled run, or give a parked one its new source; name its queue."""
+    """Open a new era of a failed or cancelled run, or give a parked one its new source; name its queue.
+
+    Raises NothingToResume, RunNotActive.
+    """
     with driver_errors():
         row = await pool.fetchrow(
             RESUME_RUN,
@@ -162,7 +172,7 @@ async def resume_run(pool: asyncpg.Pool, resume: Resume) -> tuple[ResumeOutcome,
         )
     outcome = _word(row)
     if row is None or outcome in {"not-found", "not-active"}:
-        raise RunNotFound if outcome == "not-found" else RunNotActive
+        raise NothingToResume if outcome == "not-found" else RunNotActive
     return ResumeOutcome(outcome), row["queue"]
 
 

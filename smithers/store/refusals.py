@@ -3,6 +3,7 @@
 StoreError
 └── Refused
     ├── RunNotFound      no run of this name
+    │   └── NothingToResume  … when it was to be resumed: Smithers has a code of its own for that
     ├── NodeNotFound     the run has no such node
     ├── RunExists        the name is taken: somebody else's start won
     ├── RunNotActive     the run has ended (or became another one): nothing to cancel, signal or resume
@@ -25,6 +26,12 @@ class RunNotFound(Refused):
 
     def __init__(self) -> None:
         super().__init__("There is no run of this id.")
+
+
+class NothingToResume(RunNotFound):
+    """There is no run of this name, and it was to be resumed."""
+
+    code = "RUN_NOT_FOUND"
 
 
 class NodeNotFound(Refused):

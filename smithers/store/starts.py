@@ -116,7 +116,7 @@ async def each_on_its_own(
 
 
 async def _start_unique(
-    connection: asyncpg.Connection, starts: Sequence[RunStart]
+    connection: asyncpg.Connection | asyncpg.pool.PoolConnectionProxy, starts: Sequence[RunStart]
 ) -> Sequence[bool]:
     rows = await connection.fetch(START_RUNS, [astuple(start) for start in starts])
     new = {row["run_id"] for row in rows}

@@ -13,6 +13,7 @@ import asyncpg
 
 from smithers.ids import RunId
 from smithers.states import RunStatus
+from smithers.store.connections import driver_errors
 from smithers.store.lanes import Lane
 
 PAGE_EVENTS: Final = 500
@@ -95,14 +96,13 @@ async def read_tails(
         )
         for row in rows
     }
-    return [
-        {cursor: found[cursor] for cursor in cursors if cursor in found} for cursors in asked
-    ]
+    return [{cursor: found[cursor] for cursor in cursors if cursor in found} for cursors in asked]
 
 
-async def find_moved(connection: asyncpg.Connection, cursors: Sequence[Cursor]) -> list[RunId]:
+async def find_moved(pool: asyncpg.Pool, cursors: Sequence[Cursor]) -> list[RunId]:
     """Name the runs that have gone past their cursors."""
-    rows = await connection.fetch(
-        FIND_MOVED, [cursor.run_id for cursor in cursors], [cursor.seq for cursor in cursors]
-    )
+    with driver_errors():
+        rows = await pool.fetch(
+            FIND_MOVED, [cursor.run_id for cursor in cursors], [cursor.seq for cursor in cursors]
+        )
     return [row["run_id"] for row in rows]

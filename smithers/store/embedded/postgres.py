@@ -86,8 +86,8 @@ def open_embedded_postgres(
 ) -> "EmbeddedPostgres":
     """Join the server of this data directory, or start one, on a new database if there is none.
 
-    Blocks until it answers: half a second the first time, 10 ms to join, longer for recovery after
-    a crash. `settings` are those of postgresql.conf; they are the starter's, and ignored in who
+    Blocks until it answers: a second the first time, 5 ms to join, 0.1 s to start, more to recover
+    from a crash. `settings` are those of postgresql.conf; they are the starter's, and ignored in who
     joins. bin_dir: a PostgreSQL 17 or newer instead of the wheel's. server_user: which account runs
     the server of root. Raises EmbeddedPostgresError.
     """
@@ -132,8 +132,9 @@ class EmbeddedPostgres:
     def close(self) -> None:
         """Give the share up; the last one stops the server and returns when it has ended.
 
-        Idempotent. Gives nothing up in a forked child, for the share is its parent's. Raises
-        EmbeddedPostgresError if the server takes STOP_LIMIT_S; it has been told, and will end.
+        Blocks for as long, some 30 ms. Idempotent. Gives nothing up in a forked child, for the
+        share is its parent's. Raises EmbeddedPostgresError if the server takes STOP_LIMIT_S; it has
+        been told, and will end.
         """
         users_fd, self._users_fd = self._users_fd, None
         if users_fd is None:

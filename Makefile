@@ -1,0 +1,54 @@
+# What is done by hand and by the gate. Needs GNU make and Python 3.11 or newer; all else comes into .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check --no-input install --constraint constraints.txt
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check lint format constraints bench clean
+
+help:  ## list the verbs
+	@sed -n 's/^\([a-z]*\):.*##/\1              /; s/^\([a-z].\{12\}\)  */\1/p' Makefile
+
+install: $(INSTALLED)  ## make .venv: what pyproject.toml names, in the versions of constraints.txt
+
+demo: install  ## run an example on a server of its own, to its end
+	@$(BIN)/python -m examples.demo
+
+test: install  ## run the tests; ARGS="-k name" chooses
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: lint test  ## all that the gate runs
+
+lint: install  ## style, types, who imports whom, dependencies
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+
+format: install  ## mend what can be mended by a machine
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+constraints: install  ## take the newest versions that pyproject.toml allows
+	@$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-emit-index-url --no-annotate --no-header \
+		--group dev pyproject.toml --output-file constraints.txt
+
+bench: install  ## measure; ARGS says what
+	@$(BIN)/python -m bench $(ARGS)
+
+clean:  ## remove what was made here
+	@rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is made last: an install that was interrupted is done again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
+	@echo 'making .venv: a minute or two, once'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) 'pip>=25.1'
+	@$(PIP) --group dev
+	@$(PIP) --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,220 @@
+"""Who may do what: tokens, their scopes, and, where there are no tokens, which pages may talk to a loopback port.
+
+A credential is looked for before the path is looked at and before any byte of the body is read. Tokens are compared as
+SHA-256 digests in constant time. The file of tokens is read again when it changes; a version of it that cannot be read
+leaves the one before in force, a file that is gone leaves none.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import structlog
+from multidict import CIMultiDictProxy
+
+from gateway.errors import Forbidden, Unauthorized
+from smithers.errors import SmithersError
+
+LOG: Final = structlog.get_logger(__name__)
+CHECK_FILE_S: Final = 1.0
+EVERYTHING: Final = "*"
+_LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Scope(StrEnum):
+    """What a route asks of a credential."""
+
+    RUNS_READ = "runs:read"
+    RUNS_WRITE = "runs:write"
+    APPROVALS_DECIDE = "approvals:decide"
+    SIGNALS_SEND = "signals:send"
+    METRICS_READ = "metrics:read"
+    ADMIN = "admin"
+
+
+class InvalidTokensFile(SmithersError):
+    """A line of the file of tokens is not what it must be; the text names the line, never what it holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """Who asks; `scopes` is None where the server has no tokens, and everything is allowed."""
+
+    user: str | None
+    scopes: tuple[str, ...] | None
+
+    def allows(self, scope: Scope) -> bool:
+        """Say whether the credential covers a route."""
+        return self.scopes is None or EVERYTHING in self.scopes or scope in self.scopes
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A row of the table of tokens."""
+
+    digest: bytes  # SHA-256 of the token
+    credential: Credential
+    expires_at_s: float | None  # since 1970
+
+
+ANYBODY: Final = Credential(user=None, scopes=None)
+
+
+class Access:
+    """Finds the credential of a request; one for each process."""
+
+    def __init__(
+        self, *, auth_token: str | None, tokens_file: Path | None, only_loopback_names: bool
+    ) -> None:
+        """Read the file at once; raises InvalidTokensFile, or OSError where there is none."""
+        self._fixed = (
+            (Token(digest(auth_token.encode()), Credential(None, (EVERYTHING,)), None),)
+            if auth_token
+            else ()
+        )
+        self._file = tokens_file
+        self._tokens = self._fixed
+        self._identity: tuple[int, int, int] | None = None
+        self._check_at = 0.0
+        self._only_loopback_names = only_loopback_names
+        if tokens_file is not None:
+            self._identity = _identity(tokens_file)
+            self._tokens = (*self._fixed, *read_tokens(tokens_file.read_text(encoding="utf-8")))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody has to prove anything."""
+        return not self._fixed and self._file is None
+
+    def admit(self, headers: CIMultiDictProxy[str]) -> Credential:
+        """Find who asks; raises Unauthorized, or Forbidden where a foreign page may be asking."""
+        if self.is_open:
+            if self._only_loopback_names:
+                _refuse_foreign_pages(headers)
+            return ANYBODY
+        if self._file is not None and time.monotonic() >= self._check_at:
+            self._reread(self._file)
+        for presented in _presented(headers):
+            if (credential := self._find(presented)) is not None:
+                return credential
+        raise Unauthorized
+
+    def _find(self, presented: bytes) -> Credential | None:
+        wanted = digest(presented)
+        found = None
+        for token in self._tokens:  # to the end, whichever fits
+            if hmac.compare_digest(token.digest, wanted):
+                found = token
+        if found is None or (found.expires_at_s is not None and found.expires_at_s <= time.time()):
+            return None
+        return found.credential
+
+    def _reread(self, path: Path) -> None:
+        self._check_at = time.monotonic() + CHECK_FILE_S
+        try:
+            identity = _identity(path)
+            if identity == self._identity:
+                return
+            self._identity = identity
+            self._tokens = (*self._fixed, *read_tokens(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            self._identity = None
+            self._tokens = self._fixed
+            LOG.warning("tokens_file_gone")
+        except (OSError, ValueError, InvalidTokensFile) as error:
+            LOG.warning("tokens_file_unreadable", reason=str(error))
+        else:
+            LOG.info("tokens_file_read", token_count=len(self._tokens) - len(self._fixed))
+
+
+def digest(token: bytes) -> bytes:
+    """Hash a token as the file has it."""
+    return hashlib.sha256(token).digest()
+
+
+def read_tokens(text: str) -> list[Token]:
+    """Read JSON lines `{sha256, user, scopes, expiresAt?}`; raises InvalidTokensFile.
+
+    `expiresAt`: milliseconds since 1970, or ISO 8601.
+    """
+    tokens = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                tokens.append(_token(json.loads(line)))
+            except (ValueError, KeyError, TypeError) as error:
+                raise InvalidTokensFile(
+                    f"line {number} of the tokens file is not "
+                    '{"sha256", "user", "scopes", "expiresAt"?}: ' + type(error).__name__
+                ) from error
+    return tokens
+
+
+def _token(line: dict[str, Any]) -> Token:
+    hashed = bytes.fromhex(line["sha256"])
+    scopes = line["scopes"]
+    known = {EVERYTHING, *Scope}
+    user = line["user"]
+    if len(hashed) != 32 or not isinstance(user, str) or not isinstance(scopes, list):
+        raise ValueError("a field has the wrong shape")
+    if not all(isinstance(scope, str) and scope and " " not in scope for scope in scopes):
+        raise ValueError("a scope is no word")
+    # Scopes that we do not know are the author's own: an approval's allowedScopes may name them.
+    ordered = sorted(scopes, key=lambda scope: (scope not in known, scope))
+    return Token(hashed, Credential(user, tuple(ordered)), _moment(line.get("expiresAt")))
+
+
+def _moment(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        moment = datetime.fromisoformat(value)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    if isinstance(value, bool):
+        raise TypeError("no time")
+    return float(value) / 1000
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    status = os.stat(path)  # noqa: PTH116 - Path.stat is the same with a detour, and this is asked often
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _presented(headers: CIMultiDictProxy[str]) -> Iterable[bytes]:
+    # Two headers of one kind: which one a proxy before us has checked is not known, so neither counts.
+    authorization = headers.getall("Authorization", ())
+    if len(authorization) == 1:
+        scheme, _, token = authorization[0].partition(" ")
+        if scheme.lower() == "bearer" and (token := token.strip()):
+            yield token.encode("utf-8", "surrogateescape")
+    keys = headers.getall("x-smithers-key", ())
+    if len(keys) == 1 and keys[0]:
+        yield keys[0].encode("utf-8", "surrogateescape")
+
+
+def _refuse_foreign_pages(headers: CIMultiDictProxy[str]) -> None:
+    """Refuse what another site's page sends through its visitor's browser.
+
+    By a name that it made point here, which Host tells, or by a plain request across sites, which Origin tells.
+    """
+    if not _is_loopback(f"//{headers.get('Host', '')}"):
+        raise Forbidden("Without a token only loopback names may stand in the Host header.")
+    origin = headers.get("Origin")
+    if origin is not None and not _is_loopback(origin):
+        raise Forbidden("Without a token only pages of this host may send requests.")
+
+
+def _is_loopback(url: str) -> bool:
+    try:
+        return urlsplit(url).hostname in _LOOPBACK_NAMES
+    except ValueError:
+        return False

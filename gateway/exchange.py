@@ -1,0 +1,80 @@
+"""What a handler is given: the request, whose it is, what its path names, and the services."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import asyncpg
+from aiohttp import web
+
+from gateway.access import Credential
+from gateway.metrics import Metrics
+from gateway.routing import Part, Route
+from gateway.settings import GatewaySettings
+from smithers.ids import RunId, is_run_id
+from smithers.store.hints import Channel, Hints
+from smithers.store.outside import OutsideLane
+from smithers.store.reads import RunLane
+from smithers.store.refusals import RunNotFound
+from smithers.store.revisions import Revisions
+from smithers.store.starts import StartLane
+
+if TYPE_CHECKING:
+    from gateway.hub import Hub
+    from gateway.sources import Sources
+
+
+@dataclass(slots=True)
+class Readiness:
+    """Whether the gateway should get requests; what was found is kept for a moment."""
+
+    is_draining: bool = False
+    failing: str | None = None
+    checked_at: float = field(default=float("-inf"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What the handlers of one process share."""
+
+    settings: GatewaySettings
+    pool: asyncpg.Pool
+    starts: StartLane
+    outside: OutsideLane
+    runs: RunLane
+    hints: Hints
+    hub: "Hub"
+    sources: "Sources"
+    metrics: Metrics
+    readiness: Readiness
+    revisions: Revisions
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request on its way through its handler."""
+
+    request: web.Request
+    request_id: str
+    route: Route
+    parts: tuple[Part, ...]
+    credential: Credential
+    services: Services
+
+    def run_id(self, *, missing: type[RunNotFound] = RunNotFound) -> RunId:
+        """Read which run the path names; raises `missing` for what can be no run's name."""
+        decoded = self.parts[0].decoded
+        if decoded is None or not is_run_id(decoded):
+            raise missing
+        return RunId(decoded)
+
+    def hint_due(self, queue: str | None) -> None:
+        """Tell claimers, after the commit, that a run became claimable."""
+        self.services.hints.send(Channel.DUE, [queue or "default"])
+
+    def hint_events(self, run_id: RunId) -> None:
+        """Tell streams, after the commit, that a run has new events."""
+        self.services.hints.send(Channel.EVENTS, [run_id])
+
+    def hint_news(self, run_id: RunId) -> None:
+        """Tell a run's owner, after the commit, that something came in."""
+        self.services.hints.send(Channel.NEWS, [run_id])

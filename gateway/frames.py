@@ -1,0 +1,102 @@
+"""List a run's frames, each with its whole tree, a page at a time."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiohttp import web
+
+from gateway import fields
+from gateway.bodies import write_json
+from gateway.envelope import reply
+from gateway.errors import InvalidRequest
+from gateway.exchange import Exchange
+from smithers.engine.frames import apply_delta, mounted_tasks
+from smithers.ids import RunId
+from smithers.store.node_reads import FrameRow, list_frames
+from smithers.store.reads import run_exists
+from smithers.store.refusals import RunNotFound
+
+MAX_FRAMES: Final = 1_000
+MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
+KEYFRAME: Final = "keyframe"
+
+
+@dataclass(frozen=True, slots=True)
+class WholeFrame:
+    """A frame with its tree restored."""
+
+    row: FrameRow
+    xml_json: str
+
+
+async def get_frames(exchange: Exchange) -> web.StreamResponse:
+    """List frames: the newest first, or with `order=asc` the oldest."""
+    request = exchange.request
+    limit = fields.query_whole(request, "limit", low=1, high=MAX_FRAMES, default=50)
+    high = fields.MAX_INTEGER
+    above = fields.query_whole(request, "afterFrameNo", low=-1, high=high, default=-1)
+    below = fields.query_whole(request, "beforeFrameNo", low=0, high=high, default=high)
+    order = fields.query_text(request, "order") or "desc"
+    if order not in {"asc", "desc"}:
+        raise InvalidRequest("order must be asc or desc.")
+    is_ascending = order == "asc"
+    run_id = exchange.run_id()
+    pool = exchange.services.pool
+    rows, lead_count = await list_frames(
+        pool, run_id, above=above, below=below, is_ascending=is_ascending, limit=limit
+    )
+    if not rows and not await run_exists(pool, run_id):
+        raise RunNotFound
+    page = fit_page(restore(rows, lead_count), is_ascending=is_ascending)
+    link = None
+    if page and (len(page) == limit or len(page) < len(rows) - lead_count):
+        edge = page[-1].row.frame_no
+        link = fields.next_link(
+            request, **{"afterFrameNo" if is_ascending else "beforeFrameNo": edge}
+        )
+    return reply([_frame(run_id, frame) for frame in page], link=link)
+
+
+def restore(rows: Iterable[FrameRow], lead_count: int) -> Iterator[WholeFrame]:
+    """Give frames their trees, in ascending order; the first ones only lead up to the others."""
+    xml_json = ""
+    for number, row in enumerate(rows):
+        xml_json = row.body if row.encoding == KEYFRAME else apply_delta(xml_json, row.body)
+        if number >= lead_count:
+            yield WholeFrame(row, xml_json)
+
+
+def fit_page(frames: Iterable[WholeFrame], *, is_ascending: bool) -> list[WholeFrame]:
+    """Keep what fits into a page, at least one: of ascending frames the first, else the last, newest first."""
+    kept: deque[WholeFrame] = deque()
+    size = 0
+    for frame in frames:
+        size += len(frame.xml_json)
+        if is_ascending and kept and size > MAX_PAGE_BYTES:
+            break
+        kept.append(frame)
+        while size > MAX_PAGE_BYTES and len(kept) > 1:
+            size -= len(kept.popleft().xml_json)
+    return list(kept) if is_ascending else list(reversed(kept))
+
+
+def _frame(run_id: RunId, frame: WholeFrame) -> dict[str, Any]:
+    row = frame.row
+    mounted = mounted_tasks(frame.xml_json)
+    index = [
+        {"nodeId": key.node_id, "iteration": key.iteration, "ordinal": number}
+        for number, key in enumerate(mounted)
+    ]
+    return {
+        "runId": run_id,
+        "frameNo": row.frame_no,
+        "createdAtMs": row.created_ms,
+        "xmlJson": frame.xml_json,
+        "xmlHash": row.xml_hash,
+        "encoding": row.encoding,
+        "mountedTaskIdsJson": write_json([f"{key.node_id}::{key.iteration}" for key in mounted]),
+        "taskIndexJson": write_json(index),
+        "note": None,
+    }

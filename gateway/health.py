@@ -1,0 +1,53 @@
+"""Say whether the process lives, whether it should get requests, and what it has counted."""
+
+import asyncio
+import time
+from typing import Final
+
+from aiohttp import web
+
+from gateway.envelope import BASE_HEADERS, reply
+from gateway.errors import NotReady
+from gateway.exchange import Exchange, Services
+from smithers.errors import StoreError
+from smithers.store.reads import read_revision
+
+CHECK_TIMEOUT_S: Final = 2.0
+KEPT_S: Final = 1.0
+
+
+async def get_health(_exchange: Exchange) -> web.StreamResponse:
+    """The process lives; nothing else is asked."""
+    return reply({"ok": True})
+
+
+async def get_ready(exchange: Exchange) -> web.StreamResponse:
+    """Say whether requests should come here; the failing check is named."""
+    readiness = exchange.services.readiness
+    if readiness.is_draining:
+        raise NotReady(details={"check": "draining"})
+    if time.monotonic() - readiness.checked_at > KEPT_S:
+        readiness.failing = await _find_failing(exchange.services)
+        readiness.checked_at = time.monotonic()
+    if readiness.failing is not None:
+        raise NotReady(details={"check": readiness.failing})
+    return reply({"ok": True})
+
+
+async def get_metrics(exchange: Exchange) -> web.StreamResponse:
+    """Show what was counted, as Prometheus reads it."""
+    accept = exchange.request.headers.get("Accept", "")
+    body, content_type = exchange.services.metrics.expose(accept)
+    return web.Response(body=body, headers={**BASE_HEADERS, "Content-Type": content_type})
+
+
+async def _find_failing(services: Services) -> str | None:
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            revision = await read_revision(services.pool)
+    except TimeoutError:
+        return "database"
+    except StoreError as error:
+        return "schema" if type(error) is StoreError else "database"
+    # A newer schema than ours is fine: versions one apart run side by side.
+    return "schema" if revision in services.revisions.older else None

@@ -1,0 +1,252 @@
+"""Follow the runs that somebody watches, and give every new event to all who watch its run.
+
+One reader for the process: hints name the runs that moved, one query reads all of them that have viewers, and what moves
+while it is under way is read by the next one. Each event becomes bytes once for all viewers of its run, joined with the
+others of the same read. A run has one cursor for all its viewers; who is behind it catches up with reads of its own, and
+joins when nothing lies between the two, without an await in between. So an event is neither lost nor sent twice,
+whatever comes when; a lost hint costs a slow poll's pause, never an event.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, Self
+
+import asyncpg
+import structlog
+
+from gateway.metrics import Metrics
+from gateway.viewers import KEEP_ALIVE, KEEP_ALIVE_CHUNK, Viewer, as_chunk, frame_events
+from smithers.errors import StoreError
+from smithers.ids import RunId
+from smithers.store.tails import PAGE_EVENTS, Cursor, Tail, TailLane, find_moved
+from smithers.telemetry.names import DropReason
+
+LOG: Final = structlog.get_logger(__name__)
+KEEP_ALIVE_S: Final = 10.0  # below every proxy's idle limit that we know
+SWEEP_S: Final = 0.5
+POLL_S: Final = 2.0  # the net under lost hints
+DEAF_POLL_S: Final = 0.1  # the same while no hints can come
+RETRY_S: Final = 0.2  # after a read that failed
+MAX_RUNS_PER_READ: Final = 500
+_STAMP: Final = '"timestampMs":'
+
+
+class FollowedRun:
+    """A run that somebody watches, or is about to."""
+
+    __slots__ = ("cursor", "opening_count", "run_id", "viewers", "was_hinted")
+
+    def __init__(self, run_id: RunId) -> None:
+        self.run_id = run_id
+        self.cursor = -1  # what every viewer has been sent; means nothing without viewers
+        self.viewers: set[Viewer] = set()
+        self.opening_count = 0  # handlers that are catching up
+        self.was_hinted = False  # something came while nobody was attached
+
+
+class Hub:
+    """The viewers of one process."""
+
+    def __init__(
+        self,
+        *,
+        live: TailLane,
+        replay: TailLane,
+        pool: asyncpg.Pool,
+        metrics: Metrics,
+        hears: Callable[[], bool],
+    ) -> None:
+        """`hears` says whether hints can come at the moment."""
+        self._live = live
+        self._replay = replay
+        self._pool = pool
+        self._metrics = metrics
+        self._hears = hears
+        self._runs: dict[RunId, FollowedRun] = {}
+        self._moved: set[RunId] = set()
+        self._has_moved = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.is_draining = False
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [
+            asyncio.create_task(self._follow(), name="hub-follow"),
+            asyncio.create_task(self._poll(), name="hub-poll"),
+            asyncio.create_task(self._sweep(), name="hub-sweep"),
+        ]
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+
+    def hear(self, names: frozenset[str] | None) -> None:
+        """Take a hint: these runs have new events; None: anything may have happened."""
+        for run_id in self._runs if names is None else names & self._runs.keys():
+            self._mark(self._runs[RunId(run_id)])
+
+    def drain(self) -> None:
+        """End every stream after its last whole event, and let no new one begin to wait."""
+        self.is_draining = True
+        for run in self._runs.values():
+            for viewer in run.viewers:
+                viewer.end()
+
+    @contextmanager
+    def following(self, run_id: RunId) -> Iterator[FollowedRun]:
+        """Have a run's hints remembered from now on: before the first read, so that nothing falls between."""
+        run = self._runs.get(run_id)
+        if run is None:
+            run = self._runs[run_id] = FollowedRun(run_id)
+        run.opening_count += 1
+        try:
+            yield run
+        finally:
+            run.opening_count -= 1
+            self._forget_if_idle(run)
+
+    async def read(self, run_id: RunId, cursor: int) -> Tail | None:
+        """Read a page of a run's events for one who is behind; None: there is no such run."""
+        asked = Cursor(run_id, cursor)
+        return (await self._replay.submit((asked,))).get(asked)
+
+    def join(self, run: FollowedRun, viewer: Viewer, tail: Tail) -> bool:
+        """Attach a viewer that was sent all of `tail`, if nothing lies between it and the others."""
+        if len(tail.payloads) == PAGE_EVENTS or (run.viewers and viewer.cursor < run.cursor):
+            return False
+        if not run.viewers:
+            run.cursor = viewer.cursor
+        run.viewers.add(viewer)
+        self._metrics.streams_active.inc()
+        if run.was_hinted:
+            self._mark(run)
+        return True
+
+    def leave(self, run: FollowedRun, viewer: Viewer, reason: DropReason | None = None) -> None:
+        """Detach a viewer; a second time does nothing."""
+        if viewer in run.viewers:
+            run.viewers.remove(viewer)
+            self._metrics.streams_active.dec()
+            self._forget_if_idle(run)
+            if reason is not None:
+                self._metrics.count_drop(reason)
+        viewer.end(reason)
+
+    def _mark(self, run: FollowedRun) -> None:
+        run.was_hinted = not run.viewers
+        if run.viewers:
+            self._moved.add(run.run_id)
+            self._has_moved.set()
+
+    def _forget_if_idle(self, run: FollowedRun) -> None:
+        if not run.viewers and not run.opening_count and self._runs.get(run.run_id) is run:
+            del self._runs[run.run_id]
+            self._moved.discard(run.run_id)
+
+    async def _follow(self) -> None:
+        while True:
+            await self._has_moved.wait()
+            batch = [self._moved.pop() for _ in range(min(len(self._moved), MAX_RUNS_PER_READ))]
+            if not self._moved:
+                self._has_moved.clear()
+            asked = self._cursors(batch)
+            if not asked:
+                continue
+            try:
+                tails = await self._live.submit(tuple(asked))
+            except StoreError as error:
+                LOG.warning("stream_read_failed", run_count=len(asked), reason=str(error))
+                for run in asked.values():
+                    self._mark(run)
+                await asyncio.sleep(RETRY_S)
+                continue
+            now = asyncio.get_running_loop().time()
+            for cursor, tail in tails.items():
+                self._publish(asked[cursor], cursor.seq, tail, now)
+
+    def _cursors(self, batch: list[RunId]) -> dict[Cursor, FollowedRun]:
+        asked = {}
+        for run_id in batch:
+            run = self._runs.get(run_id)
+            if run is None:
+                continue
+            if run.viewers:
+                asked[Cursor(run_id, run.cursor)] = run
+            else:  # all left since the hint; who is catching up must still hear of it
+                run.was_hinted = True
+        return asked
+
+    def _publish(self, run: FollowedRun, read_from: int, tail: Tail, now: float) -> None:
+        # All viewers left meanwhile, and perhaps another one came: what was read is not for it.
+        if not run.viewers or run.cursor != read_from:
+            self._mark(run)
+            return
+        if tail.payloads:
+            self._send(run, read_from, tail, now)
+        if tail.is_last:
+            for viewer in list(run.viewers):
+                self.leave(run, viewer)
+        elif len(tail.payloads) == PAGE_EVENTS:
+            self._mark(run)
+
+    def _send(self, run: FollowedRun, read_from: int, tail: Tail, now: float) -> None:
+        data = frame_events(tail.first_seq, tail.payloads)
+        chunk = as_chunk(data)
+        run.cursor = tail.end_seq
+        sent = 0
+        for viewer in list(run.viewers):
+            if viewer.cursor == read_from:
+                reason = viewer.write(chunk if viewer.is_chunked else data, now)
+                sent += len(tail.payloads)
+            elif viewer.cursor >= tail.end_seq:  # it asked for what comes later
+                continue
+            else:
+                skipped = viewer.cursor + 1 - tail.first_seq
+                own = frame_events(viewer.cursor + 1, tail.payloads[skipped:])
+                reason = viewer.write(as_chunk(own) if viewer.is_chunked else own, now)
+                sent += len(tail.payloads) - skipped
+            viewer.cursor = tail.end_seq
+            if reason is not None:
+                self.leave(run, viewer, reason)
+        self._metrics.events_sent.inc(sent)
+        self._metrics.stream_lag.observe(_lag_s(tail.payloads[-1]))
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S if self._hears() else DEAF_POLL_S)
+            watched = [run for run in self._runs.values() if run.viewers]
+            if not watched:
+                continue
+            try:
+                moved = await find_moved(
+                    self._pool, [Cursor(run.run_id, run.cursor) for run in watched]
+                )
+            except StoreError as error:
+                LOG.warning("stream_poll_failed", run_count=len(watched), reason=str(error))
+                continue
+            self.hear(frozenset(moved))
+
+    async def _sweep(self) -> None:
+        """Keep silent streams alive, and drop those whose readers do not read: one timer for all."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = loop.time()
+            for run in list(self._runs.values()):
+                for viewer in list(run.viewers):
+                    reason = viewer.look_after(now)
+                    if reason is None and now - viewer.written_at >= KEEP_ALIVE_S:
+                        alive = KEEP_ALIVE_CHUNK if viewer.is_chunked else KEEP_ALIVE
+                        reason = viewer.write(alive, now)
+                    if reason is not None:
+                        self.leave(run, viewer, reason)
+
+
+def _lag_s(payload: str) -> float:
+    """Compare an event's time, which is the database's, with this host's clock: as true as the two agree."""
+    start = payload.index(_STAMP) + len(_STAMP)
+    stamp = int(payload[start : payload.index(",", start)])
+    return max(time.time() - stamp / 1000, 0.0)

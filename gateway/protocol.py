@@ -1,0 +1,184 @@
+"""aiohttp's HTTP/1.1 connection with deadlines, and with our envelope for what never becomes a request.
+
+aiohttp has no deadline for a request's headers or body, and its own page for a malformed request quotes the request,
+token included. Here headers must be there `headers_timeout_s` after their first byte (or after the connection was made),
+and a body `request_timeout_s` after its request's first byte. Uses names that aiohttp keeps private: its version is
+bounded, and tests hold each of these promises.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+import structlog
+from aiohttp import web
+from aiohttp.http_exceptions import BadStatusLine, LineTooLong
+from aiohttp.streams import StreamReader
+
+from gateway.envelope import problem
+from gateway.errors import BodyTooSlow, HeadersTooLarge, InvalidRequest
+
+LOG: Final = structlog.get_logger(__name__)
+KEEP_ALIVE_S: Final = 75.0  # above the idle limits of nginx and of load balancers: they close first
+LINGER_S: Final = (
+    2.0  # how long the rest of a refused body is read, so that its sender sees the answer
+)
+
+
+class GatewayProtocol(web.RequestHandler):
+    """One connection."""
+
+    __slots__ = ("_began_at", "_body", "_deadline", "_headers_s", "_request_s", "on_lost")
+
+    def __init__(self, *args: Any, headers_s: float, request_s: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._headers_s = headers_s
+        self._request_s = request_s
+        self._deadline: asyncio.TimerHandle | None = None
+        self._began_at: float | None = None  # when the first byte of the request under way came
+        self._body: StreamReader | None = None  # of the newest request, while it is incomplete
+        self.on_lost: Callable[[], None] | None = None  # told when the connection is gone
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Expect a first request in time."""
+        super().connection_made(transport)
+        self._expect_headers()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Tell whoever streams to this connection, at once."""
+        self._disarm()
+        super().connection_lost(exc)
+        if self.on_lost is not None:
+            self.on_lost()
+
+    def data_received(self, data: bytes) -> None:
+        """Keep the deadlines, around what aiohttp does."""
+        count = self._request_count
+        super().data_received(data)
+        if self._request_count != count and self._messages:
+            self._body = self._messages[-1][1]  # headers are complete
+            self._disarm()
+            if not self._body.is_eof():
+                self._expect_body()
+        if self._body is not None:
+            if self._body.is_eof():
+                self._disarm()
+                self._body = self._began_at = None
+        elif data and self._deadline is None and self._request_count == count:
+            self._expect_headers()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - aiohttp's, and it quotes the request
+    ) -> web.StreamResponse:
+        """Answer what never became a request, or what nobody caught, in our envelope."""
+        if request.writer.output_size > 0:
+            # An answer has begun: the only honest signal is a connection that is cut.
+            raise ConnectionResetError("failed after the head was sent") from exc
+        if status < 500:
+            too_large = isinstance(exc, LineTooLong) and not isinstance(exc, BadStatusLine)
+            response = problem(
+                HeadersTooLarge()
+                if too_large
+                else InvalidRequest("The request is not well-formed HTTP.")
+            )
+        else:
+            LOG.error("request_failed_outside_its_handler", exc_info=exc)
+            response = problem(RuntimeError())
+        response.force_close()
+        return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Put what aiohttp's own routing raised (for `OPTIONS *`) into the envelope."""
+        if isinstance(resp, web.HTTPException):
+            resp = problem(resp)
+        return await super().finish_response(request, resp, start_time)
+
+    def _expect_headers(self) -> None:
+        self._began_at = self._loop.time()
+        self._deadline = self._loop.call_later(self._headers_s, self._headers_late)
+
+    def _expect_body(self) -> None:
+        began_at = self._loop.time() if self._began_at is None else self._began_at
+        self._deadline = self._loop.call_at(began_at + self._request_s, self._body_late)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _headers_late(self) -> None:
+        self._deadline = None
+        is_idle = self._waiter is not None and not self._waiter.done() and not self._messages
+        if not is_idle:  # an answer to the request before is under way
+            self.close()
+            return
+        if self.transport is not None:
+            self.transport.write(_late_answer())
+        self.force_close()
+
+    def _body_late(self) -> None:
+        self._deadline = None
+        self._lingering_time = 0.0
+        if self._body is not None and not self._body.is_eof():
+            self._body.set_exception(BodyTooSlow())
+
+
+class GatewayServer(web.Server):
+    """Makes a connection's protocol; unlike aiohttp's, a wrong keyword fails."""
+
+    def __init__(self, *args: Any, headers_s: float, request_s: float, **kwargs: Any) -> None:
+        super().__init__(*args)
+        self._options = {
+            "loop": self._loop,
+            "headers_s": headers_s,
+            "request_s": request_s,
+            "keepalive_timeout": KEEP_ALIVE_S,
+            "lingering_time": min(LINGER_S, request_s),
+            "auto_decompress": False,
+            "access_log": None,
+            **kwargs,
+        }
+
+    def __call__(self) -> GatewayProtocol:
+        """Make the protocol of a new connection."""
+        return GatewayProtocol(self, **self._options)
+
+
+class GatewayRunner(web.AppRunner):
+    """Runs an application on GatewayServer."""
+
+    __slots__ = ("_headers_s", "_request_s")
+
+    def __init__(
+        self, app: web.Application, *, headers_s: float, request_s: float, shutdown_s: float
+    ) -> None:
+        super().__init__(app, shutdown_timeout=shutdown_s, access_log=None)
+        self._headers_s = headers_s
+        self._request_s = request_s
+
+    async def _make_server(self) -> web.Server:
+        plain = await super()._make_server()
+        server = GatewayServer(
+            plain.request_handler, headers_s=self._headers_s, request_s=self._request_s
+        )
+        server.request_factory = plain.request_factory
+        return server
+
+
+def _late_answer() -> bytes:
+    response = problem(BodyTooSlow())
+    body = response.body
+    assert isinstance(body, bytes)
+    head = [
+        "HTTP/1.1 408 Request Timeout",
+        *(f"{name}: {value}" for name, value in response.headers.items()),
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+    ]
+    return "\r\n".join(head).encode() + b"\r\n\r\n" + body

@@ -1,0 +1,164 @@
+"""Turn a workflow's path into a stored version of its source and what is known about it.
+
+The gateway reads source, and never runs any. A version that nobody has described yet is described by a throwaway process
+of the pool: whoever starts it first asks for that and waits a little; without an answer the run is accepted.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+import asyncpg
+
+from gateway.inputs import Validator, compile_schema
+from smithers.ids import SourceHash
+from smithers.source.closure import SourceBundle, SourceReader
+from smithers.store.descriptions import (
+    DescriptionRow,
+    find_description,
+    keep_source,
+    want_description,
+)
+from smithers.store.hints import Channel, Hints
+
+DESCRIBE_S: Final = 5.0  # how long a start waits for a description
+LOOK_AGAIN_S: Final = 0.2  # hints may be lost
+GIVEN_UP_S: Final = 30.0  # how long nobody waits again for one that did not come
+KEPT_S: Final = 600.0  # when a stored source is looked after again: retention may have taken it
+KNOWN: Final = 1_000
+SWIFT_S: Final = 0.002  # a read that took less may hold up the loop the next time
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class KnownWorkflow:
+    """What a start needs to know of a workflow; where `row.error` is set, nothing else is."""
+
+    row: DescriptionRow
+    validator: Validator | None
+
+
+class Bounded(Generic[Key, Value]):
+    """A mapping that forgets its oldest entries."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._entries: dict[Key, Value] = {}
+
+    def get(self, key: Key) -> Value | None:
+        """Look an entry up."""
+        return self._entries.get(key)
+
+    def put(self, key: Key, value: Value) -> None:
+        """Keep an entry as the newest."""
+        self._entries.pop(key, None)
+        self._entries[key] = value
+        if len(self._entries) > self._size:
+            del self._entries[next(iter(self._entries))]
+
+
+class Sources:
+    """Versions of workflows, read, stored and described; one for each process."""
+
+    def __init__(self, reader: SourceReader, hints: Callable[[], Hints]) -> None:
+        self._reader = reader
+        self._hints = hints
+        self._reads: dict[str, asyncio.Future[SourceBundle]] = {}
+        self._swift: Bounded[str, bool] = Bounded(KNOWN)
+        self._kept: Bounded[SourceHash, float] = Bounded(KNOWN)
+        self._known: Bounded[tuple[SourceHash, str], KnownWorkflow] = Bounded(KNOWN)
+        self._given_up: Bounded[tuple[SourceHash, str], float] = Bounded(KNOWN)
+        self._describing: dict[tuple[SourceHash, str], asyncio.Task[KnownWorkflow | None]] = {}
+        self._news: asyncio.Event = asyncio.Event()
+
+    async def read(self, workflow_path: str) -> SourceBundle:
+        """Read a version as it is on the disk now; raises SourceError.
+
+        Requests of one turn of the loop share one read: it begins after all of them came. What was read in no time
+        before is read on the loop (a thread costs more); anything else in a thread.
+        """
+        reading = self._reads.get(workflow_path)
+        if reading is None:
+            loop = asyncio.get_running_loop()
+            reading = loop.create_future()
+            self._reads[workflow_path] = reading
+            if self._swift.get(workflow_path):
+                loop.call_soon(self._read_now, workflow_path, reading)
+            else:
+                del self._reads[workflow_path]
+                return await asyncio.to_thread(self._read, workflow_path)
+        return await asyncio.shield(reading)
+
+    def _read_now(self, workflow_path: str, reading: asyncio.Future[SourceBundle]) -> None:
+        del self._reads[workflow_path]
+        try:
+            reading.set_result(self._read(workflow_path))
+        except Exception as error:  # noqa: BLE001 - handed on to whoever waits, unchanged
+            reading.set_exception(error)
+            reading.exception()  # all who waited may be gone
+
+    def _read(self, workflow_path: str) -> SourceBundle:
+        began = time.perf_counter()
+        bundle = self._reader.read(workflow_path)
+        self._swift.put(workflow_path, time.perf_counter() - began < SWIFT_S)
+        return bundle
+
+    async def keep(self, pool: asyncpg.Pool, bundle: SourceBundle) -> SourceHash:
+        """Have a version stored; one that was lately is not touched."""
+        source_hash = SourceHash(bundle.source_hash)
+        kept_at = self._kept.get(source_hash)
+        if kept_at is None or time.monotonic() - kept_at > KEPT_S:
+            await keep_source(pool, source_hash, bundle.to_json())
+            self._kept.put(source_hash, time.monotonic())
+        return source_hash
+
+    async def describe(self, pool: asyncpg.Pool, bundle: SourceBundle) -> KnownWorkflow | None:
+        """Say what is known of a stored version's workflow; None if nobody tells in time."""
+        key = (SourceHash(bundle.source_hash), bundle.workflow_name or "")
+        known = self._known.get(key)
+        if known is not None:
+            return known
+        describing = self._describing.get(key)
+        if describing is None:
+            describing = asyncio.create_task(self._wait_for(pool, key), name="describe")
+            self._describing[key] = describing
+            describing.add_done_callback(lambda _done: self._describing.pop(key, None))
+        return await asyncio.shield(describing)
+
+    def hear(self, _names: frozenset[str] | None) -> None:
+        """Take a hint that sources were described."""
+        self._news.set()
+
+    async def _wait_for(
+        self, pool: asyncpg.Pool, key: tuple[SourceHash, str]
+    ) -> KnownWorkflow | None:
+        given_up = self._given_up.get(key)
+        is_hopeless = given_up is not None and time.monotonic() - given_up < GIVEN_UP_S
+        ends = time.monotonic() + (0 if is_hopeless else DESCRIBE_S)
+        is_asked = False
+        while True:
+            self._news.clear()
+            row = await find_description(pool, *key)
+            if row is not None:
+                known = KnownWorkflow(row, compile_schema(row.input_schema))
+                self._known.put(key, known)
+                return known
+            if not is_asked:
+                await want_description(pool, *key)
+                is_asked = True
+            self._hints().send(Channel.SOURCES, [key[0]])
+            if time.monotonic() >= ends:
+                self._given_up.put(key, time.monotonic())
+                return None
+            await self._next_look()
+
+    async def _next_look(self) -> None:
+        try:
+            async with asyncio.timeout(LOOK_AGAIN_S):
+                await self._news.wait()
+        except TimeoutError:
+            return

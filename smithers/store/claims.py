@@ -1,0 +1,243 @@
+"""Take runs that are due, give them back, and read what is known of a run that is taken up."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import asyncpg
+import orjson
+
+from smithers.engine.facts import (
+    ApprovalFact,
+    Facts,
+    LoopFact,
+    NodeFact,
+    NodeKey,
+    Problem,
+    SignalFact,
+)
+from smithers.errors import LeaseLost
+from smithers.ids import Epoch, LoopId, RunId, SourceHash, WorkerId
+from smithers.states import ApprovalStatus, NodeState, RunStatus
+from smithers.store.connections import driver_errors
+
+# -- name: claim_runs
+# SKIP LOCKED: rivals pass one another instead of queueing. MATERIALIZED: an IN (... LIMIT) may run twice and exceed its
+# limit. The order is that of runs_claimable_idx; a test EXPLAINs it. The worker's row is held FOR KEY SHARE: whoever
+# buries a worker holds it for update, so a buried worker never owns a run. No event here: the first commit after the
+# claim says what it is.
+CLAIM_RUNS: Final = """
+WITH alive AS MATERIALIZED (
+    SELECT worker_id FROM smithers.workers WHERE worker_id = $1 AND dead_at IS NULL FOR KEY SHARE),
+due AS MATERIALIZED (
+    SELECT run_id, status AS status_before FROM smithers.runs
+    WHERE queue = $2 AND owner_id IS NULL AND due_at <= smithers.clock() AND EXISTS (SELECT 1 FROM alive)
+    ORDER BY priority DESC, due_at LIMIT $3 FOR NO KEY UPDATE SKIP LOCKED),
+claimed AS (
+    UPDATE smithers.runs AS r SET
+        owner_id = $1, epoch = epoch + 1, commit_no = 0, due_at = NULL,
+        status = CASE WHEN status = 'queued' THEN 'running' ELSE status END,
+        started_at = coalesce(started_at, smithers.clock())
+    FROM due WHERE r.run_id = due.run_id
+    RETURNING r.run_id, r.epoch, due.status_before, r.era, r.last_seq, r.last_frame_no, r.crash_count,
+        r.cancel_requested_at IS NOT NULL AS is_cancelling, smithers.to_ms(r.lost_heartbeat_at) AS lost_heartbeat_ms)
+SELECT c.*, q.workflow_name, q.workflow_path, q.workflow_export, q.source_hash, q.input, q.config, q.auth,
+    q.trace_context, smithers.to_ms(smithers.clock()) AS now_ms
+FROM claimed AS c JOIN smithers.run_requests AS q ON q.run_id = c.run_id
+"""
+
+# -- name: find_next_due
+# How long a claimer may sleep: until the earliest due time of its queue, in milliseconds from now.
+FIND_NEXT_DUE: Final = """
+SELECT smithers.to_ms(min(due_at)) - smithers.to_ms(smithers.clock()) FROM smithers.runs
+WHERE queue = $1 AND owner_id IS NULL AND due_at IS NOT NULL
+"""
+
+# -- name: load_run
+# All that is known of a run, in one snapshot and one round trip. Signals that a node has taken are history.
+LOAD_RUN: Final = """
+SELECT r.last_seq, r.cancel_requested_at IS NOT NULL AS is_cancelling, smithers.to_ms(smithers.clock()) AS now_ms,
+    (SELECT coalesce(json_agg(json_build_array(n.node_id, n.iteration, n.state, n.kind, n.label, n.attempt, n.failures,
+            n.output, n.error, smithers.to_ms(n.due_at), smithers.to_ms(n.started_at), n.wait, n.heartbeat)), '[]')
+        FROM smithers.nodes AS n WHERE n.run_id = r.run_id)::text AS nodes,
+    (SELECT coalesce(json_agg(json_build_array(l.loop_id, l.iteration, l.is_done)), '[]')
+        FROM smithers.loops AS l WHERE l.run_id = r.run_id)::text AS loops,
+    (SELECT f.xml_hash FROM smithers.frames AS f WHERE f.run_id = r.run_id ORDER BY f.frame_no DESC LIMIT 1) AS xml_hash
+FROM smithers.runs AS r WHERE r.run_id = $1
+"""
+
+# -- name: load_news
+# What comes from outside, of one run: decisions, and signals that nobody has taken.
+LOAD_NEWS: Final = """
+SELECT r.last_seq, r.epoch, r.cancel_requested_at IS NOT NULL AS is_cancelling,
+    smithers.to_ms(smithers.clock()) AS now_ms,
+    (SELECT coalesce(json_agg(json_build_array(a.node_id, a.iteration, a.status, a.note, a.decided_by,
+            smithers.to_ms(a.decided_at), a.decision)), '[]')
+        FROM smithers.approvals AS a WHERE a.run_id = r.run_id AND a.status IN ('approved', 'denied'))::text AS approvals,
+    (SELECT coalesce(json_agg(json_build_array(s.seq, s.signal_name, s.correlation_id, s.data) ORDER BY s.seq), '[]')
+        FROM smithers.signals AS s WHERE s.run_id = r.run_id AND s.consumed_by IS NULL)::text AS signals
+FROM smithers.runs AS r WHERE r.run_id = $1
+"""
+
+# -- name: release_runs
+# Give runs back that are to go on elsewhere, e.g. on a drain: due at once, and no news.
+RELEASE_RUNS: Final = """
+UPDATE smithers.runs SET owner_id = NULL, due_at = smithers.clock()
+WHERE owner_id = $1 AND run_id = ANY ($2)
+RETURNING queue
+"""
+
+# -- name: find_news
+# The safety net under hints, one query for all of a child's runs: which have been written to by others, or been lost.
+FIND_NEWS: Final = """
+SELECT k.run_id FROM unnest($2::text[], $3::bigint[]) AS k (run_id, last_seq)
+LEFT JOIN smithers.runs AS r ON r.run_id = k.run_id
+WHERE r.owner_id IS DISTINCT FROM $1 OR r.last_seq > k.last_seq OR r.cancel_requested_at IS NOT NULL
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedRun:
+    """A run that this worker now owns."""
+
+    run_id: RunId
+    epoch: Epoch  # fences everything that this worker writes
+    status_before: RunStatus
+    era: int
+    last_seq: int
+    last_frame_no: int
+    crash_count: int
+    is_cancelling: bool
+    lost_heartbeat_ms: int | None  # set: its last owner died
+    workflow_name: str
+    workflow_path: str
+    workflow_export: str | None
+    source_hash: SourceHash
+    input: str
+    config: str
+    auth: str | None
+    trace_context: str | None
+    now_ms: int
+
+    @property
+    def is_new(self) -> bool:
+        """Nothing is known of it but its start."""
+        return self.last_seq == 0
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What has come to a run from outside."""
+
+    last_seq: int
+    epoch: Epoch
+    is_cancelling: bool
+    now_ms: int
+    approvals: dict[NodeKey, ApprovalFact]
+    signals: list[SignalFact]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRun:
+    """What the rows say of a run that is taken up again."""
+
+    facts: Facts
+    xml_hash: str | None
+
+
+async def claim_runs(
+    connection: asyncpg.Connection, *, worker_id: WorkerId, queue: str, limit: int
+) -> list[ClaimedRun]:
+    """Take up to `limit` runs that are due, most urgent first."""
+    with driver_errors():
+        rows = await connection.fetch(CLAIM_RUNS, worker_id, queue, limit)
+    return [
+        ClaimedRun(**{**dict(row), "status_before": RunStatus(row["status_before"])})
+        for row in rows
+    ]
+
+
+async def find_next_due_ms(connection: asyncpg.Connection, queue: str) -> int | None:
+    """Return in how many milliseconds the queue's next run is due; negative: already."""
+    with driver_errors():
+        due: int | None = await connection.fetchval(FIND_NEXT_DUE, queue)
+    return due
+
+
+async def load_run(pool: asyncpg.Pool, run_id: RunId) -> LoadedRun:
+    """Read a run's nodes and loops."""
+    with driver_errors():
+        row = await pool.fetchrow(LOAD_RUN, run_id)
+    if row is None:
+        raise LeaseLost(f"run {run_id} is gone")
+    facts = Facts()
+    for node_id, iteration, *rest in orjson.loads(row["nodes"]):
+        facts.put(NodeKey(node_id, iteration), _node_fact(*rest))
+    for loop_id, iteration, is_done in orjson.loads(row["loops"]):
+        facts.loops[LoopId(loop_id)] = LoopFact(iteration, is_done)
+    return LoadedRun(facts, row["xml_hash"])
+
+
+async def load_news(pool: asyncpg.Pool, run_id: RunId) -> News | None:
+    """Read what has come to a run from outside; None where the run is gone."""
+    with driver_errors():
+        row = await pool.fetchrow(LOAD_NEWS, run_id)
+    if row is None:
+        return None
+    approvals = {
+        NodeKey(node_id, iteration): ApprovalFact(ApprovalStatus(status), *rest)
+        for node_id, iteration, status, *rest in orjson.loads(row["approvals"])
+    }
+    signals = [SignalFact(*fields) for fields in orjson.loads(row["signals"])]
+    return News(
+        row["last_seq"], row["epoch"], row["is_cancelling"], row["now_ms"], approvals, signals
+    )
+
+
+async def release_runs(pool: asyncpg.Pool, worker_id: WorkerId, run_ids: list[RunId]) -> list[str]:
+    """Give runs back that others are to go on with; return their queues."""
+    with driver_errors():
+        rows = await pool.fetch(RELEASE_RUNS, worker_id, run_ids)
+    return [row["queue"] for row in rows]
+
+
+async def find_news(
+    pool: asyncpg.Pool, worker_id: WorkerId, cursors: dict[RunId, int]
+) -> list[RunId]:
+    """Say which of a child's runs others have written to, by the last seq that it knows of each."""
+    with driver_errors():
+        rows = await pool.fetch(FIND_NEWS, worker_id, list(cursors), list(cursors.values()))
+    return [row["run_id"] for row in rows]
+
+
+def _node_fact(  # noqa: PLR0917 - the columns of one row, in the order of load_run
+    state: str,
+    kind: str,
+    label: str | None,
+    attempt: int,
+    failures: int,
+    output: str | None,
+    error: str | None,
+    due_ms: int | None,
+    started_ms: int | None,
+    wait: str | None,
+    heartbeat: str | None,
+) -> NodeFact:
+    return NodeFact(
+        state=NodeState(state),
+        kind=kind,
+        label=label,
+        attempt=attempt,
+        failures=failures,
+        output=output,
+        error=None if error is None else _problem(orjson.loads(error)),
+        due_ms=due_ms,
+        started_ms=started_ms,
+        wait=wait,
+        heartbeat=heartbeat,
+    )
+
+
+def _problem(kept: dict[str, Any]) -> Problem:
+    return Problem(
+        kept["name"], kept["message"], kept.get("code"), kept.get("details"), kept.get("traceback")
+    )

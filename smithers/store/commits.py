@@ -1,0 +1,257 @@
+"""Commit turns: many runs' changes in one call of `commit_group_v1`, each run's fate its own.
+
+The lane gathers what is ready while the last group was under way. A run that lost its lease, or whose row a gateway holds
+right now, does not touch the others; neither does a value that Postgres refuses: the group is then done again run by run,
+and only the culprit is told. Where the connection broke, whether the group was kept is read from the run's row: it holds
+the number of its owner's last commit.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+import orjson
+
+from smithers.engine.facts import Problem
+from smithers.engine.turn import Turn
+from smithers.errors import LeaseLost, StoreError, StoreUnavailable
+from smithers.events import event_parts
+from smithers.ids import Epoch, RunId, WorkerId
+from smithers.states import NodeState
+from smithers.store.connections import driver_errors
+from smithers.store.lanes import Lane
+
+RETRY_PAUSE_S: Final = 0.2
+
+# -- name: commit_group
+# One round trip and one flush for all; see migrations/functions/commit_group_v1.sql for the why of its order.
+COMMIT_GROUP: Final = """
+SELECT run_no, outcome, last_seq, now_ms FROM smithers.commit_group_v1($1, $2, $3, $4, $5, $6, $7, $8, $9)
+"""
+
+# -- name: find_commit
+# After a broken connection: did the commit with this number land? A new epoch means that it no longer matters.
+FIND_COMMIT: Final = """
+SELECT epoch, commit_no, last_seq, smithers.to_ms(smithers.clock()) AS now_ms FROM smithers.runs WHERE run_id = $1
+"""
+
+
+class Outcome(StrEnum):
+    """What became of one run's turn."""
+
+    COMMITTED = "committed"
+    STALE = "stale"  # something came that the plan did not know of: nothing was written
+    LOST = "lost"
+    LOCKED = "locked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnCommit:
+    """A turn, and whose it is."""
+
+    run_id: RunId
+    correlation: str
+    epoch: Epoch
+    commit_no: int  # counts this owner's commits of the run, from 1
+    frame_no: int
+    expected_seq: int | None  # set where what came meanwhile would change the turn: parks, ends
+    is_cancelling: bool
+    turn: Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What the database said to a turn."""
+
+    outcome: Outcome
+    last_seq: int
+    now_ms: int
+
+
+class Committer:
+    """A child's one way to write to its runs."""
+
+    def __init__(self, dsn: str, *, worker_id: WorkerId) -> None:
+        self._worker_id = worker_id
+        self._lane: Lane[TurnCommit, Committed] = Lane(dsn, role="commit", flush=self._flush)
+
+    async def __aenter__(self) -> "Committer":
+        await self._lane.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._lane.__aexit__(*exc)
+
+    async def commit(self, change: TurnCommit, pool: asyncpg.Pool) -> Committed:
+        """Commit one turn; waits for as long as the database is away.
+
+        Raises LeaseLost where another owner has the run, StoreError where the database refuses the turn's values.
+        """
+        while True:
+            try:
+                answer = await self._lane.submit(change)
+            except StoreUnavailable:
+                found = await self._find(change, pool)
+                if found is None:
+                    continue
+                answer = found
+            if answer.outcome is Outcome.LOST:
+                raise LeaseLost(f"run {change.run_id} has another owner")
+            if answer.outcome is not Outcome.LOCKED:
+                return answer
+
+    async def _find(self, change: TurnCommit, pool: asyncpg.Pool) -> Committed | None:
+        """Return how a turn ended whose answer was lost; None: it was not kept, and is to be sent again."""
+        while True:
+            try:
+                with driver_errors():
+                    row = await pool.fetchrow(FIND_COMMIT, change.run_id)
+            except StoreUnavailable:
+                await asyncio.sleep(RETRY_PAUSE_S)
+                continue
+            if row is None or row["epoch"] != change.epoch:
+                return Committed(Outcome.LOST, 0, 0)
+            if row["commit_no"] == change.commit_no:
+                return Committed(Outcome.COMMITTED, row["last_seq"], row["now_ms"])
+            return None
+
+    async def _flush(
+        self, connection: asyncpg.Connection, changes: Sequence[TurnCommit]
+    ) -> Sequence[Committed | Exception]:
+        try:
+            with driver_errors():
+                return await _commit_group(connection, self._worker_id, changes)
+        except StoreUnavailable:
+            raise
+        except StoreError as error:
+            if len(changes) == 1:
+                return [error]
+        results: list[Committed | Exception] = []
+        for change in changes:
+            results += await self._flush(connection, [change])
+        return results
+
+
+async def _commit_group(
+    connection: asyncpg.Connection, worker_id: UUID, changes: Sequence[TurnCommit]
+) -> list[Committed | Exception]:
+    rows = _Rows()
+    for number, change in enumerate(changes, start=1):
+        rows.add(number, change)
+    answers = await connection.fetch(COMMIT_GROUP, worker_id, *rows.columns())
+    results: list[Committed | Exception] = [Committed(Outcome.LOST, 0, 0)] * len(changes)
+    for answer in answers:
+        results[answer["run_no"] - 1] = Committed(
+            Outcome(answer["outcome"]), answer["last_seq"], answer["now_ms"]
+        )
+    return results
+
+
+class _Rows:
+    """A group's changes as the arrays that the function takes; the order of fields is that of its types."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[Any, ...]] = []
+        self.events: list[tuple[Any, ...]] = []
+        self.nodes: list[tuple[Any, ...]] = []
+        self.attempts: list[tuple[Any, ...]] = []
+        self.frames: list[tuple[Any, ...]] = []
+        self.loops: list[tuple[Any, ...]] = []
+        self.approvals: list[tuple[Any, ...]] = []
+        self.signals: list[tuple[Any, ...]] = []
+
+    def columns(self) -> tuple[list[tuple[Any, ...]], ...]:
+        return (
+            self.runs,
+            self.events,
+            self.nodes,
+            self.attempts,
+            self.frames,
+            self.loops,
+            self.approvals,
+            self.signals,
+        )
+
+    def add(self, number: int, change: TurnCommit) -> None:
+        turn, run_id = change.turn, change.run_id
+        self._add_run(change)
+        ending = turn.ending
+        events = turn.events if ending is None else [*turn.events, *ending.events]
+        for event_no, event in enumerate(events, start=1):
+            head, tail = event_parts(event.type, run_id, change.correlation, event.fields)
+            self.events.append((number, run_id, event_no, head, tail))
+        self._add_nodes(number, change)
+        for end in turn.attempts:
+            error = problem_json(end.error)
+            self.attempts.append(
+                (number, run_id, *end.key, end.attempt, end.state, end.started_ms, error)
+            )
+        if turn.frame is not None:
+            self.frames.append((number, run_id, *turn.frame))
+        for loop_id, loop in turn.loops.items():
+            self.loops.append((number, run_id, loop_id, loop.iteration, loop.is_done))
+        for approval in turn.approvals:
+            status = "cancelled" if approval.request is None else "requested"
+            request = approval.request or "{}"
+            self.approvals.append((number, run_id, *approval.key, status, request, None, None))
+        for seq, key in turn.signals:
+            self.signals.append((number, run_id, seq, *key))
+
+    def _add_run(self, change: TurnCommit) -> None:
+        turn, ending = change.turn, change.turn.ending
+        output = None if ending is None else ending.output
+        count = len(turn.events) + (0 if ending is None else len(ending.events))
+        self.runs.append(
+            (
+                change.run_id,
+                change.epoch,
+                change.commit_no,
+                change.expected_seq,
+                change.is_cancelling,
+                turn.status if ending is None else ending.status,
+                ending is not None,
+                None if ending is None else ending.due_ms,
+                count,
+                change.frame_no,
+                None if ending is None else problem_json(ending.error),
+                None if output is None else output.node_id,
+                None if output is None else output.iteration,
+            )
+        )
+
+    def _add_nodes(self, number: int, change: TurnCommit) -> None:
+        for key, fact in change.turn.nodes.items():
+            self.nodes.append(
+                (
+                    number,
+                    change.run_id,
+                    key.node_id,
+                    key.iteration,
+                    fact.kind,
+                    fact.label,
+                    fact.state,
+                    fact.attempt,
+                    fact.failures,
+                    key in change.turn.started,
+                    fact.state.is_settled or fact.state is NodeState.CANCELLED,
+                    fact.due_ms,
+                    fact.wait,
+                    fact.heartbeat,
+                    fact.output,
+                    problem_json(fact.error),
+                )
+            )
+
+
+def problem_json(problem: Problem | None) -> str | None:
+    """Return a problem as it is kept: what the wire shows, and the traceback for operators."""
+    if problem is None:
+        return None
+    kept = problem.to_wire()
+    if problem.traceback is not None:
+        kept["traceback"] = problem.traceback
+    return orjson.dumps(kept).decode()

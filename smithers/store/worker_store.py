@@ -1,0 +1,202 @@
+"""The database as one child, or one pool's parent, uses it: its connections, and what is done over them."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from uuid import UUID
+
+import asyncpg
+
+from smithers.ids import NodeId, RunId, SourceHash, WorkerId
+from smithers.store import claims, owners, sources
+from smithers.store.commits import Committed, Committer, TurnCommit
+from smithers.store.connections import connect_hot, connect_listening, open_pool
+from smithers.store.hints import Channel, Hints, Listener
+from smithers.store.outside import Decision, OutsideLane, decide, open_outside_lane
+from smithers.store.refusals import Refused
+
+TIMEOUT_USER = "system:timeout"
+
+
+class WorkerStore:
+    """What a child does with the database."""
+
+    def __init__(
+        self,
+        *,
+        dsn: str,
+        worker_id: WorkerId,
+        pool: asyncpg.Pool,
+        committer: Committer,
+        decisions: OutsideLane,
+        hints: Hints,
+    ) -> None:
+        self.worker_id = worker_id
+        self.hints = hints
+        self._dsn = dsn
+        self._pool = pool
+        self._committer = committer
+        self._decisions = decisions
+        self._claiming: asyncpg.Connection | None = None
+
+    async def claim(self, queue: str, limit: int) -> list[claims.ClaimedRun]:
+        """Take up to `limit` runs that are due."""
+        connection = await self._claim_connection()
+        return await claims.claim_runs(
+            connection, worker_id=self.worker_id, queue=queue, limit=limit
+        )
+
+    async def find_next_due_ms(self, queue: str) -> int | None:
+        """Say in how many milliseconds the queue's next run is due."""
+        return await claims.find_next_due_ms(await self._claim_connection(), queue)
+
+    async def commit(self, change: TurnCommit) -> Committed:
+        """Commit one run's turn; raises LeaseLost, StoreError."""
+        return await self._committer.commit(change, self._pool)
+
+    async def load_run(self, run_id: RunId) -> claims.LoadedRun:
+        """Read what is known of a run that is taken up again."""
+        return await claims.load_run(self._pool, run_id)
+
+    async def load_news(self, run_id: RunId) -> claims.News | None:
+        """Read what has come to a run from outside."""
+        return await claims.load_news(self._pool, run_id)
+
+    async def find_news(self, cursors: dict[RunId, int]) -> list[RunId]:
+        """Say which of these runs others have written to."""
+        return await claims.find_news(self._pool, self.worker_id, cursors)
+
+    async def release(self, run_ids: list[RunId]) -> None:
+        """Give runs back, due at once, and say so."""
+        queues = await claims.release_runs(self._pool, self.worker_id, run_ids)
+        if queues:
+            self.hints.send(Channel.DUE, queues)
+
+    async def deny_for_timeout(self, run_id: RunId, node_id: NodeId, iteration: int) -> None:
+        """Let an approval's time run out: one more who decides, and whoever was first wins."""
+        decision = Decision(
+            run_id=run_id,
+            node_id=node_id,
+            iteration=iteration,
+            is_approved=False,
+            note=None,
+            decided_by=TIMEOUT_USER,
+            decision=None,
+            user=None,
+            scopes=None,
+        )
+        try:
+            await decide(self._decisions, decision)
+        except Refused:
+            return  # decided meanwhile: that is the outcome, and it is among the news
+        self.hints.send(Channel.EVENTS, [run_id])
+
+    async def find_source(self, source_hash: SourceHash) -> str | None:
+        """Read a version's bundle."""
+        return await sources.find_source(self._pool, source_hash)
+
+    async def _claim_connection(self) -> asyncpg.Connection:
+        if self._claiming is None or self._claiming.is_closed():
+            self._claiming = await connect_hot(self._dsn, role="claim")
+        return self._claiming
+
+    def close_claiming(self) -> None:
+        """Drop the claiming connection."""
+        if self._claiming is not None:
+            self._claiming.terminate()
+
+
+@asynccontextmanager
+async def open_worker_store(
+    dsn: str, direct_dsn: str, worker_id: WorkerId, listeners: Mapping[Channel, Listener]
+) -> AsyncIterator[WorkerStore]:
+    """Open a child's connections: one to commit, one to claim, one to listen, one for the rest."""
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(open_pool(dsn, role="child", max_size=1))
+        committer = await stack.enter_async_context(Committer(dsn, worker_id=worker_id))
+        decisions = await stack.enter_async_context(open_outside_lane(dsn))
+        hints = await stack.enter_async_context(
+            Hints(direct_dsn, role="child", listeners=listeners)
+        )
+        store = WorkerStore(
+            dsn=dsn,
+            worker_id=worker_id,
+            pool=pool,
+            committer=committer,
+            decisions=decisions,
+            hints=hints,
+        )
+        stack.callback(store.close_claiming)
+        yield store
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStore:
+    """What a pool's parent does with the database."""
+
+    hints: Hints
+    _pool: asyncpg.Pool
+
+    async def register(
+        self,
+        worker_id: WorkerId,
+        *,
+        pool_id: UUID,
+        process: owners.ProcessIdentity,
+        queues: tuple[str, ...],
+    ) -> None:
+        """Write down that a child lives."""
+        await owners.register_worker(
+            self._pool, worker_id, pool_id=pool_id, process=process, queues=queues
+        )
+
+    async def beat(self, worker_ids: list[WorkerId]) -> set[WorkerId]:
+        """Write the children's heartbeats; return those that still count as alive."""
+        return await owners.beat(self._pool, worker_ids)
+
+    async def bury(self, worker_id: WorkerId, death: str) -> dict[str, int]:
+        """Give a worker up for dead, hand its runs back, and say so; return how many by queue."""
+        freed = await owners.bury_worker(self._pool, worker_id, death)
+        if freed:
+            self.hints.send(Channel.DUE, freed)
+        return freed
+
+    async def list_living(self) -> list[owners.LivingWorker]:
+        """List the workers that count as alive."""
+        return await owners.list_living(self._pool)
+
+    async def forget_workers(self) -> None:
+        """Drop the rows of the long dead."""
+        await owners.forget_workers(self._pool)
+
+    async def list_wanted_descriptions(self) -> list[sources.WantedDescription]:
+        """List the versions to describe."""
+        return await sources.list_wanted_descriptions(self._pool)
+
+    async def put_description(self, wanted: sources.WantedDescription, description: str) -> None:
+        """Write down what a version is, and say so."""
+        await sources.put_description(self._pool, wanted, description)
+        self.hints.send(Channel.SOURCES, [wanted.source_hash])
+
+
+@asynccontextmanager
+async def open_pool_store(
+    dsn: str, direct_dsn: str, listeners: Mapping[Channel, Listener]
+) -> AsyncIterator[PoolStore]:
+    """Open a parent's connections."""
+    async with (
+        open_pool(dsn, role="pool", max_size=2) as pool,
+        Hints(direct_dsn, role="pool", listeners=listeners) as hints,
+    ):
+        yield PoolStore(hints, pool)
+
+
+@asynccontextmanager
+async def open_liveness(direct_dsn: str, pool_id: UUID) -> AsyncIterator[asyncpg.Connection]:
+    """Hold a session whose end tells others that this pool is gone."""
+    connection = await connect_listening(direct_dsn, role="liveness")
+    try:
+        await owners.hold_liveness(connection, pool_id)
+        yield connection
+    finally:
+        connection.terminate()

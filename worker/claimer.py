@@ -1,0 +1,138 @@
+"""Take due runs from the queues and give each an executor, for as long as there is room.
+
+Sleeps until a hint says that something is due, until the earliest due time, and never longer than a second: a lost hint
+costs that much.
+"""
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from smithers.errors import StoreError
+from smithers.ids import RunId
+from smithers.store.claims import ClaimedRun
+from worker.executor import Executor, Tools
+
+MAX_CLAIM: Final = 64
+MAX_SLEEP_S: Final = 1.0
+NEWS_EVERY_S: Final = 1.0
+
+log = structlog.get_logger("worker.claimer")
+
+
+class Claimer:
+    """A child's claimer and the runs that it holds."""
+
+    def __init__(self, tools: Tools, *, queues: tuple[str, ...], limit: int) -> None:
+        self._tools = tools
+        self._queues = queues
+        self._limit = limit
+        self._executors: dict[RunId, tuple[Executor, asyncio.Task[None]]] = {}
+        self._woken = asyncio.Event()
+        self._is_draining = False
+
+    @property
+    def active_count(self) -> int:
+        """How many runs this child holds."""
+        return len(self._executors)
+
+    def hear_due(self, queues: frozenset[str] | None) -> None:
+        """Take a hint that these queues have something to claim; None: any may."""
+        if queues is None or not queues.isdisjoint(self._queues):
+            self._woken.set()
+
+    def hear_news(self, run_ids: frozenset[str] | None) -> None:
+        """Take a hint that something has come to these runs; None: to any."""
+        for run_id, (executor, _) in self._executors.items():
+            if run_ids is None or run_id in run_ids:
+                executor.hear_news()
+
+    def drain(self) -> None:
+        """Claim no more."""
+        self._is_draining = True
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Claim until drained; then wait until the last run has ended or been parked."""
+        async with asyncio.TaskGroup() as group:
+            news = group.create_task(self._look_for_news(), name="news")
+            while not self._is_draining:
+                await self._claim_and_sleep(group)
+            news.cancel()
+
+    async def release_all(self) -> None:
+        """Stop every executor where it stands and give the runs back."""
+        held = dict(self._executors)
+        for _, task in held.values():
+            task.cancel()
+        if held:
+            await asyncio.wait([task for _, task in held.values()])
+            await self._tools.store.release(list(held))
+
+    async def _claim_and_sleep(self, group: asyncio.TaskGroup) -> None:
+        self._woken.clear()
+        try:
+            if await self._claim(group) and self.active_count < self._limit:
+                return
+            pause_s = await self._find_pause()
+        except StoreError as error:
+            log.warning("claim_failed", error=str(error))
+            pause_s = MAX_SLEEP_S
+        try:
+            async with asyncio.timeout(pause_s):
+                await self._woken.wait()
+        except TimeoutError:
+            pass
+
+    async def _claim(self, group: asyncio.TaskGroup) -> bool:
+        """Claim from each queue; say whether one gave as much as was asked for."""
+        is_more = False
+        for queue in self._queues:
+            room = min(self._limit - self.active_count, MAX_CLAIM)
+            if room <= 0:
+                return False
+            claimed = await self._tools.store.claim(queue, room)
+            for claim in claimed:
+                self._begin(group, claim)
+            is_more = is_more or len(claimed) == room
+        return is_more
+
+    def _begin(self, group: asyncio.TaskGroup, claim: ClaimedRun) -> None:
+        executor = Executor(claim, self._tools)
+        task = group.create_task(self._execute(executor), name=f"run-{claim.run_id}")
+        self._executors[claim.run_id] = (executor, task)
+
+    async def _execute(self, executor: Executor) -> None:
+        run_id = executor.claim.run_id
+        try:
+            await executor.execute()
+        except StoreError as error:
+            # What it holds goes on elsewhere once this worker is buried, or here at the next claim.
+            log.error("run_dropped", run_id=run_id, error=str(error))
+        except Exception:  # the executor's last line: one run never takes the others down
+            log.exception("run_broke", run_id=run_id)
+        finally:
+            del self._executors[run_id]
+            self._woken.set()
+
+    async def _find_pause(self) -> float:
+        if self.active_count >= self._limit:
+            return MAX_SLEEP_S
+        due = [await self._tools.store.find_next_due_ms(queue) for queue in self._queues]
+        soonest = min((ms for ms in due if ms is not None), default=None)
+        return MAX_SLEEP_S if soonest is None else min(max(soonest / 1000, 0.001), MAX_SLEEP_S)
+
+    async def _look_for_news(self) -> None:
+        """The net under hints: one query a second for all runs of this child."""
+        while True:
+            await asyncio.sleep(NEWS_EVERY_S)
+            cursors = {
+                run_id: executor.last_seq for run_id, (executor, _) in self._executors.items()
+            }
+            if not cursors:
+                continue
+            try:
+                self.hear_news(frozenset(await self._tools.store.find_news(cursors)))
+            except StoreError as error:
+                log.warning("news_failed", error=str(error))

@@ -1,0 +1,284 @@
+"""Move one run forward: plan a turn, commit it, perform what it starts, wait for what happens, again.
+
+One coroutine for each claimed run, and the only writer of its history while the lease holds. Each node starts when *it* is
+ready: whatever has happened while the last commit was under way goes into the next one, and nobody waits for a sibling.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import structlog
+from pydantic import ValidationError
+
+from smithers.context import Auth
+from smithers.engine.facts import Facts, Problem
+from smithers.engine.progress import DEFAULT_CONCURRENCY, Progress
+from smithers.engine.rendering import Renderer
+from smithers.engine.turn import Turn
+from smithers.errors import LeaseLost, StoreError
+from smithers.events import EventType, correlation_json
+from smithers.outputs import decode_output
+from smithers.states import NodeState, RunStatus
+from smithers.store.claims import ClaimedRun
+from smithers.store.commits import Committed, Outcome, TurnCommit
+from smithers.store.hints import Channel
+from smithers.store.worker_store import WorkerStore
+from smithers.tree import Task
+from smithers.workflow import Workflow
+from worker.attempts import Aborted, Attempts, Beaten, Bodies, Failed, Finished, Happening, Printed
+from worker.clock import DatabaseClock
+from worker.rendering import render_guard
+from worker.workflows import LoadFailed, Workflows
+
+log = structlog.get_logger("worker.executor")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What a child's executors share."""
+
+    store: WorkerStore
+    workflows: Workflows
+    bodies: Bodies
+    clock: DatabaseClock
+
+
+class Executor:
+    """One claimed run on its way."""
+
+    def __init__(self, claim: ClaimedRun, tools: Tools) -> None:
+        self.claim = claim
+        self.last_seq = claim.last_seq
+        self._tools = tools
+        self._inbox: list[Happening] = []
+        self._has_news = False
+        self._arrived = asyncio.Event()
+        self._attempts = Attempts(claim.run_id, tools.bodies, self._report)
+        self._correlation = correlation_json(claim.run_id, claim.workflow_name)
+        self._commit_no = 0
+
+    def hear_news(self) -> None:
+        """Take a hint that something has come to the run from outside."""
+        self._has_news = True
+        self._arrived.set()
+
+    async def execute(self) -> None:
+        """Move the run forward until it ends, only waits remain, or somebody else has it."""
+        try:
+            run = await self._take_up()
+            while True:
+                turn = run.plan(self._tools.clock.now_ms())
+                if turn.timeouts:
+                    await self._let_time_run_out(run, turn)
+                    continue
+                if not turn.is_empty and not await self._commit(run, turn):
+                    continue
+                if turn.ending is not None:
+                    return
+                self._perform(run, turn)
+                await self._happening(run)
+        except LeaseLost:
+            log.warning("lease_lost", run_id=self.claim.run_id, epoch=self.claim.epoch)
+        finally:
+            await self._attempts.drop()
+
+    async def _take_up(self) -> Progress:
+        """Build the run's progress from its rows, and say how it comes to go on here."""
+        claim, tools = self.claim, self._tools
+        tools.clock.hear(claim.now_ms)
+        facts, xml_hash = Facts(), None
+        if not claim.is_new:
+            loaded = await tools.store.load_run(claim.run_id)
+            facts, xml_hash = loaded.facts, loaded.xml_hash
+        renderer, problem = await self._renderer()
+        run = Progress(
+            renderer=renderer,
+            facts=facts,
+            committed=facts.copy(),
+            max_concurrency=orjson.loads(claim.config).get("maxConcurrency") or DEFAULT_CONCURRENCY,
+            frame_no=claim.last_frame_no,
+            xml_hash=xml_hash,
+        )
+        if problem is not None:
+            run.fail(problem)
+        self._say_how(run)
+        if not claim.is_new:
+            await self._take_news(run)
+        if claim.is_cancelling:
+            run.cancel()
+        return run
+
+    def _say_how(self, run: Progress) -> None:
+        claim = self.claim
+        if claim.lost_heartbeat_ms is not None:
+            stale_ms = max(0, claim.now_ms - claim.lost_heartbeat_ms)
+            run.note(
+                EventType.RUN_AUTO_RESUMED,
+                lastHeartbeatAtMs=claim.lost_heartbeat_ms,
+                staleDurationMs=stale_ms,
+            )
+        before = claim.status_before
+        if before.is_parked or (before is RunStatus.QUEUED and not claim.is_new):
+            run.note(EventType.RUN_STARTED)
+            run.note_status(RunStatus.RUNNING)
+        for key, fact in list(run.facts.nodes.items()):
+            if fact.state is NodeState.IN_PROGRESS:
+                run.lose_attempt(key)
+
+    async def _renderer(self) -> tuple[Renderer, Problem | None]:
+        """Load the workflow and its input; what is wrong with either fails the run, not the child."""
+        claim, problem = self.claim, None
+        workflow: Workflow[Any] = Workflow(name=claim.workflow_name, builder=lambda _ctx: None)
+        given: Any = orjson.loads(claim.input)
+        try:
+            workflow = await self._tools.workflows.get(claim.source_hash, claim.workflow_export)
+            if workflow.input_model is not None:
+                given = workflow.input_model.model_validate_json(claim.input)
+        except LoadFailed as error:
+            problem = error.problem
+        except ValidationError as error:
+            details = error.errors(include_url=False, include_context=False, include_input=False)
+            text = f"the input does not fit {workflow.name}: {error.error_count()} errors"
+            problem = Problem("InvalidInput", text, "INVALID_INPUT", details)
+        auth = orjson.loads(claim.auth) if claim.auth else {}
+        renderer = Renderer(
+            run_id=claim.run_id,
+            workflow=workflow,
+            input=given,
+            auth=Auth(auth.get("user"), tuple(auth.get("scopes", ()))),
+            guard=render_guard(workflow.render_timeout_s),
+        )
+        return renderer, problem
+
+    async def _commit(self, run: Progress, turn: Turn) -> bool:
+        """Commit a turn; False: something came that it did not know of, and it is to be planned again."""
+        claim, tools = self.claim, self._tools
+        self._commit_no += 1
+        change = TurnCommit(
+            run_id=claim.run_id,
+            correlation=self._correlation,
+            epoch=claim.epoch,
+            commit_no=self._commit_no,
+            frame_no=run.frame_no,
+            expected_seq=None if turn.ending is None else self.last_seq,
+            is_cancelling=run.is_cancelling,
+            turn=turn,
+        )
+        try:
+            answer = await tools.store.commit(change)
+        except LeaseLost:
+            raise
+        except StoreError as error:
+            self._refuse(run, error)
+            return False
+        if answer.outcome is Outcome.STALE:
+            run.retract_ending()
+            await self._take_news(run)
+            return False
+        self._take_in(run, turn, answer)
+        return True
+
+    def _take_in(self, run: Progress, turn: Turn, answer: Committed) -> None:
+        tools, run_id = self._tools, self.claim.run_id
+        tools.clock.hear(answer.now_ms)
+        tools.store.hints.send(Channel.EVENTS, (run_id,))
+        written = len(turn.events) + (0 if turn.ending is None else len(turn.ending.events))
+        if answer.last_seq != self.last_seq + written:
+            self._has_news = True  # a gateway wrote in between
+        self.last_seq = answer.last_seq
+        run.commit(answer.now_ms)
+
+    def _refuse(self, run: Progress, error: StoreError) -> None:
+        """Let a run fail whose own values the database does not take; it stays alive for others."""
+        log.error("commit_refused", run_id=self.claim.run_id, error=str(error))
+        if run.failure is not None and run.failure.code == "INVALID_OUTPUT":
+            raise LeaseLost(f"run {self.claim.run_id} cannot even be failed: {error}") from error
+        run.refuse_turn(Problem("InvalidOutput", str(error)[:2000], "INVALID_OUTPUT"))
+
+    def _perform(self, run: Progress, turn: Turn) -> None:
+        for start in turn.starts:
+            task = start.leaf.element
+            assert isinstance(task, Task)
+            self._attempts.start(
+                start,
+                needs=_outputs_needed(run, task),
+                last_heartbeat=run.facts.nodes[start.leaf.key].heartbeat,
+            )
+        for abort in turn.aborts:
+            self._attempts.abort(abort.key, abort.reason)
+
+    async def _happening(self, run: Progress) -> None:
+        """Wait until something has happened, and take all of it in."""
+        while not (self._inbox or self._has_news):
+            due_ms = run.next_due_ms()
+            clock = self._tools.clock
+            pause_s = None if due_ms is None else max(0.0, (due_ms - clock.now_ms()) / 1000)
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self._arrived.wait()
+            except TimeoutError:
+                break
+        inbox, self._inbox = self._inbox, []
+        now_ms = self._tools.clock.now_ms()
+        for happening in inbox:
+            _take(run, happening, now_ms)
+        if self._has_news:
+            await self._take_news(run)
+        run.pass_time(self._tools.clock.now_ms())
+
+    async def _take_news(self, run: Progress) -> None:
+        self._has_news = False
+        news = await self._tools.store.load_news(self.claim.run_id)
+        if news is None or news.epoch != self.claim.epoch:
+            raise LeaseLost(f"run {self.claim.run_id} has another owner")
+        self.last_seq = news.last_seq
+        self._tools.clock.hear(news.now_ms)
+        run.facts.approvals = news.approvals
+        taken = {seq for seq, _ in run.turn.signals}
+        run.facts.signals = [signal for signal in news.signals if signal.seq not in taken]
+        if news.is_cancelling:
+            run.cancel()
+        run.take_news()
+
+    async def _let_time_run_out(self, run: Progress, turn: Turn) -> None:
+        for timeout in turn.timeouts:
+            await self._tools.store.deny_for_timeout(self.claim.run_id, *timeout.key)
+        turn.timeouts.clear()
+        await self._take_news(run)
+
+    def _report(self, happening: Happening) -> None:
+        self._inbox.append(happening)
+        self._arrived.set()
+
+
+def _take(run: Progress, happening: Happening, now_ms: int) -> None:
+    match happening:
+        case Finished(key, _, output):
+            run.finish_attempt(key, output)
+        case Failed(key, _, problem):
+            run.fail_attempt(key, problem, now_ms)
+        case Aborted(key, _, reason):
+            run.abort_attempt(key, reason)
+        case Printed(key, attempt, text, stream):
+            run.print_output(key, attempt, text, stream)
+        case Beaten(key, attempt, data):
+            run.beat(key, attempt, data)
+
+
+def _outputs_needed(run: Progress, task: Task[Any]) -> dict[str, Any]:
+    """Read what a task needs by name, as the model that the producing task names, else as plain JSON."""
+    if not task.needs:
+        return {}
+    assert run.rendered is not None
+    needed: dict[str, Any] = {}
+    for name, node_id in task.needs.items():
+        key = run.rendered.mounted.resolve(node_id, run.facts)
+        assert not isinstance(key, str)
+        leaf = run.find_leaf(key)
+        model = leaf.element.output if leaf is not None and isinstance(leaf.element, Task) else None
+        output = run.facts.nodes[key].output
+        needed[name] = None if output is None else decode_output(output, model)
+    return needed

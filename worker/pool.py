@@ -1,0 +1,336 @@
+"""The pool: a parent that spawns children, keeps as many alive as it was told to, and notices deaths.
+
+It never loads workflow code. It hands a dead child's runs back at once (it sees the sentinel), writes all its children's
+heartbeats in one statement a second, kills a child that is silent for 20 s, buries the workers of others that are gone,
+and has sources described. It ends when told to (SIGTERM, SIGINT, or the end of its stdin) after its children have drained.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+import structlog
+
+from smithers.errors import StoreError
+from smithers.ids import WorkerId
+from smithers.store.hints import Channel
+from smithers.store.owners import HEARTBEAT_LIMIT_S, LivingWorker
+from smithers.store.worker_store import PoolStore, open_liveness, open_pool_store
+from worker import processes
+from worker.child import DRAIN, ChildSettings, run_child
+from worker.describing import describe_in_process
+from worker.settings import PoolSettings
+
+BEAT_EVERY_S: Final = 1.0
+SILENT_CHILD_S: Final = 20.0
+START_GRACE_S: Final = 60.0  # a child that has not beaten yet is still importing
+BACK_OFF_S: Final = (0.0, 0.1, 0.5, 1.0, 5.0)  # before the next start of a child that died young
+YOUNG_S: Final = 5.0
+DISCONNECTED_S: Final = 2.0
+SERVER_GRACE_S: Final = 10.0  # after a restart of Postgres nobody counts as disconnected
+
+log = structlog.get_logger("worker.pool")
+
+
+@dataclass(eq=False, slots=True)
+class Child:
+    """A child as its parent sees it."""
+
+    worker_id: WorkerId
+    slot: int
+    process: SpawnProcess
+    orders: Connection
+    started_at: float
+    is_killed: bool = False
+
+
+class Pool:
+    """The parent of children."""
+
+    def __init__(self, settings: PoolSettings, store: PoolStore) -> None:
+        self._settings = settings
+        self._store = store
+        self._pool_id = uuid4()
+        self._context = multiprocessing.get_context("spawn")
+        self._beats: Any = self._context.Array("d", settings.worker_count, lock=False)
+        self._children: dict[int, Child] = {}
+        self._deaths_in_a_row = [0] * settings.worker_count
+        self._draining = asyncio.Event()
+        self._wanted = asyncio.Event()
+        self._disconnected_since: dict[UUID, float] = {}
+
+    @property
+    def pool_id(self) -> UUID:
+        """What its liveness lock is named for."""
+        return self._pool_id
+
+    def hear_sources(self, _hashes: frozenset[str] | None) -> None:
+        """Take a hint that somebody wants a source described."""
+        self._wanted.set()
+
+    def drain(self) -> None:
+        """Let the children finish, and end."""
+        if not self._draining.is_set():
+            log.info("pool_drains")
+        self._draining.set()
+
+    async def run(self) -> None:
+        """Keep the children alive until drained."""
+        await self._bury_gone()
+        tasks = [
+            asyncio.create_task(self._beat_for_all(), name="beats"),
+            asyncio.create_task(self._watch_others(), name="watch"),
+            asyncio.create_task(self._describe_wanted(), name="describe"),
+        ]
+        keepers = [
+            asyncio.create_task(self._keep_child(slot), name=f"keeper-{slot}")
+            for slot in range(self._settings.worker_count)
+        ]
+        try:
+            await self._draining.wait()
+            for child in list(self._children.values()):
+                _send_drain(child)
+            deadline_s = self._settings.drain_timeout_s + 5
+            _, stuck = await asyncio.wait(keepers, timeout=deadline_s) if keepers else ([], [])
+            for child in list(self._children.values()):
+                self._kill(child, "drain-timeout")
+            if stuck:
+                await asyncio.wait(stuck, timeout=5)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _keep_child(self, slot: int) -> None:
+        """Have a child in this slot until drained, with a pause after each that died young."""
+        while not self._draining.is_set():
+            try:
+                child = await self._spawn(slot)
+            except StoreError as error:
+                log.warning("spawn_failed", error=str(error))
+                await self._pause(1.0)
+                continue
+            await self._until_dead(child)
+            await self._bury(child)
+            is_young = time.monotonic() - child.started_at < YOUNG_S
+            self._deaths_in_a_row[slot] = self._deaths_in_a_row[slot] + 1 if is_young else 0
+            step = min(self._deaths_in_a_row[slot], len(BACK_OFF_S) - 1)
+            await self._pause(BACK_OFF_S[step])
+
+    async def _spawn(self, slot: int) -> Child:
+        worker_id = WorkerId(uuid4())
+        orders, childs_end = self._context.Pipe()
+        settings = ChildSettings(worker_id=worker_id, slot=slot, pool=self._settings)
+        self._beats[slot] = 0.0
+        process = self._context.Process(
+            target=run_child, args=(settings, self._beats, childs_end), name=f"child-{slot}"
+        )
+        # In this very thread, which lives as long as the process: the kernel ties the child to the thread that made it.
+        process.start()
+        childs_end.close()
+        child = Child(worker_id, slot, process, orders, time.monotonic())
+        self._children[slot] = child
+        identity = processes.identify(process.pid or 0)
+        if identity is not None:
+            try:
+                await self._store.register(
+                    worker_id,
+                    pool_id=self._pool_id,
+                    process=identity,
+                    queues=self._settings.queues,
+                )
+            except StoreError:
+                self._kill(child, "not-registered")
+                raise
+        log.info("child_started", slot=slot, pid=process.pid, worker_id=str(worker_id))
+        return child
+
+    async def _until_dead(self, child: Child) -> None:
+        loop = asyncio.get_running_loop()
+        dead = asyncio.Event()
+        loop.add_reader(child.process.sentinel, dead.set)
+        try:
+            await dead.wait()
+        finally:
+            loop.remove_reader(child.process.sentinel)
+
+    async def _bury(self, child: Child) -> None:
+        child.process.join()
+        self._children.pop(child.slot, None)
+        code = child.process.exitcode
+        child.orders.close()
+        child.process.close()
+        while True:
+            try:
+                freed = await self._store.bury(child.worker_id, f"exit-{code}")
+                break
+            except StoreError as error:
+                log.warning("bury_failed", worker_id=str(child.worker_id), error=str(error))
+                await asyncio.sleep(0.5)
+        level = log.info if code == 0 else log.error
+        level("child_ended", slot=child.slot, exit_code=code, runs_handed_back=sum(freed.values()))
+
+    async def _pause(self, pause_s: float) -> None:
+        try:
+            async with asyncio.timeout(pause_s):
+                await self._draining.wait()
+        except TimeoutError:
+            pass
+
+    async def _beat_for_all(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_EVERY_S)
+            self._kill_silent()
+            worker_ids = [child.worker_id for child in self._children.values()]
+            if not worker_ids:
+                continue
+            try:
+                alive = await self._store.beat(worker_ids)
+            except StoreError as error:
+                log.warning("beat_failed", error=str(error))
+                continue
+            for child in list(self._children.values()):
+                if child.worker_id in worker_ids and child.worker_id not in alive:
+                    # Others gave it up for dead, and its runs have new owners: it must not go on.
+                    self._kill(child, "displaced")
+
+    def _kill_silent(self) -> None:
+        now = time.monotonic()
+        for child in list(self._children.values()):
+            beaten_at = self._beats[child.slot]
+            limit_s = SILENT_CHILD_S if beaten_at else START_GRACE_S
+            if now - (beaten_at or child.started_at) > limit_s:
+                self._kill(child, "silent")
+
+    def _kill(self, child: Child, reason: str) -> None:
+        if not child.is_killed:
+            child.is_killed = True
+            log.error("child_killed", slot=child.slot, reason=reason)
+            child.process.kill()
+
+    async def _watch_others(self) -> None:
+        """Look once a second for workers whose death nobody has noticed."""
+        while True:
+            await asyncio.sleep(BEAT_EVERY_S)
+            try:
+                await self._bury_gone()
+            except StoreError as error:
+                log.warning("watch_failed", error=str(error))
+
+    async def _bury_gone(self) -> None:
+        own = {child.worker_id for child in self._children.values()}
+        for worker in await self._store.list_living():
+            if worker.worker_id in own:
+                continue
+            death = self._find_death(worker)
+            if death is not None:
+                freed = await self._store.bury(worker.worker_id, death)
+                log.warning(
+                    "worker_buried",
+                    worker_id=str(worker.worker_id),
+                    death=death,
+                    runs_handed_back=sum(freed.values()),
+                )
+
+    def _find_death(self, worker: LivingWorker) -> str | None:
+        """Say how it is known that a worker of somebody else is dead; None: it may live."""
+        process = worker.process
+        is_here = (
+            process.boot_id == processes.boot_id()
+            and process.pid_namespace == processes.pid_namespace()
+        )
+        if is_here and processes.find_process_start(process.pid) != process.process_start:
+            return "process-gone"
+        if worker.silent_s > HEARTBEAT_LIMIT_S:
+            return "silent"
+        if (
+            worker.is_connected
+            or worker.server_up_s < SERVER_GRACE_S
+            or worker.pool_id == self._pool_id
+        ):
+            self._disconnected_since.pop(worker.worker_id, None)
+            return None
+        since = self._disconnected_since.setdefault(worker.worker_id, time.monotonic())
+        return "disconnected" if time.monotonic() - since > DISCONNECTED_S else None
+
+    async def _describe_wanted(self) -> None:
+        """Describe the sources that somebody asked for; one after another."""
+        environment = dict(os.environ)
+        while True:
+            try:
+                wanted = await self._store.list_wanted_descriptions()
+                for one in wanted:
+                    text = await describe_in_process(
+                        one.bundle,
+                        one.workflow_export,
+                        environment=environment,
+                        root_dir=self._settings.root_dir,
+                    )
+                    await self._store.put_description(one, text)
+            except StoreError as error:
+                log.warning("describe_failed", error=str(error))
+                wanted = []
+            if not wanted:
+                self._wanted.clear()
+                try:
+                    async with asyncio.timeout(2.0):
+                        await self._wanted.wait()
+                except TimeoutError:
+                    pass
+
+
+def _send_drain(child: Child) -> None:
+    try:
+        child.orders.send(DRAIN)
+    except (BrokenPipeError, OSError):
+        pass  # it is ending already
+
+
+async def run_pool(settings: PoolSettings) -> None:
+    """Run a pool until SIGTERM, SIGINT or the end of stdin."""
+    loop = asyncio.get_running_loop()
+    holder: list[Pool] = []
+
+    def hear(names: frozenset[str] | None) -> None:
+        for pool in holder:
+            pool.hear_sources(names)
+
+    async with open_pool_store(settings.dsn, settings.direct_dsn, {Channel.SOURCES: hear}) as store:
+        pool = Pool(settings, store)
+        holder.append(pool)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, pool.drain)
+        keeping = asyncio.create_task(_keep_liveness(settings.direct_dsn, pool.pool_id))
+        loop.add_reader(0, _read_stdin, loop, pool)
+        try:
+            await pool.run()
+        finally:
+            keeping.cancel()
+            await asyncio.wait([keeping])
+
+
+async def _keep_liveness(direct_dsn: str, pool_id: UUID) -> None:
+    """Hold the liveness lock; take it anew when its session has gone."""
+    while True:
+        try:
+            async with open_liveness(direct_dsn, pool_id) as connection:
+                gone = asyncio.Event()
+                connection.add_termination_listener(lambda _connection: gone.set())
+                await gone.wait()
+        except StoreError as error:
+            log.warning("liveness_failed", error=str(error))
+            await asyncio.sleep(0.5)
+
+
+def _read_stdin(loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
+    """Whoever started the pool holds the other end: its end is ours."""
+    if not os.read(0, 4096):
+        loop.remove_reader(0)
+        pool.drain()

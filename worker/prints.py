@@ -1,0 +1,88 @@
+"""Send what a task's body prints to its run, and everything else where it always went.
+
+The streams of the process are replaced once. A write finds its attempt by a context variable, which threads and tasks that
+the body starts through asyncio inherit; what child processes write to descriptor 1 is not caught here.
+"""
+
+import io
+import sys
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Final, TextIO
+
+MAX_PRINTED_CHARS: Final = 65_536  # of one attempt; the rest is dropped, and said to be
+
+PrintSink = Callable[[str, str], None]  # (text, stream); called from any thread
+
+PRINTS: Final[ContextVar["Prints | None"]] = ContextVar("smithers_prints", default=None)
+
+
+class Prints:
+    """What one attempt has printed and not yet handed on."""
+
+    def __init__(self, sink: PrintSink) -> None:
+        """`sink` gets whole lines, or what there is at a flush."""
+        self._sink = sink
+        self._lock = threading.Lock()
+        self._pending: dict[str, str] = {}
+        self._room = MAX_PRINTED_CHARS
+
+    def write(self, text: str, stream: str) -> None:
+        """Take text; lines that are complete go on at once."""
+        with self._lock:
+            if self._room <= 0:
+                return
+            self._room -= len(text)
+            if self._room <= 0:
+                text = text[: len(text) + self._room] + "\n[more was printed, and dropped]\n"
+            whole, newline, rest = (self._pending.get(stream, "") + text).rpartition("\n")
+            self._pending[stream] = rest
+        if newline:
+            self._sink(whole + newline, stream)
+
+    def flush(self) -> None:
+        """Hand on what is left, at the attempt's end."""
+        with self._lock:
+            pending, self._pending = self._pending, {}
+        for stream, text in pending.items():
+            if text:
+                self._sink(text, stream)
+
+
+class _Routed(io.TextIOBase):
+    """A process's stream that knows whose text it is given."""
+
+    def __init__(self, original: TextIO, stream: str) -> None:
+        self._original = original
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # TextIOBase declares a plain attribute
+        return self._original.encoding
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return False
+
+    def fileno(self) -> int:
+        return self._original.fileno()
+
+    def write(self, text: str) -> int:
+        prints = PRINTS.get()
+        if prints is None:
+            return self._original.write(text)
+        prints.write(text.encode("utf-8", "replace").decode(), self._stream)
+        return len(text)
+
+    def flush(self) -> None:
+        if PRINTS.get() is None:
+            self._original.flush()
+
+
+def route_prints() -> None:
+    """Replace this process's stdout and stderr."""
+    sys.stdout = _Routed(sys.stdout, "stdout")
+    sys.stderr = _Routed(sys.stderr, "stderr")

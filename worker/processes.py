@@ -1,0 +1,50 @@
+"""What the kernel knows of a process: who it is across restarts, and that it dies with its parent."""
+
+import ctypes
+import os
+import signal
+from pathlib import Path
+from typing import Final
+
+from smithers.store.owners import ProcessIdentity
+
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def identify(pid: int) -> ProcessIdentity | None:
+    """Return what tells this process from every other; None where it is gone."""
+    start = find_process_start(pid)
+    if start is None:
+        return None
+    return ProcessIdentity(
+        boot_id=boot_id(), pid_namespace=pid_namespace(), pid=pid, process_start=start
+    )
+
+
+def boot_id() -> str:
+    """Name this boot of this kernel."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def pid_namespace() -> str:
+    """Name the namespace in which this process's pids mean something."""
+    return str(Path("/proc/self/ns/pid").readlink())
+
+
+def find_process_start(pid: int) -> str | None:
+    """Return when a process started, in the kernel's ticks: a pid that was used again has another start."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name in parentheses may hold anything; field 3, the state, comes right after it, and the start is field 22.
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in ("Z", "X") else fields[19]
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies; from the main thread, at the very start."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died between the two calls
+        os._exit(1)

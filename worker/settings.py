@@ -1,0 +1,40 @@
+"""What a pool is told at its start; handed on to its children through the pipe, never through the environment."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import orjson
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSettings:
+    """One frozen value for the parent and all its children."""
+
+    dsn: str
+    direct_dsn: str  # not through a pooler in transaction mode: LISTEN is lost there
+    root_dir: str
+    worker_count: int
+    runs_per_worker: int = 256
+    queues: tuple[str, ...] = ("default",)
+    drain_timeout_s: float = 30.0
+    embedded_data_dir: str | None = None  # the pool's own share in an embedded Postgres
+    allow_network: bool = False
+    log_format: str = "json"
+    log_level: str = "INFO"
+
+    @property
+    def root(self) -> Path:
+        """Where workflows and tools live."""
+        return Path(self.root_dir)
+
+    def to_json(self) -> bytes:
+        """Return the settings as they go through the pipe."""
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Self:
+        """Read what to_json wrote."""
+        fields = orjson.loads(text)
+        fields["queues"] = tuple(fields["queues"])
+        return cls(**fields)
