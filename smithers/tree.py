@@ -163,8 +163,8 @@ class Task(Generic[Output]):
 
         `output`: the model that the result must fit; default: the function's return annotation, else any JSON.
         `needs`: argument name to node id: waits for those nodes and passes their outputs; where one of them was skipped
-        or failed, this task is skipped. `depends_on`: waits only. `retries`: attempts after the first. `timeout`: of one
-        attempt. `continue_on_fail`: the tree moves on past a failure. `needs_approval`: a person says yes before it starts.
+        or failed, this task is skipped. `depends_on`: waits only. `retries`: attempts after the first. `timeout`: of
+        one attempt. `continue_on_fail`: the tree moves on past a failure. `needs_approval`: a person says yes first.
         """
         if retries < 0:
             raise InvalidTree(

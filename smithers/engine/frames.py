@@ -12,10 +12,13 @@ import orjson
 from smithers.engine.facts import NodeKey
 from smithers.engine.mount import Mounted, key_in, scoped
 from smithers.engine.turn import FrameDraft
+from smithers.errors import InvalidTree
+from smithers.ids import LoopId
 from smithers.tree import (
     Approval,
     Branch,
     Element,
+    Leaf,
     Loop,
     Parallel,
     Sequence,
@@ -32,9 +35,12 @@ LoopPath = tuple[tuple[str, int], ...]
 
 
 def xml_of(mounted: Mounted, workflow_name: str) -> str:
-    """Return a mounted tree as the wire's JSON text, keys sorted."""
-    root = _element("workflow", {"name": workflow_name}, [_xml(mounted.tree, mounted, ())])
-    return orjson.dumps(root, option=orjson.OPT_SORT_KEYS).decode()
+    """Return a mounted tree as the wire's JSON text, keys sorted; raise InvalidTree for a `meta` that is no JSON."""
+    try:
+        root = _element("workflow", {"name": workflow_name}, [_xml(mounted.tree, mounted, ())])
+        return orjson.dumps(root, option=orjson.OPT_SORT_KEYS).decode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidTree(f"the tree cannot be written as JSON: {str(error)[:500]}") from error
 
 
 def hash_of(xml_json: str) -> str:
@@ -113,8 +119,7 @@ def _xml(element: Element, mounted: Mounted, path: LoopPath) -> dict[str, Any]:
             taken = element.then if element.when else element.otherwise
             return _group("branch", props, taken, mounted, path)
         case Loop():
-            fact = mounted.loops.get(mounted.loop_keys[element.id])
-            iteration = fact.fact.iteration if fact is not None else 0
+            iteration = mounted.loops[LoopId(scoped(element.id, path))].fact.iteration
             props = {
                 "id": scoped(element.id, path),
                 "iteration": str(iteration),
@@ -133,28 +138,12 @@ def _xml(element: Element, mounted: Mounted, path: LoopPath) -> dict[str, Any]:
             return _leaf(element, props)
 
 
-def _leaf(
-    element: Task[Any] | Approval | Signal[Any] | Timer, props: dict[str, str]
-) -> dict[str, Any]:
+def _leaf(element: Leaf, props: dict[str, str]) -> dict[str, Any]:
     match element:
         case Task():
-            if element.retries:
-                props["retries"] = str(element.retries)
-            if element.timeout_s is not None:
-                props["timeoutMs"] = str(round(element.timeout_s * 1000))
-            if element.depends_on or element.needs:
-                props["dependsOn"] = ",".join([*element.depends_on, *element.needs.values()])
-            for name in ("continue_on_fail", "skip_if", "needs_approval"):
-                if getattr(element, name):
-                    props[_camel(name)] = "true"
-            for name, value in element.meta.items():
-                props[f"meta.{name}"] = (
-                    value if isinstance(value, str) else orjson.dumps(value).decode()
-                )
-            return _element("task", props, [])
+            return _element("task", props | _task_props(element), [])
         case Approval():
-            props["title"] = element.title
-            props["onDeny"] = str(element.on_deny)
+            props |= {"title": element.title, "onDeny": str(element.on_deny)}
             if element.summary:
                 props["summary"] = element.summary
             return _element("approval", props, [])
@@ -169,6 +158,22 @@ def _leaf(
             if element.until is not None:
                 props["until"] = element.until.isoformat()
             return _element("timer", props, [])
+
+
+def _task_props(task: Task[Any]) -> dict[str, str]:
+    props: dict[str, str] = {}
+    if task.retries:
+        props["retries"] = str(task.retries)
+    if task.timeout_s is not None:
+        props["timeoutMs"] = str(round(task.timeout_s * 1000))
+    if task.depends_on or task.needs:
+        props["dependsOn"] = ",".join([*task.depends_on, *task.needs.values()])
+    for name in ("continue_on_fail", "skip_if", "needs_approval"):
+        if getattr(task, name):
+            props[_camel(name)] = "true"
+    for name, value in task.meta.items():
+        props[f"meta.{name}"] = value if isinstance(value, str) else orjson.dumps(value).decode()
+    return props
 
 
 def _group(

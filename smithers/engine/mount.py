@@ -35,21 +35,28 @@ class LeafPlace:
     element: Leaf
     position: int  # depth first, left to right: who goes first when not all may
     parent: "GroupPlace | None" = None
-    is_open: bool = False
+    is_reached: bool = False  # everything before it is settled
+    is_open: bool = (
+        False  # reached, what it waits for is there, and its groups have room: may begin
+    )
     is_closed: bool = False
     unmet_count: int = 0
 
 
 @dataclass(eq=False, slots=True)
 class GroupPlace:
-    """A group of the mounted tree; a sequence has a limit of one, a parallel of as many as it may."""
+    """A group of the mounted tree. What stands in order is reached one by one, what does not at once."""
 
     children: "list[LeafPlace | GroupPlace]"
-    limit: int | None
+    is_ordered: bool = True
+    limit: int | None = None  # how many children may be under way
     parent: "GroupPlace | None" = None
     loop: "LoopPlace | None" = None  # this group is that loop's body
     next_index: int = 0
-    open_count: int = 0
+    unclosed_count: int = 0  # children that are reached and not closed
+    open_count: int = 0  # open leaves at any depth
+    busy_count: int = 0  # children with open leaves; counted where there is a limit
+    held: list[tuple[int, LeafPlace]] = field(default_factory=list)  # a heap: no room for them yet
     is_closed: bool = False
 
 
@@ -73,7 +80,6 @@ class Mounted:
     keys: dict[str, NodeKey] = field(default_factory=dict)  # written id → key in this tree
     loop_paths: dict[str, tuple[str, ...]] = field(default_factory=dict)  # written id → its loops
     loops: dict[LoopId, LoopPlace] = field(default_factory=dict)
-    loop_keys: dict[str, LoopId] = field(default_factory=dict)
 
     def dependencies(self, leaf: Leaf, facts: Facts) -> list[NodeKey | str]:
         """List what a leaf waits for: keys, or written ids that are neither mounted nor known."""
@@ -106,7 +112,7 @@ def key_in(written: str, path: LoopPath) -> NodeKey:
 
 def mount(tree: Element, loops: Mapping[LoopId, LoopFact]) -> Mounted:
     """Place a whole tree; raise DuplicateNodeId, or InvalidTree for one too deep or too large."""
-    root = GroupPlace(children=[], limit=1)
+    root = GroupPlace(children=[])
     mounted = Mounted(root=root, tree=tree)
     _Mounting(mounted, loops).place(tree, root, (), 0)
     return mounted
@@ -125,15 +131,15 @@ class _Mounting:
             raise InvalidTree(f"the tree is nested deeper than {MAX_DEPTH}")
         match element:
             case Sequence():
-                self._place_group(element.children, 1, parent, path, depth)
+                self._place_group(element.children, GroupPlace([]), parent, path, depth)
             case Parallel():
-                limit = element.max_concurrency
-                self._place_group(element.children, limit, parent, path, depth)
+                group = GroupPlace([], is_ordered=False, limit=element.max_concurrency)
+                self._place_group(element.children, group, parent, path, depth)
             case Branch():
                 taken, other = element.then, element.otherwise
                 if not element.when:
                     taken, other = other, taken
-                self._place_group(taken, 1, parent, path, depth)
+                self._place_group(taken, GroupPlace([]), parent, path, depth)
                 self._place_unchosen(other, path, depth)
             case Loop():
                 self._place_loop(element, parent, path, depth)
@@ -143,13 +149,12 @@ class _Mounting:
     def _place_group(
         self,
         children: tuple[Element, ...],
-        limit: int | None,
+        group: GroupPlace,
         parent: GroupPlace,
         path: LoopPath,
         depth: int,
-        loop: LoopPlace | None = None,
     ) -> None:
-        group = GroupPlace(children=[], limit=limit, parent=parent, loop=loop)
+        group.parent = parent
         if self.is_chosen:
             parent.children.append(group)
         for child in children:
@@ -157,7 +162,7 @@ class _Mounting:
 
     def _place_unchosen(self, children: tuple[Element, ...], path: LoopPath, depth: int) -> None:
         before, self.is_chosen = self.is_chosen, False
-        self._place_group(children, 1, GroupPlace(children=[], limit=1), path, depth)
+        self._place_group(children, GroupPlace([]), GroupPlace([]), path, depth)
         self.is_chosen = before
 
     def _place_loop(self, element: Loop, parent: GroupPlace, path: LoopPath, depth: int) -> None:
@@ -166,9 +171,8 @@ class _Mounting:
             raise DuplicateNodeId(f"two loops have the id {element.id!r}")
         place = LoopPlace(loop_id, element, self.loops.get(loop_id, LoopFact()))
         self.mounted.loops[loop_id] = place
-        self.mounted.loop_keys[element.id] = loop_id
         inner = (*path, (element.id, place.fact.iteration))
-        self._place_group(element.children, 1, parent, inner, depth, place)
+        self._place_group(element.children, GroupPlace([], loop=place), parent, inner, depth)
 
     def _place_leaf(self, leaf: Leaf, parent: GroupPlace, path: LoopPath) -> None:
         mounted = self.mounted

@@ -1,12 +1,18 @@
-"""Say which leaves of a mounted tree are open: everything before them is settled, and what they wait for is there.
+"""Say which leaves of a mounted tree are open: everything before them is settled, what they wait for is there, and the
+groups around them have room.
 
 Pure, and incremental: settling a node costs the places above it and those that waited for it, whatever the size of the
 tree. Building a schedule from all the facts at once gives the same open leaves as settling them one by one; a property
-test holds the two together.
+test holds the two together. Room is given to whom it was given before, then in tree order; a leaf that waits for others
+takes none, so that tasks which depend on each other may stand in a parallel in any order.
 """
+
+import heapq
+from collections.abc import Iterator
 
 from smithers.engine.facts import Facts, NodeKey
 from smithers.engine.mount import GroupPlace, LeafPlace, LoopPlace, Mounted
+from smithers.states import NodeState
 
 
 class Schedule:
@@ -17,9 +23,11 @@ class Schedule:
         self.mounted = mounted
         self._facts = facts
         self._waiting_on: dict[NodeKey | str, list[LeafPlace]] = {}
-        self._opened: list[LeafPlace] = []
+        self._reached: list[LeafPlace] = []  # nothing keeps them but, perhaps, room
+        self._freed: list[GroupPlace] = []  # had room given back
         self._ended_loops: list[LoopPlace] = []
         self._advance(mounted.root)
+        self._begun = [leaf for leaf in self._reached if self._has_begun(leaf)]
 
     @property
     def is_done(self) -> bool:
@@ -29,11 +37,24 @@ class Schedule:
     @property
     def has_news(self) -> bool:
         """Something was opened or has ended that nobody has taken yet."""
-        return bool(self._opened or self._ended_loops)
+        return bool(self._reached or self._freed or self._ended_loops)
 
     def take_opened(self) -> list[LeafPlace]:
         """Hand over the leaves that have become open since the last call, in tree order."""
-        opened, self._opened = self._opened, []
+        opened = [leaf for leaf in self._begun if not leaf.is_closed and self._open(leaf)]
+        candidates = [(leaf.position, leaf, None) for leaf in self._reached if not leaf.is_open]
+        self._begun, self._reached = [], []
+        queue: list[tuple[int, LeafPlace, GroupPlace | None]] = [*candidates]
+        heapq.heapify(queue)
+        freed, self._freed = self._freed, []
+        for group in freed:
+            _offer_room(group, queue)
+        while queue:
+            _, leaf, source = heapq.heappop(queue)
+            if not leaf.is_closed and self._open(leaf):
+                opened.append(leaf)
+            if source is not None:
+                _offer_room(source, queue)
         opened.sort(key=lambda leaf: leaf.position)
         return opened
 
@@ -52,37 +73,40 @@ class Schedule:
         return sorted(waits.items())
 
     def settle(self, key: NodeKey) -> None:
-        """Take in that a node is settled now; the facts say so already."""
+        """Take in that a node is settled now, or gone for good; the facts say so already."""
         for waiting in self._waiting_on.pop(key, ()):
             waiting.unmet_count -= 1
-            if waiting.unmet_count == 0:
-                self._opened.append(waiting)
+            if waiting.unmet_count == 0 and not waiting.is_closed:
+                self._reached.append(waiting)
         leaf = self.mounted.leaves.get(key)
-        if leaf is not None and leaf.is_open and not leaf.is_closed:
-            leaf.is_closed = True
-            self._child_closed(leaf)
+        if leaf is None or not leaf.is_reached or leaf.is_closed:
+            return
+        leaf.is_closed = True
+        if leaf.is_open:
+            leaf.is_open = False
+            self._give_room_back(leaf)
+        self._child_closed(leaf)
 
-    def _child_closed(self, child: LeafPlace | GroupPlace) -> None:
+    # Order: who is reached, what has closed.
+
+    def _child_closed(self, child: LeafPlace) -> None:
         parent = child.parent
         while parent is not None:
-            parent.open_count -= 1
+            parent.unclosed_count -= 1
             if not self._advance(parent):
                 return
             parent = parent.parent
 
     def _advance(self, group: GroupPlace) -> bool:
-        """Open as many children as the group's limit lets; say whether the whole group has closed."""
-        limit = group.limit
+        """Reach as many children as the group's order lets; say whether the whole group has closed."""
         children = group.children
-        while group.next_index < len(children) and (limit is None or group.open_count < limit):
+        while group.next_index < len(children) and not (group.is_ordered and group.unclosed_count):
             child = children[group.next_index]
             group.next_index += 1
-            is_closed = (
-                self._open_leaf(child) if isinstance(child, LeafPlace) else self._advance(child)
-            )
+            is_closed = self._reach(child) if isinstance(child, LeafPlace) else self._advance(child)
             if not is_closed:
-                group.open_count += 1
-        if group.open_count or group.next_index < len(children):
+                group.unclosed_count += 1
+        if group.unclosed_count or group.next_index < len(children):
             return False
         if group.loop is not None and not group.loop.fact.is_done:
             # Stays open: whether another iteration follows is said at a render.
@@ -91,23 +115,71 @@ class Schedule:
         group.is_closed = True
         return True
 
-    def _open_leaf(self, leaf: LeafPlace) -> bool:
-        leaf.is_open = True
-        if self._is_settled(leaf.key):
+    def _reach(self, leaf: LeafPlace) -> bool:
+        """Let a leaf's turn come; say whether it is settled already."""
+        leaf.is_reached = True
+        fact = self._facts.nodes.get(leaf.key)
+        if fact is not None and fact.state.is_settled:
             leaf.is_closed = True
             return True
         unmet = [
             wanted
             for wanted in self.mounted.dependencies(leaf.element, self._facts)
-            if isinstance(wanted, str) or not self._is_settled(wanted)
+            if isinstance(wanted, str) or not self._is_out_of_the_way(wanted)
         ]
         leaf.unmet_count = len(unmet)
         for wanted in unmet:
             self._waiting_on.setdefault(wanted, []).append(leaf)
         if not unmet:
-            self._opened.append(leaf)
+            self._reached.append(leaf)
         return False
 
-    def _is_settled(self, key: NodeKey) -> bool:
+    def _is_out_of_the_way(self, key: NodeKey) -> bool:
+        """Say whether nobody waits for a node any more: it is settled, or was cancelled and left the tree."""
         fact = self._facts.nodes.get(key)
-        return fact is not None and fact.state.is_settled
+        if fact is None:
+            return False
+        is_gone = fact.state is NodeState.CANCELLED and key not in self.mounted.leaves
+        return is_gone or fact.state.is_settled
+
+    def _has_begun(self, leaf: LeafPlace) -> bool:
+        fact = self._facts.nodes.get(leaf.key)
+        return fact is not None and (fact.attempt > 0 or fact.state is not NodeState.PENDING)
+
+    # Room: who of the reached may begin.
+
+    def _open(self, leaf: LeafPlace) -> bool:
+        """Give a leaf room in all its groups, or none, and let it wait at the innermost that has none."""
+        for group, is_new in _ways_up(leaf):
+            if is_new and group.limit is not None and group.busy_count >= group.limit:
+                heapq.heappush(group.held, (leaf.position, leaf))
+                return False
+        for group, is_new in _ways_up(leaf):
+            group.busy_count += is_new
+        for group, _ in _ways_up(leaf):
+            group.open_count += 1
+        leaf.is_open = True
+        return True
+
+    def _give_room_back(self, leaf: LeafPlace) -> None:
+        for group, _ in _ways_up(leaf):
+            group.open_count -= 1
+        for group, was_last in _ways_up(leaf):
+            group.busy_count -= was_last
+            if was_last and group.held:
+                self._freed.append(group)
+
+
+def _ways_up(leaf: LeafPlace) -> Iterator[tuple[GroupPlace, bool]]:
+    """Walk up from a leaf: each group, and whether no other leaf is open in that child of it."""
+    is_alone, group = True, leaf.parent
+    while group is not None:
+        yield group, is_alone
+        is_alone, group = is_alone and group.open_count == 0, group.parent
+
+
+def _offer_room(group: GroupPlace, queue: list[tuple[int, LeafPlace, GroupPlace | None]]) -> None:
+    """Let the first that a group holds try again, where the group has room."""
+    if group.held and (group.limit is None or group.busy_count < group.limit):
+        position, leaf = heapq.heappop(group.held)
+        heapq.heappush(queue, (position, leaf, group))
