@@ -26,14 +26,13 @@ from smithers.source.closure import SourceReader
 from smithers.store.connections import open_pool
 from smithers.store.hints import Channel, Hints
 from smithers.store.outside import open_outside_lane
-from smithers.store.reads import open_run_lane
 from smithers.store.revisions import read_revisions
 from smithers.store.starts import open_start_lane
 from smithers.store.tails import open_tail_lane
 
 __all__ = ["Gateway", "GatewaySettings", "InsecureSettings", "build_app", "open_gateway"]
 
-POOL_SIZE: Final = 2  # with five lanes and the hints: the budget of eight connections
+POOL_SIZE: Final = 3  # with four lanes and the hints: the budget of eight connections
 BACKLOG: Final = 1024
 GRACE_S: Final = 0.2  # between "no more requests, please" and closing idle connections
 
@@ -128,7 +127,6 @@ async def _open_services(settings: GatewaySettings, stack: AsyncExitStack) -> Se
         pool=pool,
         starts=await stack.enter_async_context(open_start_lane(settings.dsn)),
         outside=await stack.enter_async_context(open_outside_lane(settings.dsn)),
-        runs=await stack.enter_async_context(open_run_lane(settings.dsn)),
         hints=hints,
         hub=await stack.enter_async_context(hub),
         sources=sources,

@@ -35,6 +35,7 @@ PROBLEMS: Final[Mapping[type[BaseException], int]] = MappingProxyType(
         errors.InvalidRequest: 400,
         errors.PayloadTooLarge: 413,
         errors.HeadersTooLarge: 431,
+        errors.UriTooLong: 414,
         errors.BodyTooSlow: 408,
         errors.UnknownExpectation: 417,
         errors.NotReady: 503,

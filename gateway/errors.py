@@ -8,7 +8,8 @@ GatewayError             `details` are for programs
 ├── InvalidJson          the body is no JSON
 ├── InvalidRequest       the body, a field or a parameter is not what it must be
 ├── PayloadTooLarge      the body is over the limit
-├── HeadersTooLarge      a header or the request line is over the limit
+├── HeadersTooLarge      a header is over the limit
+├── UriTooLong           the request line is over the limit
 ├── BodyTooSlow          the body did not come in time
 ├── UnknownExpectation   an Expect header other than 100-continue
 └── NotReady             the gateway should get no requests now
@@ -84,10 +85,17 @@ class PayloadTooLarge(GatewayError):
 
 
 class HeadersTooLarge(GatewayError):
-    """The request line or a header is over the limit."""
+    """A header is over the limit."""
 
     code = "HEADERS_TOO_LARGE"
-    message = "The request line or a header is too large."
+    message = "A header is too large."
+
+
+class UriTooLong(GatewayError):
+    """The request line is over the limit."""
+
+    code = "INVALID_REQUEST"
+    message = "The request's path and query are too long."
 
 
 class BodyTooSlow(GatewayError, TimeoutError):

@@ -13,7 +13,6 @@ from gateway.settings import GatewaySettings
 from smithers.ids import RunId, is_run_id
 from smithers.store.hints import Channel, Hints
 from smithers.store.outside import OutsideLane
-from smithers.store.reads import RunLane
 from smithers.store.refusals import RunNotFound
 from smithers.store.revisions import Revisions
 from smithers.store.starts import StartLane
@@ -40,7 +39,6 @@ class Services:
     pool: asyncpg.Pool
     starts: StartLane
     outside: OutsideLane
-    runs: RunLane
     hints: Hints
     hub: "Hub"
     sources: "Sources"

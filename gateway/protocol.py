@@ -12,14 +12,23 @@ from typing import Any, Final
 
 import structlog
 from aiohttp import web
-from aiohttp.http_exceptions import BadStatusLine, LineTooLong
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.streams import StreamReader
 
 from gateway.envelope import problem
-from gateway.errors import BodyTooSlow, HeadersTooLarge, InvalidRequest
+from gateway.errors import (
+    BodyTooSlow,
+    GatewayError,
+    HeadersTooLarge,
+    InvalidRequest,
+    UriTooLong,
+)
 
 LOG: Final = structlog.get_logger(__name__)
 KEEP_ALIVE_S: Final = 75.0  # above the idle limits of nginx and of load balancers: they close first
+MAX_LINE_BYTES: Final = 8_190
+MAX_HEADER_BYTES: Final = 8_191  # not the same, so that the two are told apart
+MAX_HEADERS: Final = 128
 LINGER_S: Final = (
     2.0  # how long the rest of a refused body is read, so that its sender sees the answer
 )
@@ -79,12 +88,7 @@ class GatewayProtocol(web.RequestHandler):
             # An answer has begun: the only honest signal is a connection that is cut.
             raise ConnectionResetError("failed after the head was sent") from exc
         if status < 500:
-            too_large = isinstance(exc, LineTooLong) and not isinstance(exc, BadStatusLine)
-            response = problem(
-                HeadersTooLarge()
-                if too_large
-                else InvalidRequest("The request is not well-formed HTTP.")
-            )
+            response = problem(_malformed(exc))
         else:
             LOG.error("request_failed_outside_its_handler", exc_info=exc)
             response = problem(RuntimeError())
@@ -142,6 +146,9 @@ class GatewayServer(web.Server):
             "lingering_time": min(LINGER_S, request_s),
             "auto_decompress": False,
             "access_log": None,
+            "max_line_size": MAX_LINE_BYTES,
+            "max_field_size": MAX_HEADER_BYTES,
+            "max_headers": MAX_HEADERS,
             **kwargs,
         }
 
@@ -169,6 +176,13 @@ class GatewayRunner(web.AppRunner):
         )
         server.request_factory = plain.request_factory
         return server
+
+
+def _malformed(error: BaseException | None) -> GatewayError:
+    if not isinstance(error, LineTooLong):
+        return InvalidRequest("The request is not well-formed HTTP.")
+    # Which line it was is told by the limit alone; the rest of the error quotes the line.
+    return UriTooLong() if error.args[1] == MAX_LINE_BYTES else HeadersTooLarge()
 
 
 def _late_answer() -> bytes:

@@ -26,11 +26,12 @@ from smithers.source.errors import SourceError, SourceNotFound
 from smithers.states import RunStatus
 from smithers.store.descriptions import find_run_source
 from smithers.store.outside import CancelOutcome, Resume, ResumeOutcome, cancel_run, resume_run
-from smithers.store.reads import RunPlace, RunRow, list_runs
+from smithers.store.reads import RunPlace, RunRow, find_run, list_runs
 from smithers.store.refusals import NothingToResume, RunExists, RunNotFound
 from smithers.store.starts import RunStart, start_with_key
 
 DEFAULT_QUEUE: Final = "default"
+ISOLATED: Final = "process"
 MAX_LIST: Final = 1_000
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _KEY: Final = re.compile(r'"?[\x21\x23-\x7e]{1,255}"?', re.ASCII)
@@ -92,7 +93,7 @@ async def post_cancel(exchange: Exchange) -> web.StreamResponse:
 
 async def get_run(exchange: Exchange) -> web.StreamResponse:
     """Read one run."""
-    run = await exchange.services.runs.submit(exchange.run_id())
+    run = await find_run(exchange.services.pool, exchange.run_id())
     if run is None:
         raise RunNotFound
     return reply(
@@ -265,10 +266,13 @@ def _build_start(
         auth=_auth(exchange.credential),
         trace_context=trace if trace and _TRACEPARENT.fullmatch(trace) else None,
         parent_run_id=None,
-        queue=(known.row.queue if known else None) or DEFAULT_QUEUE,
+        queue=exchange.services.settings.queue_override
+        or (known.row.queue if known else None)
+        or DEFAULT_QUEUE,
         priority=0,
         head=head,
         tail=tail,
+        is_solo=known is not None and known.row.isolation == ISOLATED,
     )
 
 

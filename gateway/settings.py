@@ -29,6 +29,7 @@ class GatewaySettings:
     request_timeout_s: float = 60
     drain_timeout_s: float = 30
     insecure: bool = False
+    queue_override: str | None = None  # every start goes there, whatever its workflow says
 
     @property
     def has_tokens(self) -> bool:

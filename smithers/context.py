@@ -12,10 +12,10 @@ from typing import Any, Generic, TypeVar, overload
 
 from pydantic import BaseModel
 
-from smithers.engine.facts import Facts, LoopFact, NodeFact, NodeKey
+from smithers.engine.facts import Facts, LoopFact, NodeFact, NodeKey, place_in_time
 from smithers.engine.mount import key_in, scoped
 from smithers.errors import OutputMissing
-from smithers.ids import LoopId, RunId
+from smithers.ids import LoopId, NodeId, RunId
 from smithers.outputs import decode_output
 from smithers.states import NodeState
 
@@ -49,7 +49,6 @@ class Reads:
 
     outputs: set[str] = field(default_factory=set)
     states: set[str] = field(default_factory=set)
-    asked_iteration: bool = False
 
 
 class Context(Generic[Input]):
@@ -74,20 +73,25 @@ class Context(Generic[Input]):
         self._loop_paths = loop_paths
         self._reads: Reads | None = reads
 
-    def go_live(self, committed: Facts) -> None:
+    def go_live(self, committed: Facts, loop_paths: Mapping[str, tuple[str, ...]]) -> None:
         """End the render: from here on reads see what is committed, and are not recorded."""
         self._reads = None
         self._facts = committed
+        self._loop_paths = loop_paths
 
     @property
     def iteration(self) -> int:
-        """The iteration of the loop that is under way, from 0; with several, of the first that began."""
-        if self._reads is not None:
-            self._reads.asked_iteration = True
-        for loop in list(self._facts.loops.values()):
-            if not loop.is_done:
-                return loop.iteration
-        return 0
+        """The iteration of the outermost loop under way, from 0; with several, of the first by its id."""
+        # A loop has a fact from its second iteration on; before, only the paths of the loops inside it tell of it.
+        under_way = [
+            (place_in_time(NodeKey(NodeId(loop_id), loop.iteration)), loop_id)
+            for loop_id, loop in list(self._facts.loops.items())
+            if not loop.is_done
+        ]
+        if not under_way:
+            return 0
+        place, _ = min(under_way, key=lambda found: (len(found[0]), found[1]))
+        return place[0]
 
     @overload
     def output(self, node_id: str, model: type[Model]) -> Model: ...

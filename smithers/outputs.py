@@ -4,6 +4,7 @@ What is stored is JSON in the strict sense: no NaN, no infinity, text that is te
 InvalidOutput, and says where.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
@@ -13,6 +14,14 @@ from pydantic_core import from_json, to_json
 from smithers.errors import InvalidOutput
 
 MAX_OUTPUT_BYTES: Final = 1_048_576
+MAX_MISFITS: Final = 20  # told of one value
+
+# As its author sees it; as its aliases have it; without what is computed.
+_WAYS: Final[tuple[Mapping[str, bool], ...]] = (
+    {},
+    {"by_alias": True},
+    {"by_alias": True, "round_trip": True},
+)
 
 
 @lru_cache(maxsize=1024)
@@ -30,22 +39,21 @@ def find_adapter(model: Any) -> TypeAdapter[Any] | None:
 
 
 def encode_output(value: Any, model: Any = None, *, max_bytes: int = MAX_OUTPUT_BYTES) -> str:
-    """Return a task's result as JSON text; raise InvalidOutput where it does not fit `model` or is no JSON."""
+    """Return a task's result as JSON text; raise InvalidOutput where it does not fit `model` or is no JSON.
+
+    What is returned can be read back: as JSON, and as `model`.
+    """
     try:
-        if model is not None:
-            adapter = adapter_for(model)
-            value = adapter.validate_python(value)
-            text = adapter.dump_json(value)
-        else:
-            text = to_json(value, inf_nan_mode="constants")
+        text = to_json(value, inf_nan_mode="constants") if model is None else _dump(value, model)
         from_json(text, allow_inf_nan=False)
     except ValidationError as error:
-        details = error.errors(include_url=False, include_context=False, include_input=False)
+        count = error.error_count()
         raise InvalidOutput(
-            f"the output does not fit {_name(model)}: {error.error_count()} errors", details=details
+            f"the output does not fit {_name(model)}: {count} error{'s'[: count != 1]}",
+            details=_misfits(error),
         ) from error
-    except (ValueError, RecursionError) as error:  # pydantic's serialization errors are ValueErrors
-        raise InvalidOutput(f"the output is no JSON: {str(error)[:500]}") from error
+    except Exception as error:  # an author's validators and serializers raise whatever they like
+        raise InvalidOutput(f"the output is no JSON: {_text_of(error)}") from error
     if len(text) > max_bytes:
         raise InvalidOutput(
             f"the output has {len(text)} bytes, more than the {max_bytes} that are kept: store it elsewhere, and put out "
@@ -60,6 +68,52 @@ def decode_output(text: str, model: Any = None) -> Any:
     if model is None:
         return from_json(text)
     return adapter_for(model).validate_json(text)
+
+
+def _dump(value: Any, model: Any) -> bytes:
+    """Write a value as its model writes it, in the first way in which the model can read it back."""
+    adapter = adapter_for(model)
+    value = adapter.validate_python(value)
+    for options in _WAYS[:-1]:
+        text = _dump_one(adapter, value, options)
+        try:
+            adapter.validate_json(text)
+        except ValidationError:
+            continue
+        return text
+    text = _dump_one(adapter, value, _WAYS[-1])
+    adapter.validate_json(text)
+    return text
+
+
+def _dump_one(adapter: TypeAdapter[Any], value: Any, options: Mapping[str, bool]) -> bytes:
+    # Not dump_json: it writes NaN as null without a word.
+    plain = adapter.dump_python(value, mode="json", warnings=False, **options)
+    return to_json(plain, inf_nan_mode="constants")
+
+
+def _misfits(error: ValidationError) -> list[dict[str, Any]]:
+    """Say where a value does not fit, in words that can be sent."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return [
+        {
+            "loc": [part if isinstance(part, int) else _sound(str(part)) for part in misfit["loc"]],
+            "msg": _sound(misfit["msg"]),
+            "type": misfit["type"],
+        }
+        for misfit in found[:MAX_MISFITS]
+    ]
+
+
+def _text_of(error: Exception) -> str:
+    try:
+        return _sound(str(error))[:500] or type(error).__name__
+    except Exception:  # noqa: BLE001 - not even its text can be had
+        return type(error).__name__
+
+
+def _sound(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def _name(model: Any) -> str:

@@ -1,9 +1,12 @@
 """`python -P -m worker`: a pool, told by one line of JSON on its stdin; it ends when its stdin does."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import uvloop
 
+from smithers.store.embedded import open_embedded_postgres
 from smithers.telemetry.logs import configure_logging
 from worker.pool import run_pool
 from worker.settings import PoolSettings
@@ -20,7 +23,15 @@ def main() -> None:
         line += byte
     settings = PoolSettings.from_json(line)
     configure_logging(settings.log_format, settings.log_level)
-    uvloop.run(run_pool(settings))
+    with _share(settings):
+        uvloop.run(run_pool(settings))
+
+
+def _share(settings: PoolSettings) -> AbstractContextManager[object]:
+    """Hold a share of the embedded Postgres: the pool drains by it also when whoever started both was killed."""
+    if settings.embedded_data_dir is None:
+        return nullcontext()
+    return open_embedded_postgres(Path(settings.embedded_data_dir))
 
 
 if __name__ == "__main__":

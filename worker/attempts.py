@@ -121,12 +121,8 @@ class Attempts:
     def abort(self, key: NodeKey, reason: str) -> None:
         """Have an attempt stopped; its end is reported like any other."""
         attempt = self._under_way.get(key)
-        if attempt is None or attempt.abort_reason is not None:
-            return
-        attempt.abort_reason = reason
-        attempt.current.cancelled.set()
-        attempt.runner.cancel()
-        self._loop.call_later(2 * STOP_GRACE_S, self._give_up, attempt)
+        if attempt is not None and attempt.stopped_by is None:
+            self._stop(attempt, Aborted(key, attempt.number, reason))
 
     async def drop(self) -> None:
         """Stop everything without a report: the run is no longer ours."""
@@ -159,26 +155,22 @@ class Attempts:
         prints = Prints(partial(self._print, attempt))
         CURRENT.set(attempt.current)
         PRINTS.set(prints)
+        timeout_s = attempt.task.timeout_s
+        timer = None
+        if timeout_s is not None:
+            timer = self._loop.call_later(timeout_s, self._time_out, attempt, timeout_s)
         try:
-            async with asyncio.timeout(attempt.task.timeout_s) as limit:
-                value = await self._call(attempt)
+            value = await self._call(attempt)
             model = attempt.task.output or _returned_model(attempt.task.do)
             end: Happening = _encode(attempt.key, attempt.number, value, model)
-        except asyncio.CancelledError as error:
-            if attempt.abort_reason is None and not attempt.is_reported:
-                end = _failed(attempt, error)  # the body cancelled itself
-            else:
-                end = Aborted(attempt.key, attempt.number, attempt.abort_reason or "aborted")
-        except TimeoutError as error:
-            text = (
-                f"took longer than {attempt.task.timeout_s:g} s" if limit.expired() else str(error)
-            )
-            problem = Problem("TimeoutError", text, "TASK_TIMEOUT" if limit.expired() else None)
-            end = Failed(attempt.key, attempt.number, problem)
         except BaseException as error:  # noqa: BLE001 - an author's sys.exit() ends an attempt, not this process
-            end = _failed(attempt, error)
+            # A cancellation is swallowed only here, at the end of the task that was to be cancelled.
+            is_stop = isinstance(error, asyncio.CancelledError) and attempt.stopped_by is not None
+            end = attempt.stopped_by if is_stop and attempt.stopped_by else _failed(attempt, error)
         finally:
             PRINTS.set(None)
+            if timer is not None:
+                timer.cancel()
         prints.flush()
         self._end(attempt, end)
 
@@ -212,13 +204,25 @@ class Attempts:
             attempt.is_reported = True
             self._report(end)
 
-    def _give_up(self, attempt: "_Attempt") -> None:
+    def _time_out(self, attempt: "_Attempt", timeout_s: float) -> None:
+        if attempt.stopped_by is None:
+            problem = Problem("TimeoutError", f"took longer than {timeout_s:g} s", "TASK_TIMEOUT")
+            self._stop(attempt, Failed(attempt.key, attempt.number, problem))
+
+    def _stop(self, attempt: "_Attempt", end: Happening) -> None:
+        """Cancel a body; a second later its attempt has ended so, whether the body heard or not."""
+        attempt.stopped_by = end
+        attempt.current.cancelled.set()
+        attempt.runner.cancel()
+        self._loop.call_later(2 * STOP_GRACE_S, self._give_up, attempt, end)
+
+    def _give_up(self, attempt: "_Attempt", end: Happening) -> None:
         """Stop waiting for a body that swallows its cancellation."""
-        if attempt.is_reported:
-            return
-        where = f"{self._run_id}/{attempt.key.node_id}"
-        self._bodies.on_abandoned(f"the coroutine of {where} does not stop")
-        self._end(attempt, Aborted(attempt.key, attempt.number, attempt.abort_reason or "aborted"))
+        if not attempt.is_reported:
+            self._bodies.on_abandoned(
+                f"a body of {self._run_id}/{attempt.key.node_id} does not stop"
+            )
+            self._end(attempt, end)
 
     def _print(self, attempt: "_Attempt", text: str, stream: str) -> None:
         self._report_soon(attempt, Printed(attempt.key, attempt.number, text, stream))
@@ -251,7 +255,7 @@ class _Attempt:
         self.number = number
         self.task = task
         self.needs = needs
-        self.abort_reason: str | None = None
+        self.stopped_by: Happening | None = None  # how it ends once it has been told to stop
         self.is_reported = False
         self.beaten_at = float("-inf")
         self.loop_thread = threading.get_ident()

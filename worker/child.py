@@ -45,6 +45,7 @@ class ChildSettings:
 
     worker_id: UUID
     slot: int  # where in the shared array it beats
+    is_solo: bool  # for one run that wants a child of its own
     pool: PoolSettings
 
 
@@ -96,7 +97,12 @@ async def _serve(settings: ChildSettings, bodies: Bodies, draining: asyncio.Even
     worker_id = WorkerId(settings.worker_id)
     async with open_worker_store(pool.dsn, pool.direct_dsn, worker_id, listeners) as store:
         tools = Tools(store=store, workflows=Workflows(store), bodies=bodies, clock=DatabaseClock())
-        claimer = Claimer(tools, queues=pool.queues, limit=pool.runs_per_worker)
+        claimer = Claimer(
+            tools,
+            queues=pool.queues,
+            limit=pool.runs_per_worker,
+            is_solo=settings.is_solo,
+        )
         claimers.append(claimer)
         running = asyncio.create_task(claimer.run(), name="claimer")
         stopping = asyncio.create_task(draining.wait())

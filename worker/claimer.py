@@ -11,7 +11,7 @@ import structlog
 
 from smithers.errors import StoreError
 from smithers.ids import RunId
-from smithers.store.claims import ClaimedRun
+from smithers.store.claims import ClaimedRun, ClaimKind
 from worker.executor import Executor, Tools
 
 MAX_CLAIM: Final = 64
@@ -24,10 +24,12 @@ log = structlog.get_logger("worker.claimer")
 class Claimer:
     """A child's claimer and the runs that it holds."""
 
-    def __init__(self, tools: Tools, *, queues: tuple[str, ...], limit: int) -> None:
+    def __init__(self, tools: Tools, *, queues: tuple[str, ...], limit: int, is_solo: bool) -> None:
+        """`is_solo`: for runs that want a child of their own, and for those under suspicion."""
         self._tools = tools
         self._queues = queues
         self._limit = limit
+        self._is_solo = is_solo
         self._executors: dict[RunId, tuple[Executor, asyncio.Task[None]]] = {}
         self._woken = asyncio.Event()
         self._is_draining = False
@@ -73,7 +75,8 @@ class Claimer:
     async def _claim_and_sleep(self, group: asyncio.TaskGroup) -> None:
         self._woken.clear()
         try:
-            if await self._claim(group) and self.active_count < self._limit:
+            is_more = await (self._claim_solo(group) if self._is_solo else self._claim(group))
+            if is_more and self.active_count < self._limit:
                 return
             pause_s = await self._find_pause()
         except StoreError as error:
@@ -92,11 +95,26 @@ class Claimer:
             room = min(self._limit - self.active_count, MAX_CLAIM)
             if room <= 0:
                 return False
-            claimed = await self._tools.store.claim(queue, room)
+            claimed = await self._tools.store.claim(queue, room, ClaimKind.MANY)
             for claim in claimed:
                 self._begin(group, claim)
             is_more = is_more or len(claimed) == room
         return is_more
+
+    async def _claim_solo(self, group: asyncio.TaskGroup) -> bool:
+        """Try suspects one after another; a run that wants the child to itself gets it. Drained when none is left."""
+        if any(executor.is_suspect for executor, _ in self._executors.values()):
+            return False
+        kind = ClaimKind.SUSPECT if self._executors else ClaimKind.SOLO
+        for queue in self._queues:
+            for claim in await self._tools.store.claim(queue, 1, kind):
+                self._begin(group, claim)
+                if claim.is_solo:
+                    self.drain()
+                return False
+        if not self._executors:
+            self.drain()
+        return False
 
     def _begin(self, group: asyncio.TaskGroup, claim: ClaimedRun) -> None:
         executor = Executor(claim, self._tools)
@@ -107,17 +125,16 @@ class Claimer:
         run_id = executor.claim.run_id
         try:
             await executor.execute()
-        except StoreError as error:
-            # What it holds goes on elsewhere once this worker is buried, or here at the next claim.
-            log.error("run_dropped", run_id=run_id, error=str(error))
-        except Exception:  # the executor's last line: one run never takes the others down
+        except Exception:  # the last line: one run never takes the others down
             log.exception("run_broke", run_id=run_id)
+            # It is still ours, and nobody moves it: this child ends, and its burial hands the run back.
+            self._tools.bodies.on_abandoned(f"run {run_id} broke its executor")
         finally:
             del self._executors[run_id]
             self._woken.set()
 
     async def _find_pause(self) -> float:
-        if self.active_count >= self._limit:
+        if self._is_solo or self.active_count >= self._limit:
             return MAX_SLEEP_S
         due = [await self._tools.store.find_next_due_ms(queue) for queue in self._queues]
         soonest = min((ms for ms in due if ms is not None), default=None)

@@ -6,14 +6,14 @@ ready: whatever has happened while the last commit was under way goes into the n
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import orjson
 import structlog
 from pydantic import ValidationError
 
 from smithers.context import Auth
-from smithers.engine.facts import Facts, Problem
+from smithers.engine.facts import Facts, NodeKey, Problem
 from smithers.engine.progress import DEFAULT_CONCURRENCY, Progress
 from smithers.engine.rendering import Renderer
 from smithers.engine.turn import Turn
@@ -31,6 +31,8 @@ from worker.attempts import Aborted, Attempts, Beaten, Bodies, Failed, Finished,
 from worker.clock import DatabaseClock
 from worker.rendering import render_guard
 from worker.workflows import LoadFailed, Workflows
+
+SURVIVE_S: Final = 2.0  # how long a run under suspicion is tried alone
 
 log = structlog.get_logger("worker.executor")
 
@@ -55,9 +57,13 @@ class Executor:
         self._inbox: list[Happening] = []
         self._has_news = False
         self._arrived = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         self._attempts = Attempts(claim.run_id, tools.bodies, self._report)
         self._correlation = correlation_json(claim.run_id, claim.workflow_name)
         self._commit_no = 0
+        self.is_suspect = claim.crash_count > 0 and not claim.is_solo
+        self._acquit_at = float("inf")
+        self._suspects: set[NodeKey] = set()  # what was in flight when the last owner died
 
     def hear_news(self) -> None:
         """Take a hint that something has come to the run from outside."""
@@ -68,21 +74,54 @@ class Executor:
         """Move the run forward until it ends, only waits remain, or somebody else has it."""
         try:
             run = await self._take_up()
-            while True:
-                turn = run.plan(self._tools.clock.now_ms())
-                if turn.timeouts:
-                    await self._let_time_run_out(run, turn)
-                    continue
-                if not turn.is_empty and not await self._commit(run, turn):
-                    continue
-                if turn.ending is not None:
-                    return
-                self._perform(run, turn)
-                await self._happening(run)
+            try:
+                await self._advance(run)
+            except (StoreError, asyncio.CancelledError):
+                raise
+            except Exception as error:  # a defect of ours: this run fails by name, the others go on
+                log.exception("executor_broke", run_id=self.claim.run_id)
+                await self._fail_broken(run, error)
         except LeaseLost:
             log.warning("lease_lost", run_id=self.claim.run_id, epoch=self.claim.epoch)
         finally:
             await self._attempts.drop()
+
+    async def _advance(self, run: Progress) -> None:
+        while True:
+            turn = run.plan(self._tools.clock.now_ms())
+            if turn.timeouts:
+                await self._let_time_run_out(run, turn)
+                continue
+            if not turn.is_empty and not await self._commit(run, turn):
+                continue
+            if turn.ending is not None:
+                return
+            if self.is_suspect and not run.in_flight:
+                # What was in flight at its owner's death has ended here: it goes on among the others.
+                await self._tools.store.release([self.claim.run_id])
+                return
+            self._perform(run, turn)
+            if self.is_suspect:
+                self._acquit_at = min(self._acquit_at, self._loop.time() + SURVIVE_S)
+            await self._happening(run)
+            if self._loop.time() >= self._acquit_at:
+                await self._acquit(run)
+
+    async def _acquit(self, run: Progress) -> None:
+        """Lift the suspicion from a run that has been tried alone for a while and has not done it again."""
+        await self._tools.store.acquit(self.claim.run_id, self.claim.epoch)
+        self.is_suspect, self._acquit_at = False, float("inf")
+        run.start_only(None)
+
+    async def _fail_broken(self, run: Progress, error: Exception) -> None:
+        await self._attempts.drop()
+        run.refuse_turn(
+            Problem("InternalError", f"{type(error).__name__}: {error}"[:2000], "SERVER_ERROR")
+        )
+        for key in sorted(run.in_flight):
+            run.abort_attempt(key, "run-failed")
+        while not await self._commit(run, run.plan(self._tools.clock.now_ms())):
+            pass
 
     async def _take_up(self) -> Progress:
         """Build the run's progress from its rows, and say how it comes to go on here."""
@@ -125,7 +164,10 @@ class Executor:
             run.note_status(RunStatus.RUNNING)
         for key, fact in list(run.facts.nodes.items()):
             if fact.state is NodeState.IN_PROGRESS:
+                self._suspects.add(key)
                 run.lose_attempt(key)
+        if self.is_suspect:
+            run.start_only(self._suspects)
 
     async def _renderer(self) -> tuple[Renderer, Problem | None]:
         """Load the workflow and its input; what is wrong with either fails the run, not the child."""
@@ -164,6 +206,7 @@ class Executor:
             frame_no=run.frame_no,
             expected_seq=None if turn.ending is None else self.last_seq,
             is_cancelling=run.is_cancelling,
+            is_cleared=self._suspects.isdisjoint(run.in_flight),
             turn=turn,
         )
         try:
@@ -212,12 +255,13 @@ class Executor:
     async def _happening(self, run: Progress) -> None:
         """Wait until something has happened, and take all of it in."""
         while not (self._inbox or self._has_news):
-            due_ms = run.next_due_ms()
-            clock = self._tools.clock
-            pause_s = None if due_ms is None else max(0.0, (due_ms - clock.now_ms()) / 1000)
+            due_ms, wake_at = run.next_due_ms(), self._acquit_at
+            if due_ms is not None:
+                wait_s = (due_ms - self._tools.clock.now_ms()) / 1000
+                wake_at = min(wake_at, self._loop.time() + wait_s)
             self._arrived.clear()
             try:
-                async with asyncio.timeout(pause_s):
+                async with asyncio.timeout_at(None if wake_at == float("inf") else wake_at):
                     await self._arrived.wait()
             except TimeoutError:
                 break

@@ -34,6 +34,8 @@ START_GRACE_S: Final = 60.0  # a child that has not beaten yet is still importin
 BACK_OFF_S: Final = (0.0, 0.1, 0.5, 1.0, 5.0)  # before the next start of a child that died young
 YOUNG_S: Final = 5.0
 DISCONNECTED_S: Final = 2.0
+SOLO_START_S: Final = 2.0  # how long a new one may take to claim its run
+MAX_SOLO: Final = 4  # children with one run each, beside the others
 SERVER_GRACE_S: Final = 10.0  # after a restart of Postgres nobody counts as disconnected
 
 log = structlog.get_logger("worker.pool")
@@ -59,11 +61,13 @@ class Pool:
         self._store = store
         self._pool_id = uuid4()
         self._context = multiprocessing.get_context("spawn")
-        self._beats: Any = self._context.Array("d", settings.worker_count, lock=False)
+        self._beats: Any = self._context.Array("d", settings.worker_count + MAX_SOLO, lock=False)
         self._children: dict[int, Child] = {}
         self._deaths_in_a_row = [0] * settings.worker_count
         self._draining = asyncio.Event()
         self._wanted = asyncio.Event()
+        self._due = asyncio.Event()
+        self._solo: set[asyncio.Task[None]] = set()
         self._disconnected_since: dict[UUID, float] = {}
 
     @property
@@ -74,6 +78,11 @@ class Pool:
     def hear_sources(self, _hashes: frozenset[str] | None) -> None:
         """Take a hint that somebody wants a source described."""
         self._wanted.set()
+
+    def hear_due(self, queues: frozenset[str] | None) -> None:
+        """Take a hint that something became claimable: it may want a child of its own."""
+        if queues is None or not queues.isdisjoint(self._settings.queues):
+            self._due.set()
 
     def drain(self) -> None:
         """Let the children finish, and end."""
@@ -88,6 +97,7 @@ class Pool:
             asyncio.create_task(self._beat_for_all(), name="beats"),
             asyncio.create_task(self._watch_others(), name="watch"),
             asyncio.create_task(self._describe_wanted(), name="describe"),
+            asyncio.create_task(self._look_for_solo(), name="solo"),
         ]
         keepers = [
             asyncio.create_task(self._keep_child(slot), name=f"keeper-{slot}")
@@ -98,6 +108,7 @@ class Pool:
             for child in list(self._children.values()):
                 _send_drain(child)
             deadline_s = self._settings.drain_timeout_s + 5
+            keepers += self._solo
             _, stuck = await asyncio.wait(keepers, timeout=deadline_s) if keepers else ([], [])
             for child in list(self._children.values()):
                 self._kill(child, "drain-timeout")
@@ -112,7 +123,7 @@ class Pool:
         """Have a child in this slot until drained, with a pause after each that died young."""
         while not self._draining.is_set():
             try:
-                child = await self._spawn(slot)
+                child = await self._spawn(slot, is_solo=False)
             except StoreError as error:
                 log.warning("spawn_failed", error=str(error))
                 await self._pause(1.0)
@@ -124,10 +135,49 @@ class Pool:
             step = min(self._deaths_in_a_row[slot], len(BACK_OFF_S) - 1)
             await self._pause(BACK_OFF_S[step])
 
-    async def _spawn(self, slot: int) -> Child:
+    async def _look_for_solo(self) -> None:
+        """Give each run that wants it a child of its own, a few at a time."""
+        while not self._draining.is_set():
+            self._due.clear()
+            free = set(range(len(self._beats))[-MAX_SOLO:]) - self._children.keys()
+            try:
+                count = await self._store.count_solo_runs(self._settings.queues) if free else 0
+            except StoreError as error:
+                log.warning("solo_failed", error=str(error))
+                count = 0
+            starting = sum(
+                child.slot >= self._settings.worker_count
+                and time.monotonic() - child.started_at < SOLO_START_S
+                for child in self._children.values()
+            )
+            for slot in sorted(free)[: max(0, count - starting)]:
+                task = asyncio.create_task(self._keep_solo(slot), name=f"solo-{slot}")
+                self._solo.add(task)
+                task.add_done_callback(self._solo.discard)
+            if count:
+                await asyncio.sleep(0)  # the new children take their slots
+            try:
+                async with asyncio.timeout(BEAT_EVERY_S):
+                    await self._due.wait()
+            except TimeoutError:
+                pass
+
+    async def _keep_solo(self, slot: int) -> None:
+        try:
+            child = await self._spawn(slot, is_solo=True)
+        except StoreError as error:
+            log.warning("spawn_failed", error=str(error))
+            return
+        await self._until_dead(child)
+        await self._bury(child)
+        self._due.set()
+
+    async def _spawn(self, slot: int, *, is_solo: bool) -> Child:
         worker_id = WorkerId(uuid4())
         orders, childs_end = self._context.Pipe()
-        settings = ChildSettings(worker_id=worker_id, slot=slot, pool=self._settings)
+        settings = ChildSettings(
+            worker_id=worker_id, slot=slot, is_solo=is_solo, pool=self._settings
+        )
         self._beats[slot] = 0.0
         process = self._context.Process(
             target=run_child, args=(settings, self._beats, childs_end), name=f"child-{slot}"
@@ -298,11 +348,16 @@ async def run_pool(settings: PoolSettings) -> None:
     loop = asyncio.get_running_loop()
     holder: list[Pool] = []
 
-    def hear(names: frozenset[str] | None) -> None:
+    def hear_sources(names: frozenset[str] | None) -> None:
         for pool in holder:
             pool.hear_sources(names)
 
-    async with open_pool_store(settings.dsn, settings.direct_dsn, {Channel.SOURCES: hear}) as store:
+    def hear_due(names: frozenset[str] | None) -> None:
+        for pool in holder:
+            pool.hear_due(names)
+
+    listeners = {Channel.SOURCES: hear_sources, Channel.DUE: hear_due}
+    async with open_pool_store(settings.dsn, settings.direct_dsn, listeners) as store:
         pool = Pool(settings, store)
         holder.append(pool)
         for number in (signal.SIGTERM, signal.SIGINT):

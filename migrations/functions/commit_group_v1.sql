@@ -7,6 +7,7 @@ CREATE TYPE smithers.run_change_v1 AS (
     is_released boolean,        -- the owner gives the run back: parked, ended or drained
     due_ms bigint,              -- with is_released: when it is to be claimed again; null: when a decision says so
     event_count integer, last_frame_no integer,
+    is_cleared boolean,         -- what was in flight when an owner died has ended: no suspicion any more
     error text, output_node_id text, output_iteration integer);
 CREATE TYPE smithers.event_change_v1 AS (run_no integer, run_id text, event_no integer, head text, tail text);
 CREATE TYPE smithers.node_change_v1 AS (
@@ -54,7 +55,7 @@ BEGIN
                    c.expected_seq = r.last_seq AND c.is_cancelling = (r.cancel_requested_at IS NOT NULL)) AS is_fresh
         FROM unnest(p_runs) WITH ORDINALITY AS c(
                 run_id, epoch, commit_no, expected_seq, is_cancelling, status, is_released, due_ms, event_count,
-                last_frame_no, error, output_node_id, output_iteration, n)
+                last_frame_no, is_cleared, error, output_node_id, output_iteration, n)
         JOIN smithers.runs AS r ON r.run_id = c.run_id
         ORDER BY r.run_id
         FOR NO KEY UPDATE OF r SKIP LOCKED
@@ -78,10 +79,10 @@ BEGIN
         output_node_id = coalesce(c.output_node_id, r.output_node_id),
         output_iteration = coalesce(c.output_iteration, r.output_iteration),
         lost_heartbeat_at = NULL,
-        crash_count = 0
+        crash_count = CASE WHEN c.is_cleared THEN 0 ELSE r.crash_count END
     FROM unnest(p_runs) WITH ORDINALITY AS c(
             run_id, epoch, commit_no, expected_seq, is_cancelling, status, is_released, due_ms, event_count,
-            last_frame_no, error, output_node_id, output_iteration, n)
+            last_frame_no, is_cleared, error, output_node_id, output_iteration, n)
     WHERE r.run_id = c.run_id AND v_ok[c.n];
 
     INSERT INTO smithers.events (run_id, seq, epoch, payload)
@@ -158,7 +159,7 @@ BEGIN
            v_now_ms
     FROM unnest(p_runs) WITH ORDINALITY AS c(
             run_id, epoch, commit_no, expected_seq, is_cancelling, status, is_released, due_ms, event_count,
-            last_frame_no, error, output_node_id, output_iteration, n)
+            last_frame_no, is_cleared, error, output_node_id, output_iteration, n)
     LEFT JOIN smithers.runs AS r ON v_outcome[c.n] IS NULL AND r.run_id = c.run_id;
 END
 $$;

@@ -1,6 +1,9 @@
 -- Give up a worker for dead and hand its runs back. Whoever notices calls it; only one of them does it.
 -- The worker's row is locked for update first: a claim holds it FOR KEY SHARE, so no claim of a dead worker comes after.
--- The new epoch of each run shuts out a worker that was only slow. Answers the queues that have something to claim.
+-- The new epoch of each run shuts out a worker that was only slow. A run that had something in flight, or had only just
+-- been taken up, may be what killed the worker: it is under suspicion, and after the third time in a row it has failed.
+-- Only where the worker's own parent saw it end ('exit-…'): when a whole host goes, no run is to blame.
+-- Answers the queues that have something to claim.
 CREATE FUNCTION smithers.bury_worker_v1(p_worker_id uuid, p_death text) RETURNS TABLE (queue text, run_count bigint)
 LANGUAGE plpgsql
 AS $$
@@ -8,6 +11,7 @@ AS $$
 DECLARE
     v_heartbeat timestamptz;
     v_now timestamptz;
+    v_poison record;
 BEGIN
     SELECT w.heartbeat_at INTO v_heartbeat FROM smithers.workers w
         WHERE w.worker_id = p_worker_id AND w.dead_at IS NULL FOR UPDATE;
@@ -16,12 +20,52 @@ BEGIN
     UPDATE smithers.workers SET dead_at = v_now, death = p_death WHERE worker_id = p_worker_id;
     RETURN QUERY
     WITH held AS MATERIALIZED (
-        SELECT r.run_id, EXISTS (SELECT 1 FROM smithers.nodes n WHERE n.run_id = r.run_id AND n.state = 'in-progress') AS was_in_flight
+        SELECT r.run_id, p_death LIKE 'exit-%' AND (r.commit_no = 0 OR EXISTS (
+                SELECT 1 FROM smithers.nodes n WHERE n.run_id = r.run_id AND n.state = 'in-progress')) AS is_suspect
         FROM smithers.runs r WHERE r.owner_id = p_worker_id ORDER BY r.run_id FOR NO KEY UPDATE OF r),
     freed AS (
         UPDATE smithers.runs r SET owner_id = NULL, epoch = r.epoch + 1, due_at = v_now, lost_heartbeat_at = v_heartbeat,
-            crash_count = CASE WHEN held.was_in_flight THEN r.crash_count + 1 ELSE r.crash_count END
+            crash_count = CASE WHEN held.is_suspect THEN r.crash_count + 1 ELSE r.crash_count END
         FROM held WHERE r.run_id = held.run_id RETURNING r.queue)
     SELECT f.queue, count(*) FROM freed f GROUP BY f.queue;
+
+    FOR v_poison IN
+        SELECT r.run_id FROM smithers.runs r
+        WHERE r.owner_id IS NULL AND r.due_at = v_now AND r.lost_heartbeat_at = v_heartbeat AND r.crash_count >= 3
+        ORDER BY r.run_id FOR NO KEY UPDATE OF r
+    LOOP
+        PERFORM smithers.fail_crashed_v1(v_poison.run_id, v_now);
+    END LOOP;
+END
+$$;
+
+-- End a run that has taken three owners with it; the caller holds its row.
+CREATE FUNCTION smithers.fail_crashed_v1(p_run_id text, p_now timestamptz) RETURNS void
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_error text := '{"name":"WorkerCrashed","message":"three workers died while they ran this","code":"WORKER_CRASHED"}';
+    v_node record;
+BEGIN
+    FOR v_node IN
+        UPDATE smithers.nodes SET state = 'failed', finished_at = p_now, error = v_error
+        WHERE run_id = p_run_id AND state = 'in-progress' RETURNING node_id, iteration, attempt
+    LOOP
+        PERFORM smithers.add_event_v1(p_run_id, 'NodeFailed', p_now, ',"nodeId":' || to_json(v_node.node_id)::text
+            || ',"iteration":' || v_node.iteration::text || ',"attempt":' || v_node.attempt::text || ',"error":' || v_error);
+    END LOOP;
+    FOR v_node IN
+        UPDATE smithers.nodes SET state = 'cancelled', finished_at = p_now, due_at = NULL
+        WHERE run_id = p_run_id AND state IN ('waiting-approval', 'waiting-event', 'waiting-timer')
+        RETURNING node_id, iteration
+    LOOP
+        PERFORM smithers.add_event_v1(p_run_id, 'NodeCancelled', p_now, ',"nodeId":' || to_json(v_node.node_id)::text
+            || ',"iteration":' || v_node.iteration::text || ',"reason":"run-failed"');
+    END LOOP;
+    UPDATE smithers.approvals SET status = 'cancelled', decided_at = p_now WHERE run_id = p_run_id AND status = 'requested';
+    PERFORM smithers.add_event_v1(p_run_id, 'RunFailed', p_now, ',"error":' || v_error);
+    UPDATE smithers.runs SET status = 'failed', error = v_error, finished_at = p_now, due_at = NULL, crash_count = 0,
+        lost_heartbeat_at = NULL
+    WHERE run_id = p_run_id;
 END
 $$;

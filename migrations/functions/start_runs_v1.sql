@@ -1,7 +1,8 @@
 CREATE TYPE smithers.run_start_v1 AS (
     run_id text, workflow_name text, workflow_path text, workflow_export text, source_hash text,
     input text, config text, auth text, trace_context text, parent_run_id text, queue text, priority smallint,
-    head text, tail text);  -- event 0, around its time
+    head text, tail text,  -- event 0, around its time
+    is_solo boolean);
 
 -- Start many runs in one transaction: the row, what was asked, event 0 and the wake-up (due now) of each, or nothing of
 -- it. Uniqueness is the constraint's: who is not among the returned came second.
@@ -16,8 +17,8 @@ DECLARE
     v_new text[];
 BEGIN
     WITH new AS (
-        INSERT INTO smithers.runs (run_id, status, queue, priority, due_at, last_seq, created_at)
-        SELECT s.run_id, 'queued', s.queue, s.priority, v_now, 0, v_now FROM unnest(p_starts) AS s
+        INSERT INTO smithers.runs (run_id, status, queue, priority, due_at, last_seq, created_at, is_solo)
+        SELECT s.run_id, 'queued', s.queue, s.priority, v_now, 0, v_now, s.is_solo FROM unnest(p_starts) AS s
         ORDER BY s.run_id  -- one order for all: two gateways with the same ids never deadlock
         ON CONFLICT DO NOTHING
         RETURNING run_id)

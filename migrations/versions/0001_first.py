@@ -166,6 +166,7 @@ def upgrade() -> None:
         sa.Column("last_seq", sa.BigInteger(), nullable=False),
         sa.Column("last_frame_no", sa.Integer(), server_default="0", nullable=False),
         sa.Column("crash_count", sa.SmallInteger(), server_default="0", nullable=False),
+        sa.Column("is_solo", sa.Boolean(), server_default="false", nullable=False),
         sa.Column("lost_heartbeat_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("cancel_requested_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
@@ -188,7 +189,19 @@ def upgrade() -> None:
         ["queue", sa.literal_column("priority DESC"), "due_at"],
         unique=False,
         schema="smithers",
-        postgresql_where=sa.text("owner_id IS NULL AND due_at IS NOT NULL"),
+        postgresql_where=sa.text(
+            "owner_id IS NULL AND due_at IS NOT NULL AND NOT is_solo AND crash_count = 0"
+        ),
+    )
+    op.create_index(
+        "runs_solo_idx",
+        "runs",
+        ["queue", sa.literal_column("priority DESC"), "due_at"],
+        unique=False,
+        schema="smithers",
+        postgresql_where=sa.text(
+            "owner_id IS NULL AND due_at IS NOT NULL AND (is_solo OR crash_count > 0)"
+        ),
     )
     op.create_index(
         "runs_owner_id_idx",
@@ -282,6 +295,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     for function in (
         "bury_worker_v1",
+        "fail_crashed_v1",
         "resume_run_v1",
         "cancel_run_v1",
         "send_signal_v1",

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Final
 
 from smithers.engine import waits
-from smithers.engine.facts import NodeKey, Problem
+from smithers.engine.facts import TOLERATED, Facts, NodeKey, Problem
 from smithers.engine.turn import Ending, EventDraft
 from smithers.events import EventType
 from smithers.states import NodeState, RunStatus
@@ -23,16 +23,33 @@ def find_ending(run: "Progress", now_ms: int) -> Ending | None:
         return _end(run, RunStatus.CANCELLED)
     if run.failure is not None:
         return _end(run, RunStatus.FAILED)
+    if run.is_cut_short or run.is_held:
+        return None
     assert run.schedule is not None
     if run.schedule.is_done:
         return _end(run, RunStatus.FINISHED)
+    return _park(run, now_ms)
+
+
+def find_failure(facts: Facts) -> Problem | None:
+    """Find what an earlier owner of the run, who died before its end, let it fail for."""
+    for key in sorted(facts.nodes):
+        fact = facts.nodes[key]
+        if fact.state is NodeState.FAILED and fact.wait != TOLERATED:
+            return fact.error or Problem("TaskFailed", f"{key.node_id} failed")
+    return None
+
+
+def _park(run: "Progress", now_ms: int) -> Ending | None:
     due_ms = run.next_due_ms()
     status = waits.find_parked_status(run)
-    if status is None and due_ms is None:
+    if due_ms is None and status is None:
         run.fail(_stuck(run))
         return _end(run, RunStatus.FAILED)
-    if status is None and due_ms is not None and due_ms - now_ms <= STAY_MS:
-        return None
+    if due_ms is not None:
+        stay_ms = STAY_MS if status is None else 0
+        if due_ms - now_ms <= stay_ms:
+            return None
     status = status or RunStatus.WAITING_TIMER
     event = EventDraft(EventType.RUN_STATUS_CHANGED, {"status": status})
     return Ending(status=status, events=(event,), due_ms=due_ms)
@@ -42,7 +59,7 @@ def _end(run: "Progress", status: RunStatus) -> Ending:
     reason = {RunStatus.CANCELLED: "run-cancelled", RunStatus.FAILED: "run-failed"}.get(
         status, "aborted"
     )
-    for key in sorted(run.waiting):
+    for key in sorted(run.waiting | run.lost):
         run.cancel_node(key, run.facts.nodes[key], reason)
     if status is RunStatus.CANCELLED:
         return Ending(status=status, events=(EventDraft(EventType.RUN_CANCELLED, {}),))

@@ -5,11 +5,16 @@ which one node may have many keys: one for each iteration of its loops.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from smithers.ids import LoopId, NodeId
 from smithers.states import ApprovalStatus, NodeState
 from smithers.tree import SCOPE_MARK
+
+# Why a node was passed over: its branch was not taken, or it left the tree. It may be mounted again.
+UNCHOSEN: Final = '{"unchosen":true}'
+# A failure that the tree moves on past. Every other failed node fails its run, also when another process takes it up.
+TOLERATED: Final = '{"tolerated":true}'
 
 
 class NodeKey(NamedTuple):
@@ -30,7 +35,8 @@ class Problem(NamedTuple):
 
     def to_wire(self) -> dict[str, Any]:
         """Return `{name, message, code?, details?}`."""
-        wire: dict[str, Any] = {"name": self.name, "message": self.message}
+        message = self.message.encode("utf-8", "replace").decode()  # file names may hold anything
+        wire: dict[str, Any] = {"name": self.name, "message": message}
         if self.code is not None:
             wire["code"] = self.code
         if self.details is not None:
@@ -51,7 +57,7 @@ class NodeFact:
     error: Problem | None = None
     due_ms: int | None = None  # when a timer fires, a wait runs out, a back-off ends
     started_ms: int | None = None
-    wait: str | None = None  # what it waits for, or that it was not chosen: JSON text
+    wait: str | None = None  # what it waits for, UNCHOSEN or TOLERATED: JSON text
     heartbeat: str | None = None  # the newest that its body reported: JSON text
 
     def but(self, **changes: Any) -> "NodeFact":
@@ -106,15 +112,13 @@ class Facts:
 
     def forget(self, key: NodeKey) -> None:
         """Take back what was never committed."""
-        del self.nodes[key]
-        self._keys[written_id(key.node_id)].remove(key)
+        if self.nodes.pop(key, None) is not None:
+            self._keys[written_id(key.node_id)].remove(key)
 
     def copy(self) -> "Facts":
-        """Return the same facts of nodes and loops, to be changed apart."""
-        other = Facts(loops=dict(self.loops))
-        for key, fact in self.nodes.items():
-            other.put(key, fact)
-        return other
+        """Return the same facts, to be changed apart."""
+        keys = {written: [*known] for written, known in self._keys.items()}
+        return Facts({**self.nodes}, {**self.loops}, {**self.approvals}, [*self.signals], keys)
 
     def keys_of(self, node_id: str) -> list[NodeKey]:
         """List the keys of the id that an author wrote, oldest iteration first."""

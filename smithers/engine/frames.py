@@ -39,7 +39,7 @@ def xml_of(mounted: Mounted, workflow_name: str) -> str:
     try:
         root = _element("workflow", {"name": workflow_name}, [_xml(mounted.tree, mounted, ())])
         return orjson.dumps(root, option=orjson.OPT_SORT_KEYS).decode()
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidTree(f"the tree cannot be written as JSON: {str(error)[:500]}") from error
 
 
@@ -55,6 +55,28 @@ def next_frame(frame_no: int, xml_json: str, previous: str | None) -> FrameDraft
         if len(body) * 2 < len(xml_json):
             return FrameDraft(frame_no, hash_of(xml_json), DELTA, body)
     return FrameDraft(frame_no, hash_of(xml_json), KEYFRAME, xml_json)
+
+
+class FrameLog:
+    """The newest frame of a run, and what the next one is compared with."""
+
+    def __init__(self, frame_no: int, xml_hash: str | None) -> None:
+        """Take up after a frame of which only number and hash are known: the next one will be whole."""
+        self.frame_no = frame_no
+        self._hash = xml_hash
+        self._xml: str | None = None
+        self._next_xml: str | None = None
+
+    def next(self, xml_json: str) -> FrameDraft | None:
+        """Describe a tree's row; None where the tree is what it was."""
+        if hash_of(xml_json) == self._hash:
+            return None
+        self._next_xml = xml_json
+        return next_frame(self.frame_no + 1, xml_json, self._xml)
+
+    def commit(self, frame: FrameDraft) -> None:
+        """Take in that the frame that was described last is stored."""
+        self.frame_no, self._hash, self._xml = frame.frame_no, frame.xml_hash, self._next_xml
 
 
 def make_delta(previous: str, current: str) -> str:

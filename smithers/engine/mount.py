@@ -9,7 +9,7 @@ from typing import Final
 
 from smithers.engine.facts import Facts, LoopFact, NodeKey, place_in_time
 from smithers.errors import DuplicateNodeId, InvalidTree
-from smithers.ids import LoopId, NodeId
+from smithers.ids import NODE_ID_PATTERN, LoopId, NodeId
 from smithers.tree import (
     SCOPE_MARK,
     Branch,
@@ -181,6 +181,8 @@ class _Mounting:
         if len(mounted.keys) >= MAX_LEAVES:
             raise InvalidTree(f"the tree has more than {MAX_LEAVES} leaves")
         key = key_in(leaf.id, path)
+        if NODE_ID_PATTERN.fullmatch(key.node_id) is None:
+            raise InvalidTree(f"the id {key.node_id!r} is too long with its loops' path")
         mounted.keys[leaf.id] = key
         mounted.loop_paths[leaf.id] = tuple(loop for loop, _ in path)
         if self.is_chosen:

@@ -43,7 +43,12 @@ class Renderer:
     guard: Guard
 
     def render(self, facts: Facts, loop_paths: Mapping[str, tuple[str, ...]]) -> Rendered:
-        """Render by these facts; raise WorkflowError, with the author's traceback, for what is no tree."""
+        """Render by these facts; raise WorkflowError, with the author's traceback, for what is no tree.
+
+        `loop_paths`: the loops in which each node stood that was ever mounted, as far as is known.
+        """
+        if not loop_paths and facts.loops:
+            loop_paths = self._probe(facts)
         for _ in range(MAX_PASSES):
             rendered = self._render_once(facts, loop_paths)
             found = rendered.mounted.loop_paths
@@ -52,6 +57,17 @@ class Renderer:
                 return rendered
             loop_paths = {**loop_paths, **found}
         raise RenderFailed("the tree moves its nodes into other loops at each render")
+
+    def _probe(self, facts: Facts) -> Mapping[str, tuple[str, ...]]:
+        """Find the loops of what is mounted before anything has come out.
+
+        For a run that is taken up inside a loop: a node that an iteration mounts only while it has no output would
+        otherwise be read from the iteration before, and never be found.
+        """
+        try:
+            return self._render_once(Facts(loops=facts.loops), {}).mounted.loop_paths
+        except WorkflowError:
+            return {}
 
     def _render_once(self, facts: Facts, loop_paths: Mapping[str, tuple[str, ...]]) -> Rendered:
         reads = Reads()
@@ -68,9 +84,10 @@ class Renderer:
             return Rendered(mount(tree, facts.loops), reads, context)
         except WorkflowError:
             raise
-        except Exception as error:
+        except BaseException as error:  # even an author's CancelledError fails this run alone
+            text = f"{type(error).__name__}: {_text_of(error)}"
             raise RenderFailed(
-                f"the builder of {self.workflow.name} raised {type(error).__name__}: {error}"[:2000]
+                f"the builder of {self.workflow.name} raised {text}"[:2000]
             ) from error
 
 
@@ -91,4 +108,12 @@ def _is_as_told(
 
 def author_traceback(error: BaseException) -> str:
     """Return a traceback for operators, from the author's code on."""
-    return "".join(traceback.format_exception(error))[-20_000:]
+    text = "".join(traceback.format_exception(error))[-20_000:]
+    return text.encode("utf-8", "replace").decode()
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - an error whose text raises another is still to be told
+        return "(its text cannot be had)"

@@ -1,23 +1,36 @@
 """How long a failed task waits before its next attempt."""
 
 import hashlib
+from typing import Final
 
 from smithers.durations import seconds
 from smithers.tree import Retry
 
+LONGEST_S: Final = (
+    1e10  # three centuries: what is longer is no number of milliseconds for a database
+)
+
 
 def backoff_ms(retry: Retry, failures: int, seed: str) -> int:
-    """Return the pause after the so-manieth failure (from 1), in milliseconds.
+    """Return the pause after a node's failure number `failures` (from 1), in milliseconds.
 
     Exponential, bounded, with "equal jitter" (M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog,
     2015): between half of it and all of it. The jitter comes from `seed`, so the same failure waits the same everywhere.
     """
-    pause_s = min(
-        seconds(retry.initial) * retry.factor ** min(failures - 1, 60), seconds(retry.maximum)
-    )
+    try:
+        growth = retry.factor ** (failures - 1)
+    except OverflowError:
+        growth = float("inf")
+    initial_s, maximum_s = seconds(retry.initial), seconds(retry.maximum)
+    pause_s = min(initial_s * growth, maximum_s, LONGEST_S) if initial_s else 0.0
     if retry.jitter:
         noise = int.from_bytes(
             hashlib.blake2b(f"{seed}/{failures}".encode(), digest_size=4).digest()
         )
         pause_s *= 0.5 + noise / 2**33
     return round(pause_s * 1000)
+
+
+def moment_after(now_ms: int, pause_s: float) -> int:
+    """Return when a pause that begins now is over."""
+    return now_ms + round(min(pause_s, LONGEST_S) * 1000)

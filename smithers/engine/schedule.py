@@ -1,10 +1,10 @@
-"""Say which leaves of a mounted tree are open: everything before them is settled, what they wait for is there, and the
-groups around them have room.
+"""Say which leaves of a mounted tree are open: their turn has come, and the groups around them have room.
 
-Pure, and incremental: settling a node costs the places above it and those that waited for it, whatever the size of the
-tree. Building a schedule from all the facts at once gives the same open leaves as settling them one by one; a property
-test holds the two together. Room is given to whom it was given before, then in tree order; a leaf that waits for others
-takes none, so that tasks which depend on each other may stand in a parallel in any order.
+A leaf's turn has come when everything before it is settled and what it waits for is there. Pure, and incremental:
+settling a node costs the places above it and those that waited for it, whatever the size of the tree. Building a
+schedule from all the facts at once gives the same open leaves as settling them one by one; a property test holds the
+two together. Room is given to whom it was given before, then in tree order; a leaf that waits for others takes none, so
+that tasks which depend on each other may stand in a parallel in any order.
 """
 
 import heapq
@@ -41,10 +41,12 @@ class Schedule:
 
     def take_opened(self) -> list[LeafPlace]:
         """Hand over the leaves that have become open since the last call, in tree order."""
-        opened = [leaf for leaf in self._begun if not leaf.is_closed and self._open(leaf)]
-        candidates = [(leaf.position, leaf, None) for leaf in self._reached if not leaf.is_open]
+        begun = dict.fromkeys(self._begun)
+        opened = [leaf for leaf in begun if not leaf.is_closed and self._open(leaf)]
+        queue: list[tuple[int, LeafPlace, GroupPlace | None]] = [
+            (leaf.position, leaf, None) for leaf in self._reached if leaf not in begun
+        ]
         self._begun, self._reached = [], []
-        queue: list[tuple[int, LeafPlace, GroupPlace | None]] = [*candidates]
         heapq.heapify(queue)
         freed, self._freed = self._freed, []
         for group in freed:

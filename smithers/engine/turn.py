@@ -96,4 +96,6 @@ class Turn:
     @property
     def is_empty(self) -> bool:
         """Nothing to write down."""
-        return not (self.events or self.nodes or self.attempts or self.loops or self.ending)
+        return not (
+            self.events or self.nodes or self.attempts or self.loops or self.status or self.ending
+        )

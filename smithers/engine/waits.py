@@ -6,14 +6,22 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from smithers.context import ApprovalDecision
-from smithers.engine.facts import ApprovalFact, NodeFact, NodeKey, Problem, SignalFact
+from smithers.engine.facts import (
+    TOLERATED,
+    ApprovalFact,
+    NodeFact,
+    NodeKey,
+    Problem,
+    SignalFact,
+)
 from smithers.engine.mount import LeafPlace
+from smithers.engine.retrying import moment_after
 from smithers.engine.turn import ApprovalChange, Timeout
 from smithers.errors import InvalidOutput
 from smithers.events import EventType
 from smithers.outputs import decode_output, encode_output
 from smithers.states import ApprovalStatus, NodeState, RunStatus
-from smithers.tree import Approval, OnDeny, OnTimeout, Signal, Task, Timer
+from smithers.tree import Approval, Leaf, OnDeny, OnTimeout, Signal, Task, Timer
 
 if TYPE_CHECKING:
     from smithers.engine.progress import Progress
@@ -81,7 +89,9 @@ def run_out(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> No
             _fire(run, leaf.key, fact, now_ms)
         case Signal():
             _give_up(run, leaf, fact, leaf.element)
-        case _:
+        case _ if run.is_just_asked(leaf.key):
+            run.at(fact.due_ms or now_ms, leaf.key)
+        case _ if Timeout(leaf.key) not in run.turn.timeouts:
             run.turn.timeouts.append(Timeout(leaf.key))
 
 
@@ -91,6 +101,19 @@ def withdraw(run: "Progress", key: NodeKey, fact: NodeFact) -> None:
         run.turn.approvals.append(ApprovalChange(key, None))
     elif fact.state is NodeState.WAITING_TIMER:
         run.say(EventType.TIMER_CANCELLED, key, timerId=key.node_id)
+
+
+def fits(leaf: Leaf, state: NodeState) -> bool:
+    """Say whether a leaf may be in a waiting state: not where its author has put another kind in its place."""
+    match state:
+        case NodeState.WAITING_APPROVAL:
+            return isinstance(leaf, Approval) or (isinstance(leaf, Task) and leaf.needs_approval)
+        case NodeState.WAITING_EVENT:
+            return isinstance(leaf, Signal)
+        case NodeState.WAITING_TIMER:
+            return isinstance(leaf, Timer)
+        case _:
+            return True
 
 
 def find_parked_status(run: "Progress") -> RunStatus | None:
@@ -149,7 +172,7 @@ def _set_timer(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) ->
     if element.until is not None:
         due_ms, kind = round(element.until.timestamp() * 1000), "absolute"
     else:
-        due_ms, kind = now_ms + round((element.duration_s or 0) * 1000), "duration"
+        due_ms, kind = moment_after(now_ms, element.duration_s or 0), "duration"
     fact = fact.but(state=NodeState.WAITING_TIMER, due_ms=due_ms)
     run.say(
         EventType.TIMER_CREATED,
@@ -174,7 +197,7 @@ def _wait(
     now_ms: int,
     timeout_s: float | None,
 ) -> None:
-    due_ms = None if timeout_s is None else now_ms + round(timeout_s * 1000)
+    due_ms = None if timeout_s is None else moment_after(now_ms, timeout_s)
     run.put(key, fact.but(state=state, due_ms=due_ms))
     if due_ms is not None:
         run.at(due_ms, key)
@@ -232,7 +255,8 @@ def _deny(
 def _fail(
     run: "Progress", key: NodeKey, fact: NodeFact, problem: Problem, *, is_tolerated: bool = False
 ) -> None:
-    run.put(key, fact.but(state=NodeState.FAILED, error=problem, due_ms=None))
+    wait = TOLERATED if is_tolerated else None
+    run.put(key, fact.but(state=NodeState.FAILED, error=problem, due_ms=None, wait=wait))
     run.say(EventType.NODE_FAILED, key, attempt=max(fact.attempt, 1), error=problem.to_wire())
     if not is_tolerated:
         run.fail(problem)

@@ -1,6 +1,7 @@
 """Take runs that are due, give them back, and read what is known of a run that is taken up."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final
 
 import asyncpg
@@ -20,17 +21,27 @@ from smithers.ids import Epoch, LoopId, RunId, SourceHash, WorkerId
 from smithers.states import ApprovalStatus, NodeState, RunStatus
 from smithers.store.connections import driver_errors
 
+
+class ClaimKind(StrEnum):
+    """Which runs a claim is for."""
+
+    MANY = "many"  # those that share a child
+    SOLO = "solo"  # one that wants a child of its own, or is under suspicion
+    SUSPECT = "suspect"  # one that is under suspicion, beside others that were and are not any more
+
+
 # -- name: claim_runs
 # SKIP LOCKED: rivals pass one another instead of queueing. MATERIALIZED: an IN (... LIMIT) may run twice and exceed its
 # limit. The order is that of runs_claimable_idx; a test EXPLAINs it. The worker's row is held FOR KEY SHARE: whoever
 # buries a worker holds it for update, so a buried worker never owns a run. No event here: the first commit after the
-# claim says what it is.
+# claim says what it is. Runs that need a child of their own, or are under suspicion, are not for this claim.
 CLAIM_RUNS: Final = """
 WITH alive AS MATERIALIZED (
     SELECT worker_id FROM smithers.workers WHERE worker_id = $1 AND dead_at IS NULL FOR KEY SHARE),
 due AS MATERIALIZED (
     SELECT run_id, status AS status_before FROM smithers.runs
-    WHERE queue = $2 AND owner_id IS NULL AND due_at <= smithers.clock() AND EXISTS (SELECT 1 FROM alive)
+    WHERE queue = $2 AND owner_id IS NULL AND due_at <= smithers.clock() AND NOT is_solo AND crash_count = 0
+        AND EXISTS (SELECT 1 FROM alive)
     ORDER BY priority DESC, due_at LIMIT $3 FOR NO KEY UPDATE SKIP LOCKED),
 claimed AS (
     UPDATE smithers.runs AS r SET
@@ -38,18 +49,43 @@ claimed AS (
         status = CASE WHEN status = 'queued' THEN 'running' ELSE status END,
         started_at = coalesce(started_at, smithers.clock())
     FROM due WHERE r.run_id = due.run_id
-    RETURNING r.run_id, r.epoch, due.status_before, r.era, r.last_seq, r.last_frame_no, r.crash_count,
+    RETURNING r.run_id, r.epoch, due.status_before, r.era, r.last_seq, r.last_frame_no, r.crash_count, r.is_solo,
         r.cancel_requested_at IS NOT NULL AS is_cancelling, smithers.to_ms(r.lost_heartbeat_at) AS lost_heartbeat_ms)
 SELECT c.*, q.workflow_name, q.workflow_path, q.workflow_export, q.source_hash, q.input, q.config, q.auth,
     q.trace_context, smithers.to_ms(smithers.clock()) AS now_ms
 FROM claimed AS c JOIN smithers.run_requests AS q ON q.run_id = c.run_id
 """
 
+# -- name: claim_solo_run
+# The same for one run that is to have this child to itself.
+CLAIM_SOLO_RUN: Final = CLAIM_RUNS.replace(
+    "NOT is_solo AND crash_count = 0", "(is_solo OR crash_count > 0)"
+)
+
+# -- name: claim_suspect_run
+# The same for a child that tries suspects one after another: none that wants to stay alone.
+CLAIM_SUSPECT_RUN: Final = CLAIM_RUNS.replace(
+    "NOT is_solo AND crash_count = 0", "(is_solo OR crash_count > 0) AND NOT is_solo"
+)
+
+_CLAIMS: Final = {
+    ClaimKind.MANY: CLAIM_RUNS,
+    ClaimKind.SOLO: CLAIM_SOLO_RUN,
+    ClaimKind.SUSPECT: CLAIM_SUSPECT_RUN,
+}
+
+# -- name: count_solo_runs
+# How many children of their own are wanted right now.
+COUNT_SOLO_RUNS: Final = """
+SELECT count(*) FROM smithers.runs
+WHERE queue = ANY ($1) AND owner_id IS NULL AND due_at <= smithers.clock() AND (is_solo OR crash_count > 0)
+"""
+
 # -- name: find_next_due
 # How long a claimer may sleep: until the earliest due time of its queue, in milliseconds from now.
 FIND_NEXT_DUE: Final = """
 SELECT smithers.to_ms(min(due_at)) - smithers.to_ms(smithers.clock()) FROM smithers.runs
-WHERE queue = $1 AND owner_id IS NULL AND due_at IS NOT NULL
+WHERE queue = $1 AND owner_id IS NULL AND due_at IS NOT NULL AND NOT is_solo AND crash_count = 0
 """
 
 # -- name: load_run
@@ -86,6 +122,12 @@ WHERE owner_id = $1 AND run_id = ANY ($2)
 RETURNING queue
 """
 
+# -- name: acquit_run
+# A run that was tried alone and did not kill its owner again is one among others.
+ACQUIT_RUN: Final = """
+UPDATE smithers.runs SET crash_count = 0 WHERE run_id = $1 AND epoch = $2 AND owner_id = $3
+"""
+
 # -- name: find_news
 # The safety net under hints, one query for all of a child's runs: which have been written to by others, or been lost.
 FIND_NEWS: Final = """
@@ -105,7 +147,8 @@ class ClaimedRun:
     era: int
     last_seq: int
     last_frame_no: int
-    crash_count: int
+    crash_count: int  # owners that died in a row with this run in flight
+    is_solo: bool  # has a child of its own by its workflow's wish, not for suspicion
     is_cancelling: bool
     lost_heartbeat_ms: int | None  # set: its last owner died
     workflow_name: str
@@ -145,15 +188,27 @@ class LoadedRun:
 
 
 async def claim_runs(
-    connection: asyncpg.Connection, *, worker_id: WorkerId, queue: str, limit: int
+    connection: asyncpg.Connection,
+    *,
+    worker_id: WorkerId,
+    queue: str,
+    limit: int,
+    kind: ClaimKind,
 ) -> list[ClaimedRun]:
     """Take up to `limit` runs that are due, most urgent first."""
     with driver_errors():
-        rows = await connection.fetch(CLAIM_RUNS, worker_id, queue, limit)
+        rows = await connection.fetch(_CLAIMS[kind], worker_id, queue, limit)
     return [
         ClaimedRun(**{**dict(row), "status_before": RunStatus(row["status_before"])})
         for row in rows
     ]
+
+
+async def count_solo_runs(pool: asyncpg.Pool, queues: tuple[str, ...]) -> int:
+    """Say how many runs of these queues are due and want a child of their own."""
+    with driver_errors():
+        count: int = await pool.fetchval(COUNT_SOLO_RUNS, list(queues))
+    return count
 
 
 async def find_next_due_ms(connection: asyncpg.Connection, queue: str) -> int | None:
@@ -198,6 +253,12 @@ async def release_runs(pool: asyncpg.Pool, worker_id: WorkerId, run_ids: list[Ru
     with driver_errors():
         rows = await pool.fetch(RELEASE_RUNS, worker_id, run_ids)
     return [row["queue"] for row in rows]
+
+
+async def acquit_run(pool: asyncpg.Pool, worker_id: WorkerId, run_id: RunId, epoch: Epoch) -> None:
+    """Lift the suspicion that a run kills its owners."""
+    with driver_errors():
+        await pool.execute(ACQUIT_RUN, run_id, epoch, worker_id)
 
 
 async def find_news(

@@ -60,6 +60,7 @@ class TurnCommit:
     frame_no: int
     expected_seq: int | None  # set where what came meanwhile would change the turn: parks, ends
     is_cancelling: bool
+    is_cleared: bool  # what was in flight when an owner died has ended
     turn: Turn
 
 
@@ -217,6 +218,7 @@ class _Rows:
                 None if ending is None else ending.due_ms,
                 count,
                 change.frame_no,
+                change.is_cleared,
                 None if ending is None else problem_json(ending.error),
                 None if output is None else output.node_id,
                 None if output is None else output.iteration,

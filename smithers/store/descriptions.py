@@ -21,6 +21,7 @@ class DescriptionRow:
     workflow_name: str | None
     input_schema: str | None  # JSON Schema, as text; None: any object
     queue: str | None
+    isolation: str | None  # "process": each run in a child of its own
     database: str | None
     error: str | None
 
@@ -65,6 +66,7 @@ async def find_description(
         workflow_name=stored.get("workflow_name"),
         input_schema=None if schema is None else json.dumps(schema),
         queue=stored.get("queue"),
+        isolation=stored.get("isolation"),
         database=stored.get("database"),
         error=stored.get("error"),
     )

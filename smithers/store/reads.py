@@ -4,7 +4,6 @@ Nothing here takes a lock. Times are milliseconds since 1970 by the database's c
 computed from them (how stale a heartbeat is, how long somebody waits) never mixes two clocks.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -14,7 +13,6 @@ import asyncpg
 from smithers.ids import NodeId, RunId
 from smithers.states import RunStatus
 from smithers.store.connections import driver_errors
-from smithers.store.lanes import Lane
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +80,6 @@ class RunPlace:
     run_id: RunId
 
 
-RunLane = Lane[RunId, RunDetail | None]
-
 # -- name: list_runs
 # Walks run_requests_created_at_run_id_idx backwards from the place; each lookup beside it is by a primary key, and the
 # wait only where the status says that there is one.
@@ -111,9 +107,10 @@ LIST_RUNS: Final = """
     ORDER BY q.created_at DESC, q.run_id DESC
     LIMIT $5"""
 
-# -- name: find_runs
-# Many askers, one query. The output is that of the node that the run's end named.
-FIND_RUNS: Final = """
+# -- name: find_run
+# The output is that of the node that the run's end named. Planning this costs ten times what running it does: not for a
+# hot connection, which plans each time.
+FIND_RUN: Final = """
     SELECT r.run_id, r.status, r.owner_id::text, q.workflow_name, q.source_hash, q.input, r.error,
            smithers.to_ms(r.started_at) AS started_ms, smithers.to_ms(r.finished_at) AS finished_ms,
            smithers.to_ms(w.heartbeat_at) AS heartbeat_ms,
@@ -137,7 +134,7 @@ FIND_RUNS: Final = """
         WHERE o.run_id = r.run_id AND o.state = r.status
         ORDER BY o.created_at, o.node_id, o.iteration LIMIT 1
     ) n ON r.status IN ('waiting-approval', 'waiting-event', 'waiting-timer')
-    WHERE r.run_id = ANY ($1::text[])"""
+    WHERE r.run_id = $1"""
 
 # -- name: run_exists
 RUN_EXISTS: Final = "SELECT EXISTS (SELECT 1 FROM smithers.runs WHERE run_id = $1)"
@@ -184,31 +181,23 @@ async def list_runs(
     ]
 
 
-def open_run_lane(dsn: str) -> RunLane:
-    """Make the lane on which single runs are read; submitting answers None where there is no such run."""
-    return Lane(dsn, role="runs", flush=find_runs)
-
-
-async def find_runs(
-    connection: asyncpg.Connection, run_ids: Sequence[RunId]
-) -> list[RunDetail | None]:
-    """Read runs by their ids, in that order."""
-    rows = await connection.fetch(FIND_RUNS, list(set(run_ids)))
-    found = {
-        row["run_id"]: RunDetail(
-            life=_life(row),
-            workflow_name=row["workflow_name"],
-            workflow_hash=row["source_hash"],
-            started_ms=row["started_ms"],
-            finished_ms=row["finished_ms"],
-            input=row["input"],
-            output=row["output"],
-            error=row["error"],
-            summary=row["summary"],
-        )
-        for row in rows
-    }
-    return [found.get(run_id) for run_id in run_ids]
+async def find_run(pool: asyncpg.Pool, run_id: RunId) -> RunDetail | None:
+    """Read one run by itself."""
+    with driver_errors():
+        row = await pool.fetchrow(FIND_RUN, run_id)
+    if row is None:
+        return None
+    return RunDetail(
+        life=_life(row),
+        workflow_name=row["workflow_name"],
+        workflow_hash=row["source_hash"],
+        started_ms=row["started_ms"],
+        finished_ms=row["finished_ms"],
+        input=row["input"],
+        output=row["output"],
+        error=row["error"],
+        summary=row["summary"],
+    )
 
 
 async def run_exists(pool: asyncpg.Pool, run_id: RunId) -> bool:

@@ -5,7 +5,8 @@ come in while others are being committed share the next transaction (see lanes).
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final, TypeVar
 
 import asyncpg
@@ -38,8 +39,10 @@ class RunStart:
     priority: int
     head: str
     tail: str
+    is_solo: bool = False  # each run of the workflow has a child of its own
 
 
+_as_tuple: Final = attrgetter(*RunStart.__slots__)  # dataclasses.astuple copies deeply
 StartLane = Lane[RunStart, bool]
 
 # -- name: start_runs
@@ -118,7 +121,7 @@ async def each_on_its_own(
 async def _start_unique(
     connection: asyncpg.Connection | asyncpg.pool.PoolConnectionProxy, starts: Sequence[RunStart]
 ) -> Sequence[bool]:
-    rows = await connection.fetch(START_RUNS, [astuple(start) for start in starts])
+    rows = await connection.fetch(START_RUNS, [_as_tuple(start) for start in starts])
     new = {row["run_id"] for row in rows}
     return [start.run_id in new for start in starts]
 

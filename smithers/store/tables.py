@@ -60,7 +60,8 @@ runs = Table(
     Column("commit_no", BigInteger, nullable=False, server_default="0"),  # of this epoch's owner
     Column("last_seq", BigInteger, nullable=False),
     Column("last_frame_no", Integer, nullable=False, server_default="0"),
-    Column("crash_count", SmallInteger, nullable=False, server_default="0"),  # in a row, in flight
+    Column("crash_count", SmallInteger, nullable=False, server_default="0"),  # in a row, while in flight
+    Column("is_solo", Boolean, nullable=False, server_default="false"),  # needs a child of its own
     _moment("lost_heartbeat_at"),  # the dead owner's last sign of life, until somebody goes on
     _moment("cancel_requested_at"),
     _moment("created_at", nullable=False),
@@ -76,7 +77,18 @@ Index(
     runs.c.queue,
     runs.c.priority.desc(),
     runs.c.due_at,
-    postgresql_where=text("owner_id IS NULL AND due_at IS NOT NULL"),
+    postgresql_where=text(
+        "owner_id IS NULL AND due_at IS NOT NULL AND NOT is_solo AND crash_count = 0"
+    ),
+)
+Index(  # what wants a child of its own: isolated workflows, and runs under suspicion
+    "runs_solo_idx",
+    runs.c.queue,
+    runs.c.priority.desc(),
+    runs.c.due_at,
+    postgresql_where=text(
+        "owner_id IS NULL AND due_at IS NOT NULL AND (is_solo OR crash_count > 0)"
+    ),
 )
 Index("runs_owner_id_idx", runs.c.owner_id, postgresql_where=text("owner_id IS NOT NULL"))
 

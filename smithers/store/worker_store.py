@@ -7,7 +7,7 @@ from uuid import UUID
 
 import asyncpg
 
-from smithers.ids import NodeId, RunId, SourceHash, WorkerId
+from smithers.ids import Epoch, NodeId, RunId, SourceHash, WorkerId
 from smithers.store import claims, owners, sources
 from smithers.store.commits import Committed, Committer, TurnCommit
 from smithers.store.connections import connect_hot, connect_listening, open_pool
@@ -39,12 +39,18 @@ class WorkerStore:
         self._decisions = decisions
         self._claiming: asyncpg.Connection | None = None
 
-    async def claim(self, queue: str, limit: int) -> list[claims.ClaimedRun]:
+    async def claim(
+        self, queue: str, limit: int, kind: claims.ClaimKind
+    ) -> list[claims.ClaimedRun]:
         """Take up to `limit` runs that are due."""
         connection = await self._claim_connection()
         return await claims.claim_runs(
-            connection, worker_id=self.worker_id, queue=queue, limit=limit
+            connection, worker_id=self.worker_id, queue=queue, limit=limit, kind=kind
         )
+
+    async def acquit(self, run_id: RunId, epoch: Epoch) -> None:
+        """Lift the suspicion that a run kills its owners."""
+        await claims.acquit_run(self._pool, self.worker_id, run_id, epoch)
 
     async def find_next_due_ms(self, queue: str) -> int | None:
         """Say in how many milliseconds the queue's next run is due."""
@@ -160,6 +166,10 @@ class PoolStore:
         if freed:
             self.hints.send(Channel.DUE, freed)
         return freed
+
+    async def count_solo_runs(self, queues: tuple[str, ...]) -> int:
+        """Say how many runs are due that want a child of their own."""
+        return await claims.count_solo_runs(self._pool, queues)
 
     async def list_living(self) -> list[owners.LivingWorker]:
         """List the workers that count as alive."""

@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import asyncpg
@@ -22,6 +21,7 @@ from smithers.store.schema import (
     require_schema,
     run_alembic,
 )
+from tests.support.postgres import name_database
 
 UPGRADE = (
     "import sys; from smithers.store.schema import upgrade_schema; upgrade_schema(sys.argv[1])"
@@ -50,12 +50,12 @@ COUNT_WAITING = """
 
 
 @pytest.fixture
-async def empty_database(database: str) -> AsyncIterator[str]:
-    """Give the URL of a database with nothing in it."""
+async def empty_database(postgres_server: str) -> AsyncIterator[str]:
+    """Give the DSN of a database with nothing in it."""
     name = f"empty_{uuid4().hex}"
-    beside = await asyncpg.connect(database)
+    beside = await asyncpg.connect(postgres_server)
     await beside.execute(f"CREATE DATABASE {name} TEMPLATE template0")
-    yield urlunsplit(urlsplit(database)._replace(path=f"/{name}"))
+    yield name_database(postgres_server, name)
     await beside.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await beside.close()
 
@@ -106,7 +106,7 @@ async def test_processes_that_upgrade_at_once_all_succeed(empty_database, connec
         for _ in range(RIVALS)
     ]
     async with asyncio.timeout(LIMIT_S):
-        while await connection.fetchval(COUNT_WAITING) < RIVALS:
+        while await connection.fetchval(COUNT_WAITING) < RIVALS:  # noqa: ASYNC110 - other processes
             await asyncio.sleep(LOOK_AGAIN_S)
         await connection.execute("SELECT pg_advisory_unlock($1)", lock)
         assert [await rival.wait() for rival in rivals] == [0] * RIVALS

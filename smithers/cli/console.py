@@ -1,0 +1,127 @@
+"""What a person or a program sees: data on stdout, talk on stderr, colour and tables on terminals only.
+
+`--json` prints what the server said, with the wire's names: one document, or for events one line each.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from smithers.errors import SmithersError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STYLES: Final = {
+    "finished": "green",
+    "running": "cyan",
+    "in-progress": "cyan",
+    "queued": "blue",
+    "pending": "dim",
+    "skipped": "dim",
+    "failed": "bold red",
+    "cancelled": "yellow",
+    "waiting-approval": "magenta",
+    "waiting-event": "magenta",
+    "waiting-timer": "magenta",
+}
+
+
+class Exit(IntEnum):
+    """How a command ends, for the shell."""
+
+    OK = 0
+    FAILED = 1
+    CANCELLED = 2
+    WAITING = 3
+    USAGE = 4
+    SIGINT = 130
+    SIGTERM = 143
+
+
+class CommandFailed(SmithersError):
+    """A command cannot do what it was asked: one sentence, and what to do about it."""
+
+    def __init__(self, message: str, *, hint: str | None = None, exit_code: int = Exit.FAILED):
+        super().__init__(message)
+        self.hint = hint
+        self.exit_code = exit_code
+
+
+def open_console(*, is_stderr: bool = False) -> "Console":
+    """Return a console; it knows NO_COLOR, TERM=dumb and what is no terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=is_stderr, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.no_color = True
+    return console
+
+
+def print_json(value: Any) -> None:
+    """Print one document: indented for people, on one line for programs."""
+    indent = 2 if sys.stdout.isatty() else None
+    print(json.dumps(value, indent=indent, ensure_ascii=False))  # noqa: T201
+
+
+def print_line(text: str) -> None:
+    """Print one line of data."""
+    print(text)  # noqa: T201
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
+    """Print rows under their columns; what has a style by its word gets it. `empty`: what is said of no rows."""
+    listed = [tuple(row) for row in rows]
+    if not listed:
+        note(empty)
+        return
+    if not sys.stdout.isatty():
+        _print_plain(columns, listed)
+        return
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=number == 0)
+    for row in listed:
+        table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+    open_console().print(table, soft_wrap=False)
+
+
+def print_fields(fields: Iterable[tuple[str, str]]) -> None:
+    """Print names and values, one a line."""
+    listed = list(fields)
+    width = max(len(name) for name, _ in listed)
+    console = open_console()
+    for name, value in listed:
+        from rich.text import Text
+
+        line = Text(f"{name:<{width}}  ", style="bold")
+        line.append(value, style=STYLES.get(value, "not bold"))
+        console.print(line)
+
+
+def note(text: str) -> None:
+    """Say something that is no data."""
+    print(text, file=sys.stderr)  # noqa: T201
+
+
+def complain(error: str, hint: str | None) -> None:
+    """Say on stderr what went wrong, and what to do."""
+    from rich.text import Text
+
+    console = open_console(is_stderr=True)
+    console.print(Text.assemble(("error: ", "bold red"), error))
+    if hint:
+        console.print(Text.assemble(("hint: ", "bold cyan"), hint))
+
+
+def _print_plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())  # noqa: T201

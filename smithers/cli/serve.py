@@ -1,0 +1,209 @@
+"""`smithers serve`, `gateway` and `worker`: run until told to stop, then drain."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final
+
+from smithers.cli import options as o
+from smithers.cli.console import note
+from smithers.settings import InvalidSettings, ServerOptions
+
+if TYPE_CHECKING:
+    from smithers.server import Server
+
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def serve(
+    root_dir: o.RootDir = None,
+    host: o.Host = None,
+    port: o.Port = None,
+    database_url: o.DatabaseUrl = None,
+    database_direct_url: o.DatabaseDirectUrl = None,
+    data_dir: o.DataDir = None,
+    migrate: o.Migrate = False,
+    auth_token: o.AuthToken = None,
+    tokens_file: o.TokensFile = None,
+    insecure: o.Insecure = False,
+    max_body_bytes: o.MaxBodyBytes = None,
+    headers_timeout_s: o.HeadersTimeout = None,
+    request_timeout_s: o.RequestTimeout = None,
+    drain_timeout_s: o.DrainTimeout = None,
+    workers: o.Workers = None,
+    runs_per_worker: o.RunsPerWorker = None,
+    queues: o.Queues = None,
+    allow_network: o.AllowNetwork = False,
+    pass_env: o.PassEnv = None,
+    log_format: o.LogFormat = None,
+    log_level: o.LogLevel = None,
+) -> None:
+    """Examples:
+
+    \b
+      smithers serve
+      smithers serve --root-dir flows --port 8080
+      DATABASE_URL=postgresql://db/app smithers serve --migrate
+
+    Serve the workflows below the root: gateway and workers, on an embedded Postgres or a given one.
+
+    Ctrl-C or SIGTERM drains and ends; a second one does not wait.
+    """  # noqa: D301, D400, D415 - \b keeps typer from filling the lines
+    _run(_serve, o.server_options(locals()))
+
+
+def gateway(
+    root_dir: o.RootDir = None,
+    host: o.Host = None,
+    port: o.Port = None,
+    database_url: o.DatabaseUrl = None,
+    database_direct_url: o.DatabaseDirectUrl = None,
+    migrate: o.Migrate = False,
+    auth_token: o.AuthToken = None,
+    tokens_file: o.TokensFile = None,
+    insecure: o.Insecure = False,
+    max_body_bytes: o.MaxBodyBytes = None,
+    headers_timeout_s: o.HeadersTimeout = None,
+    request_timeout_s: o.RequestTimeout = None,
+    drain_timeout_s: o.DrainTimeout = None,
+    log_format: o.LogFormat = None,
+    log_level: o.LogLevel = None,
+) -> None:
+    """Examples:
+
+    \b
+      DATABASE_URL=postgresql://db/app smithers gateway --root-dir flows
+
+    Serve HTTP only; workers on other hosts move the runs.
+    """  # noqa: D301, D400, D415
+    given = o.server_options({**locals(), "workers": "0"})
+    _require_database(given)
+    _run(_serve, given)
+
+
+def worker(
+    root_dir: o.RootDir = None,
+    database_url: o.DatabaseUrl = None,
+    database_direct_url: o.DatabaseDirectUrl = None,
+    migrate: o.Migrate = False,
+    drain_timeout_s: o.DrainTimeout = None,
+    workers: o.Workers = None,
+    runs_per_worker: o.RunsPerWorker = None,
+    queues: o.Queues = None,
+    allow_network: o.AllowNetwork = False,
+    pass_env: o.PassEnv = None,
+    log_format: o.LogFormat = None,
+    log_level: o.LogLevel = None,
+) -> None:
+    """Examples:
+
+    \b
+      DATABASE_URL=postgresql://db/app smithers worker --workers 8
+      DATABASE_URL=postgresql://db/app smithers worker --queue heavy
+
+    Move runs only; gateways on other hosts take the requests.
+    """  # noqa: D301, D400, D415
+    given = o.server_options(locals())
+    _require_database(given)
+    _run(_work, given)
+
+
+@contextmanager
+def stop_signals(*hurries: Callable[[], None]) -> Iterator[asyncio.Event]:
+    """Yield an event that the first signal to stop sets; each one after it calls `hurries`."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+
+    def stop() -> None:
+        if stopping.is_set():
+            for hurry in hurries:
+                hurry()
+        stopping.set()
+
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield stopping
+    finally:
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+def _require_database(options: ServerOptions) -> None:
+    if options.database_url is None:
+        raise InvalidSettings(
+            ["DATABASE_URL: must be set; `smithers serve` is the command that needs none"]
+        )
+
+
+def _run(
+    command: Callable[[ServerOptions], Coroutine[Any, Any, None]], options: ServerOptions
+) -> None:
+    import uvloop
+
+    from smithers.telemetry.logs import configure_logging
+
+    configure_logging(options.log_format, options.log_level)
+    uvloop.run(command(options))
+
+
+async def _serve(options: ServerOptions) -> None:
+    from smithers.server import start_server
+
+    servers: list[Server] = []
+
+    def hurry() -> None:
+        for server in servers:
+            server.hurry()
+
+    with stop_signals(hurry) as stopping:
+        async with start_server(options, environ=os.environ) as server:
+            servers.append(server)
+            _announce(server, options)
+            await stopping.wait()
+            _say_stopping(options)
+
+
+async def _work(options: ServerOptions) -> None:
+    from smithers.server import open_database, start_pool
+
+    with stop_signals() as stopping:
+        async with (
+            open_database(options, os.environ) as database,
+            start_pool(options, database, os.environ) as pool,
+        ):
+            await stopping.wait()
+            _say_stopping(options)
+            pool.drain()
+            await pool.until_ended()
+
+
+def _announce(server: "Server", options: ServerOptions) -> None:
+    """Say where everything is: as a line of the log, or so that a person can read it."""
+    import structlog
+
+    data = server.database.describe()
+    if options.log_format == "json":
+        log = structlog.get_logger("smithers.serve")
+        log.info("server_started", url=server.url, root=str(server.root_dir), data=data)
+        return
+    kind = "" if server.database.data_dir is None else " (embedded Postgres)"
+    note(f"smithers {version('smithers-gateway')} on {server.url}")
+    note(f"  root   {server.root_dir}")
+    note(f"  data   {data}{kind}")
+    note(f'  start  curl {server.url}/v1/runs -d \'{{"workflowPath": "FILE.py"}}\'')
+    note("  stop   Ctrl-C; twice to hurry")
+
+
+def _say_stopping(options: ServerOptions) -> None:
+    import structlog
+
+    if options.log_format == "json":
+        structlog.get_logger("smithers.serve").info(
+            "server_stops", timeout_s=options.drain_timeout_s
+        )
+    else:
+        note("stopping: what is under way may finish; Ctrl-C again to hurry")

@@ -1,0 +1,188 @@
+"""The requests, as values: what is sent, and how its answer is read. Shared by the two clients, and without any I/O."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TypeVar
+from urllib.parse import quote, urlsplit
+
+from pydantic import TypeAdapter
+
+from smithers.client.wire import Approval, Event, Frame, Node, Run, RunSummary, SignalRecord
+
+Answer = TypeVar("Answer")
+LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call(Generic[Answer]):
+    """One request; None among the parameters and in the body means: not sent."""
+
+    method: str
+    path: str
+    read: Callable[[Any], Answer]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    body: Mapping[str, Any] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sent_params(self) -> dict[str, Any]:
+        """The parameters that are sent."""
+        return {name: value for name, value in self.params.items() if value is not None}
+
+    @property
+    def sent_body(self) -> dict[str, Any] | None:
+        """The body that is sent."""
+        if self.body is None:
+            return None
+        return {name: value for name, value in self.body.items() if value is not None}
+
+
+_RUNS: Final = TypeAdapter(list[RunSummary])
+_NODES: Final = TypeAdapter(list[Node])
+_FRAMES: Final = TypeAdapter(list[Frame])
+_APPROVALS: Final = TypeAdapter(list[Approval])
+
+
+def start(
+    workflow_path: str,
+    input: Mapping[str, Any] | None,
+    *,
+    run_id: str | None,
+    max_concurrency: int | None,
+    idempotency_key: str | None,
+) -> Call[str]:
+    """Start a run."""
+    config = None if max_concurrency is None else {"maxConcurrency": max_concurrency}
+    return Call(
+        method="POST",
+        path="/v1/runs",
+        body={
+            "workflowPath": workflow_path,
+            "input": dict(input or {}),
+            "runId": run_id,
+            "config": config,
+        },
+        headers={} if idempotency_key is None else {"Idempotency-Key": idempotency_key},
+        read=_run_id,
+    )
+
+
+def resume(run_id: str, *, workflow_path: str | None) -> Call[str]:
+    """Resume a run."""
+    body = {"workflowPath": workflow_path}
+    return Call(method="POST", path=_run(run_id, "resume"), body=body, read=_run_id)
+
+
+def cancel(run_id: str) -> Call[str]:
+    """Cancel a run."""
+    return Call(method="POST", path=_run(run_id, "cancel"), body={}, read=_run_id)
+
+
+def get(run_id: str) -> Call[Run]:
+    """Read a run."""
+    return Call(method="GET", path=_run(run_id), read=Run.model_validate)
+
+
+def list_runs(
+    *, status: str | None, workflow: str | None, limit: int | None
+) -> Call[list[RunSummary]]:
+    """List runs, newest first."""
+    params = {"status": status, "workflow": workflow, "limit": limit}
+    return Call(method="GET", path="/v1/runs", params=params, read=_RUNS.validate_python)
+
+
+def list_nodes(run_id: str) -> Call[list[Node]]:
+    """List a run's nodes, oldest first."""
+    return Call(method="GET", path=_run(run_id, "nodes"), read=_NODES.validate_python)
+
+
+def get_node(run_id: str, node_id: str, *, iteration: int | None) -> Call[Node]:
+    """Read a node."""
+    params = {"iteration": iteration}
+    path = _run(run_id, "nodes", node_id)
+    return Call(method="GET", path=path, params=params, read=Node.model_validate)
+
+
+def list_frames(run_id: str, *, limit: int | None, order: str) -> Call[list[Frame]]:
+    """List a run's frames."""
+    params = {"limit": limit, "order": order}
+    path = _run(run_id, "frames")
+    return Call(method="GET", path=path, params=params, read=_FRAMES.validate_python)
+
+
+def list_approvals() -> Call[list[Approval]]:
+    """List what people are asked, oldest first."""
+    return Call(
+        method="GET",
+        path="/v1/approvals",
+        read=lambda answer: _APPROVALS.validate_python(answer["approvals"]),
+    )
+
+
+def decide(
+    run_id: str,
+    node_id: str,
+    *,
+    is_approved: bool,
+    note: str | None,
+    decided_by: str | None,
+    iteration: int | None,
+) -> Call[str]:
+    """Approve or deny what a node asks."""
+    return Call(
+        method="POST",
+        path=_run(run_id, "nodes", node_id, "approve" if is_approved else "deny"),
+        body={"note": note, "decidedBy": decided_by, "iteration": iteration},
+        read=_run_id,
+    )
+
+
+def signal(
+    run_id: str,
+    signal_name: str,
+    data: Any,
+    *,
+    correlation_id: str | None,
+    signal_id: str | None,
+) -> Call[SignalRecord]:
+    """Send a signal."""
+    return Call(
+        method="POST",
+        path=_run(run_id, "signals", signal_name),
+        body={"data": data, "correlationId": correlation_id, "id": signal_id},
+        read=SignalRecord.model_validate,
+    )
+
+
+def ready() -> Call[bool]:
+    """Ask whether the server takes requests."""
+    return Call(method="GET", path="/ready", read=lambda answer: bool(answer["ok"]))
+
+
+def events_path(run_id: str) -> str:
+    """Return where a run's stream is."""
+    return _run(run_id, "events")
+
+
+def read_event(seq: str, data: str) -> Event:
+    """Read one event of a stream."""
+    return Event.model_validate({**json.loads(data), "seq": int(seq)})
+
+
+def headers_for(token: str | None) -> dict[str, str]:
+    """Return the headers of every request."""
+    return {} if token is None else {"Authorization": f"Bearer {token}"}
+
+
+def is_loopback(url: str) -> bool:
+    """Say whether a URL stays on this host: a proxy of the environment is not for it then."""
+    return urlsplit(url).hostname in LOOPBACK_NAMES
+
+
+def _run(*parts: str) -> str:
+    return "/v1/runs/" + "/".join(quote(part, safe="") for part in parts)
+
+
+def _run_id(answer: Any) -> str:
+    return str(answer["runId"])

@@ -1,0 +1,249 @@
+"""The client for plain code."""
+
+import time
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+
+from smithers.client import calls, streaming
+from smithers.client.calls import Answer, Call
+from smithers.client.errors import RequestRefused, ServerFailed, ServerUnreachable, refusal
+from smithers.client.wire import Approval, Event, Frame, Node, Run, RunSummary, SignalRecord
+
+
+class Client:
+    """A conversation with one server; close it, or use it as a context manager."""
+
+    def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 30.0) -> None:
+        self.url = url
+        self._http = httpx2.Client(
+            base_url=url,
+            headers=calls.headers_for(token),
+            timeout=timeout_s,
+            trust_env=not calls.is_loopback(url),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def start(
+        self,
+        workflow_path: str,
+        input: Mapping[str, Any] | None = None,
+        *,
+        run_id: str | None = None,
+        max_concurrency: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> str:
+        """Start a run and return its id; with an idempotency key asking twice starts one."""
+        return self._send(
+            calls.start(
+                workflow_path,
+                input,
+                run_id=run_id,
+                max_concurrency=max_concurrency,
+                idempotency_key=idempotency_key,
+            )
+        )
+
+    def resume(self, run_id: str, *, workflow_path: str | None = None) -> str:
+        """Have a failed or cancelled run go on; with a path, by what the file says now."""
+        return self._send(calls.resume(run_id, workflow_path=workflow_path))
+
+    def cancel(self, run_id: str) -> str:
+        """Cancel a run; what is under way is stopped."""
+        return self._send(calls.cancel(run_id))
+
+    def get(self, run_id: str) -> Run:
+        """Read a run."""
+        return self._send(calls.get(run_id))
+
+    def list_runs(
+        self, *, status: str | None = None, workflow: str | None = None, limit: int | None = None
+    ) -> list[RunSummary]:
+        """List runs, newest first."""
+        return self._send(calls.list_runs(status=status, workflow=workflow, limit=limit))
+
+    def list_nodes(self, run_id: str) -> list[Node]:
+        """List a run's nodes, oldest first."""
+        return self._send(calls.list_nodes(run_id))
+
+    def get_node(self, run_id: str, node_id: str, *, iteration: int | None = None) -> Node:
+        """Read a node; without an iteration its newest."""
+        return self._send(calls.get_node(run_id, node_id, iteration=iteration))
+
+    def list_frames(
+        self, run_id: str, *, limit: int | None = None, order: str = "desc"
+    ) -> list[Frame]:
+        """List a run's frames."""
+        return self._send(calls.list_frames(run_id, limit=limit, order=order))
+
+    def list_approvals(self) -> list[Approval]:
+        """List what people are asked, oldest first."""
+        return self._send(calls.list_approvals())
+
+    def approve(
+        self,
+        run_id: str,
+        node_id: str,
+        *,
+        note: str | None = None,
+        decided_by: str | None = None,
+        iteration: int | None = None,
+    ) -> str:
+        """Approve what a node asks."""
+        return self._send(
+            calls.decide(
+                run_id,
+                node_id,
+                is_approved=True,
+                note=note,
+                decided_by=decided_by,
+                iteration=iteration,
+            )
+        )
+
+    def deny(
+        self,
+        run_id: str,
+        node_id: str,
+        *,
+        note: str | None = None,
+        decided_by: str | None = None,
+        iteration: int | None = None,
+    ) -> str:
+        """Deny what a node asks."""
+        return self._send(
+            calls.decide(
+                run_id,
+                node_id,
+                is_approved=False,
+                note=note,
+                decided_by=decided_by,
+                iteration=iteration,
+            )
+        )
+
+    def signal(
+        self,
+        run_id: str,
+        signal_name: str,
+        data: Any = None,
+        *,
+        correlation_id: str | None = None,
+        signal_id: str | None = None,
+    ) -> SignalRecord:
+        """Send a signal; with an id sending it twice is sending it once."""
+        return self._send(
+            calls.signal(
+                run_id, signal_name, data, correlation_id=correlation_id, signal_id=signal_id
+            )
+        )
+
+    def is_ready(self) -> bool:
+        """Say whether the server takes requests; raises ServerUnreachable where there is none."""
+        try:
+            return self._send(calls.ready())
+        except ServerFailed:
+            return False
+
+    def wait(self, run_id: str) -> Run:
+        """Follow a run to its end and return it."""
+        for _ in self.stream(run_id):
+            pass
+        return self.get(run_id)
+
+    def stream(self, run_id: str, *, after_seq: int = -1) -> Iterator[Event]:
+        """Yield a run's events, each once, in order, until it has ended; a stream that is cut is taken up again."""
+        place = streaming.Resumption(after_seq)
+        while True:
+            cut: Exception | None = None
+            try:
+                for event in self._connect(run_id, place.seq, streaming.SILENCE_S):
+                    if event is None:
+                        return
+                    place.take(event)
+                    yield event
+            except (httpx2.TransportError, ServerFailed) as error:
+                cut = error
+            time.sleep(place.pause_s(cut))
+
+    def list_events(self, run_id: str, *, after_seq: int = -1) -> Iterator[Event]:
+        """Yield the events that there are by now, and return."""
+        try:
+            for event in self._connect(run_id, after_seq, streaming.IDLE_S, is_following=False):
+                if event is None:
+                    return
+                yield event
+        except httpx2.ReadTimeout:
+            return
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def _connect(
+        self, run_id: str, after_seq: int, silence_s: float, *, is_following: bool = True
+    ) -> Iterator[Event | None]:
+        """Yield events; None: there is nothing more to come."""
+        with self._http.sse(
+            calls.events_path(run_id),
+            params={"afterSeq": after_seq},
+            timeout=httpx2.Timeout(10.0, read=silence_s),
+            max_event_size=streaming.MAX_EVENT_BYTES,
+        ) as source:
+            response = source.response
+            if response.status_code == 204:
+                yield None
+                return
+            if not response.is_success:
+                response.read()
+                raise _refusal(response)
+            end_ms = streaming.stored_until_ms(response.headers.get("Date"))
+            for sent in source:
+                if not sent.data:
+                    continue
+                event = calls.read_event(sent.id, sent.data)
+                if not is_following and event.timestamp_ms > end_ms:
+                    break
+                yield event
+        if not is_following:
+            yield None
+
+    def _send(self, call: Call[Answer]) -> Answer:
+        try:
+            response = self._http.request(
+                call.method,
+                call.path,
+                params=call.sent_params,
+                json=call.sent_body,
+                headers=call.headers,
+            )
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from error
+        if not response.is_success:
+            raise _refusal(response)
+        return call.read(response.json())
+
+    def _unreachable(self, error: Exception) -> ServerUnreachable:
+        return ServerUnreachable(f"no server answers at {self.url} ({type(error).__name__})")
+
+
+def _refusal(response: httpx2.Response) -> RequestRefused:
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    return refusal(response.status_code, body)

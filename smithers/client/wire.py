@@ -1,0 +1,144 @@
+"""What the server's answers hold, as values.
+
+Fields are named as Python names them, and dumped `by_alias` as the wire does. What a newer server adds is kept.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from smithers.states import AttemptState, NodeState, RunStatus
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="allow", frozen=True
+    )
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the JSON object that this was read from."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+class RunState(_Wire):
+    """How a run is, beyond its status."""
+
+    state: str
+    blocked: Mapping[str, Any] | None = None
+    unhealthy: Mapping[str, Any] | None = None
+
+
+class RunSummary(_Wire):
+    """A run in a list."""
+
+    run_id: str
+    workflow_name: str
+    workflow_path: str
+    status: RunStatus
+    created_at_ms: int
+    started_at_ms: int | None = None
+    finished_at_ms: int | None = None
+    error_json: str | None = None
+    run_state: RunState | None = None
+
+
+class Run(_Wire):
+    """A run by itself."""
+
+    run_id: str
+    workflow_name: str
+    status: RunStatus
+    started_at_ms: int | None = None
+    finished_at_ms: int | None = None
+    run_state: RunState | None = None
+    summary: Mapping[str, int] = Field(default_factory=dict)
+    input: Any = None
+    output: Any = None
+    error: Mapping[str, Any] | None = None
+    workflow_hash: str | None = None
+
+
+class Attempt(_Wire):
+    """One try at a node."""
+
+    attempt: int
+    state: AttemptState | str
+    started_at_ms: int | None = None
+    finished_at_ms: int | None = None
+    error: Mapping[str, Any] | None = None
+
+
+class Node(_Wire):
+    """A node of a run, in one iteration."""
+
+    run_id: str
+    node_id: str
+    iteration: int
+    kind: str
+    label: str | None = None
+    state: NodeState
+    attempt: int
+    started_at_ms: int | None = None
+    finished_at_ms: int | None = None
+    due_at_ms: int | None = None
+    output: Any = None
+    output_bytes: int | None = None
+    error: Mapping[str, Any] | None = None
+    attempts: tuple[Attempt, ...] = ()
+
+
+class Frame(_Wire):
+    """A committed render whose tree differs from the one before."""
+
+    run_id: str
+    frame_no: int
+    created_at_ms: int
+    xml_json: str
+    xml_hash: str
+
+
+class Approval(_Wire):
+    """What a person is asked."""
+
+    run_id: str
+    node_id: str
+    iteration: int
+    workflow_name: str
+    run_status: RunStatus
+    label: str | None = None
+    request_title: str | None = None
+    request_summary: str | None = None
+    requested_at_ms: int
+    waiting_ms: int
+
+
+class SignalRecord(_Wire):
+    """A signal as the run keeps it."""
+
+    run_id: str
+    seq: int
+    signal_name: str
+    correlation_id: str | None = None
+    received_at_ms: int
+
+
+class Event(_Wire):
+    """A fact about a run; `seq` is its number in the stream, and no part of the wire's JSON."""
+
+    seq: int = Field(exclude=True)
+    type: str
+    run_id: str
+    timestamp_ms: int
+    node_id: str | None = None
+    iteration: int | None = None
+    attempt: int | None = None
+
+    def field(self, name: str) -> Any:
+        """Return one of the fields that only some types have, by its name on the wire."""
+        return (self.model_extra or {}).get(name)
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the JSON object that this was read from: an event has no fields that are null."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)

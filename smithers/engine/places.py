@@ -1,0 +1,108 @@
+"""What a new tree says of nodes: pending, passed over, gone; and what a leaf does whose turn has come. Pure."""
+
+from typing import TYPE_CHECKING
+
+from smithers.engine import waits
+from smithers.engine.facts import UNCHOSEN, LoopFact, NodeFact, NodeKey, Problem
+from smithers.engine.mount import LeafPlace, LoopPlace
+from smithers.engine.rendering import Rendered
+from smithers.engine.turn import Abort
+from smithers.events import EventType
+from smithers.states import NodeState
+from smithers.tree import Approval, Leaf, OnMaxReached, Signal, Task, Timer
+
+if TYPE_CHECKING:
+    from smithers.engine.progress import Progress
+
+
+def record_places(run: "Progress", rendered: Rendered, before: Rendered | None) -> None:
+    """Write down what the new tree says of nodes that have not run; `before`: the tree that it follows here."""
+    mounted = rendered.mounted
+    was_mounted = before.mounted.leaves if before is not None else {}
+    for key, leaf in mounted.leaves.items():
+        fact = run.facts.nodes.get(key)
+        if fact is None:
+            run.put(key, _new_fact(leaf.element))
+        elif fact.wait == UNCHOSEN and fact.state is NodeState.SKIPPED:
+            run.put(key, fact.but(state=NodeState.PENDING, wait=None))
+        elif fact.state is NodeState.CANCELLED and key not in was_mounted:
+            run.put(key, fact.but(state=NodeState.PENDING))
+        elif fact.state.is_waiting and not waits.fits(leaf.element, fact.state):
+            run.cancel_node(key, fact, "unmounted")
+            run.put(key, _new_fact(leaf.element).but(attempt=fact.attempt))
+        else:
+            continue
+        run.say(EventType.NODE_PENDING, key)
+    for key, unchosen in mounted.unchosen.items():
+        _pass_over(run, key, unchosen)
+    # After a take-up nobody knows what was mounted: whatever is not settled is looked at.
+    for key in [*was_mounted] if before is not None else sorted(run.facts.nodes):
+        if key not in mounted.leaves and key not in mounted.unchosen:
+            _pass_over(run, key, None)
+
+
+def _pass_over(run: "Progress", key: NodeKey, leaf: Leaf | None) -> None:
+    fact = run.facts.nodes.get(key) or (None if leaf is None else _new_fact(leaf))
+    if fact is None:
+        return
+    if key in run.in_flight:
+        if all(abort.key != key for abort in run.turn.aborts):
+            run.turn.aborts.append(Abort(key, "unmounted"))
+    elif fact.state.is_waiting or key in run.lost:
+        run.cancel_node(key, fact, "unmounted")
+    elif fact.state is NodeState.PENDING:
+        run.put(key, fact.but(state=NodeState.SKIPPED, wait=UNCHOSEN, due_ms=None))
+        run.say(EventType.NODE_SKIPPED, key)
+
+
+def open_leaf(run: "Progress", leaf: LeafPlace, now_ms: int) -> None:
+    """Begin with a leaf whose turn has come."""
+    key, element = leaf.key, leaf.element
+    fact = run.facts.nodes[key]
+    if key in run.in_flight or fact.state.is_settled:
+        return
+    if fact.state.is_waiting:
+        if fact.due_ms is not None:
+            run.at(fact.due_ms, key)
+    elif element.skip_if or _lacks_needs(run, element):
+        run.put(key, fact.but(state=NodeState.SKIPPED, due_ms=None))
+        run.say(EventType.NODE_SKIPPED, key)
+        run.settle(key)
+    elif isinstance(element, Approval | Signal | Timer):
+        waits.begin(run, leaf, fact, now_ms)
+    elif fact.due_ms is not None and fact.due_ms > now_ms:
+        run.at(fact.due_ms, key)
+    elif not element.needs_approval or waits.is_let_through(run, leaf, fact, now_ms):
+        run.make_ready(leaf)
+
+
+def turn_loop(run: "Progress", loop: LoopPlace) -> None:
+    """Decide what follows an iteration that has ended, by the `until` of a render that knew all of it."""
+    element, iteration = loop.element, loop.fact.iteration
+    if not element.until and iteration + 1 < element.max_iterations:
+        fact = LoopFact(iteration + 1, is_done=False)
+    elif not element.until and element.on_max_reached is OnMaxReached.FAIL:
+        # Not done: who takes the run up, or resumes it with more iterations, comes to this place again.
+        text = f"loop {element.id!r} did not come to its end in {element.max_iterations} iterations"
+        run.fail(Problem("LoopExhausted", text, "LOOP_EXHAUSTED"))
+        return
+    else:
+        fact = LoopFact(iteration, is_done=True)
+    run.facts.loops[loop.loop_id] = fact
+    run.turn.loops[loop.loop_id] = fact
+
+
+def _lacks_needs(run: "Progress", element: Leaf) -> bool:
+    if not isinstance(element, Task) or not element.needs:
+        return False
+    assert run.rendered is not None
+    for node_id in element.needs.values():
+        key = run.rendered.mounted.resolve(node_id, run.facts)
+        fact = None if isinstance(key, str) else run.facts.nodes.get(key)
+        if fact is None or fact.state is not NodeState.FINISHED:
+            return True
+    return False
+
+
+def _new_fact(leaf: Leaf) -> NodeFact:
+    return NodeFact(NodeState.PENDING, kind=type(leaf).__name__.lower(), label=leaf.label)

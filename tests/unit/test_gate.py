@@ -1,0 +1,75 @@
+"""What tests/support/gate.py promises: in the gate, and only there, a skip is a failure."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TREE = Path(__file__).resolve().parents[2]
+SUITE = """
+import pytest
+
+def test_that_skips_itself():
+    pytest.skip("there is no nginx")
+
+@pytest.mark.skip(reason="not today")
+def test_that_is_marked():
+    pass
+
+@pytest.mark.xfail(reason="known")
+def test_that_is_expected_to_fail():
+    assert False
+
+def test_that_passes():
+    pass
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    (tmp_path / "test_suite.py").write_text(SUITE, encoding="utf-8")
+    return tmp_path
+
+
+def run_suite(suite: Path, *, gate: str) -> subprocess.CompletedProcess[str]:
+    options = [
+        "-c",
+        os.devnull,
+        "--rootdir",
+        str(suite),
+        "-p",
+        "tests.support.gate",
+        "-p",
+        "no:cacheprovider",
+    ]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "-W", "ignore", str(suite)],
+        cwd=TREE,
+        env={**os.environ, "SMITHERS_GATE": gate},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_skip_stays_a_skip_outside_the_gate(suite):
+    done = run_suite(suite, gate="")
+    assert done.returncode == 0
+    assert "1 passed, 2 skipped, 1 xfailed" in done.stdout
+
+
+def test_a_skip_fails_in_the_gate_and_says_why(suite):
+    done = run_suite(suite, gate="1")
+    assert done.returncode == 1
+    assert "2 failed, 1 passed, 1 xfailed" in done.stdout
+    assert "there is no nginx" in done.stdout
+
+
+def test_a_module_that_skips_itself_fails_in_the_gate(suite):
+    (suite / "test_absent.py").write_text(
+        "import pytest\npytest.importorskip('no_such_module')\n", encoding="utf-8"
+    )
+    assert run_suite(suite, gate="1").returncode != 0
