@@ -21,12 +21,10 @@ test: install  ## run the tests; ARGS="-k name" chooses
 
 check: lint test  ## all that the gate runs
 
-lint: install  ## style, types, who imports whom, dependencies
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check --quiet .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/deptry .
+lint: install  ## style, types, who imports whom, dependencies: all of them, whichever fails
+	@status=0; for step in 'ruff check .' 'ruff format --check --output-format concise .' mypy lint-imports 'deptry .'; do \
+		echo "$$step"; $(BIN)/$$step || status=1; \
+	done; exit $$status
 
 format: install  ## mend what can be mended by a machine
 	@$(BIN)/ruff check --fix-only --quiet .

@@ -45,9 +45,7 @@ async def _find_failing(services: Services) -> str | None:
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
             revision = await read_revision(services.pool)
-    except TimeoutError:
+    except (TimeoutError, StoreError):
         return "database"
-    except StoreError as error:
-        return "schema" if type(error) is StoreError else "database"
     # A newer schema than ours is fine: versions one apart run side by side.
-    return "schema" if revision in services.revisions.older else None
+    return "schema" if revision is None or revision in services.revisions.older else None

@@ -40,7 +40,7 @@ class FollowedRun:
 
     def __init__(self, run_id: RunId) -> None:
         self.run_id = run_id
-        self.cursor = -1  # what every viewer has been sent; means nothing without viewers
+        self.cursor = -1  # what every viewer has been sent, or the last ones were
         self.viewers: set[Viewer] = set()
         self.opening_count = 0  # handlers that are catching up
         self.was_hinted = False  # something came while nobody was attached
@@ -115,10 +115,11 @@ class Hub:
 
     def join(self, run: FollowedRun, viewer: Viewer, tail: Tail) -> bool:
         """Attach a viewer that was sent all of `tail`, if nothing lies between it and the others."""
-        if len(tail.payloads) == PAGE_EVENTS or (run.viewers and viewer.cursor < run.cursor):
+        # Behind the cursor there is more to read even where all viewers have left: the hint for it went to them.
+        if len(tail.payloads) == PAGE_EVENTS or viewer.cursor < run.cursor:
             return False
-        if not run.viewers:
-            run.cursor = viewer.cursor
+        if not run.viewers:  # a viewer may have asked for what is yet to come: the others have not
+            run.cursor = max(run.cursor, min(viewer.cursor, tail.last_seq))
         run.viewers.add(viewer)
         self._metrics.streams_active.inc()
         if run.was_hinted:
@@ -180,10 +181,6 @@ class Hub:
         return asked
 
     def _publish(self, run: FollowedRun, read_from: int, tail: Tail, now: float) -> None:
-        # All viewers left meanwhile, and perhaps another one came: what was read is not for it.
-        if not run.viewers or run.cursor != read_from:
-            self._mark(run)
-            return
         if tail.payloads:
             self._send(run, read_from, tail, now)
         if tail.is_last:
@@ -195,13 +192,13 @@ class Hub:
     def _send(self, run: FollowedRun, read_from: int, tail: Tail, now: float) -> None:
         data = frame_events(tail.first_seq, tail.payloads)
         chunk = as_chunk(data)
-        run.cursor = tail.end_seq
+        run.cursor = max(run.cursor, tail.end_seq)
         sent = 0
         for viewer in list(run.viewers):
             if viewer.cursor == read_from:
                 reason = viewer.write(chunk if viewer.is_chunked else data, now)
                 sent += len(tail.payloads)
-            elif viewer.cursor >= tail.end_seq:  # it asked for what comes later
+            elif viewer.cursor >= tail.end_seq:  # it joined after this read began, or waits for later ones
                 continue
             else:
                 skipped = viewer.cursor + 1 - tail.first_seq

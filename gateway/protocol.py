@@ -84,9 +84,10 @@ class GatewayProtocol(web.RequestHandler):
         message: str | None = None,  # noqa: ARG002 - aiohttp's, and it quotes the request
     ) -> web.StreamResponse:
         """Answer what never became a request, or what nobody caught, in our envelope."""
-        if request.writer.output_size > 0:
-            # An answer has begun: the only honest signal is a connection that is cut.
-            raise ConnectionResetError("failed after the head was sent") from exc
+        if request.writer.output_size > 0 or isinstance(exc, ConnectionError):
+            # An answer has begun, or nobody is there: the only honest signal is a connection that is cut. Not logged:
+            # callers come and go.
+            raise ConnectionResetError("the connection cannot be answered") from exc
         if status < 500:
             response = problem(_malformed(exc))
         else:

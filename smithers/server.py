@@ -38,7 +38,7 @@ BACK_OFF_S: Final = (0.1, 0.5, 1.0, 2.0, 5.0)  # before the next start of a pool
 HEALTHY_S: Final = 30.0  # a pool that lived as long begins the back-off anew
 POOL_MARGIN_S: Final = 15.0  # what a pool may need after its children's drain timeout
 SECRET_NAMES: Final = ("DATABASE_URL", "DATABASE_DIRECT_URL")
-SECRET_PREFIX: Final = "SMITHERS_"
+OUR_PREFIX: Final = "SMITHERS_"
 PROCESS_ENVIRONMENT: Final = MappingProxyType(os.environ)
 
 
@@ -181,12 +181,16 @@ class PoolProcess:
 
     async def end(self) -> None:
         """Kill what has not ended by itself; nothing is left when this returns."""
+        self.kill()
+        await self.until_ended()
+
+    def kill(self) -> None:
+        """End the pool at once; its runs go on elsewhere, or here at the next start."""
         self._draining.set()
         if self._process is not None and self._process.returncode is None:
             # Its children are of its group, and the kernel ties them to it besides.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-        await self.until_ended()
 
     async def _keep(self) -> None:
         deaths = 0
@@ -270,7 +274,7 @@ def worker_environment(environ: Mapping[str, str], pass_env: tuple[str, ...]) ->
 
 
 def _is_secret(name: str, value: str) -> bool:
-    if name.startswith(SECRET_PREFIX) or name in SECRET_NAMES:
+    if name.startswith(OUR_PREFIX) or name in SECRET_NAMES:
         return True
     try:
         return name.endswith(("_URL", "_DSN")) and bool(urlsplit(value).password)

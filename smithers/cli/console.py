@@ -44,7 +44,9 @@ class Exit(IntEnum):
 class CommandFailed(SmithersError):
     """A command cannot do what it was asked: one sentence, and what to do about it."""
 
-    def __init__(self, message: str, *, hint: str | None = None, exit_code: int = Exit.FAILED):
+    def __init__(
+        self, message: str, *, hint: str | None = None, exit_code: int = Exit.FAILED
+    ) -> None:
         super().__init__(message)
         self.hint = hint
         self.exit_code = exit_code

@@ -1,82 +1,117 @@
 """The `smithers` command: which commands there are, and how every one of them ends."""
 
+import inspect
 import sys
-from importlib.metadata import version as installed_version
+from collections.abc import Callable, Sequence
 from typing import Annotated, Final
 
 import typer
 
-from smithers.cli import serve
+from smithers.cli import serve, up
 from smithers.cli.console import CommandFailed, Exit, complain, print_line
 from smithers.errors import SmithersError
 from smithers.settings import InvalidSettings
 
-HELP: Final = """Examples:
-
-\b
-  smithers serve                                   serve the workflows below this directory
-  smithers up flow.py --input '{"topic": "foxes"}'   run one to its end
-  smithers ps                                      what runs, what waits
-  smithers events RUN -f                           follow a run
-
-Durable workflows in Python: every step is committed to Postgres before the next begins.
-"""
+HELP: Final = (
+    """Durable workflows in Python: every step is committed to Postgres before the next begins."""
+)
+OVERVIEW: Final = (
+    "smithers serve                    serve the workflows below this directory",
+    "smithers up FILE --input @in.json  run one workflow to its end",
+    "smithers ps                       what runs, and what waits",
+    "smithers events RUN --follow      watch a run",
+)
 
 app = typer.Typer(
     name="smithers",
-    help=HELP,
     no_args_is_help=True,
+    rich_markup_mode=None,  # half the time of --help
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
 
+def _help(examples: Sequence[str], text: str) -> str:
+    """Put examples before the words; the mark keeps typer from filling their lines."""
+    return "\n".join(["Examples:", "", "\b", *(f"  {line}" for line in examples), "", text])
+
+
+def _add(
+    group: typer.Typer, command: Callable[..., None], *examples: str, name: str | None = None
+) -> None:
+    """Add a command, whose help is its examples and its docstring."""
+    text = inspect.cleandoc(command.__doc__ or "")
+    group.command(name, help=_help(examples, text), short_help=text.partition("\n")[0])(command)
+
+
 def _show_version(is_wanted: bool) -> None:
     if is_wanted:
-        print_line(f"smithers {installed_version('smithers-gateway')}")
+        from importlib.metadata import version
+
+        print_line(f"smithers {version('smithers-gateway')}")
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(help=_help(OVERVIEW, HELP))
 def smithers(
     _version: Annotated[
         bool,
         typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
     ] = False,
 ) -> None:
-    """What stands before every command; the help is the app's."""
+    """What stands before every command."""
 
 
-app.command()(serve.serve)
-app.command()(serve.gateway)
-app.command()(serve.worker)
+_add(
+    app,
+    serve.serve,
+    "smithers serve",
+    "smithers serve --root-dir flows --port 8080",
+    "DATABASE_URL=postgresql://db/app smithers serve --migrate",
+)
+_add(app, serve.gateway, "DATABASE_URL=postgresql://db/app smithers gateway --root-dir flows")
+_add(app, serve.worker, "DATABASE_URL=postgresql://db/app smithers worker --queue heavy")
+_add(
+    app,
+    up.up,
+    "smithers up flow.py",
+    """smithers up flow.py --input '{"topic": "foxes"}'""",
+    "smithers up flow.py --run-id nightly --resume",
+)
 
 
 def main() -> None:
-    """Run the command; an error is a sentence and a hint, never a traceback of what was foreseen."""
+    """Run the command of this process."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command and return its exit code."""
+    """Run a command and return its exit code; what was foreseen is a sentence and a hint, never a traceback."""
     try:
         code = app(arguments, prog_name="smithers", standalone_mode=False)
-    except typer.TyperException as error:  # a usage error, whose own code, 2, says "cancelled" here
-        complain(error.format_message(), _usage_hint(error))
-        return Exit.USAGE
-    except InvalidSettings as error:
-        for problem in error.problems:
-            complain(problem, None)
-        return Exit.USAGE
-    except CommandFailed as error:
-        complain(str(error), error.hint)
-        return error.exit_code
     except typer.Abort:
-        return Exit.SIGINT
-    except SmithersError as error:
-        complain(str(error), None)
-        return Exit.FAILED
-    except OSError as error:
-        complain(str(error), None)
-        return Exit.FAILED
+        code = Exit.SIGINT
+    except (typer.TyperException, SmithersError, OSError) as error:
+        code = _explain(error)
     return code if isinstance(code, int) else Exit.OK
+
+
+def _explain(error: Exception) -> int:
+    match error:
+        case typer.TyperException():  # a usage error, whose own code, 2, says "cancelled" here
+            complain(error.format_message(), "smithers COMMAND --help says what there is")
+            return Exit.USAGE
+        case InvalidSettings():
+            for problem in error.problems:
+                complain(problem, None)
+            return Exit.USAGE
+        case CommandFailed():
+            complain(str(error), error.hint)
+            return error.exit_code
+        case _:
+            complain(str(error), None)
+            return Exit.FAILED
+
+
+if __name__ == "__main__":
+    main()

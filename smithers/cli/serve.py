@@ -5,7 +5,6 @@ import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 from smithers.cli import options as o
@@ -19,6 +18,7 @@ STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def serve(
+    *,
     root_dir: o.RootDir = None,
     host: o.Host = None,
     port: o.Port = None,
@@ -41,21 +41,15 @@ def serve(
     log_format: o.LogFormat = None,
     log_level: o.LogLevel = None,
 ) -> None:
-    """Examples:
-
-    \b
-      smithers serve
-      smithers serve --root-dir flows --port 8080
-      DATABASE_URL=postgresql://db/app smithers serve --migrate
-
-    Serve the workflows below the root: gateway and workers, on an embedded Postgres or a given one.
+    """Serve the workflows below the root: gateway and workers, on an embedded Postgres or a given one.
 
     Ctrl-C or SIGTERM drains and ends; a second one does not wait.
-    """  # noqa: D301, D400, D415 - \b keeps typer from filling the lines
+    """
     _run(_serve, o.server_options(locals()))
 
 
 def gateway(
+    *,
     root_dir: o.RootDir = None,
     host: o.Host = None,
     port: o.Port = None,
@@ -72,19 +66,14 @@ def gateway(
     log_format: o.LogFormat = None,
     log_level: o.LogLevel = None,
 ) -> None:
-    """Examples:
-
-    \b
-      DATABASE_URL=postgresql://db/app smithers gateway --root-dir flows
-
-    Serve HTTP only; workers on other hosts move the runs.
-    """  # noqa: D301, D400, D415
+    """Take requests only; workers on other hosts move the runs."""
     given = o.server_options({**locals(), "workers": "0"})
     _require_database(given)
     _run(_serve, given)
 
 
 def worker(
+    *,
     root_dir: o.RootDir = None,
     database_url: o.DatabaseUrl = None,
     database_direct_url: o.DatabaseDirectUrl = None,
@@ -98,29 +87,21 @@ def worker(
     log_format: o.LogFormat = None,
     log_level: o.LogLevel = None,
 ) -> None:
-    """Examples:
-
-    \b
-      DATABASE_URL=postgresql://db/app smithers worker --workers 8
-      DATABASE_URL=postgresql://db/app smithers worker --queue heavy
-
-    Move runs only; gateways on other hosts take the requests.
-    """  # noqa: D301, D400, D415
+    """Move runs only; gateways on other hosts take the requests."""
     given = o.server_options(locals())
     _require_database(given)
     _run(_work, given)
 
 
 @contextmanager
-def stop_signals(*hurries: Callable[[], None]) -> Iterator[asyncio.Event]:
-    """Yield an event that the first signal to stop sets; each one after it calls `hurries`."""
+def stop_signals(hurry: Callable[[], None]) -> Iterator[asyncio.Event]:
+    """Yield an event that the first signal to stop sets; each one after it calls `hurry`."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
 
     def stop() -> None:
         if stopping.is_set():
-            for hurry in hurries:
-                hurry()
+            hurry()
         stopping.set()
 
     for number in STOP_SIGNALS:
@@ -168,13 +149,20 @@ async def _serve(options: ServerOptions) -> None:
 
 
 async def _work(options: ServerOptions) -> None:
-    from smithers.server import open_database, start_pool
+    from smithers.server import PoolProcess, open_database, start_pool
 
-    with stop_signals() as stopping:
+    pools: list[PoolProcess] = []
+
+    def hurry() -> None:
+        for pool in pools:
+            pool.kill()
+
+    with stop_signals(hurry) as stopping:
         async with (
             open_database(options, os.environ) as database,
             start_pool(options, database, os.environ) as pool,
         ):
+            pools.append(pool)
             await stopping.wait()
             _say_stopping(options)
             pool.drain()
@@ -183,11 +171,13 @@ async def _work(options: ServerOptions) -> None:
 
 def _announce(server: "Server", options: ServerOptions) -> None:
     """Say where everything is: as a line of the log, or so that a person can read it."""
+    from importlib.metadata import version
+
     import structlog
 
     data = server.database.describe()
     if options.log_format == "json":
-        log = structlog.get_logger("smithers.serve")
+        log = structlog.get_logger(__name__)
         log.info("server_started", url=server.url, root=str(server.root_dir), data=data)
         return
     kind = "" if server.database.data_dir is None else " (embedded Postgres)"
@@ -202,8 +192,6 @@ def _say_stopping(options: ServerOptions) -> None:
     import structlog
 
     if options.log_format == "json":
-        structlog.get_logger("smithers.serve").info(
-            "server_stops", timeout_s=options.drain_timeout_s
-        )
+        structlog.get_logger(__name__).info("server_stops", timeout_s=options.drain_timeout_s)
     else:
         note("stopping: what is under way may finish; Ctrl-C again to hurry")

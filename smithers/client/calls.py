@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from smithers.client.wire import Approval, Event, Frame, Node, Run, RunSummary, SignalRecord
 
 Answer = TypeVar("Answer")
+Item = TypeVar("Item")
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 

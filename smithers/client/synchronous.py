@@ -8,7 +8,7 @@ from typing import Any, Self
 import httpx2
 
 from smithers.client import calls, streaming
-from smithers.client.calls import Answer, Call
+from smithers.client.calls import Answer, Call, Item
 from smithers.client.errors import RequestRefused, ServerFailed, ServerUnreachable, refusal
 from smithers.client.wire import Approval, Event, Frame, Node, Run, RunSummary, SignalRecord
 
@@ -80,7 +80,7 @@ class Client:
 
     def list_nodes(self, run_id: str) -> list[Node]:
         """List a run's nodes, oldest first."""
-        return self._send(calls.list_nodes(run_id))
+        return self._send_all(calls.list_nodes(run_id))
 
     def get_node(self, run_id: str, node_id: str, *, iteration: int | None = None) -> Node:
         """Read a node; without an iteration its newest."""
@@ -94,7 +94,7 @@ class Client:
 
     def list_approvals(self) -> list[Approval]:
         """List what people are asked, oldest first."""
-        return self._send(calls.list_approvals())
+        return self._send_all(calls.list_approvals())
 
     def approve(
         self,
@@ -223,11 +223,25 @@ class Client:
             yield None
 
     def _send(self, call: Call[Answer]) -> Answer:
+        response = self._request(call, call.path)
+        return call.read(response.json())
+
+    def _send_all(self, call: Call[list[Item]]) -> list[Item]:
+        """Read all pages of a list."""
+        items: list[Item] = []
+        url: str | None = call.path
+        while url is not None:
+            response = self._request(call, url)
+            items += call.read(response.json())
+            url = response.links.get("next", {}).get("url")
+        return items
+
+    def _request(self, call: Call[Any], url: str) -> httpx2.Response:
         try:
             response = self._http.request(
                 call.method,
-                call.path,
-                params=call.sent_params,
+                url,
+                params=call.sent_params if url == call.path else None,  # a link has its own
                 json=call.sent_body,
                 headers=call.headers,
             )
@@ -235,7 +249,7 @@ class Client:
             raise self._unreachable(error) from error
         if not response.is_success:
             raise _refusal(response)
-        return call.read(response.json())
+        return response
 
     def _unreachable(self, error: Exception) -> ServerUnreachable:
         return ServerUnreachable(f"no server answers at {self.url} ({type(error).__name__})")

@@ -59,6 +59,7 @@ class NodeFact:
     started_ms: int | None = None
     wait: str | None = None  # what it waits for, UNCHOSEN or TOLERATED: JSON text
     heartbeat: str | None = None  # the newest that its body reported: JSON text
+    loop: str | None = None  # the innermost loop that it stands in, whose iteration its key has
 
     def but(self, **changes: Any) -> "NodeFact":
         """Return the same fact with these fields changed."""
@@ -120,6 +121,15 @@ class Facts:
         keys = {written: [*known] for written, known in self._keys.items()}
         return Facts({**self.nodes}, {**self.loops}, {**self.approvals}, [*self.signals], keys)
 
+    def loop_paths(self) -> dict[str, tuple[str, ...]]:
+        """Say in which loops, outermost first, the nodes stand that stand in any, by the ids that an author wrote."""
+        return {
+            written: (*loops_around(key.node_id), loop)
+            for written, keys in self._keys.items()
+            for key in keys
+            if (loop := self.nodes[key].loop) is not None
+        }
+
     def keys_of(self, node_id: str) -> list[NodeKey]:
         """List the keys of the id that an author wrote, oldest iteration first."""
         return sorted(self._keys.get(node_id, ()), key=place_in_time)
@@ -128,6 +138,12 @@ class Facts:
 def written_id(node_id: NodeId) -> str:
     """Return the id as its author wrote it, without its loops' path."""
     return node_id.partition(SCOPE_MARK)[0]
+
+
+def loops_around(node_id: NodeId) -> list[str]:
+    """List the loops in an id's path, outermost first."""
+    scope = node_id.partition(SCOPE_MARK)[2]
+    return [part.rpartition("=")[0] for part in scope.split(",")] if scope else []
 
 
 def place_in_time(key: NodeKey) -> tuple[int, ...]:

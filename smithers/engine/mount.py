@@ -56,8 +56,15 @@ class GroupPlace:
     unclosed_count: int = 0  # children that are reached and not closed
     open_count: int = 0  # open leaves at any depth
     busy_count: int = 0  # children with open leaves; counted where there is a limit
-    held: list[tuple[int, LeafPlace]] = field(default_factory=list)  # a heap: no room for them yet
+    # A heap of the children that there is no room for yet, by a leaf's position; and of this child, the leaves.
+    held: "list[tuple[int, LeafPlace | GroupPlace]]" = field(default_factory=list)
+    held_here: list[LeafPlace] = field(default_factory=list)
     is_closed: bool = False
+
+    def take_held_here(self) -> list[LeafPlace]:
+        """Hand over the leaves in this child that wait for room in its parent."""
+        held, self.held_here = self.held_here, []
+        return held
 
 
 @dataclass(eq=False, slots=True)

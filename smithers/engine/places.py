@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from smithers.engine import waits
 from smithers.engine.facts import UNCHOSEN, LoopFact, NodeFact, NodeKey, Problem
-from smithers.engine.mount import LeafPlace, LoopPlace
+from smithers.engine.mount import LeafPlace, LoopPlace, Mounted
 from smithers.engine.rendering import Rendered
 from smithers.engine.turn import Abort
 from smithers.events import EventType
@@ -22,27 +22,26 @@ def record_places(run: "Progress", rendered: Rendered, before: Rendered | None) 
     for key, leaf in mounted.leaves.items():
         fact = run.facts.nodes.get(key)
         if fact is None:
-            run.put(key, _new_fact(leaf.element))
+            run.put(key, _new_fact(leaf.element, mounted))
         elif fact.wait == UNCHOSEN and fact.state is NodeState.SKIPPED:
             run.put(key, fact.but(state=NodeState.PENDING, wait=None))
         elif fact.state is NodeState.CANCELLED and key not in was_mounted:
             run.put(key, fact.but(state=NodeState.PENDING))
         elif fact.state.is_waiting and not waits.fits(leaf.element, fact.state):
             run.cancel_node(key, fact, "unmounted")
-            run.put(key, _new_fact(leaf.element).but(attempt=fact.attempt))
+            run.put(key, _new_fact(leaf.element, mounted).but(attempt=fact.attempt))
         else:
             continue
         run.say(EventType.NODE_PENDING, key)
     for key, unchosen in mounted.unchosen.items():
-        _pass_over(run, key, unchosen)
+        _pass_over(run, key, run.facts.nodes.get(key) or _new_fact(unchosen, mounted))
     # After a take-up nobody knows what was mounted: whatever is not settled is looked at.
     for key in [*was_mounted] if before is not None else sorted(run.facts.nodes):
         if key not in mounted.leaves and key not in mounted.unchosen:
-            _pass_over(run, key, None)
+            _pass_over(run, key, run.facts.nodes.get(key))
 
 
-def _pass_over(run: "Progress", key: NodeKey, leaf: Leaf | None) -> None:
-    fact = run.facts.nodes.get(key) or (None if leaf is None else _new_fact(leaf))
+def _pass_over(run: "Progress", key: NodeKey, fact: NodeFact | None) -> None:
     if fact is None:
         return
     if key in run.in_flight:
@@ -104,5 +103,11 @@ def _lacks_needs(run: "Progress", element: Leaf) -> bool:
     return False
 
 
-def _new_fact(leaf: Leaf) -> NodeFact:
-    return NodeFact(NodeState.PENDING, kind=type(leaf).__name__.lower(), label=leaf.label)
+def _new_fact(leaf: Leaf, mounted: Mounted) -> NodeFact:
+    loops = mounted.loop_paths[leaf.id]
+    return NodeFact(
+        NodeState.PENDING,
+        kind=type(leaf).__name__.lower(),
+        label=leaf.label,
+        loop=loops[-1] if loops else None,
+    )

@@ -59,7 +59,7 @@ class Progress:
         self.schedule: Schedule | None = None
         self._max_concurrency = max_concurrency
         self._frames = FrameLog(frame_no, xml_hash)
-        self._loop_paths: Mapping[str, tuple[str, ...]] = {}
+        self._loop_paths: Mapping[str, tuple[str, ...]] = facts.loop_paths()
         self._only: set[NodeKey] | None = None
         self._needs_render = True
         self._is_render_fresh = False

@@ -47,8 +47,6 @@ class Renderer:
 
         `loop_paths`: the loops in which each node stood that was ever mounted, as far as is known.
         """
-        if not loop_paths and facts.loops:
-            loop_paths = self._probe(facts)
         for _ in range(MAX_PASSES):
             rendered = self._render_once(facts, loop_paths)
             found = rendered.mounted.loop_paths
@@ -57,17 +55,6 @@ class Renderer:
                 return rendered
             loop_paths = {**loop_paths, **found}
         raise RenderFailed("the tree moves its nodes into other loops at each render")
-
-    def _probe(self, facts: Facts) -> Mapping[str, tuple[str, ...]]:
-        """Find the loops of what is mounted before anything has come out.
-
-        For a run that is taken up inside a loop: a node that an iteration mounts only while it has no output would
-        otherwise be read from the iteration before, and never be found.
-        """
-        try:
-            return self._render_once(Facts(loops=facts.loops), {}).mounted.loop_paths
-        except WorkflowError:
-            return {}
 
     def _render_once(self, facts: Facts, loop_paths: Mapping[str, tuple[str, ...]]) -> Rendered:
         reads = Reads()

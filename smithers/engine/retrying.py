@@ -18,7 +18,7 @@ def backoff_ms(retry: Retry, failures: int, seed: str) -> int:
     2015): between half of it and all of it. The jitter comes from `seed`, so the same failure waits the same everywhere.
     """
     try:
-        growth = retry.factor ** (failures - 1)
+        growth = float(retry.factor) ** (failures - 1)
     except OverflowError:
         growth = float("inf")
     initial_s, maximum_s = seconds(retry.initial), seconds(retry.maximum)

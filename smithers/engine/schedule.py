@@ -9,6 +9,7 @@ that tasks which depend on each other may stand in a parallel in any order.
 
 import heapq
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from smithers.engine.facts import Facts, NodeKey
 from smithers.engine.mount import GroupPlace, LeafPlace, LoopPlace, Mounted
@@ -41,22 +42,17 @@ class Schedule:
 
     def take_opened(self) -> list[LeafPlace]:
         """Hand over the leaves that have become open since the last call, in tree order."""
-        begun = dict.fromkeys(self._begun)
-        opened = [leaf for leaf in begun if not leaf.is_closed and self._open(leaf)]
-        queue: list[tuple[int, LeafPlace, GroupPlace | None]] = [
-            (leaf.position, leaf, None) for leaf in self._reached if leaf not in begun
-        ]
-        self._begun, self._reached = [], []
-        heapq.heapify(queue)
-        freed, self._freed = self._freed, []
-        for group in freed:
+        opened: list[LeafPlace] = []
+        queue: list[tuple[int, LeafPlace]] = []
+        for leaf in self._begun:
+            self._try(leaf, opened, queue)
+        _offer(self._reached, queue)
+        for group in self._freed:
             _offer_room(group, queue)
+        self._begun, self._reached, self._freed = [], [], []
         while queue:
-            _, leaf, source = heapq.heappop(queue)
-            if not leaf.is_closed and self._open(leaf):
-                opened.append(leaf)
-            if source is not None:
-                _offer_room(source, queue)
+            _, leaf = heapq.heappop(queue)
+            self._try(leaf, opened, queue)
         opened.sort(key=lambda leaf: leaf.position)
         return opened
 
@@ -150,38 +146,76 @@ class Schedule:
 
     # Room: who of the reached may begin.
 
-    def _open(self, leaf: LeafPlace) -> bool:
+    def _try(
+        self, leaf: LeafPlace, opened: list[LeafPlace], queue: list[tuple[int, LeafPlace]]
+    ) -> None:
         """Give a leaf room in all its groups, or none, and let it wait at the innermost that has none."""
-        for group, is_new in _ways_up(leaf):
-            if is_new and group.limit is not None and group.busy_count >= group.limit:
-                heapq.heappush(group.held, (leaf.position, leaf))
-                return False
-        for group, is_new in _ways_up(leaf):
-            group.busy_count += is_new
-        for group, _ in _ways_up(leaf):
-            group.open_count += 1
-        leaf.is_open = True
-        return True
+        if leaf.is_closed or leaf.is_open:
+            return
+        ways_up = [*_ways_up(leaf)]
+        gate = next((way for way in ways_up if _is_shut(way)), None)
+        if gate is None:
+            leaf.is_open = True
+            opened.append(leaf)
+            for group, child, is_new in ways_up:
+                group.open_count += 1
+                group.busy_count += is_new
+                if isinstance(child, GroupPlace):
+                    _offer(child.take_held_here(), queue)  # they need no room of their own now
+        else:
+            _hold(gate.group, gate.child, leaf)
+        for group, _, _ in ways_up:  # the room that it may have been offered, and did not take
+            _offer_room(group, queue)
 
     def _give_room_back(self, leaf: LeafPlace) -> None:
-        for group, _ in _ways_up(leaf):
+        group = leaf.parent
+        while group is not None:
             group.open_count -= 1
-        for group, was_last in _ways_up(leaf):
+            group = group.parent
+        for group, _, was_last in _ways_up(leaf):
             group.busy_count -= was_last
             if was_last and group.held:
                 self._freed.append(group)
 
 
-def _ways_up(leaf: LeafPlace) -> Iterator[tuple[GroupPlace, bool]]:
-    """Walk up from a leaf: each group, and whether no other leaf is open in that child of it."""
+class _Way(NamedTuple):
+    """One group around a leaf."""
+
+    group: GroupPlace
+    child: LeafPlace | GroupPlace  # of the group, in which the leaf stands
+    is_alone: bool  # no other leaf in that child is open
+
+
+def _ways_up(leaf: LeafPlace) -> Iterator[_Way]:
+    child: LeafPlace | GroupPlace = leaf
     is_alone, group = True, leaf.parent
     while group is not None:
-        yield group, is_alone
-        is_alone, group = is_alone and group.open_count == 0, group.parent
+        yield _Way(group, child, is_alone)
+        is_alone, child, group = group.open_count == 0, group, group.parent
 
 
-def _offer_room(group: GroupPlace, queue: list[tuple[int, LeafPlace, GroupPlace | None]]) -> None:
-    """Let the first that a group holds try again, where the group has room."""
-    if group.held and (group.limit is None or group.busy_count < group.limit):
-        position, leaf = heapq.heappop(group.held)
-        heapq.heappush(queue, (position, leaf, group))
+def _is_shut(way: _Way) -> bool:
+    limit = way.group.limit
+    return way.is_alone and limit is not None and way.group.busy_count >= limit
+
+
+def _hold(group: GroupPlace, child: LeafPlace | GroupPlace, leaf: LeafPlace) -> None:
+    """Let a leaf wait until the group has room for the child that it stands in."""
+    if isinstance(child, GroupPlace):
+        child.held_here.append(leaf)
+    heapq.heappush(group.held, (leaf.position, child))
+
+
+def _offer_room(group: GroupPlace, queue: list[tuple[int, LeafPlace]]) -> None:
+    """Let the first child that a group holds try again, where the group has room."""
+    while group.held and (group.limit is None or group.busy_count < group.limit):
+        _, child = heapq.heappop(group.held)
+        leaves = [child] if isinstance(child, LeafPlace) else child.take_held_here()
+        _offer(leaves, queue)
+        if leaves:  # else they have room already
+            return
+
+
+def _offer(leaves: list[LeafPlace], queue: list[tuple[int, LeafPlace]]) -> None:
+    for leaf in leaves:
+        heapq.heappush(queue, (leaf.position, leaf))

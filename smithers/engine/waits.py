@@ -133,12 +133,12 @@ def _ask(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
     element = leaf.element
     request: dict[str, object] = {
         "label": element.label or element.id,
-        "requestTitle": element.label or element.id,
+        "title": element.label or element.id,
     }
     timeout_s = None
     if isinstance(element, Approval):
         timeout_s = element.timeout_s
-        request |= {"requestTitle": element.title, "requestSummary": element.summary}
+        request |= {"title": element.title, "summary": element.summary}
         for name, allowed in (
             ("allowedUsers", element.allowed_users),
             ("allowedScopes", element.allowed_scopes),

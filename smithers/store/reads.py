@@ -206,10 +206,13 @@ async def run_exists(pool: asyncpg.Pool, run_id: RunId) -> bool:
         return bool(await pool.fetchval(RUN_EXISTS, run_id))
 
 
-async def read_revision(pool: asyncpg.Pool) -> str:
-    """Read which migration the database is at; raises StoreError where it has no schema."""
+async def read_revision(pool: asyncpg.Pool) -> str | None:
+    """Read which migration the database is at; None where it has no schema."""
     with driver_errors():
-        return str(await pool.fetchval(READ_REVISION))
+        try:
+            return str(await pool.fetchval(READ_REVISION))
+        except asyncpg.UndefinedTableError:
+            return None
 
 
 def _life(row: asyncpg.Record) -> RunLife:

@@ -106,7 +106,7 @@ async def test_processes_that_upgrade_at_once_all_succeed(empty_database, connec
         for _ in range(RIVALS)
     ]
     async with asyncio.timeout(LIMIT_S):
-        while await connection.fetchval(COUNT_WAITING) < RIVALS:  # noqa: ASYNC110 - other processes
+        while await connection.fetchval(COUNT_WAITING) < RIVALS:
             await asyncio.sleep(LOOK_AGAIN_S)
         await connection.execute("SELECT pg_advisory_unlock($1)", lock)
         assert [await rival.wait() for rival in rivals] == [0] * RIVALS

@@ -1,0 +1,39 @@
+"""A gateway in a process of its own: `python -m bench.gateway`, told by a line of JSON, says its port and serves.
+
+It ends when its stdin does, so that a bench that was killed leaves nothing behind.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import uvloop
+
+from gateway.serving import serve_gateway
+from gateway.settings import GatewaySettings
+from smithers.telemetry.logs import configure_logging
+
+
+def main() -> None:
+    order = json.loads(sys.stdin.readline())
+    threading.Thread(target=end_with_stdin, daemon=True).start()
+    configure_logging("json", "INFO")
+    settings = GatewaySettings(
+        dsn=order["dsn"],
+        direct_dsn=order["dsn"],
+        root_dir=Path(order["root_dir"]),
+        port=order["port"],
+    )
+    uvloop.run(serve_gateway(settings, ready=lambda port: print(port, flush=True)))
+
+
+def end_with_stdin() -> None:
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,313 @@
+"""A run's progress as people see it: a live list of nodes on a terminal, a line for each thing that happens elsewhere.
+
+`Progress` is what the events say so far; the two displays show it. All of it goes to stderr: stdout is for the result.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+from smithers.cli.console import STYLES, open_console
+from smithers.states import NodeState
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    from smithers.client import Event
+
+MARKS: Final = {
+    NodeState.PENDING: ("○", "."),
+    NodeState.IN_PROGRESS: ("●", ">"),
+    NodeState.WAITING_APPROVAL: ("?", "?"),
+    NodeState.WAITING_EVENT: ("?", "?"),
+    NodeState.WAITING_TIMER: ("◷", "~"),
+    NodeState.FINISHED: ("✓", "+"),
+    NodeState.FAILED: ("✗", "x"),
+    NodeState.CANCELLED: ("⊘", "x"),
+    NodeState.SKIPPED: ("◌", "-"),
+}
+STATES: Final = {
+    "NodePending": NodeState.PENDING,
+    "NodeStarted": NodeState.IN_PROGRESS,
+    "NodeRetrying": NodeState.PENDING,
+    "NodeWaitingApproval": NodeState.WAITING_APPROVAL,
+    "NodeWaitingEvent": NodeState.WAITING_EVENT,
+    "NodeWaitingTimer": NodeState.WAITING_TIMER,
+    "NodeFinished": NodeState.FINISHED,
+    "NodeFailed": NodeState.FAILED,
+    "NodeCancelled": NodeState.CANCELLED,
+    "NodeSkipped": NodeState.SKIPPED,
+}
+RUN_WORDS: Final = {
+    "RunStarted": "running",
+    "RunFinished": "finished",
+    "RunFailed": "failed",
+    "RunCancelled": "cancelled",
+    "RunAutoResumed": "taken up again: its worker died",
+    "WorkflowReloaded": "goes on with its edited source",
+}
+REFRESHES_PER_S: Final = 12
+LINES_KEPT: Final = 8  # of the terminal's height, for what is not a node
+
+
+@dataclass(slots=True)
+class NodeLine:
+    """A node as it is shown."""
+
+    name: str
+    state: NodeState = NodeState.PENDING
+    attempt: int = 0
+    began_ms: int | None = None
+    ended_ms: int | None = None
+    remark: str = ""
+
+    def took_s(self, now_ms: float) -> float | None:
+        """How long the newest attempt has taken."""
+        if self.began_ms is None:
+            return None
+        return max((self.ended_ms or now_ms) - self.began_ms, 0) / 1000
+
+
+class Progress:
+    """What a run's events say so far."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[tuple[str, int], NodeLine] = {}
+        self.run_word = "starting"
+        self.began_ms: int | None = None
+        self.last_ms = 0
+
+    def take(self, event: "Event") -> NodeLine | None:
+        """Take an event in; return the node that it is about."""
+        self.began_ms = self.began_ms or event.timestamp_ms
+        self.last_ms = event.timestamp_ms
+        if event.type in RUN_WORDS:
+            self.run_word = RUN_WORDS[event.type]
+        elif event.type == "RunStatusChanged":
+            self.run_word = str(event.field("status"))
+        state = STATES.get(event.type)
+        if state is None or event.node_id is None:
+            return None
+        return self._take_node(event, event.node_id, state)
+
+    def _take_node(self, event: "Event", node_id: str, state: NodeState) -> NodeLine:
+        iteration = event.iteration or 0
+        name = node_id if iteration == 0 else f"{node_id} · {iteration + 1}"
+        node = self.nodes.setdefault((node_id, iteration), NodeLine(name))
+        if state is NodeState.IN_PROGRESS or (state.is_waiting and node.began_ms is None):
+            node.began_ms, node.ended_ms = event.timestamp_ms, None
+        elif state.is_settled or state is NodeState.CANCELLED:
+            node.ended_ms = event.timestamp_ms
+        if event.type == "NodeStarted":
+            node.attempt = event.attempt or 1
+        node.remark = _remark(event)
+        node.state = state
+        return node
+
+    def count(self) -> str:
+        """Say how many nodes are where."""
+        counts = Counter(node.state for node in self.nodes.values())
+        return ", ".join(f"{counts[state]} {state}" for state in NodeState if counts[state])
+
+
+def _remark(event: "Event") -> str:
+    error = event.field("error")
+    if error:
+        return f"{error.get('name')}: {error.get('message')}".splitlines()[0]
+    match event.type:
+        case "NodeRetrying":
+            return f"attempt {event.attempt} is next"
+        case "NodeWaitingEvent":
+            return f"waits for the signal {event.field('signalName')}"
+        case "NodeWaitingApproval":
+            return "waits for an approval"
+        case "NodeCancelled":
+            return str(event.field("reason") or "")
+        case _:
+            return ""
+
+
+class PlainDisplay:
+    """One line for each thing that happens, with the seconds since the run's start."""
+
+    def __init__(self) -> None:
+        self.progress = Progress()
+        self._console = open_console(is_stderr=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Show nothing any more."""
+
+    def pause(self) -> None:
+        """Leave the terminal to somebody else; there is nothing to leave."""
+
+    def unpause(self) -> None:
+        """Take the terminal back."""
+
+    def show(self, event: "Event") -> None:
+        """Show an event."""
+        node = self.progress.take(event)
+        for text in self._describe(event, node):
+            began_ms = self.progress.began_ms or event.timestamp_ms
+            self._console.print(
+                f"{(event.timestamp_ms - began_ms) / 1000:8.2f}s  {text}", markup=False
+            )
+
+    def _describe(self, event: "Event", node: NodeLine | None) -> Iterator[str]:
+        if event.type == "NodeOutput":
+            for line in str(event.field("text")).splitlines():
+                yield f"{event.node_id} | {line}"
+        elif event.type in RUN_WORDS or event.type == "RunStatusChanged":
+            error = event.field("error")
+            yield f"run {self.progress.run_word}" + (f": {error.get('message')}" if error else "")
+        elif node is not None and event.type != "NodePending":
+            attempt = f", attempt {node.attempt}" if node.attempt > 1 else ""
+            remark = f": {node.remark}" if node.remark else ""
+            yield f"{node.name} {node.state}{attempt}{remark}"
+
+
+class LiveDisplay:
+    """A list of nodes that is drawn anew as they move; what tasks print scrolls by above it."""
+
+    def __init__(self, title: str) -> None:
+        self.progress = Progress()
+        self._title = title
+        self._console: Console = open_console(is_stderr=True)
+        self._began_s = time.monotonic()
+        self._is_unicode = (self._console.encoding or "").lower().startswith("utf")
+        self._live = self._make_live()
+
+    def _make_live(self) -> "Live":
+        from rich.live import Live
+
+        return Live(
+            console=self._console,
+            get_renderable=self._render,
+            refresh_per_second=REFRESHES_PER_S,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Leave the last list on the screen."""
+        self._live.stop()
+
+    def pause(self) -> None:
+        """Leave the terminal to a question: the list goes away, and comes back below it."""
+        self._live.transient = True
+        self._live.stop()
+
+    def unpause(self) -> None:
+        """Draw again, below what was written meanwhile."""
+        self._live = self._make_live()  # one that was used would erase what stands above it
+        self._live.start()
+
+    def show(self, event: "Event") -> None:
+        """Show an event."""
+        from rich.text import Text
+
+        self.progress.take(event)
+        if event.type == "NodeOutput":
+            for line in str(event.field("text")).splitlines():
+                self._console.print(
+                    Text(f"  {event.node_id} │ {line}", style="dim"), soft_wrap=True
+                )
+
+    def _render(self) -> "RenderableType":
+        from rich.console import Group
+        from rich.text import Text
+
+        word = self.progress.run_word
+        elapsed_s = time.monotonic() - self._began_s
+        head = Text.assemble(
+            (self._title, "bold"),
+            "  ",
+            (word, STYLES.get(word, "")),
+            f"  {elapsed_s:.1f} s",
+            style="",
+        )
+        if not self.progress.nodes:
+            return head
+        return Group(head, self._table(), Text(f"  {self.progress.count()}", style="dim"))
+
+    def _table(self) -> "Table":
+        from rich.table import Table
+
+        room = max(self._console.height - LINES_KEPT, 5)
+        shown, hidden = choose_lines(list(self.progress.nodes.values()), room)
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, overflow="ellipsis")
+        table.add_column(justify="right", no_wrap=True)
+        table.add_column(no_wrap=True, overflow="ellipsis", style="dim")
+        for node in shown:
+            table.add_row(self._mark(node), node.name, self._took(node), _detail(node))
+        if hidden:
+            table.add_row("", f"… {hidden} more", "", "")
+        return table
+
+    def _mark(self, node: NodeLine) -> "Text":
+        from rich.text import Text
+
+        pretty, plain = MARKS[node.state]
+        if node.state is NodeState.IN_PROGRESS and self._is_unicode:
+            frames = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+            pretty = frames[int(time.monotonic() * REFRESHES_PER_S) % len(frames)]
+        return Text(f"  {pretty if self._is_unicode else plain}", style=STYLES[node.state])
+
+    def _took(self, node: NodeLine) -> str:
+        # The server's clock, carried on by ours since its last word.
+        took_s = node.took_s(time.time() * 1000)
+        return "" if took_s is None else f"{took_s:.2f} s"
+
+
+def choose_lines(nodes: list[NodeLine], room: int) -> tuple[list[NodeLine], int]:
+    """Return the nodes for which there is room, in their order, and how many are not shown.
+
+    What moves or needs somebody comes first, then what failed, then what ended last, then what has not begun.
+    """
+    if len(nodes) <= room:
+        return nodes, 0
+    ranks = {NodeState.FAILED: 1, NodeState.CANCELLED: 1, NodeState.PENDING: 3}
+
+    def rank(numbered: tuple[int, NodeLine]) -> tuple[int, int]:
+        number, node = numbered
+        is_busy = node.state is NodeState.IN_PROGRESS or node.state.is_waiting
+        order = number if node.state is NodeState.PENDING else -(node.ended_ms or 0)
+        return (0 if is_busy else ranks.get(node.state, 2), order)
+
+    best = sorted(enumerate(nodes), key=rank)[: room - 1]
+    return [node for _, node in sorted(best, key=lambda pair: pair[0])], len(nodes) - len(best)
+
+
+def _detail(node: NodeLine) -> str:
+    attempt = f"attempt {node.attempt}" if node.attempt > 1 else ""
+    return "  ".join(filter(None, (attempt, node.remark)))
+
+
+Display = PlainDisplay | LiveDisplay
+
+
+def open_display(title: str) -> Display:
+    """Return the display that this process's stderr is good for."""
+    console = open_console(is_stderr=True)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveDisplay(title)
+    return PlainDisplay()

@@ -1,0 +1,243 @@
+"""Kill what runs, and see that runs go on by themselves and that no finished node runs again."""
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+from tests.support.world import World, kill, until
+
+STEPS = """
+    import asyncio
+    from ledger import mark
+    from smithers import Sequence, Task, workflow
+
+    async def step(run_id, number):
+        mark(f"{run_id} starts {number}")
+        await asyncio.sleep(0.2)
+        mark(f"{run_id} ends {number}")
+        return number
+
+    @workflow
+    def steps(ctx):
+        return Sequence(*(Task(f"s{n}", lambda n=n: step(ctx.run_id, n)) for n in range(5)))
+"""
+
+
+def write_steps(world: World) -> None:
+    world.write("steps.py", STEPS)
+
+
+async def assert_each_ran_once(world: World, run_id: str) -> None:
+    """Check that a node that was finished in the history was started once after its last death only."""
+    await world.until_status(run_id, "finished")
+    lines = await world.lines(run_id)
+    for number in range(5):
+        finished = [line for line in lines if line.startswith(f"NodeFinished s{number} ")]
+        started = [line for line in lines if line.startswith(f"NodeStarted s{number} ")]
+        assert len(finished) == 1
+        assert world.ledger()[f"{run_id} starts {number}"] <= len(started)
+    assert await world.outputs(run_id) == {f"s{number}": number for number in range(5)}
+
+
+async def test_runs_of_a_killed_child_go_on_within_five_seconds(world: World) -> None:
+    write_steps(world)
+    world.start_pool(workers=2)
+    for number in range(4):
+        await world.start(f"r{number}", "steps.py")
+    await world.until_ledger("r0 ends 1")
+    kill(await world.owner_pid("r0"))
+    killed_at = time.monotonic()
+    await world.until_event("r0", "RunAutoResumed")
+    assert time.monotonic() - killed_at < 5
+    for number in range(4):
+        await assert_each_ran_once(world, f"r{number}")
+
+
+async def test_runs_of_a_killed_pool_go_on_with_the_next_one(world: World) -> None:
+    write_steps(world)
+    pool = world.start_pool(workers=2)
+    for number in range(4):
+        await world.start(f"r{number}", "steps.py")
+    await world.until_ledger("r0 ends 1")
+    kill(pool.pid)
+    pool.wait()
+    world.start_pool(workers=2)
+    await world.until_event("r0", "RunAutoResumed")
+    for number in range(4):
+        await assert_each_ran_once(world, f"r{number}")
+    crashes = await world.sql.fetchval("SELECT max(crash_count) FROM smithers.runs")
+    assert crashes == 0
+
+
+async def test_another_pool_takes_over_from_a_host_whose_connections_closed(world: World) -> None:
+    world.write(
+        "gate.py",
+        """
+        import asyncio
+        from ledger import mark
+        from smithers import Task, current_task, workflow
+
+        async def gate():
+            mark("gate")
+            while current_task().attempt == 1:
+                await asyncio.sleep(0.01)
+
+        @workflow
+        def gated(ctx):
+            return Task("before", lambda: mark("before")), Task("gate", gate)
+        """,
+    )
+    lost = world.start_pool(workers=1)
+    await world.start("r", "gate.py")
+    await world.until_ledger("gate")
+    # As if on another host: its pid says nothing here.
+    await world.sql.execute("UPDATE smithers.workers SET boot_id = 'elsewhere'")
+    rescuer = world.start_pool(workers=1)
+
+    async def is_there() -> bool:
+        return (
+            await world.sql.fetchval("SELECT count(*) FROM smithers.workers WHERE dead_at IS NULL")
+            == 2
+        )
+
+    await until(is_there, "both pools live")
+    kill(lost.pid)
+    await world.until_event("r", "RunAutoResumed")
+    assert rescuer.poll() is None
+    assert (
+        await world.sql.fetchval("SELECT death FROM smithers.workers WHERE boot_id = 'elsewhere'")
+        == "disconnected"
+    )
+    await world.until_status("r", "finished")
+    assert world.ledger() == {"before": 1, "gate": 2}
+
+
+CRASHES = {
+    "exit0": "os._exit(0)",
+    "exit1": "os._exit(1)",
+    "segfault": "ctypes.string_at(0)",
+    "killed": "os.kill(os.getpid(), 9)",
+}
+
+
+async def test_poison_stops_after_three_deaths_and_innocents_finish(world: World) -> None:
+    write_steps(world)
+    for name, crash in CRASHES.items():
+        world.write(
+            f"{name}.py",
+            f"""
+            import ctypes, os
+            from ledger import mark
+            from smithers import Task, workflow
+
+            def poison():
+                mark("{name}")
+                {crash}
+
+            @workflow
+            def poisoned(ctx):
+                return Task("fine", 1), Task("poison", poison)
+            """,
+        )
+    world.start_pool(workers=1)
+    for number in range(10):
+        await world.start(f"r{number}", "steps.py")
+    await world.until_ledger("r9 starts 0")
+    for name in CRASHES:
+        await world.start(name, f"{name}.py")
+    for name in CRASHES:
+        await world.until_status(name, "failed")
+        assert (await world.error(name))["code"] == "WORKER_CRASHED"
+        assert (await world.lines(name))[-1] == "RunFailed"
+        assert 1 <= world.ledger()[name] <= 3
+        epoch = await world.sql.fetchval("SELECT epoch FROM smithers.runs WHERE run_id = $1", name)
+        assert epoch == 6  # three claims and three burials
+    for number in range(10):
+        await assert_each_ran_once(world, f"r{number}")
+
+
+async def test_a_drain_lets_runs_end_and_gives_back_what_takes_too_long(world: World) -> None:
+    write_steps(world)
+    world.write(
+        "long.py",
+        """
+        import asyncio
+        from ledger import mark
+        from smithers import Task, workflow
+
+        async def long():
+            mark("long")
+            await asyncio.sleep(100)
+
+        @workflow
+        def long_workflow(ctx):
+            return Task("t", long)
+        """,
+    )
+    pool = world.start_pool(workers=1, drain_timeout_s=3)
+    await world.start("short", "steps.py")
+    await world.start("long", "long.py")
+    await world.until_ledger("long")
+    pool.send_signal(signal.SIGTERM)
+    await assert_each_ran_once(world, "short")
+    assert await asyncio.to_thread(pool.wait, 20) == 0
+    owners = await world.sql.fetchval(
+        "SELECT count(*) FROM smithers.runs WHERE owner_id IS NOT NULL"
+    )
+    assert owners == 0
+    world.start_pool(workers=1)
+    await world.until_ledger("long", 2)
+
+
+async def test_a_frozen_worker_that_was_displaced_writes_nothing(world: World) -> None:
+    write_steps(world)
+    frozen = world.start_pool(workers=1)
+    await world.start("r", "steps.py")
+    await world.until_ledger("r ends 0")
+    child = await world.owner_pid("r")
+    for pid in (frozen.pid, child):
+        os.kill(pid, signal.SIGSTOP)
+    await world.sql.execute(
+        "UPDATE smithers.workers SET heartbeat_at = smithers.clock() - interval '31 s'"
+    )
+    world.start_pool(workers=1)
+    await assert_each_ran_once(world, "r")
+    before = await world.events("r")
+    for pid in (frozen.pid, child):
+        os.kill(pid, signal.SIGCONT)
+    gone = Path(f"/proc/{child}")
+
+    async def is_gone() -> bool:
+        return not gone.exists() or "State:\tZ" in (gone / "status").read_text()
+
+    await until(is_gone, "the displaced worker has ended")
+    assert await world.events("r") == before
+
+
+async def test_a_child_whose_loop_is_blocked_is_killed_and_its_runs_go_on(world: World) -> None:
+    write_steps(world)
+    world.write(
+        "block.py",
+        """
+        import time
+        from ledger import mark
+        from smithers import Task, current_task, workflow
+
+        async def block():
+            mark("block")
+            if current_task().attempt == 1:
+                time.sleep(1000)
+
+        @workflow
+        def blocking(ctx):
+            return Task("t", block)
+        """,
+    )
+    world.start_pool(workers=1)
+    await world.start("r", "steps.py")
+    await world.until_ledger("r starts 0")
+    await world.start("block", "block.py")
+    await world.until_status("block", "finished")
+    await assert_each_ran_once(world, "r")

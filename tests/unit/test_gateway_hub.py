@@ -1,0 +1,251 @@
+"""The hub under every interleaving that chance finds: reads that take their snapshot early or late, viewers that come
+and go, hints that are lost. What Postgres promises (a run's events in order, one snapshot) is all that the fake has.
+"""
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+
+import pytest
+
+from gateway import hub as hub_module
+from gateway.hub import Hub
+from gateway.metrics import Metrics
+from gateway.viewers import MAX_BUFFERED_BYTES, Viewer
+from smithers.ids import RunId
+from smithers.states import RunStatus
+from smithers.store.tails import Cursor, Tail
+from smithers.telemetry.names import DropReason
+
+RUN = RunId("r")
+PAGE = 4
+
+
+@dataclass
+class History:
+    """One run's events, and whether it has ended."""
+
+    count: int = 1
+    status: RunStatus = RunStatus.RUNNING
+
+    def tail(self, cursor: int) -> Tail:
+        end = min(self.count, cursor + 1 + PAGE)
+        payloads = [f'{{"timestampMs":1,"n":{seq}}}' for seq in range(cursor + 1, end)]
+        return Tail(
+            run_id=RUN,
+            status=self.status,
+            last_seq=self.count - 1,
+            first_seq=cursor + 1,
+            payloads=payloads,
+        )
+
+
+@dataclass
+class FakeLane:
+    """Answers from the history as it is at some moment between the question and the answer."""
+
+    history: History
+    chance: random.Random
+    reads: int = 0
+
+    async def submit(self, cursors: tuple[Cursor, ...]) -> dict[Cursor, Tail]:
+        self.reads += 1
+        await turns(self.chance.randrange(6))
+        answer = {cursor: self.history.tail(cursor.seq) for cursor in cursors}
+        await turns(self.chance.randrange(6))
+        return answer
+
+
+@dataclass
+class FakeTransport:
+    """Takes everything, or nothing."""
+
+    written: list[bytes] = field(default_factory=list)
+    is_closed: bool = False
+    buffered: int = 0
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def get_write_buffer_size(self) -> int:
+        return self.buffered
+
+    def abort(self) -> None:
+        self.is_closed = True
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def make_hub(history: History, chance: random.Random) -> Hub:
+    return Hub(
+        live=FakeLane(history, chance),  # type: ignore[arg-type]  # a fake
+        replay=FakeLane(history, chance),  # type: ignore[arg-type]  # a fake
+        pool=None,  # type: ignore[arg-type]  # the slow poll is not reached
+        metrics=Metrics(),
+        hears=lambda: True,
+    )
+
+
+def seqs(transport: FakeTransport) -> list[int]:
+    return [
+        int(line.removeprefix(b"id: "))
+        for data in transport.written
+        for line in data.split(b"\n")
+        if line.startswith(b"id: ")
+    ]
+
+
+async def watch(hub: Hub, chance: random.Random, seen: list[int], patience: int) -> bool:
+    """Watch once, as a stream's handler does; says whether the end was seen."""
+    transport = FakeTransport()
+    viewer = Viewer(transport, is_chunked=False, now=0.0)  # type: ignore[arg-type]  # a fake
+    viewer.cursor = seen[-1] if seen else -1
+    with hub.following(RUN) as run:
+        while True:
+            tail = await hub.read(RUN, viewer.cursor)
+            assert tail is not None
+            seen += range(tail.first_seq, tail.end_seq + 1)
+            viewer.cursor = tail.end_seq
+            if tail.is_last:
+                return True
+            await turns(chance.randrange(3))
+            if hub.join(run, viewer, tail):
+                break
+    ending = asyncio.ensure_future(viewer.until_ended())
+    for _ in range(patience):
+        if ending.done():
+            break
+        await asyncio.sleep(0)
+    hub.leave(run, viewer)
+    await ending
+    seen += seqs(transport)
+    return False
+
+
+@pytest.fixture(autouse=True)
+def _small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "PAGE_EVENTS", PAGE)
+
+
+@pytest.mark.parametrize("seed", range(300))
+async def test_no_interleaving_loses_or_doubles_an_event(seed: int) -> None:
+    chance = random.Random(seed)
+    history = History()
+
+    async def write() -> None:
+        for _ in range(60):
+            history.count += chance.choice([1, 1, 1, 2, 3, 9])
+            if history.count > 100:
+                history.status = RunStatus.FINISHED
+            await turns(chance.randrange(4))
+            hub.hear(frozenset({RUN, "other"}))
+            await turns(chance.randrange(4))
+        history.status = RunStatus.FINISHED
+        hub.hear(frozenset({RUN}))
+
+    async def view() -> list[int]:
+        seen: list[int] = []
+        await turns(chance.randrange(100))
+        while not await watch(hub, chance, seen, chance.choice([0, 1, 2, 10, 200])):
+            await turns(chance.randrange(3))
+        return seen
+
+    async with make_hub(history, chance) as hub, asyncio.TaskGroup() as group:
+        viewing = [group.create_task(view()) for _ in range(5)]
+        group.create_task(write())
+    for task in viewing:
+        assert task.result() == list(range(len(task.result())))
+    assert hub._runs == {}
+
+
+@pytest.mark.parametrize("seed", range(100))
+async def test_who_has_joined_needs_no_slow_poll_to_see_the_last_event(seed: int) -> None:
+    chance = random.Random(seed)
+    history = History()
+    async with make_hub(history, chance) as hub, asyncio.timeout(5), asyncio.TaskGroup() as group:
+        viewings = []
+        for _ in range(3):
+            seen: list[int] = []
+            viewings.append(seen)
+            group.create_task(watch(hub, chance, seen, 1_000_000))
+            await turns(chance.randrange(8))
+            history.count += 1
+            hub.hear(frozenset({RUN}))
+        await turns(chance.randrange(30))
+        history.count += 1
+        history.status = RunStatus.FINISHED
+        hub.hear(frozenset({RUN}))
+    assert viewings == [list(range(history.count))] * 3
+
+
+async def test_a_viewer_that_asked_for_later_events_gets_only_those() -> None:
+    chance = random.Random(1)
+    history = History(count=3)
+    transport = FakeTransport()
+    async with make_hub(history, chance) as hub:
+        viewer = Viewer(transport, is_chunked=False, now=0.0)  # type: ignore[arg-type]  # a fake
+        viewer.cursor = 6
+        with hub.following(RUN) as run:
+            assert hub.join(run, viewer, history.tail(6))
+            assert run.cursor == 2  # who asked for what there is can join
+        for _ in range(4):
+            history.count += 2
+            hub.hear(frozenset({RUN}))
+            await turns(30)
+        assert seqs(transport) == [7, 8, 9, 10]
+        hub.leave(run, viewer)
+
+
+async def test_a_hint_that_found_its_viewers_gone_is_kept_for_who_is_about_to_join() -> None:
+    chance = random.Random(2)
+    history = History()
+    async with make_hub(history, chance) as hub:
+        leaving, joining = (
+            Viewer(FakeTransport(), is_chunked=False, now=0.0)  # type: ignore[arg-type]  # a fake
+            for _ in range(2)
+        )
+        leaving.cursor = joining.cursor = 0
+        with hub.following(RUN) as run:
+            early = history.tail(0)
+            assert hub.join(run, leaving, early)
+            history.count += 1
+            hub.hear(frozenset({RUN}))
+            hub.leave(run, leaving)
+            await turns(30)
+            assert hub.join(run, joining, early)
+        await turns(30)
+        assert seqs(joining.transport) == [1]  # type: ignore[arg-type]  # a fake
+        hub.leave(run, joining)
+
+
+@pytest.mark.parametrize(
+    ("transport", "reason"),
+    [
+        (FakeTransport(is_closed=True), DropReason.GONE),
+        (FakeTransport(buffered=MAX_BUFFERED_BYTES + 1), DropReason.BUFFER),
+    ],
+)
+def test_a_viewer_that_cannot_be_written_to_is_dropped(
+    transport: FakeTransport, reason: DropReason
+) -> None:
+    viewer = Viewer(transport, is_chunked=False, now=0.0)  # type: ignore[arg-type]  # a fake
+    assert viewer.write(b"x", 0.0) is reason
+
+
+def test_a_viewer_stalls_only_when_nothing_of_what_was_written_is_taken() -> None:
+    transport = FakeTransport()
+    viewer = Viewer(transport, is_chunked=False, now=0.0)  # type: ignore[arg-type]  # a fake
+    for second in range(100):  # slow, but it reads
+        viewer.write(b"x" * 10, float(second))
+        transport.buffered = 500 + second % 2
+        assert viewer.look_after(float(second)) is None
+    assert viewer.look_after(120.0) is None
+    assert viewer.look_after(130.1) is DropReason.STALLED
+    transport.buffered = 0
+    assert viewer.look_after(131.0) is None

@@ -1,0 +1,217 @@
+"""The gateway's pure parts: routing, access, fields, run state, pages of frames, framing of events."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import pytest
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from gateway.access import Access, InvalidTokensFile, Scope, read_tokens
+from gateway.envelope import PROBLEMS
+from gateway.errors import GatewayError, InvalidRequest, Unauthorized
+from gateway.fields import parse_whole, read_cursor, take_whole, write_cursor
+from gateway.frames import MAX_PAGE_BYTES, WholeFrame, fit_page
+from gateway.inputs import check_input, compile_schema
+from gateway.routes import ROUTES
+from gateway.routing import OPEN, Part, Route, Router
+from gateway.run_state import iso, run_state
+from gateway.viewers import as_chunk, frame_events
+from smithers.ids import NodeId, RunId
+from smithers.states import RunStatus
+from smithers.store.node_reads import FrameRow
+from smithers.store.reads import OpenWait, RunLife
+from smithers.store.refusals import Refused
+from smithers.store.revisions import read_revisions
+from smithers.store.schema import head_revision
+
+
+def headers(**values: str) -> CIMultiDictProxy[str]:
+    return CIMultiDictProxy(CIMultiDict({name.replace("_", "-"): text for name, text in values.items()}))
+
+
+def subclasses(kind: type) -> set[type]:
+    return {kind} | {deeper for below in kind.__subclasses__() for deeper in subclasses(below)}
+
+
+def test_every_refusal_has_its_place_in_the_one_table() -> None:
+    roots = {GatewayError, Refused}
+    leaves = {kind for root in roots for kind in subclasses(root) if kind not in roots}
+    assert {kind for kind in leaves if not set(kind.__mro__) & PROBLEMS.keys()} == set()
+
+
+def test_every_route_has_a_scope_and_only_health_and_ready_are_open() -> None:
+    assert {route.template for route in ROUTES if route.scope is OPEN} == {"/health", "/ready"}
+    assert all(route.scope is OPEN or isinstance(route.scope, Scope) for route in ROUTES)
+
+
+def test_two_routes_in_one_place_are_refused() -> None:
+    route = ROUTES[0]
+    with pytest.raises(ValueError, match="two routes"):
+        Router([route, route])
+
+
+def test_every_template_finds_its_own_route() -> None:
+    router = Router(ROUTES)
+    for route in ROUTES:
+        path = "/".join("a%20b" if part.startswith(":") else part for part in route.template.split("/"))
+        found = router.find(route.method, path)
+        assert found is not None
+        assert found[0] is route
+        assert len(found[1]) == route.template.count(":")
+        assert router.find("HEAD", path) == (found if route.method == "GET" else None) or route.method == "POST"
+
+
+@pytest.mark.parametrize(
+    ("raw", "spellings"),
+    [
+        ("a", ("a",)), ("a%20b", ("a%20b", "a b")), ("%zz", ("%zz",)), ("%", ("%",)), ("%ff", ("%ff",)),
+        ("%ed%a0%80", ("%ed%a0%80",)), ("100%25", ("100%25", "100%")), ("%2525", ("%2525", "%25")),
+    ],
+)  # fmt: skip
+def test_a_part_is_decoded_once_and_broken_ones_not_at_all(raw: str, spellings: tuple) -> None:
+    assert Part(raw).spellings == spellings
+
+
+def test_a_route_is_a_value() -> None:
+    assert Route("GET", "/x", OPEN, ROUTES[0].handler) != ROUTES[0]
+
+
+def test_a_token_is_compared_as_bytes_whatever_it_holds() -> None:
+    access = Access(auth_token="schlüssel", tokens_file=None, only_loopback_names=True)
+    assert access.admit(headers(Authorization="Bearer schlüssel")).scopes == ("*",)
+    for wrong in ("Bearer schlussel", "Bearer \udcff", "Basic schlüssel", "Bearer", "schlüssel", ""):
+        with pytest.raises(Unauthorized):
+            access.admit(headers(Authorization=wrong))
+
+
+def test_two_headers_of_one_kind_count_as_none() -> None:
+    access = Access(auth_token="t", tokens_file=None, only_loopback_names=True)
+    twice = CIMultiDictProxy(CIMultiDict([("Authorization", "Bearer t"), ("Authorization", "Bearer t")]))
+    with pytest.raises(Unauthorized):
+        access.admit(twice)
+    assert access.admit(headers(Authorization="Bearer x", x_smithers_key="t"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{", "[]", '{"user":"a","scopes":[]}', '{"sha256":"00","user":"a","scopes":[]}',
+        '{"sha256":"%s","user":1,"scopes":[]}', '{"sha256":"%s","user":"a","scopes":"*"}',
+        '{"sha256":"%s","user":"a","scopes":["a b"]}', '{"sha256":"%s","user":"a","scopes":[],"expiresAt":"soon"}',
+    ],
+)  # fmt: skip
+def test_a_line_of_the_tokens_file_is_right_or_refused_by_its_number(line: str) -> None:
+    good = '{"sha256":"%s","user":"a","scopes":["*"],"expiresAt":1795308128325}'
+    text = f"{good}\n\n{line}".replace("%s", hashlib.sha256(b"t").hexdigest())
+    with pytest.raises(InvalidTokensFile, match="line 3"):
+        read_tokens(text)
+
+
+@pytest.mark.parametrize("text", ["", " 1", "+1", "1.0", "1e3", "0x1", "１", "1" * 30, "-2", "11"])
+def test_a_parameter_is_digits_and_nothing_else(text: str) -> None:
+    with pytest.raises(InvalidRequest):
+        parse_whole(text, "limit", low=-1, high=10)
+
+
+@pytest.mark.parametrize("value", [True, 1.0, "1", -1, 2**31, None])
+def test_a_whole_number_in_a_body_is_one(value: object) -> None:
+    if value is None:
+        assert take_whole({"n": value}, "n", low=0) is None
+        return
+    with pytest.raises(InvalidRequest):
+        take_whole({"n": value}, "n", low=0)
+
+
+@pytest.mark.parametrize("text", ["", "x", "e30", "WzFd", "é", "WyJcdTAwMDAiLCAiYSJd", "===="])
+def test_a_cursor_is_one_that_was_given_out(text: str) -> None:
+    with pytest.raises(InvalidRequest):
+        read_cursor(text, str, str)
+    assert read_cursor(write_cursor("a", "b"), str, str) == ["a", "b"]
+
+
+LIFE = RunLife(
+    run_id=RunId("r"),
+    status=RunStatus.RUNNING,
+    owner_id=None,
+    heartbeat_ms=None,
+    is_stale=False,
+    lost_heartbeat_ms=None,
+    wait=None,
+    now_ms=1_795_308_128_325,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [
+        ({"status": RunStatus.QUEUED}, "running"),
+        ({}, "running"),
+        ({"owner_id": "w", "heartbeat_ms": 1}, "running"),
+        ({"owner_id": "w", "heartbeat_ms": 1, "is_stale": True}, "stale"),
+        ({"lost_heartbeat_ms": 1}, "recovering"),
+        ({"status": RunStatus.WAITING_EVENT}, "waiting-event"),
+        ({"status": RunStatus.FINISHED}, "succeeded"),
+        ({"status": RunStatus.CONTINUED}, "succeeded"),
+        ({"status": RunStatus.FAILED}, "failed"),
+        ({"status": RunStatus.CANCELLED, "owner_id": "w", "is_stale": True}, "cancelled"),
+    ],
+)
+def test_the_state_of_a_run(changes: dict, state: str) -> None:
+    assert run_state(replace(LIFE, **changes))["state"] == state
+
+
+def test_what_blocks_a_run_is_named() -> None:
+    wait = OpenWait(
+        node_id=NodeId("n"), requested_ms=0, due_ms=1000, wait=json.dumps({"signalName": "go"})
+    )
+
+    def blocked(status: RunStatus) -> dict:
+        return run_state(replace(LIFE, status=status, wait=wait))["blocked"]
+
+    assert blocked(RunStatus.WAITING_APPROVAL) == {
+        "kind": "approval",
+        "nodeId": "n",
+        "requestedAt": "1970-01-01T00:00:00.000Z",
+    }
+    assert blocked(RunStatus.WAITING_EVENT)["correlationKey"] == "go"
+    assert blocked(RunStatus.WAITING_TIMER)["wakeAt"] == "1970-01-01T00:00:01.000Z"
+
+
+def test_milliseconds_are_iso_with_z() -> None:
+    assert iso(1_795_308_128_325) == "2026-11-22T00:42:08.325Z"
+
+
+def frame(number: int, size: int) -> WholeFrame:
+    row = FrameRow(frame_no=number, created_ms=0, xml_hash="", encoding="keyframe", body="")
+    return WholeFrame(row, "x" * size)
+
+
+def test_a_page_of_frames_holds_what_fits_and_one_at_least() -> None:
+    frames = [frame(number, MAX_PAGE_BYTES // 2) for number in range(5)]
+    assert [kept.row.frame_no for kept in fit_page(frames, is_ascending=True)] == [0, 1]
+    assert [kept.row.frame_no for kept in fit_page(frames, is_ascending=False)] == [4, 3]
+    huge = [frame(number, MAX_PAGE_BYTES * 2) for number in range(3)]
+    assert [kept.row.frame_no for kept in fit_page(huge, is_ascending=True)] == [0]
+    assert [kept.row.frame_no for kept in fit_page(huge, is_ascending=False)] == [2]
+
+
+def test_a_schema_never_fetches_and_never_crawls() -> None:
+    assert compile_schema('{"$ref":"file:///etc/passwd"}') is None
+    assert compile_schema('{"$ref":"http://127.0.0.1:1/x"}') is None
+    validator = compile_schema('{"properties":{"a":{"pattern":"^(a+)+$"}}}')
+    with pytest.raises(InvalidRequest) as caught:
+        check_input(validator, {"a": "a" * 100_000 + "!"})
+    assert caught.value.details is not None
+    assert len(json.dumps(caught.value.details)) < 1000
+
+
+def test_events_are_framed_with_their_numbers_and_chunks_with_their_length() -> None:
+    assert frame_events(7, ['{"a":1}', "{}"]) == (
+        b'id: 7\nevent: smithers\ndata: {"a":1}\n\nid: 8\nevent: smithers\ndata: {}\n\n'
+    )
+    assert as_chunk(b"x" * 17) == b"11\r\n" + b"x" * 17 + b"\r\n"
+
+
+def test_the_gateway_knows_the_migrations_that_alembic_knows() -> None:
+    assert read_revisions().head == head_revision()
