@@ -23,9 +23,10 @@ LOOK_S = 1.0
 class Meter:
     """Processor time and memory of a server, between two moments."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, *, with_memory: bool = False) -> None:
+        """`with_memory`: look at it twice a second, which costs a little itself."""
         self._server = server
-        self._peak = MemoryPeak(self._all_pids)
+        self._peak = MemoryPeak(self._all_pids) if with_memory else None
         self._pids: dict[str, list[int]] = {}
         self._before: dict[int, float] = {}
         self._began = 0.0
@@ -37,11 +38,13 @@ class Meter:
         self._pids = self._server.pids()
         self._before = {pid: cpu_s(pid) for pid in self._all_pids()}
         self._began = time.monotonic()
-        self._peak.__enter__()
+        if self._peak is not None:
+            self._peak.__enter__()
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self._peak.__exit__()
+        if self._peak is not None:
+            self._peak.__exit__()
         self.took_s = time.monotonic() - self._began
         self._pids = self._server.pids()
         used = {pid: cpu_s(pid) - self._before.get(pid, 0.0) for pid in self._all_pids()}
@@ -54,7 +57,7 @@ class Meter:
 
     def per_run(self, run_count: int) -> dict[str, Any]:
         """Return milliseconds of processor time for each run, and the peak of memory."""
-        return {
+        result = {
             "cpu_ms_per_run": sum(self.used_s.values()) * 1000 / run_count,
             "cpu_ms_per_run_by_part": {
                 part: used * 1000 / run_count for part, used in self.used_s.items()
@@ -64,8 +67,10 @@ class Meter:
                 for name, used in self.backends_s.items()
                 if used >= 0.01
             },
-            "pss_peak_mib": self._peak.peak_bytes / MIB,
         }
+        if self._peak is not None:
+            result["pss_peak_mib"] = self._peak.peak_bytes / MIB
+        return result
 
     def _all_pids(self) -> list[int]:
         return [pid for pids in self._pids.values() for pid in pids]

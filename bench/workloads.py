@@ -92,7 +92,9 @@ def measure_raw(server: Server, sizes: Sizes) -> Result:
 
 def w1(server: Server, sizes: Sizes) -> Result:
     limits = measure_raw(server, sizes)
-    result = load("one_by_one", server.port, count=sizes.alone)
+    with Meter(server) as meter:
+        result = load("one_by_one", server.port, count=sizes.alone)
+    result |= meter.per_run(sizes.alone)
     result["raw_commit_p50_ms"] = limits["commit_p50_ms"]
     result["p50_in_raw_commits"] = result["p50_ms"] / limits["commit_p50_ms"]
     return result
@@ -100,7 +102,7 @@ def w1(server: Server, sizes: Sizes) -> Result:
 
 def w2(server: Server, sizes: Sizes) -> Result:
     limits = measure_raw(server, sizes)
-    with Meter(server) as meter:
+    with Meter(server, with_memory=True) as meter:
         result = load("many", server.port, count=sizes.many, in_flight=IN_FLIGHT)
     result |= meter.per_run(sizes.many)
     result["client_cpu_ms_per_run"] = result["client_cpu_s"] * 1000 / sizes.many
@@ -111,16 +113,20 @@ def w2(server: Server, sizes: Sizes) -> Result:
 
 def w3(server: Server, sizes: Sizes) -> Result:
     limits = measure_raw(server, sizes)
-    result = load("chain", server.port, counts=list(sizes.chain))
+    with Meter(server) as meter:
+        result = load("chain", server.port, counts=list(sizes.chain))
+    result |= meter.per_run(sum(sizes.chain))  # here: a node
     result["raw_commit_mean_ms"] = limits["commit_mean_ms"]
     return result
 
 
 def w4(server: Server, sizes: Sizes) -> Result:
     bare = _fan_out(sizes)
-    result = load(
-        "viewers", server.port, viewer_count=sizes.viewers, count=sizes.ticks, pause_s=0.05
-    )
+    with Meter(server) as meter:
+        result = load(
+            "viewers", server.port, viewer_count=sizes.viewers, count=sizes.ticks, pause_s=0.05
+        )
+    result |= meter.per_run(sizes.ticks)  # here: a node
     return result | {"raw_p50_ms": bare["p50_ms"], "raw_p99_ms": bare["p99_ms"]}
 
 
@@ -137,13 +143,15 @@ def _fan_out(sizes: Sizes) -> Result:
 
 def w5(server: Server, sizes: Sizes) -> Result:
     limits = measure_raw(server, sizes)
-    result = load(
-        "approvals",
-        server.port,
-        alone_count=sizes.approved_alone,
-        rest_count=sizes.approved_rest,
-        in_flight=32,
-    )
+    with Meter(server) as meter:
+        result = load(
+            "approvals",
+            server.port,
+            alone_count=sizes.approved_alone,
+            rest_count=sizes.approved_rest,
+            in_flight=32,
+        )
+    result |= meter.per_run(sizes.approved_alone + sizes.approved_rest)
     result["raw_commit_p50_ms"] = limits["commit_p50_ms"]
     result["p50_in_raw_commits"] = result["p50_ms"] / limits["commit_p50_ms"]
     return result

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import asyncpg
 from aiohttp import web
 
 from gateway.access import Credential
@@ -11,6 +10,7 @@ from gateway.metrics import Metrics
 from gateway.routing import Part, Route
 from gateway.settings import GatewaySettings
 from smithers.ids import RunId, is_run_id
+from smithers.store.connections import Pool
 from smithers.store.hints import Channel, Hints
 from smithers.store.outside import OutsideLane
 from smithers.store.refusals import RunNotFound
@@ -36,7 +36,7 @@ class Services:
     """What the handlers of one process share."""
 
     settings: GatewaySettings
-    pool: asyncpg.Pool
+    pool: Pool
     starts: StartLane
     outside: OutsideLane
     hints: Hints

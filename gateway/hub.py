@@ -198,7 +198,9 @@ class Hub:
             if viewer.cursor == read_from:
                 reason = viewer.write(chunk if viewer.is_chunked else data, now)
                 sent += len(tail.payloads)
-            elif viewer.cursor >= tail.end_seq:  # it joined after this read began, or waits for later ones
+            elif (
+                viewer.cursor >= tail.end_seq
+            ):  # it joined after this read began, or waits for later ones
                 continue
             else:
                 skipped = viewer.cursor + 1 - tail.first_seq

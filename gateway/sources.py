@@ -10,11 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-import asyncpg
-
 from gateway.inputs import Validator, compile_schema
 from smithers.ids import SourceHash
 from smithers.source.closure import SourceBundle, SourceReader
+from smithers.store.connections import Pool
 from smithers.store.descriptions import (
     DescriptionRow,
     find_description,
@@ -107,7 +106,7 @@ class Sources:
         self._swift.put(workflow_path, time.perf_counter() - began < SWIFT_S)
         return bundle
 
-    async def keep(self, pool: asyncpg.Pool, bundle: SourceBundle) -> SourceHash:
+    async def keep(self, pool: Pool, bundle: SourceBundle) -> SourceHash:
         """Have a version stored; one that was lately is not touched."""
         source_hash = SourceHash(bundle.source_hash)
         kept_at = self._kept.get(source_hash)
@@ -116,7 +115,7 @@ class Sources:
             self._kept.put(source_hash, time.monotonic())
         return source_hash
 
-    async def describe(self, pool: asyncpg.Pool, bundle: SourceBundle) -> KnownWorkflow | None:
+    async def describe(self, pool: Pool, bundle: SourceBundle) -> KnownWorkflow | None:
         """Say what is known of a stored version's workflow; None if nobody tells in time."""
         key = (SourceHash(bundle.source_hash), bundle.workflow_name or "")
         known = self._known.get(key)
@@ -133,9 +132,7 @@ class Sources:
         """Take a hint that sources were described."""
         self._news.set()
 
-    async def _wait_for(
-        self, pool: asyncpg.Pool, key: tuple[SourceHash, str]
-    ) -> KnownWorkflow | None:
+    async def _wait_for(self, pool: Pool, key: tuple[SourceHash, str]) -> KnownWorkflow | None:
         given_up = self._given_up.get(key)
         is_hopeless = given_up is not None and time.monotonic() - given_up < GIVEN_UP_S
         ends = time.monotonic() + (0 if is_hopeless else DESCRIBE_S)

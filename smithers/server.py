@@ -123,18 +123,26 @@ async def open_database(
 
     An embedded database is migrated without being asked: it has no other users to be surprised.
     """
+    async with find_database(options, environ) as database:
+        await _settle_schema(database.dsn, migrate=options.migrate or database.data_dir is not None)
+        yield database
+
+
+@asynccontextmanager
+async def find_database(
+    options: ServerOptions, environ: Mapping[str, str]
+) -> AsyncIterator[Database]:
+    """Join or start the embedded Postgres, or take the given one, whatever its schema."""
     if options.database_url is not None:
         dsn = options.database_url
-        await _settle_schema(dsn, migrate=options.migrate)
         yield Database(dsn=dsn, direct_dsn=options.database_direct_url or dsn, data_dir=None)
         return
     data_dir = options.data_dir or default_data_dir(options.root_dir, environ=environ)
     share = await asyncio.to_thread(open_embedded_postgres, data_dir)
     try:
-        await _settle_schema(share.dsn, migrate=True)
         yield Database(dsn=share.dsn, direct_dsn=share.dsn, data_dir=data_dir)
     finally:
-        # Not in a thread: the loop may be on its way out, and the last share must not outlive it half closed.
+        # Not in a thread: the loop may be on its way out, and a share must not be left half closed.
         share.close()
 
 

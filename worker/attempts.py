@@ -280,9 +280,7 @@ def _call_safely(variables: Variables, body: Callable[[], Any]) -> Any:
 def _is_async(do: Any) -> bool:
     while isinstance(do, partial):
         do = do.func
-    return inspect.iscoroutinefunction(do) or inspect.iscoroutinefunction(
-        getattr(do, "__call__", None)
-    )  # noqa: B004 - asks for the method's own kind
+    return inspect.iscoroutinefunction(do) or inspect.iscoroutinefunction(type(do).__call__)
 
 
 def _returned_model(do: Any) -> Any:

@@ -5,6 +5,7 @@ costs that much.
 """
 
 import asyncio
+from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -82,11 +83,9 @@ class Claimer:
         except StoreError as error:
             log.warning("claim_failed", error=str(error))
             pause_s = MAX_SLEEP_S
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
                 await self._woken.wait()
-        except TimeoutError:
-            pass
 
     async def _claim(self, group: asyncio.TaskGroup) -> bool:
         """Claim from each queue; say whether one gave as much as was asked for."""

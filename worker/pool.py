@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -30,6 +31,7 @@ from worker.settings import PoolSettings
 
 BEAT_EVERY_S: Final = 1.0
 SILENT_CHILD_S: Final = 20.0
+WANTED_EVERY_S: Final = 2.0
 START_GRACE_S: Final = 60.0  # a child that has not beaten yet is still importing
 BACK_OFF_S: Final = (0.0, 0.1, 0.5, 1.0, 5.0)  # before the next start of a child that died young
 YOUNG_S: Final = 5.0
@@ -156,11 +158,9 @@ class Pool:
                 task.add_done_callback(self._solo.discard)
             if count:
                 await asyncio.sleep(0)  # the new children take their slots
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(BEAT_EVERY_S):
                     await self._due.wait()
-            except TimeoutError:
-                pass
 
     async def _keep_solo(self, slot: int) -> None:
         try:
@@ -228,11 +228,9 @@ class Pool:
         level("child_ended", slot=child.slot, exit_code=code, runs_handed_back=sum(freed.values()))
 
     async def _pause(self, pause_s: float) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
                 await self._draining.wait()
-        except TimeoutError:
-            pass
 
     async def _beat_for_all(self) -> None:
         while True:
@@ -314,6 +312,7 @@ class Pool:
         """Describe the sources that somebody asked for; one after another."""
         environment = dict(os.environ)
         while True:
+            self._wanted.clear()
             try:
                 wanted = await self._store.list_wanted_descriptions()
                 for one in wanted:
@@ -328,19 +327,14 @@ class Pool:
                 log.warning("describe_failed", error=str(error))
                 wanted = []
             if not wanted:
-                self._wanted.clear()
-                try:
-                    async with asyncio.timeout(2.0):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(WANTED_EVERY_S):
                         await self._wanted.wait()
-                except TimeoutError:
-                    pass
 
 
 def _send_drain(child: Child) -> None:
-    try:
+    with suppress(OSError):  # it is ending already
         child.orders.send(DRAIN)
-    except (BrokenPipeError, OSError):
-        pass  # it is ending already
 
 
 async def run_pool(settings: PoolSettings) -> None:
@@ -375,9 +369,7 @@ async def _keep_liveness(direct_dsn: str, pool_id: UUID) -> None:
     """Hold the liveness lock; take it anew when its session has gone."""
     while True:
         try:
-            async with open_liveness(direct_dsn, pool_id) as connection:
-                gone = asyncio.Event()
-                connection.add_termination_listener(lambda _connection: gone.set())
+            async with open_liveness(direct_dsn, pool_id) as gone:
                 await gone.wait()
         except StoreError as error:
             log.warning("liveness_failed", error=str(error))

@@ -16,7 +16,7 @@ LOAD_TIMEOUT_S: Final = 60.0
 MAX_LOADED: Final = 256
 
 
-class LoadFailed(Exception):  # noqa: N818 - names what happened, as the project's errors do
+class LoadFailed(Exception):
     """A workflow cannot be had from its stored source."""
 
     def __init__(self, problem: Problem) -> None:

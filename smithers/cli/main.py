@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from smithers.cli import serve, up
+from smithers.cli import approvals, db, doctor, graph, runs, serve, signals, up
 from smithers.cli.console import CommandFailed, Exit, complain, print_line
 from smithers.errors import SmithersError
 from smithers.settings import InvalidSettings
@@ -62,22 +62,45 @@ def smithers(
     """What stands before every command."""
 
 
-_add(
-    app,
-    serve.serve,
-    "smithers serve",
-    "smithers serve --root-dir flows --port 8080",
-    "DATABASE_URL=postgresql://db/app smithers serve --migrate",
-)
-_add(app, serve.gateway, "DATABASE_URL=postgresql://db/app smithers gateway --root-dir flows")
-_add(app, serve.worker, "DATABASE_URL=postgresql://db/app smithers worker --queue heavy")
-_add(
-    app,
-    up.up,
-    "smithers up flow.py",
-    """smithers up flow.py --input '{"topic": "foxes"}'""",
-    "smithers up flow.py --run-id nightly --resume",
-)
+def _add_all() -> None:
+    """Add the commands, in the order in which --help lists them."""
+    example = """smithers up flow.py --input '{"topic": "foxes"}'"""
+    _add(
+        app, up.up, "smithers up flow.py", example, "smithers up flow.py --run-id nightly --resume"
+    )
+    _add(
+        app,
+        serve.serve,
+        "smithers serve",
+        "smithers serve --root-dir flows --port 8080",
+        "DATABASE_URL=postgresql://db/app smithers serve --migrate",
+    )
+    _add(app, serve.gateway, "DATABASE_URL=postgresql://db/app smithers gateway --root-dir flows")
+    _add(app, serve.worker, "DATABASE_URL=postgresql://db/app smithers worker --queue heavy")
+    _add(app, runs.ps, "smithers ps", "smithers ps --status failed --json")
+    _add(app, runs.inspect, "smithers inspect RUN", "smithers inspect RUN --json")
+    _add(
+        app,
+        runs.events,
+        "smithers events RUN --follow",
+        "smithers events RUN --type NodeFailed --json",
+    )
+    _add(app, runs.frames, "smithers frames RUN")
+    _add(app, approvals.approvals, "smithers approvals")
+    _add(app, approvals.approve, 'smithers approve RUN NODE --note "looks good"')
+    _add(app, approvals.deny, 'smithers deny RUN NODE --note "too long"')
+    _add(app, signals.signal, """smithers signal RUN paid --data '{"amount": 12}'""")
+    _add(app, runs.cancel, "smithers cancel RUN")
+    _add(app, runs.resume, "smithers resume RUN", "smithers resume RUN --workflow flow.py")
+    _add(app, graph.graph, "smithers graph flow.py", "smithers graph flow.py --json")
+    _add(app, doctor.doctor, "smithers doctor", "DATABASE_URL=postgresql://db/app smithers doctor")
+    group = typer.Typer(help="The database's schema.", no_args_is_help=True, rich_markup_mode=None)
+    _add(group, db.upgrade, "DATABASE_URL=postgresql://db/app smithers db upgrade")
+    _add(group, db.current, "smithers db current", "smithers db current --json")
+    app.add_typer(group, name="db")
+
+
+_add_all()
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from smithers.engine.mount import LeafPlace, LoopPlace
 from smithers.engine.rendering import Rendered, Renderer, author_traceback
 from smithers.engine.retrying import backoff_ms
 from smithers.engine.schedule import Schedule
-from smithers.engine.turn import Abort, AttemptEnd, EventDraft, FrameDraft, Start, Turn
+from smithers.engine.turn import Abort, AttemptEnd, EventDraft, Start, Turn
 from smithers.errors import RenderFailed, WorkflowError
 from smithers.events import EventType
 from smithers.states import AttemptState, NodeState, RunStatus
@@ -357,10 +357,10 @@ class Progress:
         """Keep the last tree of a turn, if it is another than that of the turn before."""
         events = self.turn.events
         if self.turn.frame is not None:
-            events.remove(_frame_event(self.turn.frame))
+            events.remove(self.turn.frame.event)
         self.turn.frame = self._frames.next(xml)
         if self.turn.frame is not None:
-            events.append(_frame_event(self.turn.frame))
+            events.append(self.turn.frame.event)
 
     def _start_ready(self) -> None:
         held_back: list[tuple[int, NodeKey]] = []
@@ -397,8 +397,3 @@ class Progress:
     def _task(self, key: NodeKey) -> Task[Any] | None:
         leaf = self.find_leaf(key)
         return leaf.element if leaf is not None and isinstance(leaf.element, Task) else None
-
-
-def _frame_event(frame: FrameDraft) -> EventDraft:
-    fields = {"frameNo": frame.frame_no, "xmlHash": frame.xml_hash}
-    return EventDraft(EventType.FRAME_COMMITTED, fields)

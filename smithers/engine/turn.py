@@ -36,6 +36,12 @@ class FrameDraft(NamedTuple):
     encoding: str
     body: str
 
+    @property
+    def event(self) -> EventDraft:
+        """The event that tells of it."""
+        fields = {"frameNo": self.frame_no, "xmlHash": self.xml_hash}
+        return EventDraft(EventType.FRAME_COMMITTED, fields)
+
 
 class ApprovalChange(NamedTuple):
     """A question asked (with its request as JSON text), or withdrawn (with none)."""

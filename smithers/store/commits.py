@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Self
 from uuid import UUID
 
 import asyncpg
@@ -80,7 +80,7 @@ class Committer:
         self._worker_id = worker_id
         self._lane: Lane[TurnCommit, Committed] = Lane(dsn, role="commit", flush=self._flush)
 
-    async def __aenter__(self) -> "Committer":
+    async def __aenter__(self) -> Self:
         await self._lane.__aenter__()
         return self
 

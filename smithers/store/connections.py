@@ -16,6 +16,8 @@ import asyncpg
 from smithers.errors import StoreError, StoreUnavailable
 from smithers.store.dsn import check_dsn
 
+Pool = asyncpg.Pool  # for those who hand one on and do not speak SQL
+
 COMMAND_TIMEOUT_S: Final = 30.0  # a stalled peer is not seen by TCP
 CONNECT_TIMEOUT_S: Final = 10.0
 
@@ -53,7 +55,9 @@ def driver_errors() -> Iterator[None]:
         raise StoreError(f"the database refused: {type(error).__name__}: {error}") from error
 
 
-async def connect(dsn: str, *, role: str, settings: dict[str, str] | None = None) -> asyncpg.Connection:
+async def connect(
+    dsn: str, *, role: str, settings: dict[str, str] | None = None
+) -> asyncpg.Connection:
     """Open one connection; `role` is what pg_stat_activity shows it for."""
     with driver_errors():
         return await asyncpg.connect(

@@ -8,7 +8,7 @@ was under way goes out in one.
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
-from typing import Final
+from typing import Final, Self
 
 import asyncpg
 
@@ -28,13 +28,17 @@ class Channel(StrEnum):
     SOURCES = "smithers_sources"  # source hashes to describe, or that have been described
 
 
-Listener = Callable[[frozenset[str] | None], None]  # None: the connection is new, anything may have happened
+Listener = Callable[
+    [frozenset[str] | None], None
+]  # None: the connection is new, anything may have happened
 
 
 class Hints:
     """One process's ear and mouth."""
 
-    def __init__(self, dsn: str, *, role: str, listeners: Mapping[Channel, Listener] | None = None) -> None:
+    def __init__(
+        self, dsn: str, *, role: str, listeners: Mapping[Channel, Listener] | None = None
+    ) -> None:
         """`dsn` must be direct, not through a pooler in transaction mode."""
         self._dsn = dsn
         self._role = role
@@ -44,7 +48,7 @@ class Hints:
         self._task: asyncio.Task[None] | None = None
         self.is_connected = False
 
-    async def __aenter__(self) -> "Hints":
+    async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name=f"hints-{self._role}")
         return self
 

@@ -8,7 +8,7 @@ A lane keeps one hot connection, opens it anew when it is gone, and never runs t
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Self, TypeVar
 
 import asyncpg
 
@@ -29,7 +29,9 @@ class Lane(Generic[Item, Result]):
         dsn: str,
         *,
         role: str,
-        flush: Callable[[asyncpg.Connection, Sequence[Item]], Awaitable[Sequence[Result | Exception]]],
+        flush: Callable[
+            [asyncpg.Connection, Sequence[Item]], Awaitable[Sequence[Result | Exception]]
+        ],
         max_batch: int = MAX_BATCH,
     ) -> None:
         """`flush` answers one result for each item, in order; an exception there is that item's alone."""
@@ -42,7 +44,7 @@ class Lane(Generic[Item, Result]):
         self._connection: asyncpg.Connection | None = None
         self._task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> "Lane[Item, Result]":
+    async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name=f"lane-{self._role}")
         return self
 

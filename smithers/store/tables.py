@@ -60,7 +60,9 @@ runs = Table(
     Column("commit_no", BigInteger, nullable=False, server_default="0"),  # of this epoch's owner
     Column("last_seq", BigInteger, nullable=False),
     Column("last_frame_no", Integer, nullable=False, server_default="0"),
-    Column("crash_count", SmallInteger, nullable=False, server_default="0"),  # in a row, while in flight
+    Column(
+        "crash_count", SmallInteger, nullable=False, server_default="0"
+    ),  # in a row, while in flight
     Column("is_solo", Boolean, nullable=False, server_default="false"),  # needs a child of its own
     _moment("lost_heartbeat_at"),  # the dead owner's last sign of life, until somebody goes on
     _moment("cancel_requested_at"),

@@ -1,5 +1,6 @@
 """The database as one child, or one pool's parent, uses it: its connections, and what is done over them."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -202,11 +203,13 @@ async def open_pool_store(
 
 
 @asynccontextmanager
-async def open_liveness(direct_dsn: str, pool_id: UUID) -> AsyncIterator[asyncpg.Connection]:
-    """Hold a session whose end tells others that this pool is gone."""
+async def open_liveness(direct_dsn: str, pool_id: UUID) -> AsyncIterator[asyncio.Event]:
+    """Hold a session whose end tells others that this pool is gone; the event is set when it has ended."""
+    gone = asyncio.Event()
     connection = await connect_listening(direct_dsn, role="liveness")
+    connection.add_termination_listener(lambda _connection: gone.set())
     try:
         await owners.hold_liveness(connection, pool_id)
-        yield connection
+        yield gone
     finally:
         connection.terminate()

@@ -152,10 +152,34 @@ async def test_poison_stops_after_three_deaths_and_innocents_finish(world: World
         assert (await world.error(name))["code"] == "WORKER_CRASHED"
         assert (await world.lines(name))[-1] == "RunFailed"
         assert 1 <= world.ledger()[name] <= 3
-        epoch = await world.sql.fetchval("SELECT epoch FROM smithers.runs WHERE run_id = $1", name)
-        assert epoch == 6  # three claims and three burials
     for number in range(10):
         await assert_each_ran_once(world, f"r{number}")
+
+
+async def test_poison_alone_is_claimed_three_times_and_never_again(world: World) -> None:
+    world.write(
+        "poison.py",
+        """
+        import os
+        from ledger import mark
+        from smithers import Task, workflow
+
+        def poison():
+            mark("poison")
+            os._exit(0)
+
+        @workflow
+        def poisoned(ctx):
+            return Task("poison", poison)
+        """,
+    )
+    world.start_pool(workers=1)
+    await world.start("r", "poison.py")
+    await world.until_status("r", "failed")
+    assert world.ledger()["poison"] == 3
+    assert (await world.lines("r"))[-2:] == ["NodeFailed poison 3", "RunFailed"]
+    epoch = await world.sql.fetchval("SELECT epoch FROM smithers.runs WHERE run_id = 'r'")
+    assert epoch == 2 * 3  # each claim and each burial
 
 
 async def test_a_drain_lets_runs_end_and_gives_back_what_takes_too_long(world: World) -> None:

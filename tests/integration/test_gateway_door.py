@@ -85,7 +85,9 @@ def path_of(route: Route) -> str:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.template}")
-async def test_each_route_asks_for_its_scope(client: Client, route: Route, tokens_file: Path) -> None:
+async def test_each_route_asks_for_its_scope(
+    client: Client, route: Route, tokens_file: Path
+) -> None:
     path = path_of(route)
     is_open = route.scope is OPEN
     for headers in (
@@ -100,9 +102,7 @@ async def test_each_route_asks_for_its_scope(client: Client, route: Route, token
         assert (answer.status == 401) is not is_open, headers
         if not is_open:
             assert answer.code == "UNAUTHORIZED"
-    read_only = await client.call(
-        route.method, path, headers={"Authorization": f"Bearer {READER}"}
-    )
+    read_only = await client.call(route.method, path, headers={"Authorization": f"Bearer {READER}"})
     is_forbidden = not is_open and route.scope is not Scope.RUNS_READ
     assert (read_only.status == 403) is is_forbidden
     for headers in (
@@ -320,7 +320,9 @@ async def test_a_caller_that_leaves_within_its_body_does_no_harm_and_is_no_news(
 async def leave_within_the_body(client: Client) -> None:
     for _ in range(20):
         _, writer = await asyncio.open_connection("127.0.0.1", client.port)
-        writer.write(f"POST /v1/runs HTTP/1.1\r\nHost: x\r\n{AUTH}Content-Length: 9\r\n\r\n".encode())
+        writer.write(
+            f"POST /v1/runs HTTP/1.1\r\nHost: x\r\n{AUTH}Content-Length: 9\r\n\r\n".encode()
+        )
         await writer.drain()
         writer.transport.abort()
 
@@ -347,7 +349,9 @@ async def test_an_open_door_to_the_outside_refuses_to_start(database: str, root:
     with pytest.raises(InsecureSettings, match="SMITHERS_API_KEY"):
         async with open_gateway(settings):
             pass
-    async with running(settings_for(database, root, auth_token=None, host="0.0.0.0", insecure=True)):
+    async with running(
+        settings_for(database, root, auth_token=None, host="0.0.0.0", insecure=True)
+    ):
         pass
 
 
@@ -386,7 +390,10 @@ async def test_metrics_count_by_template_and_never_by_what_was_sent(client: Clie
     await client.call("PUT", "/v1/runs")
     await client.call("GET", "/zz-unknown", headers={"Authorization": ""})
     text = (await client.get("/metrics")).body.decode()
-    assert 'smithers_http_requests_total{method="GET",route="/v1/runs/:runId",status="404"} 1.0' in text
+    assert (
+        'smithers_http_requests_total{method="GET",route="/v1/runs/:runId",status="404"} 1.0'
+        in text
+    )
     assert 'method="other",route="none"' in text
     for word in ("some-run", "zz-", "PUT", TOKEN, "_created"):
         assert word not in text

@@ -38,7 +38,11 @@ async def test_a_start_answers_a_new_id_and_leaves_a_due_run_with_event_0(
     client: Client, rows: Rows
 ) -> None:
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-    body = {**START, "input": {"name": "Ada", "big": 2**70, "nul": "a\0b"}, "config": {"maxConcurrency": 3}}
+    body = {
+        **START,
+        "input": {"name": "Ada", "big": 2**70, "nul": "a\0b"},
+        "config": {"maxConcurrency": 3},
+    }
     answer = await client.post("/v1/runs", body, traceparent=trace)
     assert answer.status == 200, answer
     run_id = answer.json["runId"]
@@ -59,7 +63,9 @@ async def test_a_start_answers_a_new_id_and_leaves_a_due_run_with_event_0(
         "SELECT bundle FROM smithers.workflow_sources WHERE source_hash = $1", row["source_hash"]
     )
     assert json.loads(stored)["entry"] == "hello.py"
-    event = await rows.connection.fetchval("SELECT payload FROM smithers.events WHERE run_id = $1", run_id)
+    event = await rows.connection.fetchval(
+        "SELECT payload FROM smithers.events WHERE run_id = $1", run_id
+    )
     assert json.loads(event)["type"] == "RunStarted"
 
 
@@ -155,7 +161,9 @@ async def test_an_edited_file_is_another_version_at_the_next_start(
     assert hashes[0] != hashes[1]
 
 
-async def test_an_idempotency_key_stands_for_one_run_however_often_and_at_once(client: Client) -> None:
+async def test_an_idempotency_key_stands_for_one_run_however_often_and_at_once(
+    client: Client,
+) -> None:
     key = {"Idempotency-Key": "order-1"}
     answers = await asyncio.gather(*(client.post("/v1/runs", START, **key) for _ in range(10)))
     assert {answer.status for answer in answers} == {200}
@@ -170,7 +178,9 @@ async def test_an_idempotency_key_stands_for_one_run_however_often_and_at_once(c
 async def test_a_refused_start_does_not_use_up_its_key(client: Client) -> None:
     await client.post("/v1/runs", {**START, "runId": "taken"})
     for _ in range(2):
-        answer = await client.post("/v1/runs", {**START, "runId": "taken"}, **{"Idempotency-Key": "k"})
+        answer = await client.post(
+            "/v1/runs", {**START, "runId": "taken"}, **{"Idempotency-Key": "k"}
+        )
         assert (answer.status, answer.code) == (409, "RUN_ALREADY_EXISTS")
 
 
@@ -394,8 +404,12 @@ async def test_frames_are_whole_trees_however_they_are_stored_in_pages_either_wa
         json.dumps(
             {
                 "children": [
-                    {"children": [], "kind": "element", "props": {"iteration": "0", "nodeId": f"n{number}"},
-                     "tag": "smithers:task"}
+                    {
+                        "children": [],
+                        "kind": "element",
+                        "props": {"iteration": "0", "nodeId": f"n{number}"},
+                        "tag": "smithers:task",
+                    }
                 ],
                 "kind": "element",
                 "props": {},

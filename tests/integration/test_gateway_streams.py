@@ -122,7 +122,9 @@ async def test_an_ended_run_that_was_seen_whole_is_204(client: Client, rows: Row
         assert (answer.status, answer.body) == (204, b"")
 
 
-@pytest.mark.parametrize("value", ["x", "1.5", "1e3", "0x1", "%EF%BC%91", "-2", "9" * 30, "", "%2B1"])
+@pytest.mark.parametrize(
+    "value", ["x", "1.5", "1e3", "0x1", "%EF%BC%91", "-2", "9" * 30, "", "%2B1"]
+)
 async def test_a_cursor_that_is_no_number_is_refused_before_the_head(
     client: Client, rows: Rows, value: str
 ) -> None:
@@ -167,7 +169,10 @@ async def test_viewers_that_come_and_go_at_random_lose_nothing_and_see_nothing_t
     client: Client, rows: Rows, database: str, seed: int
 ) -> None:
     chance = random.Random(seed)
-    runs = [await rows.add_run(f"run-{number}", events=chance.choice([1, 499, 500, 501])) for number in range(4)]
+    runs = [
+        await rows.add_run(f"run-{number}", events=chance.choice([1, 499, 500, 501]))
+        for number in range(4)
+    ]
 
     async def write(run_id: str) -> None:
         connection = await asyncpg.connect(database)
@@ -199,9 +204,7 @@ async def test_viewers_that_come_and_go_at_random_lose_nothing_and_see_nothing_t
         for run_id in runs:
             group.create_task(write(run_id))
         watching = [group.create_task(watch(run_id)) for run_id in runs for _ in range(8)]
-    totals = dict(
-        await rows.connection.fetch("SELECT run_id, last_seq + 1 FROM smithers.runs")
-    )
+    totals = dict(await rows.connection.fetch("SELECT run_id, last_seq + 1 FROM smithers.runs"))
     for task, run_id in zip(watching, [run_id for run_id in runs for _ in range(8)], strict=True):
         assert task.result() == list(range(totals[run_id]))
     await attached(client, 0)
@@ -324,7 +327,9 @@ class slow_reader:  # noqa: N801 - reads like the function that it is
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self.socket.setblocking(False)
         await loop.sock_connect(self.socket, ("127.0.0.1", self.client.port))
-        request = f"GET /v1/runs/r/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"
+        request = (
+            f"GET /v1/runs/r/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"
+        )
         await loop.sock_sendall(self.socket, request.encode())
         assert b" 200 " in await loop.sock_recv(self.socket, 20)
         return self.socket
@@ -372,7 +377,8 @@ async def test_a_drain_ends_each_stream_after_a_whole_event_and_answers_what_is_
         await attached(client, 30)
         writing = asyncio.create_task(rows.add_events("r0", 100, size=1000))
         posting = [
-            asyncio.create_task(client.post("/v1/runs", {"workflowPath": "hello.py"})) for _ in range(10)
+            asyncio.create_task(client.post("/v1/runs", {"workflowPath": "hello.py"}))
+            for _ in range(10)
         ]
         await until(lambda: len(client.gateway._services.metrics._kept_requests) > 0)
         await client.gateway.drain()

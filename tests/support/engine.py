@@ -86,7 +86,9 @@ class World:
     ) -> None:
         """`die_before`, `die_after`: the numbers of the commits around which the process dies, from 1."""
         self.render_count = 0
-        workflow = builder if isinstance(builder, Workflow) else Workflow(name="test", builder=builder)
+        workflow = (
+            builder if isinstance(builder, Workflow) else Workflow(name="test", builder=builder)
+        )
         self.renderer = Renderer(
             run_id=RunId("r1"),
             workflow=workflow,
@@ -186,7 +188,9 @@ class World:
         self._go()
         return self
 
-    def decide(self, node: Key, *, is_approved: bool, by: str = "ann", note: str | None = None) -> "World":
+    def decide(
+        self, node: Key, *, is_approved: bool, by: str = "ann", note: str | None = None
+    ) -> "World":
         key = self.key(node)
         assert self.rows.approvals[key].status is ApprovalStatus.REQUESTED
         status = ApprovalStatus.APPROVED if is_approved else ApprovalStatus.DENIED
@@ -244,7 +248,9 @@ class World:
         rows = self.rows
         for key, fact in rows.nodes.items():
             if fact.state in (NodeState.FAILED, NodeState.CANCELLED):
-                rows.nodes[key] = fact.but(state=NodeState.PENDING, failures=0, due_ms=None, error=None)
+                rows.nodes[key] = fact.but(
+                    state=NodeState.PENDING, failures=0, due_ms=None, error=None
+                )
         rows.is_cancelling, rows.error = False, None
         if builder is not None:
             workflow = Workflow(name="test", builder=builder)

@@ -78,14 +78,18 @@ class Client:
         headers: dict[str, str] | None = None,
     ) -> Answer:
         """Send a request and read the whole answer."""
-        data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        data = (
+            b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        )
         head = {"Host": "localhost", "Connection": "close", **(headers or {})}
         if self.token is not None and "Authorization" not in head:
             head["Authorization"] = f"Bearer {self.token}"
         if data or method == "POST":
             head["Content-Length"] = str(len(data))
         lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
-        return parse_answer(await self.raw("\r\n".join(lines).encode() + b"\r\n\r\n" + data), method)
+        return parse_answer(
+            await self.raw("\r\n".join(lines).encode() + b"\r\n\r\n" + data), method
+        )
 
     async def get(self, path: str, **headers: str) -> Answer:
         return await self.call("GET", path, headers=headers)
@@ -104,9 +108,7 @@ class Client:
             writer.close()
 
     @asynccontextmanager
-    async def stream(
-        self, run_id: str, query: str = "", **headers: str
-    ) -> AsyncIterator["Stream"]:
+    async def stream(self, run_id: str, query: str = "", **headers: str) -> AsyncIterator["Stream"]:
         """Open an event stream."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
         lines = [f"GET /v1/runs/{run_id}/events{query} HTTP/1.1", "Host: localhost"]
@@ -186,9 +188,7 @@ def parse_answer(data: bytes, method: str = "GET") -> Answer:
     """Read an answer's bytes."""
     head, _, body = data.partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
-    headers = {
-        name.lower(): value for name, value in (line.split(": ", 1) for line in lines[1:])
-    }
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines[1:])}
     if "content-length" in headers and method != "HEAD":
         assert len(body) in {0, int(headers["content-length"])}, data
     return Answer(int(lines[0].split()[1]), headers, body)
@@ -249,7 +249,13 @@ class Rows:
         return run_id
 
     async def add_events(
-        self, run_id: str, count: int, *, status: str | None = None, size: int = 0, hint: bool = True
+        self,
+        run_id: str,
+        count: int,
+        *,
+        status: str | None = None,
+        size: int = 0,
+        hint: bool = True,
     ) -> None:
         """Commit events as a worker does: the run's row first; then, after the commit, the hint."""
         async with self.connection.transaction():
@@ -277,7 +283,14 @@ class Rows:
         await self.connection.execute("SELECT pg_notify('smithers_events', $1)", run_id)
 
     async def add_node(self, run_id: str, node_id: str, state: str, **columns: Any) -> None:
-        values = {"iteration": 0, "kind": "task", "attempt": 1, "wait": None, "output": None, **columns}
+        values = {
+            "iteration": 0,
+            "kind": "task",
+            "attempt": 1,
+            "wait": None,
+            "output": None,
+            **columns,
+        }
         await self.connection.execute(
             """INSERT INTO smithers.nodes (run_id, node_id, iteration, kind, state, attempt, created_at, wait, output)
             VALUES ($1, $2, $3, $4, $5, $6, smithers.clock(), $7, $8)""",

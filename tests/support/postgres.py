@@ -31,7 +31,9 @@ def open_server() -> Iterator[str]:
         yield given
         return
     # Not below pytest's own directory: the account that runs the server of root must reach it.
-    with tempfile.TemporaryDirectory(prefix="smithers-tests-", ignore_cleanup_errors=True) as scratch:
+    with tempfile.TemporaryDirectory(
+        prefix="smithers-tests-", ignore_cleanup_errors=True
+    ) as scratch:
         Path(scratch).chmod(0o755)
         with open_embedded_postgres(Path(scratch) / "state", settings=SETTINGS) as postgres:
             yield postgres.dsn

@@ -79,7 +79,9 @@ class _Maker:
         kind = random.choice(["seq", "par", "par", "loop", "loop", "branch", "if"])
         if (kind in ("branch", "if") and not before) or depth == 0:
             kind = random.choice(["seq", "par"])
-        spec = Spec(kind, next(self._loops) if kind == "loop" else "", options=self._options(kind, before))
+        spec = Spec(
+            kind, next(self._loops) if kind == "loop" else "", options=self._options(kind, before)
+        )
         inner = () if kind == "loop" else before
         for _ in range(2 if kind == "branch" else random.randint(1, 4)):
             if self._left <= 0:
@@ -102,7 +104,11 @@ class _Maker:
                 return {"limit": random.choice([None, None, 1, 2])}
             case "loop":
                 on_max = "fail" if random.random() < 0.1 else "return-last"
-                return {"max": random.randint(1, 3), "until": random.randint(1, 4), "on_max": on_max}
+                return {
+                    "max": random.randint(1, 3),
+                    "until": random.randint(1, 4),
+                    "on_max": on_max,
+                }
             case "branch" | "if":
                 return {"on": random.choice(before)}
             case _:

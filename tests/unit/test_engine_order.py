@@ -116,9 +116,7 @@ def test_a_limit_holds_in_an_outer_parallel_for_all_that_is_inside_one_child():
 
 def test_who_waits_for_others_takes_no_room_in_a_limited_parallel():
     def build(_: Any) -> Parallel:
-        return Parallel(
-            Task("last", 1, depends_on=["first"]), Task("first", 1), max_concurrency=1
-        )
+        return Parallel(Task("last", 1, depends_on=["first"]), Task("first", 1), max_concurrency=1)
 
     world = World(build).begin()
     assert world.under_way == ["first"]

@@ -27,16 +27,17 @@ def outcome(world: World) -> object:
         return world.rows.status
     facts = {key: (fact.state, fact.output) for key, fact in world.rows.nodes.items()}
     # Nobody asks twice for the time, nor who decided: outputs of approvals carry the moment.
-    return {key: fact if '"decided_at"' not in (fact[1] or "") else fact[0] for key, fact in facts.items()}
+    return {
+        key: fact if '"decided_at"' not in (fact[1] or "") else fact[0]
+        for key, fact in facts.items()
+    }
 
 
 @gate
 @given(specs(), CHOICES, DEATHS, DEATHS, CONCURRENCY)
 def test_every_order_with_every_death_comes_to_the_same_end(spec, choices, before, after, limit):
     plain = Play(spec, []).to_end()
-    other = Play(
-        spec, choices, die_before=before, die_after=after, max_concurrency=limit
-    ).to_end()
+    other = Play(spec, choices, die_before=before, die_after=after, max_concurrency=limit).to_end()
     assert outcome(other) == outcome(plain)
 
 
@@ -149,11 +150,17 @@ def test_a_failed_run_that_is_resumed_until_it_finishes_finishes_nothing_twice(s
         options["on_deny"] = "continue"
     world = play.to_end()
     for _ in range(12):
-        if world.rows.status is not RunStatus.FAILED or "exhausted" in str(world.rows.error).lower():
+        if (
+            world.rows.status is not RunStatus.FAILED
+            or "exhausted" in str(world.rows.error).lower()
+        ):
             break
         for leaf in _leaves(spec):  # mended
             leaf.options["failures"] = 0
-        if any("NodeFailed" in event and "APPROVAL_DENIED" in str(world.rows.error) for event in world.events):
+        if any(
+            "NodeFailed" in event and "APPROVAL_DENIED" in str(world.rows.error)
+            for event in world.events
+        ):
             break
         world.resume()
         while not world.is_over:

@@ -166,7 +166,9 @@ class TestSignals:
         assert world.output("paid") == 1
 
     def test_data_that_does_not_fit_fails_the_node_and_says_where(self):
-        world = World(lambda _: Signal("paid", output=Order)).begin().signal("paid", {"number": "x"})
+        world = (
+            World(lambda _: Signal("paid", output=Order)).begin().signal("paid", {"number": "x"})
+        )
         assert world.rows.error is not None
         assert world.rows.error.code == "INVALID_OUTPUT"
         assert world.rows.error.details[0]["loc"] == ["number"]

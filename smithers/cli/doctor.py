@@ -1,0 +1,129 @@
+"""`smithers doctor`: look at whatever a server needs, and say what is wrong before a server has to."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+import typer
+
+from smithers.cli import options as o
+from smithers.cli.console import Exit, print_json, print_table
+from smithers.errors import SmithersError
+from smithers.settings import ClientOptions, ServerOptions, read_client_options
+
+if TYPE_CHECKING:
+    from smithers.store.checks import DatabaseCheck
+
+SLOW_COMMIT_S: Final = 0.05
+SKEW_S: Final = 1.0
+
+
+class Verdict(StrEnum):
+    """What came of a look."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    verdict: Verdict
+    told: str
+
+
+def doctor(
+    *,
+    root_dir: o.RootDir = None,
+    database_url: o.DatabaseUrl = None,
+    database_direct_url: o.DatabaseDirectUrl = None,
+    data_dir: o.DataDir = None,
+    as_json: o.AsJson = False,
+    server: o.ServerUrl = None,
+    token: o.Token = None,
+) -> None:
+    """Check Python, the root, the database, its schema, speed and clock, and whether a server answers."""
+    flags = locals()
+    given = o.server_options(flags)
+    address = read_client_options({"url": server, "token": token}, os.environ)
+    findings = asyncio.run(_look(given, address))
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        rows = ((finding.name, finding.verdict, finding.told) for finding in findings)
+        print_table(("WHAT", "IS", "DETAIL"), rows, empty="")
+    if any(finding.verdict is Verdict.FAILED for finding in findings):
+        raise typer.Exit(Exit.FAILED)
+
+
+async def _look(options: ServerOptions, address: ClientOptions) -> list[Finding]:
+    from smithers.server import find_database
+    from smithers.store.checks import check_database
+
+    version = ".".join(map(str, sys.version_info[:3]))
+    findings = [
+        Finding("python", Verdict.OK, version),
+        Finding("root", Verdict.OK, str(options.root_dir)),
+    ]
+    try:
+        async with find_database(options, os.environ) as database:
+            findings.append(Finding("database", Verdict.OK, database.describe()))
+            check = await check_database(database.dsn, database.direct_dsn)
+            findings += _judge(check, is_embedded=database.data_dir is not None)
+    except (SmithersError, OSError) as error:
+        findings.append(Finding("database", Verdict.FAILED, str(error)))
+    findings.append(await _ask_server(address))
+    return findings
+
+
+def _judge(check: "DatabaseCheck", *, is_embedded: bool) -> Iterator[Finding]:
+    """Say of each thing that was measured whether a server can live with it."""
+    yield Finding("postgres", Verdict.OK, check.version)
+    yield _judge_schema(check.revision, is_embedded=is_embedded)
+    yield Finding(
+        "connections",
+        Verdict.OK if check.connections < check.max_connections * 0.8 else Verdict.WARNING,
+        f"{check.connections} of {check.max_connections}",
+    )
+    is_right = abs(check.skew_s) < SKEW_S
+    told = f"{check.skew_s:+.3f} s from this host's" + ("" if is_right else "; only its own counts")
+    yield Finding("clock", Verdict.OK if is_right else Verdict.WARNING, told)
+    is_quick = check.commit_s < SLOW_COMMIT_S
+    told = f"{check.commit_s * 1000:.1f} ms" + ("" if is_quick else ": each step waits for this")
+    yield Finding("commit", Verdict.OK if is_quick else Verdict.WARNING, told)
+    if check.hint_s is None:
+        told = "none arrives: set DATABASE_DIRECT_URL to an address past the pooler"
+        yield Finding("notifications", Verdict.FAILED, told)
+    else:
+        yield Finding("notifications", Verdict.OK, f"{check.hint_s * 1000:.1f} ms")
+
+
+def _judge_schema(revision: str | None, *, is_embedded: bool) -> Finding:
+    from smithers.store.schema import head_revision
+
+    head = head_revision()
+    if revision == head:
+        return Finding("schema", Verdict.OK, head)
+    told = f"{revision or 'none'}, and this version needs {head}: "
+    if is_embedded:
+        return Finding("schema", Verdict.WARNING, told + "the next start migrates it")
+    return Finding("schema", Verdict.FAILED, told + "run smithers db upgrade")
+
+
+async def _ask_server(address: ClientOptions) -> Finding:
+    from smithers.client import AsyncClient, ClientError
+
+    async with AsyncClient(address.url, token=address.token, timeout_s=5) as client:
+        try:
+            is_ready = await client.is_ready()
+        except ClientError as error:
+            return Finding("server", Verdict.WARNING, str(error))
+    told = f"{address.url} takes requests" if is_ready else f"{address.url} takes no requests now"
+    return Finding("server", Verdict.OK if is_ready else Verdict.FAILED, told)

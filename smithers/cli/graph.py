@@ -1,0 +1,123 @@
+"""`smithers graph FILE`: render a workflow's tree without running anything of it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from smithers.cli import options as o
+from smithers.cli.console import CommandFailed, Exit, open_console, print_json
+from smithers.cli.up import find_root, place_below, read_input
+from smithers.ids import RunId
+from smithers.settings import ServerOptions
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+NAMES: Final = {"ralph": "loop", "wait-for-event": "signal"}  # the wire's words, and ours
+SHOWN: Final = (
+    "label",
+    "title",
+    "event",
+    "dependsOn",
+    "retries",
+    "timeoutMs",
+    "durationMs",
+    "until",
+    "if",
+)
+
+
+def graph(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="The workflow's file, or FILE:NAME.", show_default=False
+        ),
+    ],
+    *,
+    input_text: Annotated[
+        str | None,
+        typer.Option("--input", metavar="JSON", help="The input: JSON, @FILE, or @- for stdin."),
+    ] = None,
+    as_json: o.AsJson = False,
+    root_dir: o.RootDir = None,
+) -> None:
+    """Show a workflow's first tree: what there is to do before anything has come out.
+
+    The file is imported here, as a worker would; none of its tasks is run.
+    """
+    path, _, export = file.partition(":")
+    options = o.server_options({"root_dir": root_dir or find_root(path)})
+    place = place_below(options.root_dir, path) + (f":{export}" if export else "")
+    tree = _render(options, place, read_input(input_text))
+    if as_json:
+        print_json(tree)
+        return
+    console = open_console()
+    console.print(_draw(tree, Path(path).name))
+
+
+def _render(options: ServerOptions, place: str, given: dict[str, Any]) -> dict[str, Any]:
+    import json
+
+    from pydantic import ValidationError
+
+    from smithers.context import Auth
+    from smithers.engine.facts import Facts
+    from smithers.engine.frames import xml_of
+    from smithers.engine.rendering import Renderer
+    from smithers.source.beneath import RootDirectory
+    from smithers.source.closure import read_bundle
+    from smithers.source.errors import SourceError
+    from smithers.source.loading import find_workflow, load_module
+
+    try:
+        with RootDirectory(options.root_dir) as root:
+            bundle = read_bundle(root, place)
+        workflow = find_workflow(load_module(bundle), bundle.workflow_name)
+        value = workflow.input_model.model_validate(given) if workflow.input_model else given
+    except SourceError as error:
+        raise CommandFailed(error.reason, exit_code=Exit.USAGE) from error
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, one['loc'])) or 'input'}: {one['msg']}" for one in error.errors()
+        ]
+        raise CommandFailed(
+            "the input does not fit: " + "; ".join(lines), hint="--input JSON", exit_code=Exit.USAGE
+        ) from error
+    renderer = Renderer(
+        run_id=RunId("graph"),
+        workflow=workflow,
+        input=value,
+        auth=Auth(),
+        guard=lambda build: build(),
+    )
+    rendered = renderer.render(Facts(), {})
+    tree: dict[str, Any] = json.loads(xml_of(rendered.mounted, workflow.name))
+    return tree
+
+
+def _draw(tree: dict[str, Any], title: str) -> "Tree":
+    from rich.tree import Tree
+
+    drawn = Tree(title)
+    for child in tree["children"]:
+        _add(drawn, child)
+    return drawn
+
+
+def _add(parent: "Tree", element: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    props = element["props"]
+    tag = element["tag"].removeprefix("smithers:")
+    label = Text(NAMES.get(tag, tag), style="dim")
+    if "id" in props:
+        label.append(f" {props['id']}", style="bold not dim")
+    for name in SHOWN:
+        if name in props:
+            label.append(f"  {name}={props[name]}", style="dim")
+    branch = parent.add(label)
+    for child in element["children"]:
+        _add(branch, child)

@@ -1,0 +1,47 @@
+"""`smithers signal`: send a run what it waits for."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from smithers.cli import options as o
+from smithers.cli.console import CommandFailed, Exit, note, print_json
+
+
+def signal(
+    run: o.RunArgument,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The signal's name.", show_default=False)
+    ],
+    *,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="JSON", help="What the signal carries.")
+    ] = None,
+    correlation_id: Annotated[
+        str | None,
+        typer.Option("--correlation", metavar="ID", help="Which of several waits it is for."),
+    ] = None,
+    signal_id: Annotated[
+        str | None,
+        typer.Option("--id", metavar="ID", help="Sent twice under one id, it counts once."),
+    ] = None,
+    as_json: o.AsJson = False,
+    server: o.ServerUrl = None,
+    token: o.Token = None,
+) -> None:
+    """Send a signal; one that nobody waits for yet is kept."""
+    try:
+        value = None if data is None else json.loads(data)
+    except ValueError as error:
+        raise CommandFailed(
+            f"--data is no JSON: {error}",
+            hint="""a text is quoted twice: '"yes"'""",
+            exit_code=Exit.USAGE,
+        ) from error
+    with o.open_client(server, token) as client:
+        record = client.signal(run, name, value, correlation_id=correlation_id, signal_id=signal_id)
+    if as_json:
+        print_json(record.to_wire())
+    else:
+        note(f"signal {name} of run {run} is number {record.seq}")

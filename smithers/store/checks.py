@@ -1,0 +1,83 @@
+"""Measure a database as a server would use it: for people who ask what is wrong, never on a hot path."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from smithers.store.connections import connect, connect_listening, driver_errors
+from smithers.store.schema import find_revision
+
+HINT_LIMIT_S: Final = 2.0
+CHANNEL: Final = "smithers_doctor"
+
+# -- name: read_server
+READ_SERVER: Final = """
+    SELECT current_setting('server_version') AS version, extract(epoch FROM clock_timestamp())::float8 AS now_s,
+           current_setting('max_connections')::int AS max_connections,
+           (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')::int AS connections"""
+
+# -- name: touch
+# A transaction that has something to write to the disk, and leaves nothing: the id alone is in the log.
+TOUCH: Final = "SELECT pg_current_xact_id()"
+
+# -- name: send_hint
+SEND_HINT: Final = "SELECT pg_notify($1, '')"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseCheck:
+    """What was found."""
+
+    version: str
+    revision: str | None  # of the schema; None: there is none
+    connections: int
+    max_connections: int
+    skew_s: float  # how far the database's clock is ahead of this host's
+    commit_s: float
+    hint_s: float | None  # from a notification to its arrival; None: it did not come
+
+
+async def check_database(dsn: str, direct_dsn: str) -> DatabaseCheck:
+    """Measure a database once; raises StoreError."""
+    connection = await connect(dsn, role="doctor")
+    try:
+        with driver_errors():
+            began_s = time.time()
+            server = await connection.fetchrow(READ_SERVER)
+            middle_s = (began_s + time.time()) / 2
+            assert server is not None
+            revision = await find_revision(connection)
+            began_s = time.perf_counter()
+            await connection.execute(TOUCH)
+            commit_s = time.perf_counter() - began_s
+            hint_s = await _time_hint(direct_dsn)
+    finally:
+        await connection.close()
+    return DatabaseCheck(
+        version=server["version"],
+        revision=revision,
+        connections=server["connections"],
+        max_connections=server["max_connections"],
+        skew_s=server["now_s"] - middle_s,
+        commit_s=commit_s,
+        hint_s=hint_s,
+    )
+
+
+async def _time_hint(direct_dsn: str) -> float | None:
+    """Listen, notify, and wait for what was said."""
+    connection = await connect_listening(direct_dsn, role="doctor")
+    try:
+        heard = asyncio.Event()
+        await connection.add_listener(CHANNEL, lambda *_: heard.set())
+        began_s = time.perf_counter()
+        await connection.execute(SEND_HINT, CHANNEL)
+        try:
+            async with asyncio.timeout(HINT_LIMIT_S):
+                await heard.wait()
+        except TimeoutError:
+            return None
+        return time.perf_counter() - began_s
+    finally:
+        await connection.close()

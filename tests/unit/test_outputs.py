@@ -1,0 +1,197 @@
+"""Outputs: what is kept is JSON that can be read back, and what is not is refused by name."""
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validator
+from typing_extensions import TypedDict
+
+from smithers.errors import InvalidOutput
+from smithers.outputs import MAX_MISFITS, decode_output, encode_output
+
+
+class Article(BaseModel):
+    title: str
+    words: int = 0
+    parts: "list[Article]" = []
+
+
+@dataclass
+class Point:
+    x: float
+    y: float
+
+
+class Row(TypedDict):
+    name: str
+
+
+class Aliased(BaseModel):
+    model_config = ConfigDict(populate_by_name=False)
+    kind: str = Field(alias="type")
+
+
+class Computed(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    side: int
+
+    @computed_field  # type: ignore[prop-decorator]  # as pydantic's documentation has it
+    @property
+    def area(self) -> int:
+        return self.side**2
+
+
+class Rude(BaseModel):
+    x: int
+
+    @field_validator("x")
+    @classmethod
+    def explode(cls, _: int) -> int:
+        raise KeyError("boo")
+
+
+def deep(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def endless() -> list[Any]:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "null"),
+        ("a\x00b", '"a\\u0000b"'),
+        ("\U0001f600", '"\U0001f600"'),
+        (10**30, str(10**30)),
+        ({1: "x"}, '{"1":"x"}'),
+        ((1, 2), "[1,2]"),
+        ({7}, "[7]"),
+        (b"text", '"text"'),
+        (datetime(2026, 1, 2, tzinfo=UTC), '"2026-01-02T00:00:00Z"'),
+        (UUID(int=0), '"00000000-0000-0000-0000-000000000000"'),
+        (Article(title="x"), '{"title":"x","words":0,"parts":[]}'),
+        (Point(1, 2), '{"x":1,"y":2}'),
+    ],
+)
+def test_any_json_and_what_has_one_form_in_it_is_kept(value, text):
+    assert encode_output(value) == text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [math.nan, math.inf, -math.inf, [{"x": math.nan}], object(), "\ud800", {"\udfff": 1}, b"\xff"],
+)
+def test_what_is_no_json_is_refused(value):
+    with pytest.raises(InvalidOutput, match="no JSON"):
+        encode_output(value)
+
+
+@pytest.mark.parametrize("make", [lambda: deep(20_000), endless, lambda: {"x": deep(5000)}])
+@pytest.mark.parametrize("model", [None, Any, list, Article])
+def test_what_is_nested_without_end_is_refused(make, model):
+    with pytest.raises(InvalidOutput):
+        encode_output(make(), model)
+
+
+@pytest.mark.parametrize(
+    ("model", "value", "back"),
+    [
+        (Article, {"title": "x"}, Article(title="x")),
+        (Article, Article(title="x", parts=[Article(title="y")]), None),
+        (Point, Point(1, 2), None),
+        (Point, {"x": "1", "y": 2}, Point(1, 2)),
+        (Row, {"name": "x"}, None),
+        (int | None, None, None),
+        (int | str, "7", None),
+        (list[Article], [{"title": "x"}], [Article(title="x")]),
+        (set[int], {3, 1}, None),
+        (datetime, datetime(2026, 1, 2, tzinfo=UTC), None),
+        (bytes, b"text", None),
+        (float, 3, 3.0),
+        (Aliased, Aliased(type="x"), None),
+        (Computed, Computed(side=2), None),
+    ],
+)
+def test_a_model_can_be_read_back_as_itself(model, value, back):
+    assert decode_output(encode_output(value, model), model) == (value if back is None else back)
+
+
+def test_what_is_computed_is_kept_for_readers_that_do_not_know_the_model():
+    class Lenient(Computed):
+        model_config = ConfigDict(extra="ignore")
+
+    assert decode_output(encode_output(Lenient(side=3), Lenient)) == {"side": 3, "area": 9}
+
+
+@pytest.mark.parametrize("model", [float, float | None, Point, list[float]])
+def test_no_number_that_json_does_not_have_becomes_null_on_its_way(model):
+    value: Any = {Point: Point(1, math.nan)}.get(
+        model, [math.nan] if model == list[float] else math.inf
+    )
+    with pytest.raises(InvalidOutput):
+        encode_output(value, model)
+
+
+def test_a_misfit_says_where():
+    with pytest.raises(InvalidOutput, match="does not fit Article: 2 errors") as caught:
+        encode_output({"words": "many", "parts": [{"title": "x"}]}, Article)
+    assert [misfit["loc"] for misfit in caught.value.details] == [["title"], ["words"]]
+
+
+def test_the_places_of_a_misfit_can_be_sent_and_are_not_too_many():
+    with pytest.raises(InvalidOutput) as caught:
+        encode_output({"\ud800": "x", (1, 2): "y"}, dict[str, int])
+    assert all(isinstance(part, str | int) for part in caught.value.details[0]["loc"])
+    with pytest.raises(InvalidOutput) as caught:
+        encode_output(["x"] * 1000, list[int])
+    assert len(caught.value.details) == MAX_MISFITS
+
+
+@pytest.mark.parametrize("model", [Rude, object(), [], type("Foreign", (), {})])
+def test_a_model_that_breaks_is_the_outputs_fault_not_the_engines(model):
+    with pytest.raises(InvalidOutput):
+        encode_output({"x": 1}, model)
+
+
+def test_a_changed_model_is_checked_again():
+    article = Article(title="x")
+    article.title = 7  # type: ignore[assignment]  # what an author may do unseen
+    with pytest.raises(InvalidOutput):
+        encode_output(article, Article)
+
+
+def test_size_is_counted_in_bytes():
+    assert encode_output("é" * 4, max_bytes=10) == '"éééé"'
+    with pytest.raises(InvalidOutput, match="11 bytes") as caught:
+        encode_output("é" * 4 + "x", max_bytes=10)
+    assert caught.value.details == {"bytes": 11, "maxBytes": 10}
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@settings(derandomize=True, max_examples=150, deadline=None, database=None)
+@given(JSON)
+def test_any_json_comes_back_as_it_was(value):
+    assert decode_output(encode_output(value)) == value
