@@ -44,7 +44,7 @@ def main() -> None:
             machine = machine or report.describe_machine(asyncio.run(ask_version(server.dsn)))
             label = f"{number}/{count}"
             every.append(measure(server, names, sizes, label, chosen.patience))
-    results = {name: median_of([run[name] for run in every]) for name in names}
+    results = {name: median_of([run[name] for run in every]) for name in ["first", *names]}
     document = {
         "commit": report.find_commit(),
         "command": " ".join(["python -m bench", *sys.argv[1:]]),
@@ -65,8 +65,7 @@ def measure(
     server: Server, names: list[str], sizes: Sizes, label: str, patience_s: float
 ) -> dict[str, Any]:
     """Run the workloads on one server, in their order: W6 kills it."""
-    warm_up(server, sizes)
-    results = {}
+    results = {"first": warm_up(server, sizes)}
     for name in names:
         wait_for_quiet(server, patience_s)
         print(f"{label} {name} …", file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ Each workload returns plain numbers; what the client itself cost is added to the
 
 import asyncio
 import json
+import os
 import re
 import resource
 import sys
@@ -23,6 +24,28 @@ Result = dict[str, Any]
 STAMP = re.compile(rb'"timestampMs":(\d+)')
 NODE_FINISHED = re.compile(rb'"type":"NodeFinished","runId":"([^"]+)".*?"nodeId":"([^"]+)"')
 SETTLE_LIMIT_S = 120.0
+
+
+async def first_starts(port: int) -> Result:
+    """Start a run of each workflow for the first time: what is done once for a source is done here."""
+    given: dict[str, dict[str, Any]] = {
+        "three": {},
+        "chain": {"count": 1},
+        "ticks": {"count": 1, "pause_s": 0.0},
+        "gate": {},
+        "steps": {"count": 1, "step_s": 0.0, "ledger": os.devnull},
+    }
+    posts = []
+    async with Connection(port) as connection:
+        for flow, options in given.items():
+            began = time.perf_counter()
+            run_id = await start_run(connection, flow, options)
+            posts.append(time.perf_counter() - began)
+            if flow == "gate":
+                await until_parked(connection, 1)
+                await approve(connection, run_id)
+            await connection.follow(run_id)
+    return {"first_post_p50_ms": percentile(posts, 50), "first_post_max_ms": max(posts) * 1000}
 
 
 async def one_by_one(port: int, *, count: int) -> Result:
@@ -249,7 +272,7 @@ def seen(moment: float | None) -> float:
 
 WORKLOADS: dict[str, Callable[..., Awaitable[Result]]] = {
     function.__name__: function
-    for function in (one_by_one, many, chain, viewers, fan_out, approvals, begin_steps, end_steps)
+    for function in (first_starts, one_by_one, many, chain, viewers, fan_out, approvals, begin_steps, end_steps)
 }
 
 

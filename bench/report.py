@@ -35,6 +35,7 @@ class Goal:
 
 
 GOALS = (
+    Goal("first", "first_post_p50_ms", "first start of a workflow (described): POST, p50 ms"),
     Goal("W1", "p50_ms", "three nodes, alone: POST → end seen, p50 ms", 6),
     Goal("W1", "p99_ms", "… p99 ms", 12),
     Goal("W1", "first_event_p50_ms", "POST → first event, p50 ms", 3),
@@ -74,13 +75,21 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         if value is not None:
             figure = f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
             lines.append(
-                f"{goal.workload}  {goal.meaning:<58}{figure:>9}   {goal.verdict(value)}".rstrip()
+                f"{goal.workload:<6}{goal.meaning:<58}{figure:>9}   {goal.verdict(value)}".rstrip()
             )
     others = {name: result["neighbours_cores"] for name, result in results.items() if "neighbours_cores" in result}
     lines.append("cores used by others meanwhile: " + ", ".join(f"{n} {c:.2f}" for n, c in others.items()))
+    lines += [_costs(name, result) for name, result in results.items() if "cpu_ms_per_run" in result]
+    return "\n".join(lines)
+
+
+def _costs(name: str, result: dict[str, Any]) -> str:
+    """Say what of the server used the processors: a run, in W3 and W4 a node."""
+    unit = "node" if name in {"W3", "W4"} else "run"
+    lines = [f"{name}    server CPU, ms a {unit}: {result['cpu_ms_per_run']:.2f}"]
     for title in ("cpu_ms_per_run_by_part", "cpu_ms_per_run_by_backend"):
-        parts = results.get("W2", {}).get(title, {})
-        lines += [f"W2    {title}: {name:<40}{value:8.3f}" for name, value in parts.items()]
+        parts = [f"{part} {used:.2f}" for part, used in result[title].items() if used >= 0.01]
+        lines.append("        " + ", ".join(parts))
     return "\n".join(lines)
 
 

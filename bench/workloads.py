@@ -79,9 +79,11 @@ def end_load(process: subprocess.Popen[bytes]) -> Result:
     return result
 
 
-def warm_up(server: Server, sizes: Sizes) -> None:
-    """Have everything loaded that is loaded once: imports, descriptions, plans, caches."""
+def warm_up(server: Server, sizes: Sizes) -> Result:
+    """Have everything loaded that is loaded once: imports, descriptions, plans, caches; say what that took."""
+    result = load("first_starts", server.port)
     load("many", server.port, count=sizes.warm_up, in_flight=16)
+    return result
 
 
 def measure_raw(server: Server, sizes: Sizes) -> Result:

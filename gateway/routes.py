@@ -11,6 +11,7 @@ from gateway.routing import OPEN, Route
 from gateway.runs import get_run, get_runs, post_cancel, post_resume, post_run
 from gateway.signals import post_signal
 from gateway.streams import get_events
+from gateway.why import get_why
 
 ROUTES: Final = (
     Route("GET", "/health", OPEN, get_health),
@@ -22,6 +23,7 @@ ROUTES: Final = (
     Route("POST", "/v1/runs/:runId/resume", Scope.RUNS_WRITE, post_resume),
     Route("POST", "/v1/runs/:runId/cancel", Scope.RUNS_WRITE, post_cancel),
     Route("GET", "/v1/runs/:runId/events", Scope.RUNS_READ, get_events),
+    Route("GET", "/v1/runs/:runId/why", Scope.RUNS_READ, get_why),
     Route("GET", "/v1/runs/:runId/frames", Scope.RUNS_READ, get_frames),
     Route("GET", "/v1/runs/:runId/nodes", Scope.RUNS_READ, get_nodes),
     Route("GET", "/v1/runs/:runId/nodes/:nodeId", Scope.RUNS_READ, get_node),

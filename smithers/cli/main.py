@@ -132,7 +132,7 @@ def _explain(error: Exception) -> int:
             complain(str(error), error.hint)
             return error.exit_code
         case _:
-            complain(str(error), None)
+            complain(str(error), getattr(error, "hint", None))
             return Exit.FAILED
 
 

@@ -16,11 +16,15 @@ from smithers.errors import SmithersError
 
 
 class ClientError(SmithersError):
-    """A request has no good answer."""
+    """A request has no good answer; `hint` says what a person can do about it."""
+
+    hint: str | None = None
 
 
 class ServerUnreachable(ClientError):
     """Nobody answers; whether the request was carried out is not known."""
+
+    hint = "start one with `smithers serve`, or name it with --server or SMITHERS_URL"
 
 
 class RequestRefused(ClientError):
@@ -36,9 +40,13 @@ class RequestRefused(ClientError):
 class AccessRefused(RequestRefused):
     """No token, a wrong one, or one that may not."""
 
+    hint = "name the token with SMITHERS_API_KEY or --token"
+
 
 class NotFound(RequestRefused):
     """There is no such run, node or route."""
+
+    hint = "`smithers ps` lists the runs, `smithers inspect RUN` the nodes of one"
 
 
 class Conflict(RequestRefused):

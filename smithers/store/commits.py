@@ -238,7 +238,7 @@ class _Rows:
                     fact.state,
                     fact.attempt,
                     fact.failures,
-                    key in change.turn.started,
+                    key in change.turn.started or fact.state.is_waiting,
                     fact.state.is_settled or fact.state is NodeState.CANCELLED,
                     fact.due_ms,
                     fact.wait,

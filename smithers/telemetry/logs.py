@@ -40,4 +40,5 @@ def configure_logging(log_format: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    for chatty in ("alembic", "asyncio", "httpx2"):
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))

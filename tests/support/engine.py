@@ -27,7 +27,7 @@ from smithers.engine.turn import Turn
 from smithers.events import EventType
 from smithers.ids import LoopId, NodeId, RunId
 from smithers.outputs import decode_output, encode_output
-from smithers.states import AttemptState, ApprovalStatus, NodeState, RunStatus
+from smithers.states import ApprovalStatus, AttemptState, NodeState, RunStatus
 from smithers.tree import Child
 from smithers.workflow import Workflow
 
@@ -39,7 +39,7 @@ TERMINAL = ("RunFinished", "RunFailed", "RunCancelled")
 Key = str | NodeKey
 
 
-class Died(Exception):  # noqa: N818 - what happens to a process, not what is wrong
+class Died(Exception):
     """The process died before its commit."""
 
 

@@ -30,7 +30,7 @@ EXPECTED = {
 
 def load(example: str) -> Workflow[Any]:
     names: dict[str, Any] = {"__name__": "example"}
-    exec(compile(example, "authoring.md", "exec", dont_inherit=True), names)  # noqa: S102 - it is our own page
+    exec(compile(example, "authoring.md", "exec", dont_inherit=True), names)
     (found,) = (value for value in names.values() if isinstance(value, Workflow))
     return found
 

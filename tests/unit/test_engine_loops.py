@@ -227,8 +227,12 @@ def test_a_branch_in_a_loop_is_chosen_anew_in_each_iteration():
     world = World(build).begin().finish("a", value="left").finish("left")
     world.finish("a#1", value="right").finish("right#1")
     assert world.states() == {
-        **{"a": "finished", "a#1": "finished", "left": "finished", "left#1": "skipped"},
-        **{"right": "skipped", "right#1": "finished"},
+        "a": "finished",
+        "a#1": "finished",
+        "left": "finished",
+        "left#1": "skipped",
+        "right": "skipped",
+        "right#1": "finished",
     }
 
 

@@ -137,7 +137,16 @@ class TestFrames:
             tags.append(element["tag"].removeprefix("smithers:"))
             stack += element["children"]
         assert sorted(tags) == sorted(
-            "workflow sequence parallel task approval ralph wait-for-event timer".split()
+            [
+                "workflow",
+                "sequence",
+                "parallel",
+                "task",
+                "approval",
+                "ralph",
+                "wait-for-event",
+                "timer",
+            ]
         )
         assert [key.node_id for key in mounted_tasks(orjson.dumps(frame).decode())] == [*"abcd"]
 

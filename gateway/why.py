@@ -1,0 +1,143 @@
+"""Say why a run does not move: what it waits for, since when, what would unblock it, and the command that does it."""
+
+import shlex
+from typing import Any, Final, assert_never
+from urllib.parse import quote
+
+import orjson
+from aiohttp import web
+
+from gateway.envelope import reply
+from gateway.exchange import Exchange
+from gateway.run_state import iso
+from smithers.ids import RunId
+from smithers.states import NodeState, RunStatus
+from smithers.store.refusals import RunNotFound
+from smithers.store.whys import OpenNode, WhyRow, find_why
+
+SILENT_OWNER_MS: Final = 5_000  # heartbeats are written once a second
+
+
+async def get_why(exchange: Exchange) -> web.StreamResponse:
+    """Explain a run."""
+    run_id = exchange.run_id()
+    row = await find_why(exchange.services.pool, run_id)
+    if row is None:
+        raise RunNotFound
+    return reply(explain(run_id, row))
+
+
+def explain(run_id: RunId, row: WhyRow) -> dict[str, Any]:
+    """Build `{runId, status, computedAt, summary, reasons}`; a reason: `{kind, text, nodeId?, since?, until?, unblock?}`."""
+    reasons = [*_of_run(run_id, row), *(_of_node(run_id, node, row.now_ms) for node in row.nodes)]
+    return {
+        "runId": run_id,
+        "status": row.status,
+        "computedAt": iso(row.now_ms),
+        "summary": "; ".join(reason["text"] for reason in reasons[:3]),
+        "reasons": reasons,
+    }
+
+
+def _of_run(run_id: RunId, row: WhyRow) -> list[dict[str, Any]]:
+    match row.status:
+        case RunStatus.FINISHED | RunStatus.CONTINUED:
+            return [_reason("ended", f"the run is {row.status}: nothing is left to do")]
+        case RunStatus.FAILED:
+            error = orjson.loads(row.error) if row.error else {}
+            said = f"{error.get('name', 'an error')}: {error.get('message', '')}"
+            return [_reason("ended", f"the run failed: {said}", unblock=_resume(run_id))]
+        case RunStatus.CANCELLED:
+            return [_reason("ended", "the run was cancelled", unblock=_resume(run_id))]
+        case (
+            RunStatus.QUEUED
+            | RunStatus.RUNNING
+            | RunStatus.WAITING_APPROVAL
+            | RunStatus.WAITING_EVENT
+            | RunStatus.WAITING_TIMER
+        ):
+            return _of_active(row)
+        case _:
+            assert_never(row.status)
+
+
+def _of_active(row: WhyRow) -> list[dict[str, Any]]:
+    reasons = []
+    if row.cancel_requested_ms is not None:
+        since = iso(row.cancel_requested_ms)
+        reasons.append(_reason("cancelling", "a cancel is under way", since=since))
+    if row.is_owned:
+        if row.heartbeat_ms is not None and row.now_ms - row.heartbeat_ms > SILENT_OWNER_MS:
+            text = "its worker is silent: after 30 s another takes over by itself"
+            reasons.append(_reason("worker-silent", text, since=iso(row.heartbeat_ms)))
+        return reasons
+    if row.due_ms is None or row.due_ms > row.now_ms:
+        return reasons  # parked: its nodes say for what
+    since = iso(row.due_ms)
+    if not row.worker_count:
+        text = f"no worker lives that claims from queue {row.queue!r}"
+        command = f"smithers worker --queue {shlex.quote(row.queue)}"
+        reasons.append(_reason("no-worker", text, since=since, unblock={"command": command}))
+    elif row.crash_count:
+        text = f"{row.crash_count} workers died while they ran it: it waits to be tried alone"
+        reasons.append(_reason("quarantined", text, since=since))
+    else:
+        text = f"it is due, and waits for one of {row.worker_count} workers to have room"
+        reasons.append(_reason("queued", text, since=since))
+    return reasons
+
+
+def _of_node(run_id: RunId, node: OpenNode, now_ms: int) -> dict[str, Any]:
+    since = None if node.since_ms is None else iso(node.since_ms)
+    until = None if node.due_ms is None else iso(node.due_ms)
+    place = {"nodeId": node.node_id, "iteration": node.iteration}
+    match node.state:
+        case NodeState.WAITING_APPROVAL:
+            text = f"{node.node_id} waits for a person to decide"
+            unblock = _approve(run_id, node)
+            return _reason("approval", text, since=since, until=until, unblock=unblock, **place)
+        case NodeState.WAITING_EVENT:
+            name = (orjson.loads(node.wait) if node.wait else {}).get("signalName", node.node_id)
+            text = f"{node.node_id} waits for the signal {name!r}"
+            unblock = _signal(run_id, name)
+            return _reason("signal", text, since=since, until=until, unblock=unblock, **place)
+        case NodeState.WAITING_TIMER:
+            return _reason("timer", f"{node.node_id} sleeps", since=since, until=until, **place)
+        case NodeState.PENDING:
+            text = f"{node.node_id} failed {node.attempt} times, and backs off before the next"
+            return _reason("back-off", text, until=until, **place)
+        case _:
+            took_s = 0 if node.since_ms is None else (now_ms - node.since_ms) / 1000
+            text = f"{node.node_id} runs for {took_s:.0f} s, attempt {node.attempt}"
+            return _reason("in-progress", text, since=since, **place)
+
+
+def _reason(kind: str, text: str, **more: Any) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "text": text,
+        **{name: value for name, value in more.items() if value is not None},
+    }
+
+
+def _resume(run_id: RunId) -> dict[str, str]:
+    return {
+        "command": f"smithers resume {shlex.quote(run_id)}",
+        "request": f"POST /v1/runs/{quote(run_id, safe='')}/resume",
+    }
+
+
+def _approve(run_id: RunId, node: OpenNode) -> dict[str, str]:
+    more = f" --iteration {node.iteration}" if node.iteration else ""
+    path = f"/v1/runs/{quote(run_id, safe='')}/nodes/{quote(node.node_id, safe='')}"
+    return {
+        "command": f"smithers approve {shlex.quote(run_id)} {shlex.quote(node.node_id)}{more}",
+        "request": f"POST {path}/approve",
+    }
+
+
+def _signal(run_id: RunId, name: str) -> dict[str, str]:
+    return {
+        "command": f"smithers signal {shlex.quote(run_id)} {shlex.quote(name)}",
+        "request": f"POST /v1/runs/{quote(run_id, safe='')}/signals/{quote(name, safe='')}",
+    }

@@ -1,0 +1,44 @@
+"""What a server and an operating command are told, as frozen values; their defaults stand here only."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+DEFAULT_URL: Final = "http://127.0.0.1:7331"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """What a server is told: where it listens, what it serves, where its data are, and its limits."""
+
+    root_dir: Path = field(default_factory=Path.cwd)
+    host: str = "127.0.0.1"
+    port: int = 7331  # 0: any free one
+    database_url: str | None = field(default=None, repr=False)  # None: an embedded Postgres
+    database_direct_url: str | None = field(default=None, repr=False)
+    data_dir: Path | None = None  # of the embedded Postgres; None: in the user's state directory
+    migrate: bool = False
+    auth_token: str | None = field(default=None, repr=False)
+    tokens_file: Path | None = None
+    insecure: bool = False
+    max_body_bytes: int = 1_048_576
+    headers_timeout_s: float = 30.0
+    request_timeout_s: float = 60.0
+    drain_timeout_s: float = 30.0
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    runs_per_worker: int = 256
+    queues: tuple[str, ...] = ("default",)
+    own_queue: str | None = None  # all that is started here goes there, and nothing else is claimed
+    allow_network: bool = False
+    pass_env: tuple[str, ...] = ()
+    log_format: str = "json"
+    log_level: str = "INFO"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientOptions:
+    """What an operating command is told: which server, and with which token."""
+
+    url: str = DEFAULT_URL
+    token: str | None = field(default=None, repr=False)

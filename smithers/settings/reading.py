@@ -1,0 +1,79 @@
+"""Read all settings at once: flags over environment over defaults, every bad one reported by its name."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from smithers.errors import SmithersError
+from smithers.settings.options import ClientOptions, ServerOptions
+from smithers.settings.table import CLIENT_SETTINGS, SETTINGS, Setting
+
+
+class InvalidSettings(SmithersError):
+    """Some settings are not what they must be; `problems` has a line for each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+def read_server_options(
+    flags: Mapping[str, Any], environ: Mapping[str, str], **fixed: Any
+) -> ServerOptions:
+    """Read what a server is told; raise InvalidSettings with all that is wrong.
+
+    `flags`: by field, None where not given; `fixed`: fields that the command itself decides where nobody else did.
+    """
+    values, problems = _read(SETTINGS, flags, environ)
+    values = {**fixed, **values}
+    values.setdefault("log_format", "pretty" if sys.stderr.isatty() else "json")
+    root = values.setdefault("root_dir", Path.cwd())
+    data_dir = values.get("data_dir")
+    if data_dir is not None and data_dir.is_relative_to(root):
+        problems.append("--data-dir: must not lie below the root, where tasks can reach it")
+    if data_dir is not None and "database_url" in values:
+        problems.append("--data-dir: is for the embedded Postgres, and DATABASE_URL is set")
+    if "database_direct_url" in values and "database_url" not in values:
+        problems.append("DATABASE_DIRECT_URL: is set, and DATABASE_URL is not")
+    if problems:
+        raise InvalidSettings(problems)
+    return ServerOptions(**values)
+
+
+def read_client_options(flags: Mapping[str, Any], environ: Mapping[str, str]) -> ClientOptions:
+    """Read what an operating command is told; raise InvalidSettings with all that is wrong."""
+    values, problems = _read(CLIENT_SETTINGS, flags, environ)
+    if problems:
+        raise InvalidSettings(problems)
+    return ClientOptions(**values)
+
+
+def _read(
+    table: Sequence[Setting], flags: Mapping[str, Any], environ: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for setting in table:
+        name, given = _find(setting, flags, environ)
+        try:
+            read = [setting.read(text) for text in given]
+        except ValueError as error:
+            quoted = "" if setting.is_secret else f", not {' '.join(given)!r}"
+            problems.append(f"{name}: {error}{quoted}")
+            continue
+        if read:
+            values[setting.field] = tuple(dict.fromkeys(read)) if setting.is_many else read[0]
+    return values, problems
+
+
+def _find(
+    setting: Setting, flags: Mapping[str, Any], environ: Mapping[str, str]
+) -> tuple[str, list[str]]:
+    """Return the name under which a setting was given, and what; an empty text is as good as none."""
+    given = flags.get(setting.field)
+    if given:
+        texts = ["true"] if given is True else list(given) if setting.is_many else [given]
+        return setting.flag, texts
+    text = environ.get(setting.env, "") if setting.env else ""
+    return setting.env or setting.flag, [text] if text else []
