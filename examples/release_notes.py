@@ -233,7 +233,7 @@ def read_history(repository: str, since: str | None) -> History:
     span = "HEAD" if start is None else f"{start}..HEAD"
     commits = list_commits(place, span)
     total = int(git(place, "rev-list", "--count", "--no-merges", span, "--"))
-    print(f"{len(commits)} commits of {name} since {since or 'its beginning'}")  # noqa: T201
+    print(f"{len(commits)} commits of {name} since {since or 'its beginning'}")  # noqa: T201 - what a task prints is shown as it runs
     return History(
         name=name, head=head[:10], since=since, commits=commits, left_out=total - len(commits)
     )
@@ -268,8 +268,8 @@ def touched_paths(text: str) -> dict[str, list[str]]:
 def git(place: Path, *arguments: str) -> str:
     """Call git there, whatever repository the environment names; what it complains of is the error."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
-    result = subprocess.run(  # noqa: S603
-        ["git", "-c", "core.quotePath=off", "-C", str(place), *arguments],  # noqa: S607
+    result = subprocess.run(  # noqa: S603 - no shell, and revisions are resolved to hashes first
+        ["git", "-c", "core.quotePath=off", "-C", str(place), *arguments],  # noqa: S607 - whichever git there is
         capture_output=True,
         check=False,
         env={**environment, "LC_ALL": "C"},
@@ -366,7 +366,7 @@ def compose(
     )
     if round_number >= 9 and len(text) > limit:
         text = text[: limit - 2].rsplit("\n", 1)[0] + "\n…"
-    print(f"round {round_number + 1}: {len(text)} characters, {limit} allowed")  # noqa: T201
+    print(f"round {round_number + 1}: {len(text)} characters, {limit} allowed")  # noqa: T201 - what a task prints is shown as it runs
     return text
 
 

@@ -60,6 +60,10 @@ class Gateway:
         await asyncio.sleep(GRACE_S)
         await self._runner.cleanup()
 
+    def hurry(self) -> None:
+        """Wait no more for what is under way; whoever drains is to be cancelled after this."""
+        self._runner.hurry()
+
 
 @asynccontextmanager
 async def open_gateway(

@@ -43,6 +43,7 @@ async def serve_gateway(settings: GatewaySettings, *, ready: Callable[[int], Non
             hurry.cancel()
             if not draining.done():
                 LOG.warning("gateway_drain_cut_short")
+                gateway.hurry()
                 draining.cancel()
             await asyncio.wait({draining, hurry})
     finally:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
+import typer
+
 from smithers.errors import SmithersError
 
 if TYPE_CHECKING:
@@ -65,12 +67,12 @@ def open_console(*, is_stderr: bool = False) -> "Console":
 def print_json(value: Any) -> None:
     """Print one document: indented for people, on one line for programs."""
     indent = 2 if sys.stdout.isatty() else None
-    print(json.dumps(value, indent=indent, ensure_ascii=False))  # noqa: T201
+    typer.echo(json.dumps(value, indent=indent, ensure_ascii=False))
 
 
 def print_line(text: str) -> None:
     """Print one line of data."""
-    print(text)  # noqa: T201
+    typer.echo(text)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
@@ -109,7 +111,7 @@ def print_fields(fields: Iterable[tuple[str, str]]) -> None:
 
 def note(text: str) -> None:
     """Say something that is no data."""
-    print(text, file=sys.stderr)  # noqa: T201
+    typer.echo(text, err=True)
 
 
 def complain(error: str, hint: str | None) -> None:
@@ -126,4 +128,4 @@ def _print_plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
     for row in (columns, *rows):
         cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())  # noqa: T201
+        typer.echo("  ".join(cells).rstrip())

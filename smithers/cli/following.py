@@ -6,10 +6,10 @@ leave. Between two questions the display has the terminal.
 
 import asyncio
 import os
-import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+import typer
 from rich.markup import escape
 from rich.panel import Panel
 
@@ -105,7 +105,7 @@ async def ask_at_terminal(approval: Approval) -> Answer | None:
 
 async def _read_line(prompt: str) -> str | None:
     """Read a line without holding up the loop; a thread that reads could not be called back."""
-    print(prompt, end="", file=sys.stderr, flush=True)  # noqa: T201
+    typer.echo(prompt, err=True, nl=False)
     loop = asyncio.get_running_loop()
     line: asyncio.Future[str | None] = loop.create_future()
 

@@ -1,13 +1,11 @@
 """`smithers graph FILE`: render a workflow's tree without running anything of it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
-
-import typer
+from typing import TYPE_CHECKING, Any, Final
 
 from smithers.cli import options as o
 from smithers.cli.console import CommandFailed, Exit, open_console, print_json
-from smithers.cli.up import find_root, place_below, read_input
+from smithers.cli.up import FileArgument, InputText, find_root, place_below, read_input
 from smithers.ids import RunId
 from smithers.settings import ServerOptions
 
@@ -29,17 +27,9 @@ SHOWN: Final = (
 
 
 def graph(
-    file: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE", help="The workflow's file, or FILE:NAME.", show_default=False
-        ),
-    ],
+    file: FileArgument,
     *,
-    input_text: Annotated[
-        str | None,
-        typer.Option("--input", metavar="JSON", help="The input: JSON, @FILE, or @- for stdin."),
-    ] = None,
+    input_text: InputText = None,
     as_json: o.AsJson = False,
     root_dir: o.RootDir = None,
 ) -> None:
@@ -47,15 +37,13 @@ def graph(
 
     The file is imported here, as a worker would; none of its tasks is run.
     """
-    path, _, export = file.partition(":")
-    options = o.server_options({"root_dir": root_dir or find_root(path)})
-    place = place_below(options.root_dir, path) + (f":{export}" if export else "")
-    tree = _render(options, place, read_input(input_text))
+    options = o.server_options({"root_dir": root_dir or find_root(file)})
+    tree = _render(options, place_below(options.root_dir, file), read_input(input_text))
     if as_json:
         print_json(tree)
         return
     console = open_console()
-    console.print(_draw(tree, Path(path).name))
+    console.print(_draw(tree, Path(file).name))
 
 
 def _render(options: ServerOptions, place: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,27 @@ if TYPE_CHECKING:
 DRAIN_S: Final = 5.0  # what is under way when we are told to leave is given back after this
 
 
+FileArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE",
+        help="The workflow's file; FILE:NAME picks one of several in it.",
+        show_default=False,
+    ),
+]
+InputText = Annotated[
+    str | None,
+    typer.Option("--input", metavar="JSON", help="The input: JSON, @FILE, or @- for stdin."),
+]
+ChosenId = Annotated[
+    str | None, typer.Option("--run-id", metavar="ID", help="The run's id. [default: a new one]")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run of --run-id where it stopped.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Approve whatever is asked.")]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Errand:
     """What is to be run."""
@@ -47,27 +68,12 @@ class Errand:
 
 
 def up(
-    file: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE",
-            help="The workflow's file; FILE:NAME picks one of several in it.",
-            show_default=False,
-        ),
-    ],
+    file: FileArgument,
     *,
-    input_text: Annotated[
-        str | None,
-        typer.Option("--input", metavar="JSON", help="The input: JSON, @FILE, or @- for stdin."),
-    ] = None,
-    run_id: Annotated[
-        str | None,
-        typer.Option("--run-id", metavar="ID", help="The run's id. [default: a new one]"),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run of --run-id where it stopped.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Approve whatever is asked.")] = False,
+    input_text: InputText = None,
+    run_id: ChosenId = None,
+    resume: Resume = False,
+    yes: Yes = False,
     root_dir: o.RootDir = None,
     data_dir: o.DataDir = None,
     database_url: o.DatabaseUrl = None,
@@ -85,28 +91,12 @@ def up(
 
     Ctrl-C cancels the run. SIGTERM releases it: --resume goes on with it.
     """
-    path, _, export = file.partition(":")
-    flags = {
-        **locals(),
-        "root_dir": root_dir or os.environ.get("SMITHERS_ROOT_DIR") or find_root(path),
-    }
-    if resume and run_id is None:
-        raise CommandFailed(
-            "--resume needs to know which run", hint="add --run-id ID", exit_code=Exit.USAGE
-        )
-    if run_id is not None and not is_run_id(run_id):
-        raise CommandFailed(f"{run_id!r} is no run id", exit_code=Exit.USAGE)
-    chosen = run_id or new_run_id()
-    options = o.server_options(
-        {**flags, "auth_token": secrets.token_urlsafe(), "port": "0"},
-        own_queue=f"up-{chosen}",
-        drain_timeout_s=DRAIN_S,
-        workers=1,  # a run has one owner at a time
-        log_level="WARNING",
-    )
+    flags = locals()
+    chosen = _choose_id(run_id, is_resume=resume)
+    options = _options_of_its_own(flags, file, chosen)
     errand = Errand(
         file=file,
-        workflow_path=place_below(options.root_dir, path) + (f":{export}" if export else ""),
+        workflow_path=place_below(options.root_dir, file),
         input=read_input(input_text),
         run_id=chosen,
         is_resume=resume,
@@ -115,24 +105,52 @@ def up(
     raise typer.Exit(run_errand(errand, options))
 
 
-def find_root(path: str) -> str:
+def _choose_id(given: str | None, *, is_resume: bool) -> str:
+    if is_resume and given is None:
+        raise CommandFailed(
+            "--resume needs to know which run", hint="add --run-id ID", exit_code=Exit.USAGE
+        )
+    if given is not None and not is_run_id(given):
+        raise CommandFailed(f"{given!r} is no run id", exit_code=Exit.USAGE)
+    return given or new_run_id()
+
+
+def _options_of_its_own(flags: Mapping[str, Any], file: str, run_id: str) -> ServerOptions:
+    """Return the options of a server that serves this one run, and nobody else."""
+    root_dir = flags["root_dir"] or os.environ.get("SMITHERS_ROOT_DIR") or find_root(file)
+    return o.server_options(
+        {**flags, "root_dir": root_dir, "auth_token": secrets.token_urlsafe(), "port": "0"},
+        own_queue=f"up-{run_id}",
+        drain_timeout_s=DRAIN_S,
+        workers=1,  # a run has one owner at a time
+        log_level="WARNING",
+    )
+
+
+def find_root(file: str) -> str:
     """Return the root for a file: the current directory if the file lies below it, else the file's own."""
     here = Path.cwd()
-    return str(here if Path(path).resolve().is_relative_to(here) else Path(path).resolve().parent)
+    path = _path_of(file)
+    return str(here if path.is_relative_to(here) else path.parent)
 
 
-def place_below(root: Path, path: str) -> str:
-    """Return a file's path as the server names it; raise CommandFailed where it is not there or not below."""
-    resolved = Path(path).resolve()
-    if not resolved.is_file():
-        raise CommandFailed(f"there is no file {path}", exit_code=Exit.USAGE)
-    if not resolved.is_relative_to(root):
+def place_below(root: Path, file: str) -> str:
+    """Return a workflow as the server names it; raise CommandFailed where it is not there or not below."""
+    path = _path_of(file)
+    if not path.is_file():
+        raise CommandFailed(f"there is no file {file.partition(':')[0]}", exit_code=Exit.USAGE)
+    if not path.is_relative_to(root):
         raise CommandFailed(
             f"{path} does not lie below the root {root}",
             hint="leave --root-dir out, or name a directory above the file",
             exit_code=Exit.USAGE,
         )
-    return str(resolved.relative_to(root))
+    _, colon, export = file.partition(":")
+    return f"{path.relative_to(root)}{colon}{export}"
+
+
+def _path_of(file: str) -> Path:
+    return Path(file.partition(":")[0]).resolve()
 
 
 def read_input(text: str | None) -> dict[str, Any]:

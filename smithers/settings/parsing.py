@@ -26,7 +26,6 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 
 def seconds(text: str) -> float:
     """Read a number of seconds, a day at the most."""
-
     problem = "must be a number of seconds from 0 to 86400"
     try:
         value = float(text)
@@ -50,7 +49,6 @@ def one_of(choices: Sequence[str], fold: Callable[[str], str]) -> Callable[[str]
 
 def word(text: str) -> str:
     """Read a word."""
-
     if not text.isprintable() or " " in text or len(text) > 300:
         raise ValueError("must be a word without blanks")
     return text
@@ -58,7 +56,6 @@ def word(text: str) -> str:
 
 def directory(text: str) -> Path:
     """Read the path of a directory."""
-
     path = Path(text).expanduser()
     if not path.is_dir():
         raise ValueError("must be a directory that exists")
@@ -67,7 +64,6 @@ def directory(text: str) -> Path:
 
 def new_directory(text: str) -> Path:
     """Read the path of a directory that may not exist yet."""
-
     path = Path(text).expanduser()
     if path.exists() and not path.is_dir():
         raise ValueError("must be a directory, or not exist yet")
@@ -76,7 +72,6 @@ def new_directory(text: str) -> Path:
 
 def file(text: str) -> Path:
     """Read the path of a file."""
-
     path = Path(text).expanduser()
     if not path.is_file():
         raise ValueError("must be a file that exists")
@@ -85,7 +80,6 @@ def file(text: str) -> Path:
 
 def database_url(text: str) -> str:
     """Read the URL of a Postgres; it is not quoted."""
-
     try:
         return check_dsn(text)
     except (InvalidDatabaseUrl, ValueError):
@@ -94,7 +88,6 @@ def database_url(text: str) -> str:
 
 def server_url(text: str) -> str:
     """Read the URL of a server."""
-
     try:
         parts = urlsplit(text)
         is_url = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1)
@@ -107,5 +100,4 @@ def server_url(text: str) -> str:
 
 def switch(text: str) -> bool:
     """Read a flag without a value."""
-
     return text == "true"

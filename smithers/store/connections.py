@@ -1,7 +1,7 @@
 """Open connections to Postgres the way each use wants them, and turn the driver's errors into ours.
 
 Three kinds. A *hot* connection is dedicated, kept, and never goes through a pool (a pool's reset costs a round trip); its
-plans are made for the values at hand, because a plan made while a table was empty halves the rate within seconds. The
+plans are made once, and may use only what stays right when a table has grown: see docs/adr/0007-plans-made-once.md. The
 *pool* is for cold queries. A *listening* connection is direct (LISTEN is silently lost through a pooler in transaction
 mode) and need not wait for the disk: what it says is only a hint.
 """
@@ -26,6 +26,14 @@ _GUARDS: Final = {
     "idle_in_transaction_session_timeout": "10s",
     "lock_timeout": "10s",
     "jit": "off",
+}
+
+# A plan made while a table was empty must not be a scan of it; planning at each call costs as much as the call.
+PLANS_MADE_ONCE: Final = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
 }
 
 _GONE: Final = (
@@ -70,7 +78,7 @@ async def connect(
 
 async def connect_hot(dsn: str, *, role: str) -> asyncpg.Connection:
     """Open a connection for one hot statement."""
-    return await connect(dsn, role=role, settings={"plan_cache_mode": "force_custom_plan"})
+    return await connect(dsn, role=role, settings=PLANS_MADE_ONCE)
 
 
 async def connect_listening(dsn: str, *, role: str) -> asyncpg.Connection:

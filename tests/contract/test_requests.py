@@ -18,7 +18,9 @@ CASES = [
     for line in Path(__file__).with_name("requests.jsonl").read_text(encoding="utf-8").splitlines()
 ]
 RUN = "an-ended-run"
-LEAK = re.compile(r"Traceback|File \"/|asyncpg|site-packages|SELECT .* FROM|/root/|/home/|/tmp/|smithers\.\w+_v1")
+LEAK = re.compile(
+    r"Traceback|File \"/|asyncpg|site-packages|SELECT .* FROM|/root/|/home/|/tmp/|smithers\.\w+_v1"
+)
 COUNTS = """
     SELECT (SELECT count(*) FROM smithers.runs), (SELECT count(*) FROM smithers.events),
            (SELECT count(*) FROM smithers.signals), (SELECT count(*) FROM smithers.idempotency_keys)"""
@@ -34,7 +36,9 @@ async def rows(database: str, tmp_path: Path) -> AsyncIterator[Rows]:
     await connection.close()
 
 
-async def test_every_request_of_the_corpus_is_answered_as_it_says(database: str, rows: Rows) -> None:
+async def test_every_request_of_the_corpus_is_answered_as_it_says(
+    database: str, rows: Rows
+) -> None:
     wrong = []
     async with running(settings_for(database, rows.root)) as client:
         for case in CASES:

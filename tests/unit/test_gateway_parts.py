@@ -124,7 +124,9 @@ def test_a_line_of_the_tokens_file_is_right_or_refused_by_its_number(line: str) 
         read_tokens(text)
 
 
-@pytest.mark.parametrize("text", ["", " 1", "+1", "1.0", "1e3", "0x1", "\uff11", "1" * 30, "-2", "11"])
+@pytest.mark.parametrize(
+    "text", ["", " 1", "+1", "1.0", "1e3", "0x1", "\uff11", "1" * 30, "-2", "11"]
+)
 def test_a_parameter_is_digits_and_nothing_else(text: str) -> None:
     with pytest.raises(InvalidRequest):
         parse_whole(text, "limit", low=-1, high=10)

@@ -1,0 +1,129 @@
+"""The gateway as a process: it says when it listens, and ends as it should when it is told to."""
+
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from tests.support.gateway import TOKEN, Client, Rows, make_root
+
+SERVE = """
+import sys, uvloop
+from pathlib import Path
+from gateway.app import GatewaySettings
+from gateway.serving import serve_gateway
+dsn, root, token, drain_s = sys.argv[1:]
+settings = GatewaySettings(dsn=dsn, direct_dsn=dsn, root_dir=Path(root), port=0, auth_token=token,
+    drain_timeout_s=float(drain_s))
+uvloop.run(serve_gateway(settings, ready=lambda port: print(port, file=sys.stderr, flush=True)))
+"""
+
+
+class Port:
+    """Stands where a gateway of this process would: only its port is known."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+
+@pytest.fixture
+async def rows(database: str, tmp_path: Path) -> AsyncIterator[Rows]:
+    connection = await asyncpg.connect(database)
+    yield Rows(connection, make_root(tmp_path))
+    await connection.close()
+
+
+@asynccontextmanager
+async def serving(
+    database: str, root: Path, *, drain_s: float = 10
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, Client]]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVE, database, str(root), TOKEN, str(drain_s),
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    try:
+        port = int(await process.stderr.readline())
+        yield process, Client(Port(port))  # type: ignore[arg-type]  # it reads the port alone
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def test_sigterm_ends_streams_after_a_whole_event_and_then_the_process(
+    database: str, rows: Rows
+) -> None:
+    await rows.add_run("r", events=5)
+    async with serving(database, rows.root) as (process, client), client.stream("r") as stream:
+        assert await stream.take(5) == list(range(5))
+        process.send_signal(signal.SIGTERM)
+        assert await stream.rest() == []
+        assert await process.wait() == 0
+
+
+@pytest.mark.parametrize("is_impatient", [True, False])
+async def test_what_does_not_end_is_cut_by_a_second_signal_or_the_drain_timeout(
+    database: str, rows: Rows, is_impatient: bool
+) -> None:
+    async with serving(database, rows.root, drain_s=60 if is_impatient else 0.5) as (
+        process,
+        client,
+    ):
+        _, writer = await asyncio.open_connection("127.0.0.1", client.port)
+        head = f"POST /v1/runs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+        writer.write(f"{head}Content-Length: 10\r\n\r\n".encode())  # and the body never comes
+        await writer.drain()
+        assert (await client.get("/health")).status == 200
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        if is_impatient:
+            await until_refused(client)
+            process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+        assert time.monotonic() - began < 10
+        writer.close()
+
+
+async def until_refused(client: Client) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await client.get("/health")
+            except OSError:
+                return
+
+
+async def test_a_gateway_that_is_killed_loses_no_run_that_it_answered(
+    database: str, rows: Rows
+) -> None:
+    await rows.describe()
+    answered: list[str] = []
+    async with serving(database, rows.root) as (process, client):
+
+        async def start() -> None:
+            while True:
+                try:
+                    answer = await client.post("/v1/runs", {"workflowPath": "hello.py"})
+                    answered.append(answer.json["runId"])
+                except (OSError, IndexError):  # refused, reset, or cut before the answer
+                    return
+
+        starting = [asyncio.create_task(start()) for _ in range(8)]
+        while len(answered) < 100:
+            await asyncio.sleep(0)
+        process.kill()
+        await asyncio.gather(*starting)
+    kept = await rows.connection.fetch(
+        """SELECT r.run_id FROM smithers.runs r JOIN smithers.run_requests USING (run_id)
+        JOIN smithers.events e ON e.run_id = r.run_id AND e.seq = 0"""
+    )
+    count = await rows.connection.fetchval("SELECT count(*) FROM smithers.runs")
+    assert {row["run_id"] for row in kept} >= set(answered)
+    assert len(kept) == count
