@@ -44,13 +44,15 @@ DECLARE
     v_count integer := cardinality(p_runs);
     v_outcome text[] := array_fill(NULL::text, ARRAY[v_count]);
     v_base bigint[] := array_fill(0::bigint, ARRAY[v_count]);
+    v_last bigint[] := v_base;
+    v_epoch bigint[] := array_fill(0::bigint, ARRAY[v_count]);
     v_ok boolean[] := array_fill(false, ARRAY[v_count]);
     v_now timestamptz;
-    v_now_ms bigint;
+    v_now_text text;
     v_run record;
 BEGIN
     FOR v_run IN
-        SELECT c.n::integer AS n, r.epoch = c.epoch AND r.owner_id = p_worker_id AS is_ours, r.last_seq,
+        SELECT c.n, r.epoch, r.epoch = c.epoch AND r.owner_id = p_worker_id AS is_ours, r.last_seq, c.event_count,
                c.expected_seq IS NULL OR (
                    c.expected_seq = r.last_seq AND c.is_cancelling = (r.cancel_requested_at IS NOT NULL)) AS is_fresh
         FROM unnest(p_runs) WITH ORDINALITY AS c(
@@ -60,12 +62,22 @@ BEGIN
         ORDER BY r.run_id
         FOR NO KEY UPDATE OF r SKIP LOCKED
     LOOP
-        v_ok[v_run.n] := v_run.is_ours IS TRUE AND v_run.is_fresh;
         v_base[v_run.n] := v_run.last_seq;
-        v_outcome[v_run.n] := CASE WHEN v_run.is_ours IS NOT TRUE THEN 'lost' WHEN v_run.is_fresh THEN 'committed' ELSE 'stale' END;
+        v_last[v_run.n] := v_run.last_seq;
+        v_epoch[v_run.n] := v_run.epoch;
+        IF v_run.is_ours IS NOT TRUE THEN
+            v_outcome[v_run.n] := 'lost';
+        ELSIF v_run.is_fresh THEN
+            v_outcome[v_run.n] := 'committed';
+            v_ok[v_run.n] := true;
+            v_last[v_run.n] := v_run.last_seq + v_run.event_count;
+        ELSE
+            v_outcome[v_run.n] := 'stale';
+        END IF;
     END LOOP;
     v_now := smithers.clock();
-    v_now_ms := smithers.to_ms(v_now);
+    now_ms := smithers.to_ms(v_now);
+    v_now_text := now_ms::text;
 
     UPDATE smithers.runs AS r SET
         last_seq = r.last_seq + c.event_count,
@@ -86,7 +98,7 @@ BEGIN
     WHERE r.run_id = c.run_id AND v_ok[c.n];
 
     INSERT INTO smithers.events (run_id, seq, epoch, payload)
-    SELECT e.run_id, v_base[e.run_no] + e.event_no, p_runs[e.run_no].epoch, e.head || v_now_ms::text || e.tail
+    SELECT e.run_id, v_base[e.run_no] + e.event_no, v_epoch[e.run_no], e.head || v_now_text || e.tail
     FROM unnest(p_events) AS e
     WHERE v_ok[e.run_no];
 
@@ -152,14 +164,16 @@ BEGIN
         WHERE s.run_id = c.run_id AND s.seq = c.seq AND v_ok[c.run_no];
     END IF;
 
-    RETURN QUERY
-    SELECT c.n::integer,
-           coalesce(v_outcome[c.n], CASE WHEN r.epoch = c.epoch THEN 'locked' ELSE 'lost' END),
-           CASE WHEN v_ok[c.n] THEN v_base[c.n] + c.event_count ELSE v_base[c.n] END,
-           v_now_ms
-    FROM unnest(p_runs) WITH ORDINALITY AS c(
-            run_id, epoch, commit_no, expected_seq, is_cancelling, status, is_released, due_ms, event_count,
-            last_frame_no, is_cleared, error, output_node_id, output_iteration, n)
-    LEFT JOIN smithers.runs AS r ON v_outcome[c.n] IS NULL AND r.run_id = c.run_id;
+    FOR i IN 1..v_count LOOP
+        run_no := i;
+        last_seq := v_last[i];
+        outcome := v_outcome[i];
+        IF outcome IS NULL THEN  -- not among the locked: held by another writer, or gone
+            SELECT CASE WHEN r.epoch = p_runs[i].epoch THEN 'locked' ELSE 'lost' END INTO outcome
+            FROM smithers.runs AS r WHERE r.run_id = p_runs[i].run_id;
+            outcome := coalesce(outcome, 'lost');
+        END IF;
+        RETURN NEXT;
+    END LOOP;
 END
 $$;

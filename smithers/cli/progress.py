@@ -13,7 +13,7 @@ from smithers.cli.console import STYLES, open_console
 from smithers.states import NodeState
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, Group
     from rich.live import Live
     from rich.table import Table
     from rich.text import Text
@@ -230,7 +230,7 @@ class LiveDisplay:
                     Text(f"  {event.node_id} │ {line}", style="dim"), soft_wrap=True
                 )
 
-    def _render(self) -> "RenderableType":
+    def _render(self) -> "Group":
         from rich.console import Group
         from rich.text import Text
 
@@ -244,7 +244,7 @@ class LiveDisplay:
             style="",
         )
         if not self.progress.nodes:
-            return head
+            return Group(head)
         return Group(head, self._table(), Text(f"  {self.progress.count()}", style="dim"))
 
     def _table(self) -> "Table":

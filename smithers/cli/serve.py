@@ -132,6 +132,7 @@ def _run(
 
 
 async def _serve(options: ServerOptions) -> None:
+    from gateway.settings import InsecureSettings
     from smithers.server import start_server
 
     servers: list[Server] = []
@@ -140,12 +141,15 @@ async def _serve(options: ServerOptions) -> None:
         for server in servers:
             server.hurry()
 
-    with stop_signals(hurry) as stopping:
-        async with start_server(options, environ=os.environ) as server:
-            servers.append(server)
-            _announce(server, options)
-            await stopping.wait()
-            _say_stopping(options)
+    try:
+        with stop_signals(hurry) as stopping:
+            async with start_server(options, environ=os.environ) as server:
+                servers.append(server)
+                _announce(server, options)
+                await stopping.wait()
+                _say_stopping(options)
+    except InsecureSettings as error:
+        raise InvalidSettings([str(error)]) from error
 
 
 async def _work(options: ServerOptions) -> None:

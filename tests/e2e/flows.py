@@ -1,0 +1,73 @@
+"""Workflows that the tests here run; copied into a root of their own where one is needed."""
+
+import os
+
+from pydantic import BaseModel
+
+from smithers import Approval, Sequence, Signal, Task, current_task, workflow
+
+
+class Words(BaseModel):
+    """Some words."""
+
+    word: str
+    count: int = 1
+
+
+def break_down():
+    raise RuntimeError("the bridge is out")
+
+
+def wait_for_ever():
+    print("waiting")
+    current_task().cancelled.wait()
+
+
+@workflow(input=Words)
+def repeats(ctx):
+    return Task("repeat", lambda: " ".join([ctx.input.word] * ctx.input.count))
+
+
+@workflow
+def breaks(ctx):
+    return Sequence(Task("cross", break_down))
+
+
+@workflow
+def asks(ctx):
+    return Sequence(
+        Task("prepare", lambda: "ready"),
+        Approval("go", title="Shall we go?", summary="It is dark outside."),
+        Task("leave", lambda: "gone"),
+    )
+
+
+@workflow
+def listens(ctx):
+    return Sequence(
+        Task("before", lambda: "b"), Signal("paid"), Task("after", lambda: ctx.output("paid"))
+    )
+
+
+@workflow
+def hangs(ctx):
+    return Sequence(Task("first", lambda: os.getpid()), Task("hang", wait_for_ever))
+
+
+@workflow
+def sleeps_once(ctx):
+    """Hang as long as no file named by the input is there."""
+
+    def until_there():
+        path = ctx.input["path"]
+        while not os.path.exists(path):
+            if current_task().cancelled.wait(0.05):
+                return None
+        return "there"
+
+    return Sequence(Task("first", lambda: os.getpid()), Task("wait", until_there))
+
+
+@workflow
+def tells_environment(ctx):
+    return Task("names", lambda: sorted(os.environ))

@@ -1,0 +1,203 @@
+"""The examples run, through a real server, to what they promise."""
+
+import hashlib
+import math
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples.release_notes import Commit, compose_section, describe, kind_of
+from examples.release_notes import Section as NotesSection
+from smithers.client import Client, Event, Run
+from tests.support.serving import TREE
+
+WORDS = [f"word-{number}" for number in range(100)]
+
+
+def run_example(
+    client: Client, name: str, given: dict[str, Any] | None = None, *, is_approved: bool = True
+) -> tuple[Run, list[Event]]:
+    """Run an example to its end, deciding what it asks."""
+    run_id = client.start(f"examples/{name}.py", given)
+    events = []
+    for event in client.stream(run_id):
+        events.append(event)
+        if event.type == "NodeWaitingApproval":
+            assert event.node_id is not None
+            decide = client.approve if is_approved else client.deny
+            decide(run_id, event.node_id, note="read")
+    return client.get(run_id), events
+
+
+def make_repository(place: Path, *messages: str) -> Path:
+    """Make a repository with an empty commit for each message."""
+    git(place, "init", "--quiet", "--initial-branch=main", ".")
+    for message in messages:
+        git(place, "commit", "--quiet", "--allow-empty", "--message", message)
+    return place
+
+
+def git(place: Path, *arguments: str) -> str:
+    who = ("-c", "user.name=Ann Author", "-c", "user.email=ann@example.org")
+    command = ["git", *who, "-c", "commit.gpgSign=false", "-C", str(place), *arguments]
+    return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
+
+
+def notes_of(client: Client, place: Path, **given: Any) -> tuple[str, Run, list[Event]]:
+    output = place.parent / f"{place.name}-notes.md"
+    request = {"repository": str(place), "output": str(output), **given}
+    run, events = run_example(client, "release_notes", request)
+    assert run.status == "finished", run.error
+    assert run.output["path"] == str(output)
+    return output.read_text(encoding="utf-8"), run, events
+
+
+def test_hello_greets(client: Client) -> None:
+    run, _ = run_example(client, "hello", {"name": "Ada"})
+    assert run.output == "HELLO, ADA!"
+
+
+def test_fan_out_adds_up_a_hundred_parallel_tasks(client: Client) -> None:
+    run, _ = run_example(client, "fan_out")
+    digests = [int.from_bytes(hashlib.sha256(word.encode()).digest()[:2]) for word in WORDS]
+    assert run.output == sum(digests)
+    assert run.summary == {"finished": 101}
+
+
+def test_loop_ends_when_its_result_is_good_enough(client: Client) -> None:
+    run, _ = run_example(client, "loop", {"number": 10})
+    assert math.isclose(run.output, math.sqrt(10), rel_tol=1e-6)
+    assert 3 < run.summary["finished"] < 15
+
+
+@pytest.mark.parametrize(
+    ("amount", "taken", "skipped"), [(12, "accept", "set-aside"), (120, "set-aside", "accept")]
+)
+def test_branch_goes_one_way_and_skips_the_other(
+    client: Client, amount: float, taken: str, skipped: str
+) -> None:
+    run, _ = run_example(client, "branch", {"amount": amount})
+    states = {node.node_id: node.state for node in client.list_nodes(run.run_id)}
+    assert (states[taken], states[skipped]) == ("finished", "skipped")
+    assert run.output.startswith("tea: ")
+
+
+def test_release_notes_sort_a_history_by_what_it_says(client: Client, tmp_path: Path) -> None:
+    place = make_repository(
+        tmp_path,
+        "First light",
+        "feat(api): answer questions (#12)",
+        "fix: do not forget names",
+        "feat!: drop the old door",
+        "Speed up the start",
+    )
+    text, run, events = notes_of(client, place)
+    assert text.startswith(f"# {tmp_path.name} ")
+    headings = [line for line in text.splitlines() if line.startswith("## ")]
+    assert headings == [
+        "## Breaking changes",
+        "## New",
+        "## Fixed",
+        "## Faster",
+        "## Also changed",
+    ]
+    assert "- **api**: Answer questions (" in text
+    assert "5 commits" in run.output["summary"]
+    retried = [event.node_id for event in events if event.type == "NodeRetrying"]
+    assert retried == ["statistics"]
+
+
+def test_release_notes_begin_at_the_newest_tag(client: Client, tmp_path: Path) -> None:
+    place = make_repository(tmp_path, "Add one", "Add two")
+    git(place, "tag", "v1")
+    git(place, "commit", "--quiet", "--allow-empty", "--message", "Add three")
+    text, _, _ = notes_of(client, place)
+    assert "since v1" in text
+    assert "Add three" in text
+    assert "Add two" not in text
+
+
+def test_release_notes_of_a_single_commit(client: Client, tmp_path: Path) -> None:
+    text, _, _ = notes_of(client, make_repository(tmp_path, "Add everything"))
+    assert "1 commit on 1 day by Ann Author." in text
+    assert "- Add everything (" in text
+
+
+def test_release_notes_of_no_commit_at_all_say_so(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "born").mkdir()
+    (tmp_path / "unborn").mkdir()
+    born = make_repository(tmp_path / "born", "Add everything")
+    unborn = make_repository(tmp_path / "unborn")
+    assert "Nothing has changed since HEAD." in notes_of(client, born, since="HEAD")[0]
+    assert "Nothing has changed." in notes_of(client, unborn)[0]
+
+
+def test_release_notes_are_shortened_until_they_fit(client: Client, tmp_path: Path) -> None:
+    place = make_repository(tmp_path, *(f"Add part number {number}" for number in range(40)))
+    text, run, _ = notes_of(client, place, max_chars=600)
+    assert len(text) <= 600
+    assert "more" in text
+    rounds = [node for node in client.list_nodes(run.run_id) if node.node_id == "polish"]
+    assert len(rounds) > 1
+
+
+def test_release_notes_that_are_denied_are_not_written(client: Client, tmp_path: Path) -> None:
+    place = make_repository(tmp_path, "Add everything")
+    output = tmp_path / "notes.md"
+    request = {"repository": str(place), "output": str(output)}
+    run, _ = run_example(client, "release_notes", request, is_approved=False)
+    assert run.output == {"path": None, "summary": "not published: read", "chars": 0}
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [({"repository": "no-such-place"}, "no directory"), ({"since": "--output=x"}, "rev-parse")],
+)
+def test_release_notes_say_what_they_cannot_read(
+    client: Client, tmp_path: Path, given: dict[str, str], word: str
+) -> None:
+    make_repository(tmp_path, "Add everything")
+    run, _ = run_example(client, "release_notes", {"repository": str(tmp_path), **given})
+    assert run.status == "failed"
+    assert word in (run.error or {})["message"]
+
+
+@pytest.mark.skipif(not (TREE / ".git").exists(), reason="this tree is no git repository")
+def test_release_notes_of_this_repository(client: Client, tmp_path: Path) -> None:
+    output = tmp_path / "notes.md"
+    run, _ = run_example(client, "release_notes", {"output": str(output), "max_chars": 3000})
+    assert run.status == "finished"
+    assert len(output.read_text(encoding="utf-8")) <= 3000
+
+
+@pytest.mark.parametrize(
+    ("subject", "paths", "kind"),
+    [
+        ("feat: x", [], "features"),
+        ("chore(deps): x", [], "internal"),
+        ("ci: x", ["src/a.py"], "build"),
+        ("refactor!: x", [], "breaking"),
+        ("Add a page", ["docs/a.md", "README.md"], "documentation"),
+        ("Add a case", ["tests/test_a.py"], "tests"),
+        ("Add a case", ["tests/test_a.py", "a.py"], "features"),
+        ("Bump x from 1 to 2", ["a.py"], "build"),
+        ("Fix CVE-2026-1", [], "security"),
+        ("Handle empty names", ["a.py"], "fixes"),
+        ("Drop Python 3.8", ["a.py"], "removed"),
+        ("Decide purely", ["a.py"], "other"),
+    ],
+)
+def test_a_commit_is_sorted_by_prefix_place_and_words(
+    subject: str, paths: list[str], kind: str
+) -> None:
+    commit = Commit(sha="1" * 40, author="a", date="2026-01-01", subject=subject, paths=paths)
+    assert kind_of(commit) == kind
+
+
+def test_a_commit_without_a_subject_still_has_a_line() -> None:
+    assert describe(Commit(sha="1", author="a", date="d", subject="")) == "(no subject)"
+    lines = compose_section(NotesSection(kind="other", lines=["a", "b", "c"]), 1)
+    assert lines[-2:] == ["- a", "- … and 2 more"]

@@ -1,0 +1,167 @@
+"""A `smithers serve` process for tests: started, heard through its log, stopped; and what is left of one."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from smithers.client import Client
+
+TREE = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "-P", "-m", "smithers.cli.main"]
+LIMIT_S = 60.0
+MARK = (
+    "TEST_MARK"  # a variable that every process of a server inherits: its processes are found by it
+)
+
+
+def make_data_dir() -> Path:
+    """Make a directory that the account of root's Postgres can reach."""
+    return Path(tempfile.mkdtemp(prefix="smithers-e2e-", dir="/tmp"))
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    """Return this process's environment without what would steer a command."""
+    steering = ("SMITHERS_", "DATABASE_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(steering)}
+    return {**kept, "PYTHONPATH": str(TREE), "NO_COLOR": "1", **extra}
+
+
+def run_command(*arguments: str, cwd: Path = TREE, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run `smithers` to its end."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        check=False,
+        cwd=cwd,
+        env=clean_environment(**env),
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=LIMIT_S,
+    )
+
+
+class Talk:
+    """What a process says on its stderr, and waiting for it."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.lines: list[str] = []
+        self.is_over = False
+        self._changed = threading.Condition()
+        self._process = process
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            with self._changed:
+                self.lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+        with self._changed:
+            self.is_over = True
+            self._changed.notify_all()
+
+    def until(self, is_it: Callable[[str], bool]) -> str:
+        """Wait for a line, and return it."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self.is_over or any(map(is_it, self.lines)), timeout=LIMIT_S
+            )
+            for line in self.lines:
+                if is_it(line):
+                    return line
+        raise AssertionError("it never said so:\n" + "\n".join(self.lines))
+
+
+def is_event(name: str) -> Callable[[str], bool]:
+    """Say whether a line of a JSON log is of this event."""
+    return lambda line: line.startswith("{") and json.loads(line).get("event") == name
+
+
+class Serving:
+    """A server process."""
+
+    def __init__(self, root: Path, data_dir: Path, *flags: str, **env: str) -> None:
+        self.mark = uuid4().hex
+        self.data_dir = data_dir
+        self.process = subprocess.Popen(
+            [*COMMAND, "serve", "--root-dir", str(root), "--data-dir", str(data_dir), *flags],
+            env=clean_environment(**{"SMITHERS_LOG_FORMAT": "json", MARK: self.mark, **env}),
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        self.talk = Talk(self.process)
+        self.started: dict[str, Any] = json.loads(self.talk.until(is_event("server_started")))
+        self.url: str = self.started["url"]
+
+    def client(self, token: str | None = None) -> Client:
+        """Open a conversation."""
+        return Client(self.url, token=token)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and wait for the end; return the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(LIMIT_S)
+
+
+@contextmanager
+def serving(root: Path, *flags: str, **env: str) -> Iterator[Serving]:
+    """Have a server with a data directory of its own on a free port."""
+    data_dir = make_data_dir()
+    server = Serving(root, data_dir, "--port", "0", "--workers", "2", *flags, **env)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.stop()
+        shutil.rmtree(data_dir, ignore_errors=True)
+
+
+def find_processes(text: str) -> list[int]:
+    """Return the pids of living processes that have a text in their command line or environment."""
+    needle = text.encode()
+    found = []
+    for place in Path("/proc").iterdir():
+        if not place.name.isdigit() or int(place.name) == os.getpid():
+            continue
+        try:
+            known = (place / "cmdline").read_bytes() + (place / "environ").read_bytes()
+            is_dead = (place / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        if needle in known and not is_dead:
+            found.append(int(place.name))
+    return found
+
+
+def until_none(text: str) -> None:
+    """Wait until there is no process with this text any more."""
+    for pid in find_processes(text):
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        with os.fdopen(descriptor) as file:
+            wait_readable(file.fileno())
+    assert find_processes(text) == []
+
+
+def wait_readable(descriptor: int) -> None:
+    """Wait for a pidfd: it is readable once its process has ended."""
+    import select
+
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    assert poll.poll(LIMIT_S * 1000), "the process lives on"
