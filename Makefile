@@ -34,8 +34,8 @@ constraints: install  ## take the newest versions that pyproject.toml allows
 	@$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-emit-index-url --no-annotate --no-header \
 		--group dev pyproject.toml --output-file constraints.txt
 
-bench: install  ## measure; ARGS says what
-	@$(BIN)/python -m bench $(ARGS)
+bench: install  ## measure; QUICK=1 is a smoke test, ARGS names workloads
+	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(ARGS)
 
 clean:  ## remove what was made here
 	@rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,4 +1,4 @@
-"""`python -m bench [W1 W2 …] [--quick] [--runs 3] [--json PATH] [--patience S] [--profile]`: measure our own server over HTTP."""
+"""`python -m bench [W1 W2 …] [--quick] [--runs 3] [--json PATH] [--patience S] [--profile]`: measure over HTTP."""
 
 import argparse
 import asyncio
@@ -23,7 +23,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", default=is_quick, help="small and once")
     parser.add_argument("--runs", type=int, help="how often; the median counts (3, quick: 1)")
     parser.add_argument("--json", type=Path, help="where to write the results")
-    parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for quiet neighbours")
+    parser.add_argument(
+        "--patience", type=float, default=0.0, help="seconds to wait for quiet neighbours"
+    )
     parser.add_argument("--profile", action="store_true", help="W2 under py-spy as well")
     chosen = parser.parse_args()
     unknown = [name for name in chosen.workloads if name not in WORKLOADS]

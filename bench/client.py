@@ -105,7 +105,9 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         self._buffer.clear()
         self._answer = asyncio.get_running_loop().create_future()
-        head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(payload)}\r\n\r\n"
+        head = (
+            f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(payload)}\r\n\r\n"
+        )
         self._transport.write(head.encode() + payload)
         await self._answer
 

@@ -272,7 +272,17 @@ def seen(moment: float | None) -> float:
 
 WORKLOADS: dict[str, Callable[..., Awaitable[Result]]] = {
     function.__name__: function
-    for function in (first_starts, one_by_one, many, chain, viewers, fan_out, approvals, begin_steps, end_steps)
+    for function in (
+        first_starts,
+        one_by_one,
+        many,
+        chain,
+        viewers,
+        fan_out,
+        approvals,
+        begin_steps,
+        end_steps,
+    )
 }
 
 

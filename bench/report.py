@@ -77,9 +77,17 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             lines.append(
                 f"{goal.workload:<6}{goal.meaning:<58}{figure:>9}   {goal.verdict(value)}".rstrip()
             )
-    others = {name: result["neighbours_cores"] for name, result in results.items() if "neighbours_cores" in result}
-    lines.append("cores used by others meanwhile: " + ", ".join(f"{n} {c:.2f}" for n, c in others.items()))
-    lines += [_costs(name, result) for name, result in results.items() if "cpu_ms_per_run" in result]
+    others = {
+        name: result["neighbours_cores"]
+        for name, result in results.items()
+        if "neighbours_cores" in result
+    }
+    lines.append(
+        "cores used by others meanwhile: " + ", ".join(f"{n} {c:.2f}" for n, c in others.items())
+    )
+    lines += [
+        _costs(name, result) for name, result in results.items() if "cpu_ms_per_run" in result
+    ]
     return "\n".join(lines)
 
 
@@ -109,8 +117,9 @@ def describe_machine(postgres_version: str) -> dict[str, Any]:
 def find_commit() -> str:
     """Return the commit that was measured, with a mark if the tree differs from it."""
     described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=9"],  # noqa: S607 - the developer's git
+        ["git", "describe", "--always", "--dirty", "--abbrev=9"],
         cwd=ROOT_DIR,
+        env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},  # to look is not to write an index
         capture_output=True,
         text=True,
         check=False,

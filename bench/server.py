@@ -140,9 +140,7 @@ class Server:
         self.port = int(line)
 
 
-def _start(
-    module: str, settings: bytes, log: IO[bytes], *, stdout: Any
-) -> subprocess.Popen[bytes]:
+def _start(module: str, settings: bytes, log: IO[bytes], *, stdout: Any) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", module],
         cwd=ROOT_DIR,

@@ -42,7 +42,14 @@ class Sizes:
 
 
 QUICK = Sizes(
-    warm_up=50, alone=50, many=250, chain=(100,), ticks=60, approved_alone=20, approved_rest=80, commits=300
+    warm_up=50,
+    alone=50,
+    many=250,
+    chain=(100,),
+    ticks=60,
+    approved_alone=20,
+    approved_rest=80,
+    commits=300,
 )
 
 
@@ -87,9 +94,7 @@ def warm_up(server: Server, sizes: Sizes) -> Result:
 
 
 def measure_raw(server: Server, sizes: Sizes) -> Result:
-    return asyncio.run(
-        raw.measure(server.dsn, commit_count=sizes.commits, group_size=IN_FLIGHT)
-    )
+    return asyncio.run(raw.measure(server.dsn, commit_count=sizes.commits, group_size=IN_FLIGHT))
 
 
 def w1(server: Server, sizes: Sizes) -> Result:

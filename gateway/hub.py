@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Self
 
-import asyncpg
 import structlog
 
 from gateway.metrics import Metrics
 from gateway.viewers import KEEP_ALIVE, KEEP_ALIVE_CHUNK, Viewer, as_chunk, frame_events
 from smithers.errors import StoreError
 from smithers.ids import RunId
+from smithers.store.connections import Pool
 from smithers.store.tails import PAGE_EVENTS, Cursor, Tail, TailLane, find_moved
 from smithers.telemetry.names import DropReason
 
@@ -54,7 +54,7 @@ class Hub:
         *,
         live: TailLane,
         replay: TailLane,
-        pool: asyncpg.Pool,
+        pool: Pool,
         metrics: Metrics,
         hears: Callable[[], bool],
     ) -> None:

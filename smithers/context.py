@@ -73,11 +73,10 @@ class Context(Generic[Input]):
         self._loop_paths = loop_paths
         self._reads: Reads | None = reads
 
-    def go_live(self, committed: Facts, loop_paths: Mapping[str, tuple[str, ...]]) -> None:
+    def go_live(self, committed: Facts) -> None:
         """End the render: from here on reads see what is committed, and are not recorded."""
         self._reads = None
         self._facts = committed
-        self._loop_paths = loop_paths
 
     @property
     def iteration(self) -> int:

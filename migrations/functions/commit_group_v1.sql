@@ -31,6 +31,8 @@ CREATE TYPE smithers.signal_change_v1 AS (run_no integer, run_id text, seq bigin
 -- next group instead of holding up all others. Every statement after it has a snapshot of its own, taken under the lock.
 -- Outcomes, one for each run: committed; stale (something came in that the plan did not know of); lost (another
 -- owner); locked (try again).
+-- A change may come twice: its sender saw the connection break and does not know, or a copy was stuck on the way and
+-- arrives late. The number of the run's last commit tells: it is written once, and answered as committed again.
 CREATE FUNCTION smithers.commit_group_v1(
     p_worker_id uuid,
     p_runs smithers.run_change_v1[], p_events smithers.event_change_v1[], p_nodes smithers.node_change_v1[],
@@ -52,7 +54,8 @@ DECLARE
     v_run record;
 BEGIN
     FOR v_run IN
-        SELECT c.n, r.epoch, r.epoch = c.epoch AND r.owner_id = p_worker_id AS is_ours, r.last_seq, c.event_count,
+        SELECT c.n, r.epoch, r.epoch = c.epoch AND r.owner_id = p_worker_id AS is_ours,
+               r.epoch = c.epoch AND r.commit_no >= c.commit_no AS is_repeated, r.last_seq, c.event_count,
                c.expected_seq IS NULL OR (
                    c.expected_seq = r.last_seq AND c.is_cancelling = (r.cancel_requested_at IS NOT NULL)) AS is_fresh
         FROM unnest(p_runs) WITH ORDINALITY AS c(
@@ -65,7 +68,9 @@ BEGIN
         v_base[v_run.n] := v_run.last_seq;
         v_last[v_run.n] := v_run.last_seq;
         v_epoch[v_run.n] := v_run.epoch;
-        IF v_run.is_ours IS NOT TRUE THEN
+        IF v_run.is_repeated THEN  -- before the owner: what it gave back with that commit is nobody's
+            v_outcome[v_run.n] := 'committed';
+        ELSIF v_run.is_ours IS NOT TRUE THEN
             v_outcome[v_run.n] := 'lost';
         ELSIF v_run.is_fresh THEN
             v_outcome[v_run.n] := 'committed';

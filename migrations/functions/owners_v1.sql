@@ -10,32 +10,36 @@ AS $$
 #variable_conflict use_column
 DECLARE
     v_heartbeat timestamptz;
+    v_held text[];
     v_now timestamptz;
-    v_poison record;
+    v_queues text[];
+    v_poison text[];
+    v_run_id text;
 BEGIN
     SELECT w.heartbeat_at INTO v_heartbeat FROM smithers.workers w
         WHERE w.worker_id = p_worker_id AND w.dead_at IS NULL FOR UPDATE;
     IF NOT FOUND THEN RETURN; END IF;
-    v_now := smithers.clock();
+    SELECT array_agg(h.run_id) INTO v_held FROM (
+        SELECT r.run_id FROM smithers.runs r WHERE r.owner_id = p_worker_id ORDER BY r.run_id FOR NO KEY UPDATE) AS h;
+    v_now := smithers.clock();  -- under the locks: what is written with it comes after all that others wrote
     UPDATE smithers.workers SET dead_at = v_now, death = p_death WHERE worker_id = p_worker_id;
-    RETURN QUERY
     WITH held AS MATERIALIZED (
         SELECT r.run_id, p_death LIKE 'exit-%' AND (r.commit_no = 0 OR EXISTS (
                 SELECT 1 FROM smithers.nodes n WHERE n.run_id = r.run_id AND n.state = 'in-progress')) AS is_suspect
-        FROM smithers.runs r WHERE r.owner_id = p_worker_id ORDER BY r.run_id FOR NO KEY UPDATE OF r),
+        FROM smithers.runs r WHERE r.run_id = ANY (v_held)),
     freed AS (
         UPDATE smithers.runs r SET owner_id = NULL, epoch = r.epoch + 1, due_at = v_now, lost_heartbeat_at = v_heartbeat,
             crash_count = CASE WHEN held.is_suspect THEN r.crash_count + 1 ELSE r.crash_count END
-        FROM held WHERE r.run_id = held.run_id RETURNING r.queue)
-    SELECT f.queue, count(*) FROM freed f GROUP BY f.queue;
+        FROM held WHERE r.run_id = held.run_id
+        -- A cancel that was asked for stands: who claims it does nothing but end it so.
+        RETURNING r.run_id, r.queue, r.crash_count >= 3 AND r.cancel_requested_at IS NULL AS is_poison)
+    SELECT array_agg(f.queue) FILTER (WHERE NOT f.is_poison), array_agg(f.run_id ORDER BY f.run_id) FILTER (WHERE f.is_poison)
+        INTO v_queues, v_poison FROM freed f;
 
-    FOR v_poison IN
-        SELECT r.run_id FROM smithers.runs r
-        WHERE r.owner_id IS NULL AND r.due_at = v_now AND r.lost_heartbeat_at = v_heartbeat AND r.crash_count >= 3
-        ORDER BY r.run_id FOR NO KEY UPDATE OF r
-    LOOP
-        PERFORM smithers.fail_crashed_v1(v_poison.run_id, v_now);
+    FOREACH v_run_id IN ARRAY coalesce(v_poison, '{}') LOOP
+        PERFORM smithers.fail_crashed_v1(v_run_id, v_now);
     END LOOP;
+    RETURN QUERY SELECT q.queue, count(*) FROM unnest(v_queues) AS q(queue) GROUP BY q.queue;
 END
 $$;
 

@@ -152,6 +152,13 @@ def upgrade() -> None:
         unique=False,
         schema="smithers",
     )
+    op.create_index(
+        "run_requests_workflow_name_created_at_run_id_idx",
+        "run_requests",
+        ["workflow_name", "created_at", "run_id"],
+        unique=False,
+        schema="smithers",
+    )
     op.create_table(
         "runs",
         sa.Column("run_id", sa.Text(collation="C"), nullable=False),
@@ -202,6 +209,23 @@ def upgrade() -> None:
         postgresql_where=sa.text(
             "owner_id IS NULL AND due_at IS NOT NULL AND (is_solo OR crash_count > 0)"
         ),
+    )
+    op.create_index(
+        "runs_suspect_idx",
+        "runs",
+        ["queue", sa.literal_column("priority DESC"), "due_at"],
+        unique=False,
+        schema="smithers",
+        postgresql_where=sa.text(
+            "owner_id IS NULL AND due_at IS NOT NULL AND NOT is_solo AND crash_count > 0"
+        ),
+    )
+    op.create_index(
+        "runs_status_created_at_run_id_idx",
+        "runs",
+        ["status", "created_at", "run_id"],
+        unique=False,
+        schema="smithers",
     )
     op.create_index(
         "runs_owner_id_idx",

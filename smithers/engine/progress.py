@@ -324,10 +324,11 @@ class Progress:
                 if self.is_cut_short:
                     return
                 renders += 1
-                self._render(now_ms)
+                self._render()
             assert self.schedule is not None
             for leaf in self.schedule.take_opened():
                 places.open_leaf(self, leaf, now_ms)
+            self.pass_time(now_ms)
             for loop in self.schedule.take_ended_loops():
                 self._turn_loop(loop)
             is_moving = self._needs_render or self.schedule.has_news
@@ -335,7 +336,7 @@ class Progress:
                 self._start_ready()
                 is_moving = self._needs_render
 
-    def _render(self, now_ms: int) -> None:
+    def _render(self) -> None:
         self._idle_renders += 1
         if self._idle_renders > MAX_IDLE_RENDERS:
             raise RenderFailed("the tree does not come to rest: each render undoes the one before")
@@ -348,10 +349,9 @@ class Progress:
         self._ready.clear()
         places.record_places(self, rendered, before)
         self._record_frame(xml)
-        rendered.context.go_live(self.committed, self._loop_paths)
+        rendered.context.go_live(self.committed)
         self.schedule = Schedule(rendered.mounted, self.facts)
         self.take_news()
-        self.pass_time(now_ms)
 
     def _record_frame(self, xml: str) -> None:
         """Keep the last tree of a turn, if it is another than that of the turn before."""

@@ -53,6 +53,8 @@ class Schedule:
         while queue:
             _, leaf = heapq.heappop(queue)
             self._try(leaf, opened, queue)
+            for group, _, _ in _ways_up(leaf):  # the room that it was offered and did not take
+                _offer_room(group, queue)
         opened.sort(key=lambda leaf: leaf.position)
         return opened
 
@@ -164,8 +166,6 @@ class Schedule:
                     _offer(child.take_held_here(), queue)  # they need no room of their own now
         else:
             _hold(gate.group, gate.child, leaf)
-        for group, _, _ in ways_up:  # the room that it may have been offered, and did not take
-            _offer_room(group, queue)
 
     def _give_room_back(self, leaf: LeafPlace) -> None:
         group = leaf.parent

@@ -131,10 +131,7 @@ def find_parked_status(run: "Progress") -> RunStatus | None:
 
 def _ask(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
     element = leaf.element
-    request: dict[str, object] = {
-        "label": element.label or element.id,
-        "title": element.label or element.id,
-    }
+    request: dict[str, object] = {"title": element.label or element.id}
     timeout_s = None
     if isinstance(element, Approval):
         timeout_s = element.timeout_s
@@ -145,9 +142,8 @@ def _ask(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
         ):
             if allowed is not None:
                 request[name] = list(allowed)
-    run.facts.approvals.pop(
-        leaf.key, None
-    )  # an answer to an earlier asking is no answer to this one
+    # An answer to an earlier asking is no answer to this one.
+    run.facts.approvals.pop(leaf.key, None)
     run.turn.approvals.append(ApprovalChange(leaf.key, orjson.dumps(request).decode()))
     _wait(run, leaf.key, fact, NodeState.WAITING_APPROVAL, now_ms, timeout_s)
     run.say(EventType.APPROVAL_REQUESTED, leaf.key)

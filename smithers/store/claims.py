@@ -1,5 +1,6 @@
 """Take runs that are due, give them back, and read what is known of a run that is taken up."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -30,22 +31,45 @@ class ClaimKind(StrEnum):
     SUSPECT = "suspect"  # one that is under suspicion, beside others that were and are not any more
 
 
+_SHARING: Final = "NOT is_solo AND crash_count = 0"  # each the predicate of an index
+_ALONE: Final = "(is_solo OR crash_count > 0)"
+_SUSPECT: Final = "NOT is_solo AND crash_count > 0"
+
+# The priorities that wait in these queues, most urgent first: one step of the index for each. With it a claim goes to
+# what is due at each priority; a walk over the whole queue would pass every timer of the future.
+_LEVELS: Final = """
+levels (queue, priority) AS (
+    SELECT q.queue, n.priority FROM unnest($1::text[]) AS q (queue) CROSS JOIN LATERAL (
+        SELECT r.priority FROM smithers.runs AS r
+        WHERE r.queue = q.queue AND r.owner_id IS NULL AND r.due_at IS NOT NULL AND NOT is_solo AND crash_count = 0
+        ORDER BY r.priority DESC LIMIT 1) AS n
+    UNION ALL
+    SELECT l.queue, n.priority FROM levels AS l CROSS JOIN LATERAL (
+        SELECT r.priority FROM smithers.runs AS r
+        WHERE r.queue = l.queue AND r.priority < l.priority
+            AND r.owner_id IS NULL AND r.due_at IS NOT NULL AND NOT is_solo AND crash_count = 0
+        ORDER BY r.priority DESC LIMIT 1) AS n)"""
+
 # -- name: claim_runs
 # SKIP LOCKED: rivals pass one another instead of queueing. MATERIALIZED: an IN (... LIMIT) may run twice and exceed its
-# limit. The order is that of runs_claimable_idx; a test EXPLAINs it. The worker's row is held FOR KEY SHARE: whoever
+# limit. A test EXPLAINs it: it reads what it takes, by runs_claimable_idx. The worker's row is held FOR KEY SHARE: whoever
 # buries a worker holds it for update, so a buried worker never owns a run. No event here: the first commit after the
 # claim says what it is. Runs that need a child of their own, or are under suspicion, are not for this claim.
 CLAIM_RUNS: Final = """
-WITH alive AS MATERIALIZED (
-    SELECT worker_id FROM smithers.workers WHERE worker_id = $1 AND dead_at IS NULL FOR KEY SHARE),
+WITH RECURSIVE alive AS MATERIALIZED (
+    SELECT worker_id FROM smithers.workers WHERE worker_id = $3 AND dead_at IS NULL FOR KEY SHARE),
+LEVELS,
 due AS MATERIALIZED (
-    SELECT run_id, status AS status_before FROM smithers.runs
-    WHERE queue = $2 AND owner_id IS NULL AND due_at <= smithers.clock() AND NOT is_solo AND crash_count = 0
-        AND EXISTS (SELECT 1 FROM alive)
-    ORDER BY priority DESC, due_at LIMIT $3 FOR NO KEY UPDATE SKIP LOCKED),
+    SELECT d.run_id, d.status_before FROM levels AS l CROSS JOIN LATERAL (
+        SELECT r.run_id, r.status AS status_before FROM smithers.runs AS r
+        WHERE r.queue = l.queue AND r.priority = l.priority AND r.due_at <= smithers.clock()
+            AND r.owner_id IS NULL AND r.due_at IS NOT NULL AND NOT is_solo AND crash_count = 0
+            AND EXISTS (SELECT 1 FROM alive)
+        ORDER BY r.due_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED) AS d
+    LIMIT $2),
 claimed AS (
     UPDATE smithers.runs AS r SET
-        owner_id = $1, epoch = epoch + 1, commit_no = 0, due_at = NULL,
+        owner_id = $3, epoch = epoch + 1, commit_no = 0, due_at = NULL,
         status = CASE WHEN status = 'queued' THEN 'running' ELSE status END,
         started_at = coalesce(started_at, smithers.clock())
     FROM due WHERE r.run_id = due.run_id
@@ -54,19 +78,15 @@ claimed AS (
 SELECT c.*, q.workflow_name, q.workflow_path, q.workflow_export, q.source_hash, q.input, q.config, q.auth,
     q.trace_context, smithers.to_ms(smithers.clock()) AS now_ms
 FROM claimed AS c JOIN smithers.run_requests AS q ON q.run_id = c.run_id
-"""
+""".replace("LEVELS", _LEVELS)
 
 # -- name: claim_solo_run
 # The same for one run that is to have this child to itself.
-CLAIM_SOLO_RUN: Final = CLAIM_RUNS.replace(
-    "NOT is_solo AND crash_count = 0", "(is_solo OR crash_count > 0)"
-)
+CLAIM_SOLO_RUN: Final = CLAIM_RUNS.replace(_SHARING, _ALONE)
 
 # -- name: claim_suspect_run
 # The same for a child that tries suspects one after another: none that wants to stay alone.
-CLAIM_SUSPECT_RUN: Final = CLAIM_RUNS.replace(
-    "NOT is_solo AND crash_count = 0", "(is_solo OR crash_count > 0) AND NOT is_solo"
-)
+CLAIM_SUSPECT_RUN: Final = CLAIM_RUNS.replace(_SHARING, _SUSPECT)
 
 _CLAIMS: Final = {
     ClaimKind.MANY: CLAIM_RUNS,
@@ -74,19 +94,38 @@ _CLAIMS: Final = {
     ClaimKind.SUSPECT: CLAIM_SUSPECT_RUN,
 }
 
-# -- name: count_solo_runs
-# How many children of their own are wanted right now.
-COUNT_SOLO_RUNS: Final = """
-SELECT count(*) FROM smithers.runs
-WHERE queue = ANY ($1) AND owner_id IS NULL AND due_at <= smithers.clock() AND (is_solo OR crash_count > 0)
+# -- name: release_unknown
+# After a claim whose answer was lost: what it took is this worker's, and nobody moves it. Known are those that were
+# answered and have not committed yet. The lock waits for a claim that is still on its way through the server.
+HOLD_WORKER: Final = "SELECT FROM smithers.workers WHERE worker_id = $1 FOR UPDATE"
+RELEASE_UNKNOWN: Final = """
+UPDATE smithers.runs SET owner_id = NULL, due_at = smithers.clock()
+WHERE owner_id = $1 AND commit_no = 0 AND run_id <> ALL ($2)
 """
+
+# -- name: count_solo_runs
+# How many children of their own are wanted right now; nobody needs to know of more than so many.
+COUNT_SOLO_RUNS: Final = """
+WITH RECURSIVE LEVELS
+SELECT count(*) FROM (
+    SELECT FROM levels AS l CROSS JOIN LATERAL (
+        SELECT FROM smithers.runs AS r
+        WHERE r.queue = l.queue AND r.priority = l.priority AND r.due_at <= smithers.clock()
+            AND r.owner_id IS NULL AND r.due_at IS NOT NULL AND NOT is_solo AND crash_count = 0
+        ORDER BY r.due_at LIMIT 16) AS d
+    LIMIT 16) AS wanted
+""".replace("LEVELS", _LEVELS).replace(_SHARING, _ALONE)
 
 # -- name: find_next_due
 # How long a claimer may sleep: until the earliest due time of its queue, in milliseconds from now.
 FIND_NEXT_DUE: Final = """
-SELECT smithers.to_ms(min(due_at)) - smithers.to_ms(smithers.clock()) FROM smithers.runs
-WHERE queue = $1 AND owner_id IS NULL AND due_at IS NOT NULL AND NOT is_solo AND crash_count = 0
-"""
+WITH RECURSIVE LEVELS
+SELECT smithers.to_ms(min(d.due_at)) - smithers.to_ms(smithers.clock()) FROM levels AS l CROSS JOIN LATERAL (
+    SELECT r.due_at FROM smithers.runs AS r
+    WHERE r.queue = l.queue AND r.priority = l.priority
+        AND r.owner_id IS NULL AND r.due_at IS NOT NULL AND NOT is_solo AND crash_count = 0
+    ORDER BY r.due_at LIMIT 1) AS d
+""".replace("LEVELS", _LEVELS)
 
 # -- name: load_run
 # All that is known of a run, in one snapshot and one round trip. Signals that a node has taken are history.
@@ -197,15 +236,25 @@ async def claim_runs(
 ) -> list[ClaimedRun]:
     """Take up to `limit` runs that are due, most urgent first."""
     with driver_errors():
-        rows = await connection.fetch(_CLAIMS[kind], worker_id, queue, limit)
+        rows = await connection.fetch(_CLAIMS[kind], [queue], limit, worker_id)
     return [
         ClaimedRun(**{**dict(row), "status_before": RunStatus(row["status_before"])})
         for row in rows
     ]
 
 
+async def release_unknown(
+    connection: asyncpg.Connection, worker_id: WorkerId, known: Collection[RunId]
+) -> None:
+    """Give back what a claim took whose answer never came."""
+    with driver_errors():
+        async with connection.transaction():
+            await connection.execute(HOLD_WORKER, worker_id)
+            await connection.execute(RELEASE_UNKNOWN, worker_id, list(known))
+
+
 async def count_solo_runs(pool: asyncpg.Pool, queues: tuple[str, ...]) -> int:
-    """Say how many runs of these queues are due and want a child of their own."""
+    """Say how many runs of these queues are due and want a child of their own; 16: or more."""
     with driver_errors():
         count: int = await pool.fetchval(COUNT_SOLO_RUNS, list(queues))
     return count
@@ -214,7 +263,7 @@ async def count_solo_runs(pool: asyncpg.Pool, queues: tuple[str, ...]) -> int:
 async def find_next_due_ms(connection: asyncpg.Connection, queue: str) -> int | None:
     """Return in how many milliseconds the queue's next run is due; negative: already."""
     with driver_errors():
-        due: int | None = await connection.fetchval(FIND_NEXT_DUE, queue)
+        due: int | None = await connection.fetchval(FIND_NEXT_DUE, [queue])
     return due
 
 

@@ -2,15 +2,15 @@
 
 The lane gathers what is ready while the last group was under way. A run that lost its lease, or whose row a gateway holds
 right now, does not touch the others; neither does a value that Postgres refuses: the group is then done again run by run,
-and only the culprit is told. Where the connection broke, whether the group was kept is read from the run's row: it holds
-the number of its owner's last commit.
+and only the culprit is told. Where the connection broke, nobody knows whether the group was kept: it is sent again, and the
+run's row, which holds the number of its owner's last commit, tells a repetition from news.
 """
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, Self
+from typing import Any, Final, Self, assert_never
 from uuid import UUID
 
 import asyncpg
@@ -25,18 +25,13 @@ from smithers.states import NodeState
 from smithers.store.connections import driver_errors
 from smithers.store.lanes import Lane
 
-RETRY_PAUSE_S: Final = 0.2
+RETRY_PAUSE_S: Final = 0.2  # while the database is away
+LOCKED_PAUSE_S: Final = 0.005  # about a gateway's commit, which holds the row
 
 # -- name: commit_group
 # One round trip and one flush for all; see migrations/functions/commit_group_v1.sql for the why of its order.
 COMMIT_GROUP: Final = """
 SELECT run_no, outcome, last_seq, now_ms FROM smithers.commit_group_v1($1, $2, $3, $4, $5, $6, $7, $8, $9)
-"""
-
-# -- name: find_commit
-# After a broken connection: did the commit with this number land? A new epoch means that it no longer matters.
-FIND_COMMIT: Final = """
-SELECT epoch, commit_no, last_seq, smithers.to_ms(smithers.clock()) AS now_ms FROM smithers.runs WHERE run_id = $1
 """
 
 
@@ -87,7 +82,7 @@ class Committer:
     async def __aexit__(self, *exc: object) -> None:
         await self._lane.__aexit__(*exc)
 
-    async def commit(self, change: TurnCommit, pool: asyncpg.Pool) -> Committed:
+    async def commit(self, change: TurnCommit) -> Committed:
         """Commit one turn; waits for as long as the database is away.
 
         Raises LeaseLost where another owner has the run, StoreError where the database refuses the turn's values.
@@ -96,29 +91,17 @@ class Committer:
             try:
                 answer = await self._lane.submit(change)
             except StoreUnavailable:
-                found = await self._find(change, pool)
-                if found is None:
-                    continue
-                answer = found
-            if answer.outcome is Outcome.LOST:
-                raise LeaseLost(f"run {change.run_id} has another owner")
-            if answer.outcome is not Outcome.LOCKED:
-                return answer
-
-    async def _find(self, change: TurnCommit, pool: asyncpg.Pool) -> Committed | None:
-        """Return how a turn ended whose answer was lost; None: it was not kept, and is to be sent again."""
-        while True:
-            try:
-                with driver_errors():
-                    row = await pool.fetchrow(FIND_COMMIT, change.run_id)
-            except StoreUnavailable:
                 await asyncio.sleep(RETRY_PAUSE_S)
                 continue
-            if row is None or row["epoch"] != change.epoch:
-                return Committed(Outcome.LOST, 0, 0)
-            if row["commit_no"] == change.commit_no:
-                return Committed(Outcome.COMMITTED, row["last_seq"], row["now_ms"])
-            return None
+            match answer.outcome:
+                case Outcome.LOST:
+                    raise LeaseLost(f"run {change.run_id} has another owner")
+                case Outcome.LOCKED:
+                    await asyncio.sleep(LOCKED_PAUSE_S)
+                case Outcome.COMMITTED | Outcome.STALE:
+                    return answer
+                case _:
+                    assert_never(answer.outcome)
 
     async def _flush(
         self, connection: asyncpg.Connection, changes: Sequence[TurnCommit]
@@ -142,7 +125,10 @@ async def _commit_group(
 ) -> list[Committed | Exception]:
     rows = _Rows()
     for number, change in enumerate(changes, start=1):
-        rows.add(number, change)
+        try:
+            rows.add(number, change)
+        except (TypeError, ValueError) as error:  # half of a surrogate pair: UTF-8 has none
+            raise StoreError(f"a value of run {change.run_id} is no JSON: {error}") from error
     answers = await connection.fetch(COMMIT_GROUP, worker_id, *rows.columns())
     results: list[Committed | Exception] = [Committed(Outcome.LOST, 0, 0)] * len(changes)
     for answer in answers:

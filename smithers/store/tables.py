@@ -92,6 +92,17 @@ Index(  # what wants a child of its own: isolated workflows, and runs under susp
         "owner_id IS NULL AND due_at IS NOT NULL AND (is_solo OR crash_count > 0)"
     ),
 )
+Index(
+    "runs_suspect_idx",
+    runs.c.queue,
+    runs.c.priority.desc(),
+    runs.c.due_at,
+    postgresql_where=text(
+        "owner_id IS NULL AND due_at IS NOT NULL AND NOT is_solo AND crash_count > 0"
+    ),
+)
+# For lists. A status changes with the owner, when every index gets an entry anyhow: a plain commit stays HOT.
+Index("runs_status_created_at_run_id_idx", runs.c.status, runs.c.created_at, runs.c.run_id)
 Index("runs_owner_id_idx", runs.c.owner_id, postgresql_where=text("owner_id IS NOT NULL"))
 
 run_requests = Table(
@@ -110,6 +121,12 @@ run_requests = Table(
     _moment("created_at", nullable=False),
 )
 Index("run_requests_created_at_run_id_idx", run_requests.c.created_at, run_requests.c.run_id)
+Index(
+    "run_requests_workflow_name_created_at_run_id_idx",
+    run_requests.c.workflow_name,
+    run_requests.c.created_at,
+    run_requests.c.run_id,
+)
 
 nodes = Table(
     "nodes",

@@ -10,7 +10,7 @@ import asyncpg
 
 from smithers.ids import Epoch, NodeId, RunId, SourceHash, WorkerId
 from smithers.store import claims, owners, sources
-from smithers.store.commits import Committed, Committer, TurnCommit
+from smithers.store.commits import Committed, Committer, Outcome, TurnCommit
 from smithers.store.connections import connect_hot, connect_listening, open_pool
 from smithers.store.hints import Channel, Hints, Listener
 from smithers.store.outside import Decision, OutsideLane, decide, open_outside_lane
@@ -39,15 +39,26 @@ class WorkerStore:
         self._committer = committer
         self._decisions = decisions
         self._claiming: asyncpg.Connection | None = None
+        self._is_claim_lost = False
+        self._uncommitted: set[RunId] = set()  # claimed here, and nothing committed yet
 
     async def claim(
         self, queue: str, limit: int, kind: claims.ClaimKind
     ) -> list[claims.ClaimedRun]:
-        """Take up to `limit` runs that are due."""
+        """Take up to `limit` runs that are due; one call at a time.
+
+        A claim whose answer was lost may have taken runs: the next one gives them back first.
+        """
         connection = await self._claim_connection()
-        return await claims.claim_runs(
+        if self._is_claim_lost:
+            await claims.release_unknown(connection, self.worker_id, self._uncommitted)
+        self._is_claim_lost = True
+        claimed = await claims.claim_runs(
             connection, worker_id=self.worker_id, queue=queue, limit=limit, kind=kind
         )
+        self._is_claim_lost = False
+        self._uncommitted.update(claim.run_id for claim in claimed)
+        return claimed
 
     async def acquit(self, run_id: RunId, epoch: Epoch) -> None:
         """Lift the suspicion that a run kills its owners."""
@@ -59,7 +70,10 @@ class WorkerStore:
 
     async def commit(self, change: TurnCommit) -> Committed:
         """Commit one run's turn; raises LeaseLost, StoreError."""
-        return await self._committer.commit(change, self._pool)
+        answer = await self._committer.commit(change)
+        if answer.outcome is Outcome.COMMITTED:
+            self._uncommitted.discard(change.run_id)
+        return answer
 
     async def load_run(self, run_id: RunId) -> claims.LoadedRun:
         """Read what is known of a run that is taken up again."""

@@ -1,6 +1,7 @@
 """Workflows that the tests here run; copied into a root of their own where one is needed."""
 
 import os
+from pathlib import Path
 
 from pydantic import BaseModel
 
@@ -19,7 +20,6 @@ def break_down():
 
 
 def wait_for_ever():
-    print("waiting")
     current_task().cancelled.wait()
 
 
@@ -51,7 +51,7 @@ def listens(ctx):
 
 @workflow
 def hangs(ctx):
-    return Sequence(Task("first", lambda: os.getpid()), Task("hang", wait_for_ever))
+    return Sequence(Task("first", os.getpid), Task("hang", wait_for_ever))
 
 
 @workflow
@@ -59,13 +59,13 @@ def sleeps_once(ctx):
     """Hang as long as no file named by the input is there."""
 
     def until_there():
-        path = ctx.input["path"]
-        while not os.path.exists(path):
+        path = Path(ctx.input["path"])
+        while not path.exists():
             if current_task().cancelled.wait(0.05):
                 return None
         return "there"
 
-    return Sequence(Task("first", lambda: os.getpid()), Task("wait", until_there))
+    return Sequence(Task("first", os.getpid), Task("wait", until_there))
 
 
 @workflow

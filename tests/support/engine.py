@@ -342,6 +342,7 @@ class World:
         for start in turn.starts:
             assert start.leaf.key not in self.running
             self.running[start.leaf.key] = start.attempt
+        assert len({abort.key for abort in turn.aborts}) == len(turn.aborts)
         self.aborting |= {abort.key: abort.reason for abort in turn.aborts}
         if self.on_turn is not None:
             self.on_turn(self)

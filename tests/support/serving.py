@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 from smithers.client import Client
@@ -71,6 +71,12 @@ class Talk:
             self.is_over = True
             self._changed.notify_all()
 
+    def close(self) -> None:
+        """Read to the end: nobody holds the other side any more."""
+        self._thread.join(LIMIT_S)
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
     def until(self, is_it: Callable[[str], bool]) -> str:
         """Wait for a line, and return it."""
         with self._changed:
@@ -106,6 +112,13 @@ class Serving:
         self.started: dict[str, Any] = json.loads(self.talk.until(is_event("server_started")))
         self.url: str = self.started["url"]
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.stop()
+
     def client(self, token: str | None = None) -> Client:
         """Open a conversation."""
         return Client(self.url, token=token)
@@ -113,19 +126,19 @@ class Serving:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and wait for the end; return the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(LIMIT_S)
+        code = self.process.wait(LIMIT_S)
+        self.talk.close()
+        return code
 
 
 @contextmanager
 def serving(root: Path, *flags: str, **env: str) -> Iterator[Serving]:
     """Have a server with a data directory of its own on a free port."""
     data_dir = make_data_dir()
-    server = Serving(root, data_dir, "--port", "0", "--workers", "2", *flags, **env)
     try:
-        yield server
+        with Serving(root, data_dir, "--port", "0", "--workers", "2", *flags, **env) as server:
+            yield server
     finally:
-        if server.process.poll() is None:
-            server.stop()
         shutil.rmtree(data_dir, ignore_errors=True)
 
 

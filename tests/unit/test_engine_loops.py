@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from smithers import Branch, Loop, Parallel, Sequence, Task
+from smithers import Branch, Loop, Parallel, Sequence, Signal, Task
 from smithers.engine.facts import LoopFact
 from smithers.states import NodeState, RunStatus
 from tests.support.engine import World
@@ -33,6 +33,30 @@ def test_a_condition_sees_all_that_the_iteration_brought():
         return Loop("l", Parallel(Task("a", 1), Task("b", 1)), until=ctx.output_maybe("b"))
 
     assert World(build).begin().finish("a", "b", value=1).is_over
+
+
+def test_a_condition_sees_what_came_in_the_moment_in_which_the_iteration_ended():
+    def build(ctx: Any) -> Any:
+        return [Task("a", 1), Loop("l", Signal("go"), until=ctx.output_maybe("go") == "stop")]
+
+    world = World(build).begin().signal("go", "stop").signal("go", "more").finish("a")
+    assert world.states() == {"a": "finished", "go": "finished"}
+
+
+def test_a_node_that_moves_into_a_loop_is_read_as_that_loop_has_it():
+    seen: list[Any] = []
+
+    def build(ctx: Any) -> Any:
+        seen.append(ctx.output_maybe("x"))
+        moved = ctx.output_maybe("b")
+        loop = Loop("l", Task("c", 1), moved and Task("x", 1), max_iterations=2)
+        return [not moved and Task("x", 1), loop, Task("b", 1)]
+
+    world = World(build).begin()
+    for node in ("x", "c", "c#1", "b"):
+        world.finish(node, value="old")
+    assert world.under_way == ["x#1"]
+    assert seen[-1] is None
 
 
 def test_a_loop_that_used_up_its_iterations_is_done_with_its_last():
@@ -189,6 +213,8 @@ def test_a_body_reads_the_current_iteration_also_after_a_death():
         assert rendered is not None
         assert rendered.context.output_maybe("a") is None
         assert rendered.context.latest("a") == "old"
+        for key, fact in world.rows.nodes.items():
+            world.rows.nodes[key] = fact.but(loop=None)  # as if nobody had kept it
         world.die()
 
 

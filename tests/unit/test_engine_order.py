@@ -143,6 +143,18 @@ def test_a_wait_holds_its_place_in_a_limited_parallel():
     assert world.approve("ok").under_way == ["a"]
 
 
+def test_room_that_is_offered_to_a_settled_node_goes_to_the_next():
+    def build(ctx: Any) -> Any:
+        narrow = 1 if ctx.output_maybe("x") else 2
+        waits = [Approval("a", title="?"), Approval("b", title="?")]
+        inner = Parallel(waits, Task("c", 1), max_concurrency=narrow)
+        return Parallel(Task("x", 1), Task("y", 1), inner)
+
+    world = World(build).begin().finish("x", value=1).approve("b")
+    assert world.under_way == ["y"]
+    assert world.approve("a").under_way == ["c", "y"]
+
+
 def test_a_dependency_reaches_across_groups():
     def build(_: Any) -> Parallel:
         return Parallel(

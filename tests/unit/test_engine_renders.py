@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from smithers import Approval, Loop, Parallel, Sequence, Signal, Task, Timer
+from smithers import Approval, Branch, Loop, Parallel, Sequence, Signal, Task, Timer
 from smithers.engine import schedule as schedules
 from smithers.engine.frames import (
     DELTA,
@@ -248,6 +248,37 @@ class TestLeavingTheTree:
         world = World(build, aborts_at_once=False).begin().finish("a", value=1)
         assert world.under_way == ["x"]
         assert world.stop("x").under_way == ["b"]
+
+    def test_nobody_starts_to_wait_for_a_node_that_was_cancelled_and_is_gone(self):
+        def build(ctx: Any) -> Any:
+            gone = ctx.output_maybe("a")
+            both = Parallel(Task("a", 1), not gone and Timer("x", duration=900))
+            return [both, Task("b", 1, depends_on=["x"])]
+
+        world = World(build).begin().finish("a", value=1)
+        assert world.state("x") is NodeState.CANCELLED
+        assert world.under_way == ["b"]
+
+    def test_a_task_that_leaves_and_is_back_within_one_turn_is_not_stopped(self):
+        def build(ctx: Any) -> Any:
+            gone = (ctx.state("a"), ctx.state("y")) == ("finished", "pending")
+            late = Sequence(Task("a", 1), Task("y", 1, skip_if=True))
+            return Parallel(late, not gone and Task("x", 1), Branch(gone, None, Task("z", 1)))
+
+        world = World(build, aborts_at_once=False).begin().finish("a")
+        assert world.aborting == {}
+        assert world.finish("x").finish("z").rows.status is RunStatus.FINISHED
+
+    def test_a_task_whose_branch_is_not_chosen_any_more_is_stopped_once(self):
+        def build(ctx: Any) -> Any:
+            states = [ctx.state(node) for node in "ab"]
+            return [
+                Parallel(Task("a", 1), Branch(states[0] != "finished", Task("x", 1))),
+                Task("b", 1, skip_if=True),
+            ]
+
+        world = World(build, aborts_at_once=False).begin().finish("a")
+        assert world.stop("x").events_of("x")[-1] == "NodeCancelled x unmounted"
 
     def test_a_decision_for_a_task_whose_turn_has_passed_back_waits_for_its_turn(self):
         def build(ctx: Any) -> Any:

@@ -63,7 +63,11 @@ class TestApprovals:
             assert world.output("ok")["timed_out"] is True
 
     def test_no_time_at_all_is_given_up_once_the_question_is_committed(self):
-        world = World(lambda _: Approval("ok", title="?", timeout=0, on_deny="continue")).begin()
+        def build(ctx: Any) -> Any:
+            ctx.state("ok")  # renders again in the turn that asks
+            return Approval("ok", title="?", timeout=0, on_deny="continue")
+
+        world = World(build).begin()
         assert world.events.index("ApprovalRequested ok") < world.events.index("ApprovalDenied ok")
         assert world.is_over
 
@@ -79,9 +83,13 @@ class TestApprovals:
 
     def test_an_old_answer_is_none_to_a_question_that_is_not_committed_yet(self):
         """The commit that asks anew came too late, and what was reloaded still holds the denial of before."""
-        world = World(lambda _: Approval("ok", title="?")).begin().deny("ok")
-        plan_and_reload = world._commit
-        calls: list[int] = []
+
+        def build(ctx: Any) -> Any:
+            ctx.output_maybe("a")
+            return Parallel(Approval("ok", title="?"), Task("a", 1, needs_approval=True))
+
+        world = World(build).begin().approve("a").deny("ok")
+        commit, calls = world._commit, []
 
         def stale_once(run: Any, turn: Any) -> None:
             if not calls:
@@ -89,10 +97,12 @@ class TestApprovals:
                 run.retract_ending()
                 world._take_news(run)
                 turn = run.plan(world.now_ms)
-            plan_and_reload(run, turn)
+            commit(run, turn)
 
         world._commit = stale_once  # type: ignore[method-assign]  # one stale commit
         world.resume()
+        assert world.state("ok") is NodeState.WAITING_APPROVAL
+        world.finish("a", value=1)
         assert world.rows.status is RunStatus.WAITING_APPROVAL
 
     @pytest.mark.parametrize("name", ["allowed_users", "allowed_scopes"])
@@ -222,7 +232,9 @@ class TestTimers:
     def test_a_timer_that_is_due_at_the_take_up_fires_in_the_first_turn(self):
         world = World(lambda _: Parallel(Timer("t", duration=90), Task("a", 1))).begin()
         world.now_ms += 100_000
+        before = world.commit_count
         assert world.die().state("t") is NodeState.FINISHED
+        assert world.commit_count == before + 1
 
     @pytest.mark.parametrize("shift_s", [-60, 0])
     def test_a_moment_that_has_passed_fires_at_once(self, shift_s):

@@ -1,0 +1,323 @@
+"""The command: what each part of it says, prints and returns, against a real server."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smithers.cli.main import app, run
+from smithers.client import Client
+from tests.support.serving import (
+    COMMAND,
+    Serving,
+    Talk,
+    clean_environment,
+    find_processes,
+    run_command,
+)
+
+COMMANDS = sorted(
+    [command.name or command.callback.__name__ for command in app.registered_commands]  # type: ignore[union-attr]  # each has one
+    + ["db upgrade", "db current"]
+)
+READING = [["ps"], ["inspect", "RUN"], ["events", "RUN"], ["frames", "RUN"], ["approvals"]]
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(
+    server: Serving, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Call:
+    """Run a command in this process against the server: exit code, stdout, stderr."""
+    for name in [name for name in os.environ if name.startswith(("SMITHERS_", "DATABASE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SMITHERS_URL", server.url)
+
+    def call_it(*arguments: str) -> tuple[int, str, str]:
+        code = run(list(arguments))
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call_it
+
+
+@pytest.fixture(scope="session")
+def finished(server: Serving) -> str:
+    """The id of a run that has finished."""
+    with server.client() as client:
+        return client.wait(client.start("examples/hello.py", {"name": "Ada"})).run_id
+
+
+@pytest.fixture
+def asking(client: Client) -> str:
+    """The id of a run that waits for an approval."""
+    run_id = client.start("tests/e2e/flows.py:asks", {})
+    for event in client.stream(run_id):
+        if event.type == "RunStatusChanged":
+            break
+    return run_id
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_begins_with_examples(command: str, call: Call) -> None:
+    code, out, _ = call(*command.split(), "--help")
+    assert code == 0
+    assert out.startswith(f"Usage: smithers {command}")
+    assert out.index("Examples:\n\n    ") < out.index("Options:")
+
+
+def test_help_and_version_are_quick_to_have(call: Call) -> None:
+    assert call("--version")[1].startswith("smithers 0.")
+    heavy = "import sys; import smithers.cli.main; print([m for m in {!r} if m in sys.modules])"
+    names = ["aiohttp", "alembic", "asyncpg", "httpx2", "rich", "sqlalchemy", "uvloop"]
+    result = subprocess.run(
+        [COMMAND[0], "-c", heavy.format(names)],
+        capture_output=True,
+        check=True,
+        env=clean_environment(),
+        text=True,
+    )
+    assert result.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--bogus"], ["pss"], ["inspect"], ["ps", "--limit", "0"], ["up"], ["serve", "--port", "x"]],
+)
+def test_a_usage_error_is_4_and_a_sentence(arguments: list[str], call: Call) -> None:
+    code, out, err = call(*arguments)
+    assert code == 4
+    assert out == ""
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments", READING)
+def test_what_reads_prints_json_when_asked(arguments: list[str], call: Call, finished: str) -> None:
+    spelled = [finished if word == "RUN" else word for word in arguments]
+    code, out, err = call(*spelled, "--json")
+    assert (code, err) == (0, "")
+    values = [json.loads(line) for line in out.splitlines()]
+    assert values
+    if arguments[0] != "events":
+        assert len(values) == 1  # one document
+
+
+@pytest.mark.parametrize("arguments", READING)
+def test_what_reads_prints_plain_lines_where_no_terminal_is(
+    arguments: list[str], call: Call, finished: str
+) -> None:
+    spelled = [finished if word == "RUN" else word for word in arguments]
+    code, out, _ = call(*spelled)
+    assert code == 0
+    assert "\x1b" not in out
+
+
+def test_ps_lists_the_newest_run_first(call: Call, client: Client) -> None:
+    run_id = client.wait(client.start("examples/hello.py", {})).run_id
+    lines = call("ps", "--workflow", "hello")[1].splitlines()
+    assert lines[0].split() == ["RUN", "WORKFLOW", "STATUS", "AGE", "TOOK", "BLOCKED", "BY"]
+    assert lines[1].split()[:3] == [run_id, "hello", "finished"]
+    assert call("ps", "--status", "failed", "--workflow", "hello")[2] == "no runs\n"
+
+
+def test_inspect_shows_the_output_of_each_node(call: Call, finished: str) -> None:
+    _, out, _ = call("inspect", finished)
+    assert "output    HELLO, ADA!" in out
+    assert [line.split()[:2] for line in out.splitlines()[-2:]] == [
+        ["greet", "finished"],
+        ["shout", "finished"],
+    ]
+
+
+def test_events_are_chosen_by_node_and_type(call: Call, finished: str) -> None:
+    _, out, _ = call("events", finished, "--json", "--node", "shout", "--type", "NodeFinished")
+    (event,) = map(json.loads, out.splitlines())
+    assert (event["type"], event["nodeId"]) == ("NodeFinished", "shout")
+    assert "there is no event type Foo" in call("events", finished, "--type", "Foo")[2]
+
+
+def test_events_of_a_run_that_goes_on_end_without_follow(call: Call, asking: str) -> None:
+    _, out, _ = call("events", asking, "--json")
+    assert json.loads(out.splitlines()[-1])["status"] == "waiting-approval"
+
+
+def test_an_approval_is_listed_and_given(call: Call, asking: str) -> None:
+    assert f"{asking}  go    Shall we go?" in call("approvals")[1]
+    assert call("approve", asking, "go", "--note", "yes", "--by", "Ann")[0] == 0
+    _, out, _ = call("events", asking, "--follow", "--json", "--type", "ApprovalGranted")
+    granted = json.loads(out)
+    assert (granted["note"], granted["decidedBy"]) == ("yes", "Ann")
+    assert '"gone"' in call("inspect", asking, "--json")[1]
+
+
+def test_what_is_denied_fails_and_cannot_be_approved(call: Call, asking: str) -> None:
+    assert call("deny", asking, "go")[0] == 0
+    assert call("events", asking, "--follow")[0] == 0
+    assert call("inspect", asking, "--json")[1].count('"failed"') >= 1
+    code, _, err = call("approve", asking, "go")
+    assert code == 1
+    assert err.startswith("error: ")
+    assert f"hint: smithers inspect {asking}" in err
+
+
+def test_a_signal_carries_json(call: Call, client: Client) -> None:
+    run_id = client.start("tests/e2e/flows.py:listens", {})
+    assert json.loads(call("signal", run_id, "paid", "--data", "[1]", "--json")[1])["seq"] == 0
+    assert client.wait(run_id).output == [1]
+    assert call("signal", run_id, "paid", "--data", "{")[0] == 4
+
+
+def test_a_run_is_cancelled_and_resumed(call: Call, client: Client, asking: str) -> None:
+    assert call("cancel", asking)[0] == 0
+    assert client.wait(asking).status == "cancelled"
+    assert call("cancel", asking)[0] == 1
+    assert call("resume", asking)[0] == 0
+    assert client.get(asking).status != "cancelled"
+    call("cancel", asking)
+
+
+@pytest.mark.parametrize("command", ["inspect", "events", "frames", "cancel", "resume"])
+def test_a_run_that_is_not_there_is_1_with_a_hint(command: str, call: Call) -> None:
+    code, out, err = call(command, "nobody")
+    assert (code, out) == (1, "")
+    assert "hint: `smithers ps`" in err
+
+
+def test_a_server_that_is_not_there_is_1_with_a_hint(call: Call) -> None:
+    code, _, err = call("ps", "--server", "http://127.0.0.1:9")
+    assert code == 1
+    assert "no server answers at http://127.0.0.1:9" in err
+    assert "hint: start one with `smithers serve`" in err
+
+
+def test_graph_renders_without_running(call: Call) -> None:
+    code, out, _ = call("graph", "examples/fan_out.py", "--input", '{"count": 2}')
+    assert code == 0
+    assert [line.split()[-1] for line in out.splitlines()[-3:]] == ["word-0", "word-1", "sum"]
+    tree = json.loads(call("graph", "examples/hello.py", "--json")[1])
+    assert tree["tag"] == "smithers:workflow"
+    code, _, err = call("graph", "examples/fan_out.py", "--input", '{"count": "many"}')
+    assert (code, "count" in err) == (4, True)
+
+
+def test_doctor_and_db_look_at_the_servers_database(call: Call, server: Serving) -> None:
+    place = ("--data-dir", str(server.data_dir))
+    findings = json.loads(call("doctor", *place, "--json")[1])
+    assert {finding["verdict"] for finding in findings} == {"ok"}
+    assert {"schema", "commit", "notifications", "server"} <= {each["name"] for each in findings}
+    assert call("db", "upgrade", *place)[0] == 0
+    assert json.loads(call("db", "current", *place, "--json")[1])["isCurrent"]
+
+
+def up(server: Serving, flows: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_command("up", *arguments, "--data-dir", str(server.data_dir), cwd=flows)
+
+
+def test_up_prints_the_result_on_stdout_and_the_talk_on_stderr(
+    server: Serving, flows: Path
+) -> None:
+    given = '{"word": "ho", "count": 2}'
+    result = up(server, flows, "flows.py:repeats", "--input", given)
+    assert (result.returncode, result.stdout) == (0, '"ho ho"\n')
+    assert "run finished" in result.stderr
+
+
+def test_up_says_how_a_failed_run_goes_on(server: Serving, flows: Path) -> None:
+    result = up(server, flows, "flows.py:breaks", "--run-id", "breaks-1")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "the bridge is out" in result.stderr
+    assert "smithers up flows.py:breaks --run-id breaks-1 --resume" in result.stderr
+
+
+def test_up_leaves_a_question_open_where_nobody_sits_and_takes_it_up_again(
+    server: Serving, flows: Path
+) -> None:
+    left = up(server, flows, "flows.py:asks", "--run-id", "asks-1")
+    assert (left.returncode, left.stdout) == (3, "")
+    hint = "smithers up flows.py:asks --run-id asks-1 --resume --yes"
+    assert hint in left.stderr
+    done = up(server, flows, *hint.split()[2:])
+    assert (done.returncode, done.stdout) == (0, '"gone"\n')
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["nothing.py"], "there is no file nothing.py"),
+        (["flows.py:repeats", "--input", "{"], "--input is no JSON"),
+        (["flows.py:repeats", "--input", "[]"], "must be a JSON object"),
+        (["flows.py:repeats", "--input", "@nothing.json"], "nothing.json"),
+        (["flows.py:asks", "--resume"], "--run-id"),
+        (["flows.py:asks", "--run-id", "/"], "is no run id"),
+        (["flows.py:asks", "--workers", "x"], "--workers"),
+    ],
+)
+def test_up_refuses_bad_input_before_anything_is_started(
+    arguments: list[str], word: str, call: Call, flows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(flows)
+    code, _, err = call("up", *arguments)
+    assert code == 4
+    assert word in err
+
+
+def test_up_says_where_an_input_does_not_fit(server: Serving, flows: Path) -> None:
+    result = up(server, flows, "flows.py:repeats", "--input", '{"count": "many"}')
+    assert result.returncode == 4
+    assert "word" in result.stderr
+    assert "count" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.fixture
+def hanging(server: Serving, flows: Path) -> Iterator[tuple[subprocess.Popen[str], Talk]]:
+    """An `up` whose second task hangs."""
+    process = subprocess.Popen(
+        [*COMMAND, "up", "flows.py:hangs", "--data-dir", str(server.data_dir)],
+        cwd=flows,
+        env=clean_environment(TEST_MARK=f"up-{os.getpid()}"),
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    talk = Talk(process)
+    talk.until(lambda line: "hang in-progress" in line)
+    yield process, talk
+    process.wait(30)
+    talk.close()
+    assert find_processes(f"TEST_MARK=up-{os.getpid()}") == []
+
+
+def test_ctrl_c_cancels_what_is_up(hanging: tuple[subprocess.Popen[str], Talk]) -> None:
+    process, talk = hanging
+    process.send_signal(signal.SIGINT)
+    talk.until(lambda line: line.startswith("cancelled; go on with"))
+    assert process.wait(30) == 130
+
+
+def test_sigterm_releases_what_is_up(
+    hanging: tuple[subprocess.Popen[str], Talk], client: Client
+) -> None:
+    process, talk = hanging
+    process.send_signal(signal.SIGTERM)
+    command = talk.until(lambda line: line.strip().startswith("smithers up"))
+    assert process.wait(30) == 143
+    run_id = command.split("--run-id ")[1].split()[0]
+    assert client.get(run_id).status == "running"  # its own queue keeps it for --resume
+    client.cancel(run_id)
+
+
+def test_the_doc_names_every_command_and_exit_code() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    for command in COMMANDS:
+        assert f"`smithers {command}" in text, command
+    rows: list[Any] = [line.split("|")[1].strip() for line in text.splitlines() if "|" in line]
+    assert {"0", "1", "2", "3", "4", "130", "143"} <= set(rows)

@@ -1,0 +1,170 @@
+"""`smithers serve` as a process: how it starts, what ends it, and what it leaves behind."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from smithers.client import AccessRefused, Event
+from tests.support.serving import (
+    Serving,
+    find_processes,
+    is_event,
+    make_data_dir,
+    run_command,
+    serving,
+    until_none,
+)
+
+
+@pytest.fixture(scope="module")
+def data_dir() -> Iterator[Path]:
+    """One database for all servers here: each has its own runs, and finds those of the others ended or parked."""
+    place = make_data_dir()
+    yield place
+    until_none(str(place))  # the keeper stops a Postgres whose users were killed
+    shutil.rmtree(place)
+
+
+def until_started(events: Iterator[Event], node_id: str) -> None:
+    for event in events:
+        if event.type == "NodeStarted" and event.node_id == node_id:
+            return
+
+
+def test_it_says_where_everything_is_and_drains_on_sigterm(flows: Path, data_dir: Path) -> None:
+    server = Serving(flows, data_dir, "--port", "0", "--workers", "1")
+    assert server.started["root"] == str(flows)
+    assert server.started["data"] == str(data_dir)
+    with server.client() as client:
+        assert client.is_ready()
+        run_id = client.start("flows.py:repeats", {"word": "ho", "count": 3})
+        assert client.wait(run_id).output == "ho ho ho"
+    assert server.stop() == 0
+    assert find_processes(server.mark) == []
+    assert find_processes(str(data_dir)) == []  # nor a Postgres
+
+
+def test_ctrl_c_drains_and_gives_back_what_does_not_end(flows: Path, data_dir: Path) -> None:
+    flags = ("--port", "0", "--workers", "1", "--drain-timeout", "1")
+    server = Serving(flows, data_dir, *flags)
+    with server.client() as client:
+        run_id = client.start("flows.py:hangs", {})
+        until_started(client.stream(run_id), "hang")
+    assert server.stop(signal.SIGINT) == 0
+    assert find_processes(server.mark) == []
+    with Serving(flows, data_dir, *flags, "--workers", "0") as looking, looking.client() as client:
+        assert client.get(run_id).status == "running"  # nobody holds it, and nobody lost it
+        client.cancel(run_id)
+        assert client.get(run_id).status == "cancelled"
+
+
+def test_a_second_signal_does_not_wait(flows: Path, data_dir: Path) -> None:
+    server = Serving(flows, data_dir, "--port", "0", "--workers", "1", "--drain-timeout", "600")
+    with server.client() as client:
+        run_id = client.start("flows.py:hangs", {})
+        until_started(client.stream(run_id), "hang")
+    server.process.send_signal(signal.SIGTERM)
+    server.talk.until(is_event("server_stops"))
+    assert server.stop() == 0
+    assert find_processes(server.mark) == []
+
+
+def test_after_kill_9_the_pool_drains_and_a_restart_goes_on(
+    flows: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    flags = ("--port", "0", "--workers", "1", "--drain-timeout", "1")
+    first = Serving(flows, data_dir, *flags)
+    flag = tmp_path / "flag"
+    with first.client() as client:
+        run_id = client.start("flows.py:sleeps_once", {"path": str(flag)})
+        until_started(client.stream(run_id), "wait")
+        pid = client.get_node(run_id, "first").output
+    assert first.stop(signal.SIGKILL) == -signal.SIGKILL
+    until_none(first.mark)  # the pool noticed the end of its stdin
+    flag.touch()
+    second = Serving(flows, data_dir, *flags)
+    with second.client() as client:
+        run = client.wait(run_id)
+        assert run.status == "finished"
+        assert client.get_node(run_id, "first").output == pid  # it was not run again
+    assert second.stop() == 0
+
+
+def test_a_pool_that_was_killed_is_started_again(
+    flows: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    server = Serving(flows, data_dir, "--port", "0", "--workers", "1")
+    flag = tmp_path / "flag"
+    with server.client() as client:
+        run_id = client.start("flows.py:sleeps_once", {"path": str(flag)})
+        until_started(client.stream(run_id), "wait")
+        child = client.get_node(run_id, "first").output
+        pool = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(pool, signal.SIGKILL)
+        died = json.loads(server.talk.until(is_event("pool_died")))
+        assert died["exit_code"] == -signal.SIGKILL
+        flag.touch()
+        assert client.wait(run_id).status == "finished"
+    assert server.stop() == 0
+
+
+def test_a_stream_goes_on_where_it_was_after_a_restart(flows: Path, data_dir: Path) -> None:
+    first = Serving(flows, data_dir, "--port", "0", "--workers", "1")
+    port = first.url.rpartition(":")[2]
+    with first.client() as client:
+        run_id = client.start("flows.py:listens", {})
+        events = client.stream(run_id)
+        seen = []
+        for event in events:
+            seen.append(event.seq)
+            if event.type == "NodeWaitingEvent":
+                break
+        assert first.stop() == 0
+        second = Serving(flows, data_dir, "--port", port, "--workers", "1")
+        client.signal(run_id, "paid", {"amount": 3})
+        seen += [event.seq for event in events]
+        assert client.get(run_id).output == {"amount": 3}
+    assert seen == list(range(len(seen)))
+    assert second.stop() == 0
+
+
+def test_workers_do_not_see_the_servers_secrets(flows: Path) -> None:
+    env = {
+        "SMITHERS_API_KEY": "hush",
+        "OTHER_URL": "postgresql://me:hush@there/db",
+        "PLAIN_URL": "https://example.org",
+        "KEPT_URL": "redis://me:hush@there",
+    }
+    with (
+        serving(flows, "--pass-env", "KEPT_URL", **env) as server,
+        server.client(token="hush") as client,
+    ):
+        names = client.wait(client.start("flows.py:tells_environment", {})).output
+        with server.client() as stranger, pytest.raises(AccessRefused):
+            stranger.list_runs()
+    assert {"PLAIN_URL", "KEPT_URL", "PATH"} <= set(names)
+    assert not {"SMITHERS_API_KEY", "SMITHERS_LOG_FORMAT", "OTHER_URL"} & set(names)
+
+
+def test_a_port_that_others_reach_needs_a_token(flows: Path, tmp_path: Path) -> None:
+    unborn = tmp_path.parent / f"{tmp_path.name}-data"
+    result = run_command(
+        "serve", "--host", "0.0.0.0", "--root-dir", str(flows), "--data-dir", str(unborn)
+    )
+    assert result.returncode == 4
+    assert "SMITHERS_API_KEY" in result.stderr
+    assert not unborn.exists()  # nothing was started
+
+
+def test_an_old_schema_is_refused_with_the_command_that_mends_it(
+    postgres_server: str, flows: Path
+) -> None:
+    refused = run_command("serve", "--root-dir", str(flows), DATABASE_URL=postgres_server)
+    assert refused.returncode == 1
+    assert "smithers db upgrade" in refused.stderr
+    assert "Traceback" not in refused.stderr

@@ -1,0 +1,125 @@
+"""Settings: flags over environment over defaults, all that is wrong at once, and no secret in any text."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smithers.settings import (
+    CLIENT_SETTINGS,
+    DEFAULT_URL,
+    SETTINGS,
+    ClientOptions,
+    InvalidSettings,
+    ServerOptions,
+    Setting,
+    read_client_options,
+    read_server_options,
+)
+
+TREE = Path(__file__).resolve().parents[2]
+
+
+def problems(flags: dict[str, Any], environ: dict[str, str]) -> tuple[str, ...]:
+    with pytest.raises(InvalidSettings) as caught:
+        read_server_options(flags, environ)
+    return caught.value.problems
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
+    environ = {"SMITHERS_LOG_LEVEL": "debug"}
+    assert read_server_options({}, {}).log_level == "INFO"
+    assert read_server_options({}, environ).log_level == "DEBUG"
+    assert read_server_options({"log_level": "error"}, environ).log_level == "ERROR"
+
+
+def test_a_commands_own_choice_is_only_a_default() -> None:
+    assert read_server_options({}, {}, workers=1).workers == 1
+    assert read_server_options({"workers": "3"}, {}, workers=1).workers == 3
+
+
+def test_what_is_empty_is_as_good_as_not_given() -> None:
+    options = read_server_options({"auth_token": "", "queues": []}, {"SMITHERS_API_KEY": ""})
+    assert options.auth_token is None
+    assert options.queues == ("default",)
+
+
+def test_every_bad_setting_is_reported_at_once_by_the_name_under_which_it_was_given() -> None:
+    found = problems(
+        {"port": "http", "workers": "-1", "root_dir": "/no/such/place"},
+        {"SMITHERS_LOG_FORMAT": "xml", "SMITHERS_TOKENS_FILE": "/no/such/file"},
+    )
+    names = [problem.partition(":")[0] for problem in found]
+    assert names == [
+        "--root-dir",
+        "--port",
+        "SMITHERS_TOKENS_FILE",
+        "--workers",
+        "SMITHERS_LOG_FORMAT",
+    ]
+    assert "must be a whole number from 0 to 65535, not 'http'" in found[1]
+
+
+def test_a_secret_is_in_no_error_and_no_repr() -> None:
+    environ = {"DATABASE_URL": "mysql://me:hush@there/db", "SMITHERS_API_KEY": "hush hush"}
+    assert "hush" not in "".join(problems({}, environ))
+    options = read_server_options(
+        {"auth_token": "hush"}, {"DATABASE_URL": "postgresql://me:hush@there/db"}
+    )
+    assert "hush" not in repr(options)
+    assert "hush" not in repr(ClientOptions(token="hush"))
+
+
+def test_the_data_never_lie_below_the_root(tmp_path: Path) -> None:
+    found = problems({"root_dir": str(tmp_path), "data_dir": str(tmp_path / "data")}, {})
+    assert found == ("--data-dir: must not lie below the root, where tasks can reach it",)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "name"),
+    [
+        ({"data_dir": "/tmp/smithers-unborn"}, {"DATABASE_URL": "postgresql://h/d"}, "--data-dir"),
+        ({}, {"DATABASE_DIRECT_URL": "postgresql://h/d"}, "DATABASE_DIRECT_URL"),
+    ],
+)
+def test_settings_that_contradict_one_another_are_refused(
+    flags: dict[str, Any], environ: dict[str, str], name: str
+) -> None:
+    assert [problem.partition(":")[0] for problem in problems(flags, environ)] == [name]
+
+
+def test_repeated_flags_gather_and_count_once() -> None:
+    options = read_server_options({"queues": ["a", "b", "a"]}, {})
+    assert options.queues == ("a", "b")
+
+
+@pytest.mark.parametrize("url", ["http://[::1]:80", "https://example.org/base/"])
+def test_a_servers_url_is_taken(url: str) -> None:
+    assert read_client_options({}, {"SMITHERS_URL": url}).url == url.rstrip("/")
+
+
+@pytest.mark.parametrize("url", ["example.org", "ftp://example.org", "http://", "http://h:port"])
+def test_what_is_no_url_of_a_server_is_refused(url: str) -> None:
+    with pytest.raises(InvalidSettings, match="--server"):
+        read_client_options({"url": url}, {})
+
+
+def test_without_settings_a_command_speaks_to_this_host() -> None:
+    assert read_client_options({}, {}) == ClientOptions(url=DEFAULT_URL, token=None)
+
+
+@pytest.mark.parametrize(
+    ("table", "options"), [(SETTINGS, ServerOptions), (CLIENT_SETTINGS, ClientOptions)]
+)
+def test_every_setting_is_a_field(table: tuple[Setting, ...], options: type) -> None:
+    fields = set(options.__dataclass_fields__)  # type: ignore[attr-defined]  # of a dataclass
+    assert {setting.field for setting in table} <= fields
+
+
+def test_the_doc_has_every_setting_as_it_is() -> None:
+    text = (TREE / "docs" / "settings.md").read_text(encoding="utf-8")
+    for setting in (*SETTINGS, *CLIENT_SETTINGS):
+        variable = f"`{setting.env}`" if setting.env else ""
+        default = setting.default.replace("|", "\\|")
+        row = f"| `{setting.flag}` | {variable} | {default} | {setting.help} |"
+        assert row in text, f"docs/settings.md lacks:\n{row}"
