@@ -13,7 +13,7 @@ CREATE TYPE smithers.event_change_v1 AS (run_no integer, run_id text, event_no i
 CREATE TYPE smithers.node_change_v1 AS (
     run_no integer, run_id text, node_id text, iteration integer, kind text, label text,
     state text, attempt integer, failures integer, is_started boolean, is_settled boolean,
-    due_ms bigint, wait text, heartbeat text, output text, error text);
+    due_ms bigint, wait text, loop_id text, heartbeat text, output text, error text);
 CREATE TYPE smithers.attempt_change_v1 AS (
     run_no integer, run_id text, node_id text, iteration integer, attempt integer, state text, started_ms bigint,
     error text);
@@ -110,17 +110,17 @@ BEGIN
     IF cardinality(p_nodes) > 0 THEN
         INSERT INTO smithers.nodes AS old (
             run_id, node_id, iteration, kind, label, state, attempt, failures, created_at, started_at, finished_at,
-            due_at, wait, heartbeat, output, error)
+            due_at, wait, loop_id, heartbeat, output, error)
         SELECT n.run_id, n.node_id, n.iteration, n.kind, n.label, n.state, n.attempt, n.failures, v_now,
                CASE WHEN n.is_started THEN v_now END, CASE WHEN n.is_settled THEN v_now END,
-               smithers.from_ms(n.due_ms), n.wait, n.heartbeat, n.output, n.error
+               smithers.from_ms(n.due_ms), n.wait, n.loop_id, n.heartbeat, n.output, n.error
         FROM unnest(p_nodes) AS n
         WHERE v_ok[n.run_no]
         ON CONFLICT (run_id, node_id, iteration) DO UPDATE SET
             kind = excluded.kind, label = excluded.label, state = excluded.state, attempt = excluded.attempt,
             failures = excluded.failures, started_at = coalesce(excluded.started_at, old.started_at),
             finished_at = excluded.finished_at, due_at = excluded.due_at, wait = excluded.wait,
-            heartbeat = excluded.heartbeat, output = excluded.output, error = excluded.error;
+            loop_id = excluded.loop_id, heartbeat = excluded.heartbeat, output = excluded.output, error = excluded.error;
     END IF;
 
     IF cardinality(p_attempts) > 0 THEN

@@ -118,6 +118,7 @@ def upgrade() -> None:
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("due_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("wait", sa.Text(), nullable=True),
+        sa.Column("loop_id", sa.Text(collation="C"), nullable=True),
         sa.Column("heartbeat", sa.Text(), nullable=True),
         sa.Column("output", sa.Text(), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),

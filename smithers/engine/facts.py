@@ -4,7 +4,7 @@ A fact is never changed, only replaced. Nodes are found by their exact key, and 
 which one node may have many keys: one for each iteration of its loops.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from smithers.ids import LoopId, NodeId
@@ -44,8 +44,7 @@ class Problem(NamedTuple):
         return wire
 
 
-@dataclass(frozen=True, slots=True)
-class NodeFact:
+class NodeFact(NamedTuple):
     """What is known of one node."""
 
     state: NodeState
@@ -63,7 +62,7 @@ class NodeFact:
 
     def but(self, **changes: Any) -> "NodeFact":
         """Return the same fact with these fields changed."""
-        return replace(self, **changes)
+        return self._replace(**changes)
 
 
 @dataclass(frozen=True, slots=True)

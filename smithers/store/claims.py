@@ -1,6 +1,6 @@
 """Take runs that are due, give them back, and read what is known of a run that is taken up."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -100,7 +100,9 @@ _CLAIMS: Final = {
 HOLD_WORKER: Final = "SELECT FROM smithers.workers WHERE worker_id = $1 FOR UPDATE"
 RELEASE_UNKNOWN: Final = """
 UPDATE smithers.runs SET owner_id = NULL, due_at = smithers.clock()
-WHERE owner_id = $1 AND commit_no = 0 AND run_id <> ALL ($2)
+WHERE owner_id = $1 AND commit_no = 0 AND NOT EXISTS (
+    SELECT 1 FROM unnest($2::text[], $3::bigint[]) AS k (run_id, epoch)
+    WHERE k.run_id = runs.run_id AND k.epoch = runs.epoch)
 """
 
 # -- name: count_solo_runs
@@ -132,7 +134,7 @@ SELECT smithers.to_ms(min(d.due_at)) - smithers.to_ms(smithers.clock()) FROM lev
 LOAD_RUN: Final = """
 SELECT r.last_seq, r.cancel_requested_at IS NOT NULL AS is_cancelling, smithers.to_ms(smithers.clock()) AS now_ms,
     (SELECT coalesce(json_agg(json_build_array(n.node_id, n.iteration, n.state, n.kind, n.label, n.attempt, n.failures,
-            n.output, n.error, smithers.to_ms(n.due_at), smithers.to_ms(n.started_at), n.wait, n.heartbeat)), '[]')
+            n.output, n.error, smithers.to_ms(n.due_at), smithers.to_ms(n.started_at), n.wait, n.heartbeat, n.loop_id)), '[]')
         FROM smithers.nodes AS n WHERE n.run_id = r.run_id)::text AS nodes,
     (SELECT coalesce(json_agg(json_build_array(l.loop_id, l.iteration, l.is_done)), '[]')
         FROM smithers.loops AS l WHERE l.run_id = r.run_id)::text AS loops,
@@ -244,13 +246,13 @@ async def claim_runs(
 
 
 async def release_unknown(
-    connection: asyncpg.Connection, worker_id: WorkerId, known: Collection[RunId]
+    connection: asyncpg.Connection, worker_id: WorkerId, known: Mapping[RunId, Epoch]
 ) -> None:
     """Give back what a claim took whose answer never came."""
     with driver_errors():
         async with connection.transaction():
             await connection.execute(HOLD_WORKER, worker_id)
-            await connection.execute(RELEASE_UNKNOWN, worker_id, list(known))
+            await connection.execute(RELEASE_UNKNOWN, worker_id, list(known), list(known.values()))
 
 
 async def count_solo_runs(pool: asyncpg.Pool, queues: tuple[str, ...]) -> int:
@@ -331,6 +333,7 @@ def _node_fact(  # noqa: PLR0917 - the columns of one row, in the order of load_
     started_ms: int | None,
     wait: str | None,
     heartbeat: str | None,
+    loop: str | None,
 ) -> NodeFact:
     return NodeFact(
         state=NodeState(state),
@@ -344,6 +347,7 @@ def _node_fact(  # noqa: PLR0917 - the columns of one row, in the order of load_
         started_ms=started_ms,
         wait=wait,
         heartbeat=heartbeat,
+        loop=loop,
     )
 
 

@@ -228,6 +228,7 @@ class _Rows:
                     fact.state.is_settled or fact.state is NodeState.CANCELLED,
                     fact.due_ms,
                     fact.wait,
+                    fact.loop,
                     fact.heartbeat,
                     fact.output,
                     problem_json(fact.error),

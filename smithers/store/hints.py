@@ -109,7 +109,7 @@ def _payloads(names: Iterable[str]) -> list[str]:
     payloads: list[str] = []
     line = ""
     for name in sorted(names):
-        if line and len(line) + 1 + len(name) > MAX_PAYLOAD_BYTES:
+        if line and len(f"{line} {name}".encode()) > MAX_PAYLOAD_BYTES:
             payloads.append(line)
             line = name
         else:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import groupby
 from typing import Final
 
@@ -154,10 +154,17 @@ LIST_APPROVALS: Final = """
     JOIN smithers.runs r ON r.run_id = a.run_id
     JOIN smithers.run_requests q ON q.run_id = a.run_id
     LEFT JOIN smithers.nodes n ON n.run_id = a.run_id AND n.node_id = a.node_id AND n.iteration = a.iteration
-    WHERE a.status = 'requested' AND ($1::timestamptz IS NULL
-        OR (a.requested_at, a.run_id, a.node_id, a.iteration) > ($1, $2::text, $3::text, $4::integer))
+    WHERE a.status = 'requested'
+        AND (a.requested_at, a.run_id, a.node_id, a.iteration) > ($1, $2::text, $3::text, $4::integer)
     ORDER BY a.requested_at, a.run_id, a.node_id, a.iteration
     LIMIT $5"""
+
+_OLDEST: Final = ApprovalPlace(
+    requested_at=datetime.min.replace(tzinfo=UTC),
+    run_id=RunId(""),
+    node_id=NodeId(""),
+    iteration=0,
+)
 
 
 async def list_nodes(
@@ -220,13 +227,14 @@ async def list_approvals(
     pool: asyncpg.Pool, *, after: ApprovalPlace | None, limit: int
 ) -> list[ApprovalRow]:
     """List the open approvals of all runs, oldest request first, from a place on."""
+    place = after or _OLDEST
     with driver_errors():
         rows = await pool.fetch(
             LIST_APPROVALS,
-            after.requested_at if after else None,
-            after.run_id if after else None,
-            after.node_id if after else None,
-            after.iteration if after else None,
+            place.requested_at,
+            place.run_id,
+            place.node_id,
+            place.iteration,
             limit,
         )
     return [ApprovalRow(**row) for row in rows]

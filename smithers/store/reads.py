@@ -5,7 +5,7 @@ computed from them (how stale a heartbeat is, how long somebody waits) never mix
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 import asyncpg
@@ -81,9 +81,10 @@ class RunPlace:
 
 
 # -- name: list_runs
-# Walks run_requests_created_at_run_id_idx backwards from the place; each lookup beside it is by a primary key, and the
-# wait only where the status says that there is one.
-LIST_RUNS: Final = """
+# One text for each filter, because each walks an index of its own backwards from the place: those of run_requests by
+# created_at, alone or below workflow_name, and that of runs by status. Each lookup beside it is by a primary key, and the
+# wait only where the status says that there is one. With both filters the walk is by status.
+_LIST_RUNS: Final = """
     SELECT q.run_id, q.parent_run_id, q.workflow_name, q.workflow_path, q.source_hash, q.config, q.created_at,
            smithers.to_ms(q.created_at) AS created_ms, smithers.to_ms(r.started_at) AS started_ms,
            smithers.to_ms(r.finished_at) AS finished_ms, smithers.to_ms(r.cancel_requested_at) AS cancel_requested_ms,
@@ -102,10 +103,19 @@ LIST_RUNS: Final = """
         WHERE o.run_id = r.run_id AND o.state = r.status
         ORDER BY o.created_at, o.node_id, o.iteration LIMIT 1
     ) n ON r.status IN ('waiting-approval', 'waiting-event', 'waiting-timer')
-    WHERE ($1::text IS NULL OR r.status = $1) AND ($2::text IS NULL OR q.workflow_name = $2)
-        AND ($3::timestamptz IS NULL OR (q.created_at, q.run_id) < ($3, $4::text))
-    ORDER BY q.created_at DESC, q.run_id DESC
-    LIMIT $5"""
+    WHERE CHOSEN (WALKED.created_at, WALKED.run_id) < ($1, $2::text)
+    ORDER BY WALKED.created_at DESC, WALKED.run_id DESC
+    LIMIT $3"""
+_BY_REQUEST: Final = _LIST_RUNS.replace("WALKED", "q")
+_BY_STATUS: Final = _LIST_RUNS.replace("WALKED", "r")
+LIST_RUNS: Final = _BY_REQUEST.replace("CHOSEN ", "")
+LIST_RUNS_OF_WORKFLOW: Final = _BY_REQUEST.replace("CHOSEN", "q.workflow_name = $4 AND")
+LIST_RUNS_IN_STATUS: Final = _BY_STATUS.replace("CHOSEN", "r.status = $4 AND")
+LIST_RUNS_OF_BOTH: Final = _BY_STATUS.replace(
+    "CHOSEN", "r.status = $4 AND q.workflow_name = $5 AND"
+)
+
+_NEWEST: Final = RunPlace(created_at=datetime.max.replace(tzinfo=UTC), run_id=RunId(""))
 
 # -- name: find_run
 # The output is that of the node that the run's end named. Planning this costs ten times what running it does: not for a
@@ -153,15 +163,19 @@ async def list_runs(
     limit: int,
 ) -> list[RunRow]:
     """List runs, newest first, from a place on."""
+    place = after or _NEWEST
+    match status, workflow_name:
+        case None, None:
+            query = LIST_RUNS
+        case None, _:
+            query = LIST_RUNS_OF_WORKFLOW
+        case _, None:
+            query = LIST_RUNS_IN_STATUS
+        case _:
+            query = LIST_RUNS_OF_BOTH
+    chosen = [value for value in (status, workflow_name) if value is not None]
     with driver_errors():
-        rows = await pool.fetch(
-            LIST_RUNS,
-            status,
-            workflow_name,
-            after.created_at if after else None,
-            after.run_id if after else None,
-            limit,
-        )
+        rows = await pool.fetch(query, place.created_at, place.run_id, limit, *chosen)
     return [
         RunRow(
             life=_life(row),

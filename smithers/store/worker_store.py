@@ -1,13 +1,15 @@
 """The database as one child, or one pool's parent, uses it: its connections, and what is done over them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Final, TypeVar
 from uuid import UUID
 
 import asyncpg
 
+from smithers.errors import StoreUnavailable
 from smithers.ids import Epoch, NodeId, RunId, SourceHash, WorkerId
 from smithers.store import claims, owners, sources
 from smithers.store.commits import Committed, Committer, Outcome, TurnCommit
@@ -16,11 +18,17 @@ from smithers.store.hints import Channel, Hints, Listener
 from smithers.store.outside import Decision, OutsideLane, decide, open_outside_lane
 from smithers.store.refusals import Refused
 
-TIMEOUT_USER = "system:timeout"
+TIMEOUT_USER: Final = "system:timeout"
+AWAY_PAUSE_S: Final = 0.2
+
+Answer = TypeVar("Answer")
 
 
 class WorkerStore:
-    """What a child does with the database."""
+    """What a child does with the database.
+
+    What an executor needs waits for as long as the database is away: a run under way goes on when it is back.
+    """
 
     def __init__(
         self,
@@ -40,7 +48,7 @@ class WorkerStore:
         self._decisions = decisions
         self._claiming: asyncpg.Connection | None = None
         self._is_claim_lost = False
-        self._uncommitted: set[RunId] = set()  # claimed here, and nothing committed yet
+        self._uncommitted: dict[RunId, Epoch] = {}  # claimed here, and nothing committed yet
 
     async def claim(
         self, queue: str, limit: int, kind: claims.ClaimKind
@@ -57,12 +65,12 @@ class WorkerStore:
             connection, worker_id=self.worker_id, queue=queue, limit=limit, kind=kind
         )
         self._is_claim_lost = False
-        self._uncommitted.update(claim.run_id for claim in claimed)
+        self._uncommitted.update((claim.run_id, claim.epoch) for claim in claimed)
         return claimed
 
     async def acquit(self, run_id: RunId, epoch: Epoch) -> None:
         """Lift the suspicion that a run kills its owners."""
-        await claims.acquit_run(self._pool, self.worker_id, run_id, epoch)
+        await _patiently(lambda: claims.acquit_run(self._pool, self.worker_id, run_id, epoch))
 
     async def find_next_due_ms(self, queue: str) -> int | None:
         """Say in how many milliseconds the queue's next run is due."""
@@ -72,16 +80,16 @@ class WorkerStore:
         """Commit one run's turn; raises LeaseLost, StoreError."""
         answer = await self._committer.commit(change)
         if answer.outcome is Outcome.COMMITTED:
-            self._uncommitted.discard(change.run_id)
+            self._uncommitted.pop(change.run_id, None)
         return answer
 
     async def load_run(self, run_id: RunId) -> claims.LoadedRun:
         """Read what is known of a run that is taken up again."""
-        return await claims.load_run(self._pool, run_id)
+        return await _patiently(lambda: claims.load_run(self._pool, run_id))
 
     async def load_news(self, run_id: RunId) -> claims.News | None:
         """Read what has come to a run from outside."""
-        return await claims.load_news(self._pool, run_id)
+        return await _patiently(lambda: claims.load_news(self._pool, run_id))
 
     async def find_news(self, cursors: dict[RunId, int]) -> list[RunId]:
         """Say which of these runs others have written to."""
@@ -107,14 +115,14 @@ class WorkerStore:
             scopes=None,
         )
         try:
-            await decide(self._decisions, decision)
+            await _patiently(lambda: decide(self._decisions, decision))
         except Refused:
             return  # decided meanwhile: that is the outcome, and it is among the news
         self.hints.send(Channel.EVENTS, [run_id])
 
     async def find_source(self, source_hash: SourceHash) -> str | None:
         """Read a version's bundle."""
-        return await sources.find_source(self._pool, source_hash)
+        return await _patiently(lambda: sources.find_source(self._pool, source_hash))
 
     async def _claim_connection(self) -> asyncpg.Connection:
         if self._claiming is None or self._claiming.is_closed():
@@ -125,6 +133,15 @@ class WorkerStore:
         """Drop the claiming connection."""
         if self._claiming is not None:
             self._claiming.terminate()
+
+
+async def _patiently(ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Ask until the database answers; only for what may be asked twice."""
+    while True:
+        try:
+            return await ask()
+        except StoreUnavailable:
+            await asyncio.sleep(AWAY_PAUSE_S)
 
 
 @asynccontextmanager
