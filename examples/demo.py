@@ -6,16 +6,18 @@ takes everything down again.
 """
 
 import asyncio
+import json
 import os
 import secrets
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich.markdown import Markdown
 from rich.rule import Rule
@@ -79,19 +81,32 @@ async def demonstrate(data_dir: Path, notes: Path) -> Run:
         detail(f"{server.url}, with 2 workers; PostgreSQL in {data_dir}")
         async with AsyncClient(server.url, token=token) as client:
             say("a run, started over HTTP")
-            request = {"repository": str(ROOT), "output": str(notes)}
+            workflow, given = choose_example(notes)
             detail(f"POST {server.url}/v1/runs")
-            detail(f'{{"workflowPath": "{WORKFLOW}", "input": {{"repository": "{ROOT}", …}}}}')
-            run_id = await client.start(WORKFLOW, request)
+            detail(json.dumps({"workflowPath": workflow, "input": given}))
+            run_id = await client.start(workflow, given)
             say("its events, as they happen")
             detail(f"GET {server.url}/v1/runs/{run_id}/events")
-            with open_display("release notes") as display:
+            with open_display(workflow) as display:
                 run = await follow(client, run_id, display, choose_ask())
         say("everything stopped")
     detail(
         f"{time.monotonic() - began_s:.1f} s in all; the gateway first, then the workers, then Postgres"
     )
     return run
+
+
+def choose_example(notes: Path) -> tuple[str, dict[str, Any]]:
+    """Return the release notes of this repository; of a tree that is none, or without git, a smaller example."""
+    git = shutil.which("git")
+    if git is not None:
+        looked = subprocess.run(  # noqa: S603 - the git of the path, asked about our own directory
+            [git, "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, check=False
+        )
+        if looked.returncode == 0:
+            return WORKFLOW, {"repository": str(ROOT), "output": str(notes)}
+    detail("this tree is no git repository (or there is no git): a hundred parallel tasks instead")
+    return "examples/fan_out.py", {}
 
 
 def choose_ask() -> Ask:
@@ -109,10 +124,12 @@ async def approve_by_itself(approval: Approval) -> tuple[bool, str | None]:
 
 def show_result(run: Run, notes: Path) -> None:
     """Print what came out."""
-    if run.output["path"] is None:
-        say(f"the result: {run.output['summary']}")
+    if not isinstance(run.output, dict):
+        say(f"the result: {run.output}")
         return
     say(f"the result: {run.output['summary']}")
+    if run.output["path"] is None:
+        return
     text = notes.read_text(encoding="utf-8")
     if OUT.is_terminal:
         OUT.print(Rule(style="dim"), Markdown(text), Rule(style="dim"), soft_wrap=False)

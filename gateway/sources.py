@@ -147,7 +147,8 @@ class Sources:
             if not is_asked:
                 await want_description(pool, *key)
                 is_asked = True
-            self._hints().send(Channel.SOURCES, [key[0]])
+                # Once: we hear our own hint as well, and would look and hint for as long as nobody answers.
+                self._hints().send(Channel.SOURCES, [key[0]])
             if time.monotonic() >= ends:
                 self._given_up.put(key, time.monotonic())
                 return None

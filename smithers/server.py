@@ -28,7 +28,7 @@ from smithers.settings import ServerOptions
 from smithers.store.connections import connect
 from smithers.store.dsn import describe_dsn
 from smithers.store.embedded import default_data_dir, open_embedded_postgres
-from smithers.store.schema import require_schema, upgrade_schema
+from smithers.store.schema import SchemaMismatch, require_schema, upgrade_schema
 from worker.settings import PoolSettings
 
 __all__ = ["PoolProcess", "Server", "ServerOptions", "start_pool", "start_server"]
@@ -147,12 +147,14 @@ async def find_database(
 
 
 async def _settle_schema(dsn: str, *, migrate: bool) -> None:
-    if migrate:
-        await asyncio.to_thread(upgrade_schema, dsn)
-        return
+    """Return when the schema is at head or newer; raises SchemaMismatch where it is older and must stay so."""
     connection = await connect(dsn, role="start")
     try:
         await require_schema(connection)
+    except SchemaMismatch:
+        if not migrate:
+            raise
+        await asyncio.to_thread(upgrade_schema, dsn)
     finally:
         await connection.close()
 
@@ -211,13 +213,24 @@ class PoolProcess:
             pause_s = BACK_OFF_S[min(deaths, len(BACK_OFF_S) - 1)]
             deaths += 1
             LOG.error("pool_died", exit_code=exit_code, restart_in_s=pause_s)
-            try:
+            if not await self._respawn(pause_s):
+                return
+
+    async def _respawn(self, pause_s: float) -> bool:
+        """Start the pool again, after a pause, as often as that takes; false: a drain came first."""
+        while True:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._draining.wait()
-            except TimeoutError:
+            if self._draining.is_set():
+                return False
+            try:
                 await self._spawn()
+            except OSError as error:  # no memory, no processes: there may be some later
+                LOG.warning("pool_not_started", reason=str(error))
+                pause_s = BACK_OFF_S[-1]
             else:
-                return
+                return True
 
     async def _spawn(self) -> None:
         # A session of its own: Ctrl-C reaches this process only, which then says in which order to stop.

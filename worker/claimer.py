@@ -33,6 +33,11 @@ class Claimer:
         self._is_solo = is_solo
         self._executors: dict[RunId, tuple[Executor, asyncio.Task[None]]] = {}
         self._woken = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._known_due_at = (
+            0.0  # when the next run is due that is parked already, by the loop's clock
+        )
+        self._sleep: asyncio.Timeout | None = None
         self._is_draining = False
 
     @property
@@ -79,13 +84,14 @@ class Claimer:
             is_more = await (self._claim_solo(group) if self._is_solo else self._claim(group))
             if is_more and self.active_count < self._limit:
                 return
-            pause_s = await self._find_pause()
+            wake_at = await self._find_wake_time()
         except StoreError as error:
             log.warning("claim_failed", error=str(error))
-            pause_s = MAX_SLEEP_S
+            wake_at = self._loop.time() + MAX_SLEEP_S
         with suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
+            async with asyncio.timeout_at(wake_at) as self._sleep:
                 await self._woken.wait()
+        self._sleep = None
 
     async def _claim(self, group: asyncio.TaskGroup) -> bool:
         """Claim from each queue; say whether one gave as much as was asked for."""
@@ -123,21 +129,36 @@ class Claimer:
     async def _execute(self, executor: Executor) -> None:
         run_id = executor.claim.run_id
         try:
-            await executor.execute()
+            due_ms = await executor.execute()
+            if due_ms is not None:
+                self._expect(due_ms)
         except Exception:  # the last line: one run never takes the others down
             log.exception("run_broke", run_id=run_id)
             # It is still ours, and nobody moves it: this child ends, and its burial hands the run back.
             self._tools.bodies.on_abandoned(f"run {run_id} broke its executor")
         finally:
             del self._executors[run_id]
-            self._woken.set()
+            if self._is_solo or self._is_draining or self.active_count == self._limit - 1:
+                self._woken.set()  # there is room again; else nobody waited for it
 
-    async def _find_pause(self) -> float:
+    def _expect(self, due_ms: int) -> None:
+        """Be awake when a run is due that was parked here; others find it by looking once a second."""
+        due_at = self._loop.time() + (due_ms - self._tools.clock.now_ms()) / 1000
+        self._known_due_at = min(self._known_due_at, due_at)
+        sleep = self._sleep
+        if sleep is not None and not sleep.expired() and (sleep.when() or due_at) > due_at:
+            sleep.reschedule(due_at)
+
+    async def _find_wake_time(self) -> float:
+        """Say when to look again, by the loop's clock: when the next run is due, in a second at the latest."""
+        now = self._loop.time()
         if self._is_solo or self.active_count >= self._limit:
-            return MAX_SLEEP_S
-        due = [await self._tools.store.find_next_due_ms(queue) for queue in self._queues]
-        soonest = min((ms for ms in due if ms is not None), default=None)
-        return MAX_SLEEP_S if soonest is None else min(max(soonest / 1000, 0.001), MAX_SLEEP_S)
+            return now + MAX_SLEEP_S
+        if now >= self._known_due_at:
+            due = [await self._tools.store.find_next_due_ms(queue) for queue in self._queues]
+            soonest_s = min((ms / 1000 for ms in due if ms is not None), default=MAX_SLEEP_S)
+            self._known_due_at = self._loop.time() + min(max(soonest_s, 0.001), MAX_SLEEP_S)
+        return self._known_due_at
 
     async def _look_for_news(self) -> None:
         """The net under hints: one query a second for all runs of this child."""

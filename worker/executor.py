@@ -21,7 +21,7 @@ from smithers.errors import LeaseLost, StoreError
 from smithers.events import EventType, correlation_json
 from smithers.outputs import decode_output
 from smithers.states import NodeState, RunStatus
-from smithers.store.claims import ClaimedRun
+from smithers.store.claims import ClaimedRun, News
 from smithers.store.commits import Committed, Outcome, TurnCommit
 from smithers.store.hints import Channel
 from smithers.store.worker_store import WorkerStore
@@ -70,12 +70,12 @@ class Executor:
         self._has_news = True
         self._arrived.set()
 
-    async def execute(self) -> None:
-        """Move the run forward until it ends, only waits remain, or somebody else has it."""
+    async def execute(self) -> int | None:
+        """Move the run forward until it ends, only waits remain, or somebody else has it; say when it is due again."""
         try:
             run = await self._take_up()
             try:
-                await self._advance(run)
+                return await self._advance(run)
             except (StoreError, asyncio.CancelledError):
                 raise
             except Exception as error:  # a defect of ours: this run fails by name, the others go on
@@ -85,8 +85,9 @@ class Executor:
             log.warning("lease_lost", run_id=self.claim.run_id, epoch=self.claim.epoch)
         finally:
             await self._attempts.drop()
+        return None
 
-    async def _advance(self, run: Progress) -> None:
+    async def _advance(self, run: Progress) -> int | None:
         while True:
             turn = run.plan(self._tools.clock.now_ms())
             if turn.timeouts:
@@ -95,11 +96,11 @@ class Executor:
             if not turn.is_empty and not await self._commit(run, turn):
                 continue
             if turn.ending is not None:
-                return
+                return turn.ending.due_ms
             if self.is_suspect and not run.in_flight:
                 # What was in flight at its owner's death has ended here: it goes on among the others.
                 await self._tools.store.release([self.claim.run_id])
-                return
+                return None
             self._perform(run, turn)
             if self.is_suspect:
                 self._acquit_at = min(self._acquit_at, self._loop.time() + SURVIVE_S)
@@ -127,10 +128,10 @@ class Executor:
         """Build the run's progress from its rows, and say how it comes to go on here."""
         claim, tools = self.claim, self._tools
         tools.clock.hear(claim.now_ms)
-        facts, xml_hash = Facts(), None
+        facts, xml_hash, news = Facts(), None, None
         if not claim.is_new:
             loaded = await tools.store.load_run(claim.run_id)
-            facts, xml_hash = loaded.facts, loaded.xml_hash
+            facts, xml_hash, news = loaded.facts, loaded.xml_hash, loaded.news
         renderer, problem = await self._renderer()
         run = Progress(
             renderer=renderer,
@@ -143,8 +144,8 @@ class Executor:
         if problem is not None:
             run.fail(problem)
         self._say_how(run)
-        if not claim.is_new:
-            await self._take_news(run)
+        if news is not None:
+            self._take_in_news(run, news)
         if claim.is_cancelling:
             run.cancel()
         return run
@@ -260,8 +261,11 @@ class Executor:
                 wait_s = (due_ms - self._tools.clock.now_ms()) / 1000
                 wake_at = min(wake_at, self._loop.time() + wait_s)
             self._arrived.clear()
+            if wake_at == float("inf"):
+                await self._arrived.wait()
+                continue
             try:
-                async with asyncio.timeout_at(None if wake_at == float("inf") else wake_at):
+                async with asyncio.timeout_at(wake_at):
                     await self._arrived.wait()
             except TimeoutError:
                 break
@@ -276,7 +280,12 @@ class Executor:
     async def _take_news(self, run: Progress) -> None:
         self._has_news = False
         news = await self._tools.store.load_news(self.claim.run_id)
-        if news is None or news.epoch != self.claim.epoch:
+        if news is None:
+            raise LeaseLost(f"run {self.claim.run_id} is gone")
+        self._take_in_news(run, news)
+
+    def _take_in_news(self, run: Progress, news: News) -> None:
+        if news.epoch != self.claim.epoch:
             raise LeaseLost(f"run {self.claim.run_id} has another owner")
         self.last_seq = news.last_seq
         self._tools.clock.hear(news.now_ms)

@@ -36,6 +36,7 @@ START_GRACE_S: Final = 60.0  # a child that has not beaten yet is still importin
 BACK_OFF_S: Final = (0.0, 0.1, 0.5, 1.0, 5.0)  # before the next start of a child that died young
 YOUNG_S: Final = 5.0
 DISCONNECTED_S: Final = 2.0
+SOLO_PAUSE_S: Final = 0.2
 SOLO_START_S: Final = 2.0  # how long a new one may take to claim its run
 MAX_SOLO: Final = 4  # children with one run each, beside the others
 SERVER_GRACE_S: Final = 10.0  # after a restart of Postgres nobody counts as disconnected
@@ -156,8 +157,7 @@ class Pool:
                 task = asyncio.create_task(self._keep_solo(slot), name=f"solo-{slot}")
                 self._solo.add(task)
                 task.add_done_callback(self._solo.discard)
-            if count:
-                await asyncio.sleep(0)  # the new children take their slots
+            await asyncio.sleep(SOLO_PAUSE_S)  # hints come with every start; few of them are for us
             with suppress(TimeoutError):
                 async with asyncio.timeout(BEAT_EVERY_S):
                     await self._due.wait()

@@ -106,9 +106,9 @@ def _judge(check: "DatabaseCheck", *, is_embedded: bool) -> Iterator[Finding]:
 
 
 def _judge_schema(revision: str | None, *, is_embedded: bool) -> Finding:
-    from smithers.store.schema import head_revision
+    from smithers.store.revisions import read_revisions
 
-    head = head_revision()
+    head = read_revisions().head
     if revision == head:
         return Finding("schema", Verdict.OK, head)
     told = f"{revision or 'none'}, and this version needs {head}: "

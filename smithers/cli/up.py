@@ -21,7 +21,7 @@ import typer
 
 from smithers.cli import options as o
 from smithers.cli.console import CommandFailed, Exit, note, print_json
-from smithers.ids import is_run_id, new_run_id
+from smithers.ids import RunId, is_run_id, new_run_id
 from smithers.settings import ServerOptions
 from smithers.states import RunStatus
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from smithers.client import AsyncClient, BadRequest, Run
     from smithers.server import Server
 
-DRAIN_S: Final = 5.0  # what is under way when we are told to leave is given back after this
+DRAIN_S: Final = 2.0  # what is under way when we are told to leave is given back after this
 
 
 FileArgument = Annotated[
@@ -197,10 +197,30 @@ async def _run(errand: Errand, options: ServerOptions) -> int:
         ):
             session = _Session(errand, server, client)
             with session.signals():
+                if errand.is_resume:
+                    await _refuse_others(errand, server.dsn, str(options.own_queue))
                 await _begin(errand, client)
                 await session.follow(display)
             display.end()  # before the drain: its seconds are none of the run's
     return session.conclude()
+
+
+async def _refuse_others(errand: Errand, dsn: str, own_queue: str) -> None:
+    """Raise CommandFailed for a run that a server began: nobody here would ever claim it."""
+    from smithers.store.connections import connect
+    from smithers.store.reads import find_queue
+
+    connection = await connect(dsn, role="up")
+    try:
+        queue = await find_queue(connection, RunId(errand.run_id))
+    finally:
+        await connection.close()
+    if queue not in {None, own_queue}:
+        raise CommandFailed(
+            f"run {errand.run_id} was not begun by `smithers up`: it is in the queue {queue}",
+            hint=f"smithers resume {errand.run_id}, with a server that serves it",
+            exit_code=Exit.USAGE,
+        )
 
 
 async def _begin(errand: Errand, client: "AsyncClient") -> None:

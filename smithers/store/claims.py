@@ -1,6 +1,6 @@
 """Take runs that are due, give them back, and read what is known of a run that is taken up."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -129,31 +129,32 @@ SELECT smithers.to_ms(min(d.due_at)) - smithers.to_ms(smithers.clock()) FROM lev
     ORDER BY r.due_at LIMIT 1) AS d
 """.replace("LEVELS", _LEVELS)
 
-# -- name: load_run
-# All that is known of a run, in one snapshot and one round trip. Signals that a node has taken are history.
-LOAD_RUN: Final = """
-SELECT r.last_seq, r.cancel_requested_at IS NOT NULL AS is_cancelling, smithers.to_ms(smithers.clock()) AS now_ms,
-    (SELECT coalesce(json_agg(json_build_array(n.node_id, n.iteration, n.state, n.kind, n.label, n.attempt, n.failures,
-            n.output, n.error, smithers.to_ms(n.due_at), smithers.to_ms(n.started_at), n.wait, n.heartbeat, n.loop_id)), '[]')
-        FROM smithers.nodes AS n WHERE n.run_id = r.run_id)::text AS nodes,
-    (SELECT coalesce(json_agg(json_build_array(l.loop_id, l.iteration, l.is_done)), '[]')
-        FROM smithers.loops AS l WHERE l.run_id = r.run_id)::text AS loops,
-    (SELECT f.xml_hash FROM smithers.frames AS f WHERE f.run_id = r.run_id ORDER BY f.frame_no DESC LIMIT 1) AS xml_hash
-FROM smithers.runs AS r WHERE r.run_id = $1
-"""
-
 # -- name: load_news
-# What comes from outside, of one run: decisions, and signals that nobody has taken.
+# What comes from outside, of some runs: decisions, and signals that nobody has taken.
 LOAD_NEWS: Final = """
-SELECT r.last_seq, r.epoch, r.cancel_requested_at IS NOT NULL AS is_cancelling,
+SELECT r.run_id, r.last_seq, r.epoch, r.cancel_requested_at IS NOT NULL AS is_cancelling,
     smithers.to_ms(smithers.clock()) AS now_ms,
     (SELECT coalesce(json_agg(json_build_array(a.node_id, a.iteration, a.status, a.note, a.decided_by,
             smithers.to_ms(a.decided_at), a.decision)), '[]')
         FROM smithers.approvals AS a WHERE a.run_id = r.run_id AND a.status IN ('approved', 'denied'))::text AS approvals,
     (SELECT coalesce(json_agg(json_build_array(s.seq, s.signal_name, s.correlation_id, s.data) ORDER BY s.seq), '[]')
         FROM smithers.signals AS s WHERE s.run_id = r.run_id AND s.consumed_by IS NULL)::text AS signals
-FROM smithers.runs AS r WHERE r.run_id = $1
+    -- MORE
+FROM smithers.runs AS r WHERE r.run_id = ANY ($1)
 """
+
+# -- name: load_runs
+# All that is known of some runs, in one snapshot and one round trip: with the news, what their own history says.
+LOAD_RUNS: Final = LOAD_NEWS.replace(
+    "-- MORE",
+    """,
+    (SELECT coalesce(json_agg(json_build_array(n.node_id, n.iteration, n.state, n.kind, n.label, n.attempt, n.failures,
+            n.output, n.error, smithers.to_ms(n.due_at), smithers.to_ms(n.started_at), n.wait, n.heartbeat, n.loop_id)), '[]')
+        FROM smithers.nodes AS n WHERE n.run_id = r.run_id)::text AS nodes,
+    (SELECT coalesce(json_agg(json_build_array(l.loop_id, l.iteration, l.is_done)), '[]')
+        FROM smithers.loops AS l WHERE l.run_id = r.run_id)::text AS loops,
+    (SELECT f.xml_hash FROM smithers.frames AS f WHERE f.run_id = r.run_id ORDER BY f.frame_no DESC LIMIT 1) AS xml_hash""",
+)
 
 # -- name: release_runs
 # Give runs back that are to go on elsewhere, e.g. on a drain: due at once, and no news.
@@ -226,6 +227,7 @@ class LoadedRun:
 
     facts: Facts
     xml_hash: str | None
+    news: News
 
 
 async def claim_runs(
@@ -269,26 +271,44 @@ async def find_next_due_ms(connection: asyncpg.Connection, queue: str) -> int | 
     return due
 
 
-async def load_run(pool: asyncpg.Pool, run_id: RunId) -> LoadedRun:
-    """Read a run's nodes and loops."""
+async def load_runs(
+    connection: asyncpg.Connection | asyncpg.Pool, run_ids: Sequence[RunId]
+) -> list[LoadedRun | Exception]:
+    """Read what is known of runs that are taken up again, in the order of the ids; LeaseLost for one that is gone."""
     with driver_errors():
-        row = await pool.fetchrow(LOAD_RUN, run_id)
-    if row is None:
-        raise LeaseLost(f"run {run_id} is gone")
-    facts = Facts()
-    for node_id, iteration, *rest in orjson.loads(row["nodes"]):
-        facts.put(NodeKey(node_id, iteration), _node_fact(*rest))
-    for loop_id, iteration, is_done in orjson.loads(row["loops"]):
-        facts.loops[LoopId(loop_id)] = LoopFact(iteration, is_done)
-    return LoadedRun(facts, row["xml_hash"])
+        rows = await connection.fetch(LOAD_RUNS, run_ids)
+    found = {row["run_id"]: row for row in rows}
+    return [
+        _loaded(found[run_id]) if run_id in found else LeaseLost(f"run {run_id} is gone")
+        for run_id in run_ids
+    ]
+
+
+async def load_run(pool: asyncpg.Pool, run_id: RunId) -> LoadedRun:
+    """Read what is known of one run."""
+    (loaded,) = await load_runs(pool, [run_id])
+    if isinstance(loaded, Exception):
+        raise loaded
+    return loaded
 
 
 async def load_news(pool: asyncpg.Pool, run_id: RunId) -> News | None:
     """Read what has come to a run from outside; None where the run is gone."""
     with driver_errors():
-        row = await pool.fetchrow(LOAD_NEWS, run_id)
-    if row is None:
-        return None
+        row = await pool.fetchrow(LOAD_NEWS, [run_id])
+    return None if row is None else _news(row)
+
+
+def _loaded(row: asyncpg.Record) -> LoadedRun:
+    facts = Facts()
+    for node_id, iteration, *rest in orjson.loads(row["nodes"]):
+        facts.put(NodeKey(node_id, iteration), _node_fact(*rest))
+    for loop_id, iteration, is_done in orjson.loads(row["loops"]):
+        facts.loops[LoopId(loop_id)] = LoopFact(iteration, is_done)
+    return LoadedRun(facts, row["xml_hash"], _news(row))
+
+
+def _news(row: asyncpg.Record) -> News:
     approvals = {
         NodeKey(node_id, iteration): ApprovalFact(ApprovalStatus(status), *rest)
         for node_id, iteration, status, *rest in orjson.loads(row["approvals"])

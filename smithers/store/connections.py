@@ -36,19 +36,21 @@ PLANS_MADE_ONCE: Final = {
     "enable_mergejoin": "off",
 }
 
+# Nothing that the statement or its values are to blame for: the same call may succeed later, or elsewhere.
 _GONE: Final = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.QueryCanceledError,
-    asyncpg.LockNotAvailableError,
-    asyncpg.DeadlockDetectedError,
-    asyncpg.InsufficientResourcesError,
     OSError,
     TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # shut down, crashed, not up yet, cancelled
+    asyncpg.PostgresSystemError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.InvalidAuthorizationSpecificationError,  # a password was changed
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.ObjectNotInPrerequisiteStateError,  # closed for maintenance; a lock that came too late
+    asyncpg.TransactionRollbackError,  # a deadlock's victim
+    asyncpg.ReadOnlySQLTransactionError,  # what was the primary until just now
+    asyncpg.IdleInTransactionSessionTimeoutError,
 )
 
 

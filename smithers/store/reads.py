@@ -149,6 +149,9 @@ FIND_RUN: Final = """
 # -- name: run_exists
 RUN_EXISTS: Final = "SELECT EXISTS (SELECT 1 FROM smithers.runs WHERE run_id = $1)"
 
+# -- name: find_queue
+FIND_QUEUE: Final = "SELECT queue FROM smithers.runs WHERE run_id = $1"
+
 # -- name: read_revision
 # The migration that the database is at; fails where there is no schema.
 READ_REVISION: Final = "SELECT version_num FROM smithers.alembic_version"
@@ -218,6 +221,13 @@ async def run_exists(pool: asyncpg.Pool, run_id: RunId) -> bool:
     """Say whether there is such a run."""
     with driver_errors():
         return bool(await pool.fetchval(RUN_EXISTS, run_id))
+
+
+async def find_queue(connection: asyncpg.Connection, run_id: RunId) -> str | None:
+    """Return the queue that a run is claimed from; None where there is no such run."""
+    with driver_errors():
+        queue: str | None = await connection.fetchval(FIND_QUEUE, run_id)
+    return queue
 
 
 async def read_revision(pool: asyncpg.Pool) -> str | None:

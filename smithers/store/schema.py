@@ -1,25 +1,25 @@
 """Bring a database's schema to this version's head, and say which version it has.
 
 The migrations travel inside the wheel as `smithers/migrations`; in a checkout they are the top folder `migrations/`.
-Any number of processes may upgrade at once: an advisory lock lets one do it, and the others find it done.
+Any number of processes may upgrade at once: an advisory lock lets one do it, and the others find it done. Alembic and
+SQLAlchemy, half a second and 28 MiB, are imported by what needs them: a server whose schema is right does not.
 """
 
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import asyncpg
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
 
 import smithers
 from smithers.errors import StoreError
 from smithers.store.dsn import sqlalchemy_url
+from smithers.store.revisions import read_revisions
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from sqlalchemy import Connection
 
 _LOCK_TIMEOUT_S: Final = 60
 
@@ -37,8 +37,10 @@ def migrations_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "migrations"
 
 
-def alembic_config(connection: Connection | None = None) -> Config:
+def alembic_config(connection: "Connection | None" = None) -> "Config":
     """Build Alembic's configuration; there is no alembic.ini."""
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(migrations_dir()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
@@ -48,6 +50,8 @@ def alembic_config(connection: Connection | None = None) -> Config:
 
 def head_revision() -> str:
     """Name the newest migration that this version knows."""
+    from alembic.script import ScriptDirectory
+
     head = ScriptDirectory.from_config(alembic_config()).get_current_head()
     if head is None:
         raise SchemaMismatch(f"no migrations in {migrations_dir()}: the installation is broken")
@@ -64,8 +68,11 @@ async def find_revision(connection: asyncpg.Connection) -> str | None:
     return revision
 
 
-async def run_alembic(dsn: str, action: Callable[[Config], None]) -> None:
+async def run_alembic(dsn: str, action: "Callable[[Config], None]") -> None:
     """Run one Alembic command on a connection of its own, in one transaction."""
+    from sqlalchemy.ext.asyncio import create_async_engine
+    from sqlalchemy.pool import NullPool
+
     engine = create_async_engine(
         sqlalchemy_url(dsn),
         poolclass=NullPool,
@@ -80,18 +87,18 @@ async def run_alembic(dsn: str, action: Callable[[Config], None]) -> None:
 
 def upgrade_schema(dsn: str) -> None:
     """Bring the schema to head; blocking, and harmless when it is there already."""
+    from alembic import command
+
     asyncio.run(run_alembic(dsn, lambda config: command.upgrade(config, "head")))
 
 
 async def require_schema(connection: asyncpg.Connection) -> None:
     """Raise SchemaMismatch, naming the command, unless the schema is at head or newer."""
     revision = await find_revision(connection)
-    known = {
-        script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()
-    }
-    if revision is None or (revision in known and revision != head_revision()):
+    known = read_revisions()
+    if revision is None or revision in known.older:
         found = "has no smithers schema" if revision is None else f"is at schema {revision}"
         raise SchemaMismatch(
-            f"the database {found}, and this version needs {head_revision()}: run `smithers db upgrade`, "
+            f"the database {found}, and this version needs {known.head}: run `smithers db upgrade`, "
             "or start with --migrate"
         )

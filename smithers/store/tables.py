@@ -146,7 +146,9 @@ nodes = Table(
     _moment("finished_at"),
     _moment("due_at"),  # a timer, a wait's time-out, a back-off's end
     Column("wait", Text),  # what it waits for, or why it was passed over, as JSON
-    Column("loop_id", Text(collation="C")),  # the innermost loop, as written: whose iteration the key has
+    Column(
+        "loop_id", Text(collation="C")
+    ),  # the innermost loop, as written: whose iteration the key has
     Column("heartbeat", Text),  # the newest that its body reported, as JSON
     Column("output", Text),
     Column("error", Text),

@@ -15,6 +15,7 @@ from smithers.store import claims, owners, sources
 from smithers.store.commits import Committed, Committer, Outcome, TurnCommit
 from smithers.store.connections import connect_hot, connect_listening, open_pool
 from smithers.store.hints import Channel, Hints, Listener
+from smithers.store.lanes import Lane
 from smithers.store.outside import Decision, OutsideLane, decide, open_outside_lane
 from smithers.store.refusals import Refused
 
@@ -22,6 +23,7 @@ TIMEOUT_USER: Final = "system:timeout"
 AWAY_PAUSE_S: Final = 0.2
 
 Answer = TypeVar("Answer")
+LoadLane = Lane[RunId, claims.LoadedRun]
 
 
 class WorkerStore:
@@ -37,6 +39,7 @@ class WorkerStore:
         worker_id: WorkerId,
         pool: asyncpg.Pool,
         committer: Committer,
+        loads: LoadLane,
         decisions: OutsideLane,
         hints: Hints,
     ) -> None:
@@ -45,6 +48,7 @@ class WorkerStore:
         self._dsn = dsn
         self._pool = pool
         self._committer = committer
+        self._loads = loads
         self._decisions = decisions
         self._claiming: asyncpg.Connection | None = None
         self._is_claim_lost = False
@@ -85,7 +89,7 @@ class WorkerStore:
 
     async def load_run(self, run_id: RunId) -> claims.LoadedRun:
         """Read what is known of a run that is taken up again."""
-        return await _patiently(lambda: claims.load_run(self._pool, run_id))
+        return await _patiently(lambda: self._loads.submit(run_id))
 
     async def load_news(self, run_id: RunId) -> claims.News | None:
         """Read what has come to a run from outside."""
@@ -148,10 +152,11 @@ async def _patiently(ask: Callable[[], Awaitable[Answer]]) -> Answer:
 async def open_worker_store(
     dsn: str, direct_dsn: str, worker_id: WorkerId, listeners: Mapping[Channel, Listener]
 ) -> AsyncIterator[WorkerStore]:
-    """Open a child's connections: one to commit, one to claim, one to listen, one for the rest."""
+    """Open a child's connections: to commit, to claim, to take up, to listen, and one for the rest."""
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(dsn, role="child", max_size=1))
         committer = await stack.enter_async_context(Committer(dsn, worker_id=worker_id))
+        loads = await stack.enter_async_context(Lane(dsn, role="load", flush=claims.load_runs))
         decisions = await stack.enter_async_context(open_outside_lane(dsn))
         hints = await stack.enter_async_context(
             Hints(direct_dsn, role="child", listeners=listeners)
@@ -161,6 +166,7 @@ async def open_worker_store(
             worker_id=worker_id,
             pool=pool,
             committer=committer,
+            loads=loads,
             decisions=decisions,
             hints=hints,
         )

@@ -276,6 +276,14 @@ def test_up_says_where_an_input_does_not_fit(server: Serving, flows: Path) -> No
     assert "Traceback" not in result.stderr
 
 
+def test_up_does_not_take_over_what_a_server_began(
+    server: Serving, flows: Path, finished: str
+) -> None:
+    result = up(server, flows, "flows.py:asks", "--run-id", finished, "--resume")
+    assert result.returncode == 4
+    assert f"hint: smithers resume {finished}" in result.stderr
+
+
 @pytest.fixture
 def hanging(server: Serving, flows: Path) -> Iterator[tuple[subprocess.Popen[str], Talk]]:
     """An `up` whose second task hangs."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from smithers.client import AccessRefused, Event
+from smithers.client import AccessRefused, Client, Event
 from tests.support.serving import (
     Serving,
     find_processes,
@@ -19,6 +19,8 @@ from tests.support.serving import (
     serving,
     until_none,
 )
+
+FLAGS = ("--port", "0", "--workers", "1", "--drain-timeout", "1")
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,24 @@ def data_dir() -> Iterator[Path]:
     shutil.rmtree(place)
 
 
+def start_hanging(client: Client) -> str:
+    run_id = client.start("flows.py:hangs", {})
+    until_started(client.stream(run_id), "hang")
+    return run_id
+
+
+def cancel_unowned(server: Serving, run_id: str) -> None:
+    """Cancel a run that was given back: nobody holds it, so that this is done at once."""
+    with server.client() as client:
+        assert client.get(run_id).status == "running"
+        client.cancel(run_id)
+        assert client.get(run_id).status == "cancelled"
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def until_started(events: Iterator[Event], node_id: str) -> None:
     for event in events:
         if event.type == "NodeStarted" and event.node_id == node_id:
@@ -37,86 +57,73 @@ def until_started(events: Iterator[Event], node_id: str) -> None:
 
 
 def test_it_says_where_everything_is_and_drains_on_sigterm(flows: Path, data_dir: Path) -> None:
-    server = Serving(flows, data_dir, "--port", "0", "--workers", "1")
-    assert server.started["root"] == str(flows)
-    assert server.started["data"] == str(data_dir)
-    with server.client() as client:
-        assert client.is_ready()
-        run_id = client.start("flows.py:repeats", {"word": "ho", "count": 3})
-        assert client.wait(run_id).output == "ho ho ho"
-    assert server.stop() == 0
+    with Serving(flows, data_dir, *FLAGS) as server:
+        assert server.started["root"] == str(flows)
+        assert server.started["data"] == str(data_dir)
+        with server.client() as client:
+            assert client.is_ready()
+            run_id = client.start("flows.py:repeats", {"word": "ho", "count": 3})
+            assert client.wait(run_id).output == "ho ho ho"
+        assert server.stop() == 0
     assert find_processes(server.mark) == []
     assert find_processes(str(data_dir)) == []  # nor a Postgres
 
 
-def test_ctrl_c_drains_and_gives_back_what_does_not_end(flows: Path, data_dir: Path) -> None:
-    flags = ("--port", "0", "--workers", "1", "--drain-timeout", "1")
-    server = Serving(flows, data_dir, *flags)
-    with server.client() as client:
-        run_id = client.start("flows.py:hangs", {})
-        until_started(client.stream(run_id), "hang")
-    assert server.stop(signal.SIGINT) == 0
+def test_ctrl_c_gives_back_what_does_not_end(flows: Path, data_dir: Path) -> None:
+    with Serving(flows, data_dir, *FLAGS) as server, server.client() as client:
+        run_id = start_hanging(client)
+        assert server.stop(signal.SIGINT) == 0
     assert find_processes(server.mark) == []
-    with Serving(flows, data_dir, *flags, "--workers", "0") as looking, looking.client() as client:
-        assert client.get(run_id).status == "running"  # nobody holds it, and nobody lost it
-        client.cancel(run_id)
-        assert client.get(run_id).status == "cancelled"
+    with Serving(flows, data_dir, *FLAGS, "--workers", "0") as next_one:
+        cancel_unowned(next_one, run_id)
 
 
 def test_a_second_signal_does_not_wait(flows: Path, data_dir: Path) -> None:
-    server = Serving(flows, data_dir, "--port", "0", "--workers", "1", "--drain-timeout", "600")
-    with server.client() as client:
-        run_id = client.start("flows.py:hangs", {})
-        until_started(client.stream(run_id), "hang")
-    server.process.send_signal(signal.SIGTERM)
-    server.talk.until(is_event("server_stops"))
-    assert server.stop() == 0
+    with Serving(flows, data_dir, *FLAGS, "--drain-timeout", "600") as server:
+        with server.client() as client:
+            run_id = start_hanging(client)
+        server.process.send_signal(signal.SIGTERM)
+        server.talk.until(is_event("server_stops"))
+        assert server.stop() == 0
     assert find_processes(server.mark) == []
+    with Serving(flows, data_dir, *FLAGS) as next_one, next_one.client() as client:
+        client.cancel(run_id)
+        assert client.wait(run_id).status == "cancelled"
 
 
 def test_after_kill_9_the_pool_drains_and_a_restart_goes_on(
     flows: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    flags = ("--port", "0", "--workers", "1", "--drain-timeout", "1")
-    first = Serving(flows, data_dir, *flags)
     flag = tmp_path / "flag"
-    with first.client() as client:
+    with Serving(flows, data_dir, *FLAGS) as first, first.client() as client:
         run_id = client.start("flows.py:sleeps_once", {"path": str(flag)})
         until_started(client.stream(run_id), "wait")
         pid = client.get_node(run_id, "first").output
-    assert first.stop(signal.SIGKILL) == -signal.SIGKILL
+        assert first.stop(signal.SIGKILL) == -signal.SIGKILL
     until_none(first.mark)  # the pool noticed the end of its stdin
     flag.touch()
-    second = Serving(flows, data_dir, *flags)
-    with second.client() as client:
-        run = client.wait(run_id)
-        assert run.status == "finished"
+    with Serving(flows, data_dir, *FLAGS) as second, second.client() as client:
+        assert client.wait(run_id).status == "finished"
         assert client.get_node(run_id, "first").output == pid  # it was not run again
-    assert second.stop() == 0
 
 
 def test_a_pool_that_was_killed_is_started_again(
     flows: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    server = Serving(flows, data_dir, "--port", "0", "--workers", "1")
     flag = tmp_path / "flag"
-    with server.client() as client:
+    with Serving(flows, data_dir, *FLAGS) as server, server.client() as client:
         run_id = client.start("flows.py:sleeps_once", {"path": str(flag)})
         until_started(client.stream(run_id), "wait")
-        child = client.get_node(run_id, "first").output
-        pool = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
-        os.kill(pool, signal.SIGKILL)
+        os.kill(parent_of(client.get_node(run_id, "first").output), signal.SIGKILL)
         died = json.loads(server.talk.until(is_event("pool_died")))
         assert died["exit_code"] == -signal.SIGKILL
         flag.touch()
         assert client.wait(run_id).status == "finished"
-    assert server.stop() == 0
 
 
 def test_a_stream_goes_on_where_it_was_after_a_restart(flows: Path, data_dir: Path) -> None:
-    first = Serving(flows, data_dir, "--port", "0", "--workers", "1")
-    port = first.url.rpartition(":")[2]
-    with first.client() as client:
+    with Serving(flows, data_dir, *FLAGS) as first, first.client() as client:
+        port = first.url.rpartition(":")[2]
         run_id = client.start("flows.py:listens", {})
         events = client.stream(run_id)
         seen = []
@@ -125,12 +132,11 @@ def test_a_stream_goes_on_where_it_was_after_a_restart(flows: Path, data_dir: Pa
             if event.type == "NodeWaitingEvent":
                 break
         assert first.stop() == 0
-        second = Serving(flows, data_dir, "--port", port, "--workers", "1")
-        client.signal(run_id, "paid", {"amount": 3})
-        seen += [event.seq for event in events]
-        assert client.get(run_id).output == {"amount": 3}
+        with Serving(flows, data_dir, *FLAGS, "--port", port):
+            client.signal(run_id, "paid", {"amount": 3})
+            seen += [event.seq for event in events]
+            assert client.get(run_id).output == {"amount": 3}
     assert seen == list(range(len(seen)))
-    assert second.stop() == 0
 
 
 def test_workers_do_not_see_the_servers_secrets(flows: Path) -> None:
@@ -168,3 +174,24 @@ def test_an_old_schema_is_refused_with_the_command_that_mends_it(
     assert refused.returncode == 1
     assert "smithers db upgrade" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_the_two_halves_do_what_the_whole_does(database: str, flows: Path) -> None:
+    env = {"DATABASE_URL": database}
+    with (
+        Serving(flows, None, "--port", "0", command="gateway", **env) as gateway,
+        Serving(flows, None, "--workers", "1", command="worker", **env) as worker,
+        gateway.client() as client,
+    ):
+        run_id = client.start("flows.py:repeats", {"word": "ho"})
+        assert client.wait(run_id).output == "ho"
+        assert worker.stop() == 0
+        assert gateway.stop() == 0
+    assert find_processes(worker.mark) == []
+
+
+@pytest.mark.parametrize("half", ["gateway", "worker"])
+def test_a_half_needs_a_database(half: str) -> None:
+    result = run_command(half)
+    assert result.returncode == 4
+    assert "DATABASE_URL: must be set" in result.stderr

@@ -95,13 +95,16 @@ def is_event(name: str) -> Callable[[str], bool]:
 
 
 class Serving:
-    """A server process."""
+    """A server process, or one of its halves."""
 
-    def __init__(self, root: Path, data_dir: Path, *flags: str, **env: str) -> None:
+    def __init__(
+        self, root: Path, data_dir: Path | None, *flags: str, command: str = "serve", **env: str
+    ) -> None:
         self.mark = uuid4().hex
         self.data_dir = data_dir
+        place = () if data_dir is None else ("--data-dir", str(data_dir))
         self.process = subprocess.Popen(
-            [*COMMAND, "serve", "--root-dir", str(root), "--data-dir", str(data_dir), *flags],
+            [*COMMAND, command, "--root-dir", str(root), *place, *flags],
             env=clean_environment(**{"SMITHERS_LOG_FORMAT": "json", MARK: self.mark, **env}),
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
@@ -109,8 +112,9 @@ class Serving:
             start_new_session=True,
         )
         self.talk = Talk(self.process)
-        self.started: dict[str, Any] = json.loads(self.talk.until(is_event("server_started")))
-        self.url: str = self.started["url"]
+        ready = "child_started" if command == "worker" else "server_started"
+        self.started: dict[str, Any] = json.loads(self.talk.until(is_event(ready)))
+        self.url: str = self.started.get("url", "")
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,432 @@
+"""Who gets which run: claims against claims, against burials, against time; and what a death leaves behind."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from itertools import chain
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from smithers.engine.facts import NodeFact
+from smithers.engine.turn import ApprovalChange, Turn
+from smithers.errors import StoreUnavailable
+from smithers.ids import WorkerId
+from smithers.states import NodeState, RunStatus
+from smithers.store import claims, owners
+from smithers.store.claims import ClaimKind
+from smithers.store.commits import Committer
+from smithers.store.worker_store import WorkerStore, open_worker_store
+from tests.support.proxy import Mode, Proxy
+from tests.support.turns import Ground, change, ended, key_of, names, parked, said, seeded
+
+RIVALS = 4
+IN_FLIGHT = {key_of("n"): NodeFact(NodeState.IN_PROGRESS, attempt=1)}
+
+
+@pytest.fixture
+async def ground(database: str) -> AsyncIterator[Ground]:
+    async with Ground(database) as ground:
+        yield ground
+
+
+@pytest.fixture
+async def worker(ground: Ground) -> WorkerId:
+    return await ground.add_worker()
+
+
+async def test_no_run_goes_to_two_claimers_and_none_is_left(ground):
+    await ground.start(*names(200, "a"), priority=0)
+    await ground.start(*names(200, "b"), priority=3)
+    workers = [await ground.add_worker() for _ in range(RIVALS)]
+    connections = [await ground.connect() for _ in range(RIVALS)]
+
+    async def claim_all(worker: WorkerId, connection: asyncpg.Connection) -> list[str]:
+        taken: list[str] = []
+        while claimed := await claims.claim_runs(
+            connection, worker_id=worker, queue="default", limit=7, kind=ClaimKind.MANY
+        ):
+            assert len(claimed) <= 7
+            taken += [claim.run_id for claim in claimed]
+        return taken
+
+    shares = await asyncio.gather(*map(claim_all, workers, connections))
+    assert sorted(chain(*shares)) == [*names(200, "a"), *names(200, "b")]
+    for worker, share in zip(workers, shares, strict=True):
+        owned = await ground.sql.fetchval(
+            "SELECT array_agg(run_id ORDER BY run_id) FROM smithers.runs WHERE owner_id = $1",
+            worker,
+        )
+        assert (owned or []) == sorted(share)
+
+
+@pytest.mark.parametrize("limit", [1, 5, 64])
+async def test_a_claim_takes_as_many_as_it_asked_for_and_passes_what_others_hold(
+    ground, worker, limit: int
+):
+    await ground.start(*names(100))
+    rival = await ground.connect()
+    async with rival.transaction():
+        held = await rival.fetch(
+            "SELECT run_id FROM smithers.runs ORDER BY run_id LIMIT 30 FOR NO KEY UPDATE"
+        )
+        claimed = await ground.claim(worker, limit)
+    assert len(claimed) == limit
+    assert not {claim.run_id for claim in claimed} & {row["run_id"] for row in held}
+    owned = await ground.sql.fetchval(
+        "SELECT count(*) FROM smithers.runs WHERE owner_id = $1", worker
+    )
+    assert owned == limit
+
+
+async def test_the_most_urgent_come_first_and_of_equals_the_longest_due(ground, worker):
+    rng = seeded()
+    places = [(priority, age_s) for priority in (-3, 0, 7) for age_s in range(1, 6)]
+    rng.shuffle(places)
+    for number, (priority, age_s) in enumerate(places):
+        await ground.start(f"r{number}", priority=priority)
+        await ground.sql.execute(
+            "UPDATE smithers.runs SET due_at = smithers.clock() - $2 * interval '1 s' WHERE run_id = $1",
+            f"r{number}",
+            age_s,
+        )
+    order = []
+    while claimed := await ground.claim(worker, limit=1):
+        order.append(places[int(claimed[0].run_id[1:])])
+    assert order == sorted(places, reverse=True)
+
+
+@pytest.mark.parametrize("kind", list(ClaimKind))
+async def test_what_is_due_in_the_future_or_in_another_queue_is_not_claimed(ground, worker, kind):
+    await ground.start("later", "alone-later", queue="default")
+    await ground.start("elsewhere", queue="other")
+    await ground.sql.execute(
+        """UPDATE smithers.runs SET crash_count = CASE run_id WHEN 'alone-later' THEN 1 ELSE 0 END,
+        due_at = CASE queue WHEN 'default' THEN smithers.clock() + interval '1 h' ELSE due_at END"""
+    )
+    assert await ground.claim(worker, kind=kind) == []
+
+
+async def test_a_claim_says_all_that_a_start_said_and_starts_the_clock(ground, worker):
+    said_of = {
+        "workflow_path": "flows/x.py",
+        "workflow_export": "x",
+        "source_hash": "hash",
+        "input": '{"a":"ü"}',
+        "config": '{"maxConcurrency":2}',
+        "auth": '{"user":"u"}',
+        "trace_context": "00-1-2-3",
+    }
+    await ground.start("a", **said_of)
+    (claim,) = await ground.claim(worker)
+    assert {name: getattr(claim, name) for name in said_of} == said_of
+    assert (claim.epoch, claim.status_before, claim.is_new) == (1, RunStatus.QUEUED, True)
+    row = await ground.run("a")
+    assert (row["status"], row["owner_id"], row["due_at"]) == ("running", worker, None)
+    assert row["started_at"] >= row["created_at"]
+
+
+async def test_the_epoch_grows_with_each_claim_and_each_death(ground):
+    await ground.start("a")
+    epochs = []
+    for _ in range(3):
+        worker = await ground.add_worker()
+        (claim,) = await ground.claim(worker)
+        epochs.append(claim.epoch)
+        await owners.bury_worker(ground.sql, worker, "silent")
+    assert epochs == [1, 3, 5]
+    assert (await ground.run("a"))["epoch"] == 6
+
+
+async def test_what_is_given_back_is_due_at_once_and_only_to_its_owner_to_give(ground, worker):
+    await ground.owned(worker, "a", "b")
+    rival = await ground.add_worker()
+    assert await claims.release_runs(ground.sql, rival, ["a", "b"]) == []
+    assert await claims.release_runs(ground.sql, worker, ["a"]) == ["default"]
+    assert [claim.run_id for claim in await ground.claim(rival)] == ["a"]
+    assert await ground.types("a") == ["RunStarted"]
+
+
+async def test_a_run_that_wants_a_child_of_its_own_or_is_suspect_is_for_the_claims_that_say_so(
+    ground, worker
+):
+    await ground.start("many")
+    await ground.start("alone", is_solo=True)
+    await ground.start("suspect", "suspect-alone")
+    await ground.sql.execute(
+        "UPDATE smithers.runs SET crash_count = 1 WHERE run_id LIKE 'suspect%'"
+    )
+    await ground.sql.execute(
+        "UPDATE smithers.runs SET is_solo = true WHERE run_id = 'suspect-alone'"
+    )
+    assert await claims.count_solo_runs(ground.sql, ("default", "none")) == 3
+    assert await claims.find_next_due_ms(ground.sql, "default") <= 0
+    (suspect,) = await ground.claim(worker, kind=ClaimKind.SUSPECT)
+    assert (suspect.run_id, suspect.crash_count, suspect.is_solo) == ("suspect", 1, False)
+    taken = await ground.claim(worker, kind=ClaimKind.SOLO)
+    assert [(claim.run_id, claim.is_solo) for claim in taken] == [
+        ("alone", True),
+        ("suspect-alone", True),
+    ]
+    assert [claim.run_id for claim in await ground.claim(worker)] == ["many"]
+    assert await claims.count_solo_runs(ground.sql, ("default",)) == 0
+
+
+async def test_an_acquitted_run_is_one_among_others(ground, worker):
+    await ground.start("a")
+    await ground.sql.execute("UPDATE smithers.runs SET crash_count = 1")
+    (claim,) = await ground.claim(worker, kind=ClaimKind.SOLO)
+    rival = await ground.add_worker()
+    await claims.acquit_run(ground.sql, rival, claim.run_id, claim.epoch)
+    await claims.acquit_run(ground.sql, worker, claim.run_id, claim.epoch - 1)
+    assert (await ground.run("a"))["crash_count"] == 1
+    await claims.acquit_run(ground.sql, worker, claim.run_id, claim.epoch)
+    assert (await ground.run("a"))["crash_count"] == 0
+
+
+async def test_the_next_due_time_is_the_earliest_of_any_priority(ground, worker):
+    assert await claims.find_next_due_ms(ground.sql, "default") is None
+    for run_id, priority, due_s in (("a", 5, 3600), ("b", 0, 60), ("c", -5, 600)):
+        await ground.start(run_id, priority=priority)
+        await ground.sql.execute(
+            "UPDATE smithers.runs SET due_at = smithers.clock() + $2 * interval '1 s' WHERE run_id = $1",
+            run_id,
+            due_s,
+        )
+    assert 50_000 < await claims.find_next_due_ms(ground.sql, "default") <= 60_000
+    await ground.start("d", priority=-9)
+    assert -10_000 < await claims.find_next_due_ms(ground.sql, "default") <= 0
+
+
+async def test_the_news_are_the_runs_that_others_wrote_to_or_took(ground, worker):
+    claimed = await ground.owned(worker, "cancelled", "lost", "quiet", "signalled")
+    cursors = {claim.run_id: claim.last_seq for claim in claimed}
+    assert await claims.find_news(ground.sql, worker, cursors) == []
+    await ground.sql.fetchrow("SELECT * FROM smithers.cancel_run_v1('cancelled')")
+    await ground.sql.fetchrow(
+        "SELECT * FROM smithers.send_signal_v1('signalled', 's', NULL, '1', NULL, NULL)"
+    )
+    await ground.hand_over(claimed[1], worker, await ground.add_worker())
+    cursors["never was"] = 0
+    news = await claims.find_news(ground.sql, worker, cursors)
+    assert sorted(news) == ["cancelled", "lost", "never was", "signalled"]
+
+
+async def test_a_worker_that_is_buried_or_was_never_registered_claims_nothing(ground, worker):
+    await ground.start("a")
+    await owners.bury_worker(ground.sql, worker, "silent")
+    assert await ground.claim(worker) == []
+    assert await ground.claim(WorkerId(uuid4())) == []
+    assert (await ground.run("a"))["epoch"] == 0
+
+
+async def test_a_burial_waits_for_a_claim_under_way_and_hands_its_runs_back(ground, worker):
+    await ground.start("a")
+    claiming, burying = await ground.connect(), await ground.connect()
+    async with claiming.transaction():
+        (claim,) = await claims.claim_runs(
+            claiming, worker_id=worker, queue="default", limit=1, kind=ClaimKind.MANY
+        )
+        burial = asyncio.create_task(owners.bury_worker(burying, worker, "silent"))
+        await ground.until_waiting(burying)
+    assert await burial == {"default": 1}
+    row = await ground.run("a")
+    assert (row["owner_id"], row["epoch"]) == (None, claim.epoch + 1)
+
+
+async def test_a_claim_waits_for_its_workers_burial_and_takes_nothing(ground, worker):
+    await ground.start("a")
+    claiming, burying = await ground.connect(), await ground.connect()
+    async with burying.transaction():
+        await owners.bury_worker(burying, worker, "silent")
+        claim = asyncio.create_task(
+            claims.claim_runs(
+                claiming, worker_id=worker, queue="default", limit=1, kind=ClaimKind.MANY
+            )
+        )
+        await ground.until_waiting(claiming)
+    assert await claim == []
+    assert (await ground.run("a"))["owner_id"] is None
+
+
+async def test_no_run_ends_with_a_dead_owner_however_claims_and_burials_race(ground):
+    rng, rounds = seeded(), 60
+    await ground.start(*names(100))
+    claimers = [await ground.connect() for _ in range(3)]
+    buriers = [await ground.connect() for _ in range(2)]
+    for _ in range(rounds):
+        worker = await ground.add_worker()
+        racing: list[Any] = [
+            claims.claim_runs(
+                connection, worker_id=worker, queue="default", limit=10, kind=ClaimKind.MANY
+            )
+            for connection in claimers
+        ]
+        racing += [owners.bury_worker(connection, worker, "silent") for connection in buriers]
+        rng.shuffle(racing)
+        await asyncio.gather(*racing)
+        orphans = await ground.sql.fetchval(
+            """SELECT count(*) FROM smithers.runs r JOIN smithers.workers w ON w.worker_id = r.owner_id
+            WHERE w.dead_at IS NOT NULL"""
+        )
+        assert orphans == 0
+    owned = await ground.sql.fetchval(
+        "SELECT count(*) FROM smithers.runs WHERE owner_id IS NOT NULL"
+    )
+    assert owned == 0
+
+
+async def test_a_worker_is_buried_once_and_beats_no_more(ground, worker):
+    await ground.owned(worker, "a")
+    buriers = [await ground.connect() for _ in range(4)]
+    freed = await asyncio.gather(*(owners.bury_worker(c, worker, "silent") for c in buriers))
+    assert sorted(freed, key=len) == [{}, {}, {}, {"default": 1}]
+    living = await ground.add_worker()
+    assert await owners.beat(ground.sql, [worker, living]) == {living}
+    assert [found.worker_id for found in await owners.list_living(ground.sql)] == [living]
+
+
+@pytest.mark.parametrize(
+    ("death", "count"), [("exit--9", 1), ("exit-1", 1), ("silent", 0), ("gone", 0)]
+)
+async def test_only_an_end_that_its_parent_saw_makes_suspects_and_only_of_what_was_in_flight(
+    ground, worker, death: str, count: int
+):
+    busy, waiting, _ = await ground.owned(worker, "busy", "idle", "new")
+    async with Committer(ground.dsn, worker_id=worker) as committer:
+        await committer.commit(change(busy, Turn(nodes=IN_FLIGHT)))
+        await committer.commit(change(waiting, said("all is done")))
+    beaten_at = await ground.sql.fetchval("SELECT heartbeat_at FROM smithers.workers")
+    await owners.bury_worker(ground.sql, worker, death)
+    counts = {
+        run_id: (await ground.run(run_id))["crash_count"] for run_id in ("busy", "idle", "new")
+    }
+    assert counts == {"busy": count, "idle": 0, "new": count}
+    assert (await ground.run("idle"))["lost_heartbeat_at"] == beaten_at
+    successor = await ground.add_worker()
+    taken = await ground.claim(successor, kind=ClaimKind.SOLO) if count else []
+    taken += await ground.claim(successor)
+    assert {claim.run_id for claim in taken} == {"busy", "idle", "new"}
+    assert {claim.lost_heartbeat_ms for claim in taken} == {int(beaten_at.timestamp() * 1000)}
+
+
+async def die_with(ground: Ground, run_id: str, *, turn: Turn | None = None) -> dict[str, int]:
+    """Have a worker take the run up, perhaps commit, and die of it."""
+    worker = await ground.add_worker()
+    claimed = await ground.claim(worker) or await ground.claim(worker, kind=ClaimKind.SOLO)
+    assert [claim.run_id for claim in claimed] == [run_id]
+    if turn is not None:
+        async with Committer(ground.dsn, worker_id=worker) as committer:
+            await committer.commit(change(claimed[0], turn, is_cleared=False))
+    return await owners.bury_worker(ground.sql, worker, "exit--11")
+
+
+async def test_the_third_death_in_a_row_fails_the_run_and_says_so(ground):
+    await ground.start("a")
+    nodes = {
+        **IN_FLIGHT,
+        key_of("ok"): NodeFact(NodeState.WAITING_APPROVAL, "approval"),
+        key_of("done"): NodeFact(NodeState.FINISHED, output="1"),
+    }
+    asked = [ApprovalChange(key_of("ok"), '{"title":"?"}')]
+    assert await die_with(ground, "a", turn=Turn(nodes=nodes, approvals=asked)) == {"default": 1}
+    assert await die_with(ground, "a") == {"default": 1}
+    assert await die_with(ground, "a") == {}
+
+    failed, cancelled, end = (await ground.history("a"))[1:]
+    error = {"name": "WorkerCrashed", "code": "WORKER_CRASHED", "message": end["error"]["message"]}
+    assert (failed["type"], failed["nodeId"], failed["attempt"]) == ("NodeFailed", "n", 1)
+    assert (cancelled["type"], cancelled["nodeId"]) == ("NodeCancelled", "ok")
+    assert (end["type"], end["error"], failed["error"]) == ("RunFailed", error, error)
+    row = await ground.run("a")
+    assert (row["status"], row["owner_id"], row["due_at"]) == ("failed", None, None)
+    assert (row["crash_count"], json.loads(row["error"])) == (0, error)
+    states = {node["node_id"]: node["state"] for node in await ground.rows("nodes", "a")}
+    assert states == {"n": "failed", "ok": "cancelled", "done": "finished"}
+    assert [row["status"] for row in await ground.rows("approvals", "a")] == ["cancelled"]
+    worker = await ground.add_worker()
+    assert [await ground.claim(worker, kind=kind) for kind in ClaimKind] == [[], [], []]
+
+
+async def test_a_run_that_was_to_be_cancelled_is_not_failed_by_its_third_death(ground):
+    await ground.start("a")
+    await die_with(ground, "a", turn=Turn(nodes=IN_FLIGHT))
+    await die_with(ground, "a")
+    worker = await ground.add_worker()
+    await ground.claim(worker, kind=ClaimKind.SOLO)
+    await ground.sql.fetchrow("SELECT * FROM smithers.cancel_run_v1('a')")
+    assert await owners.bury_worker(ground.sql, worker, "exit--11") == {"default": 1}
+    (claim,) = await ground.claim(await ground.add_worker(), kind=ClaimKind.SOLO)
+    assert claim.is_cancelling
+    assert await ground.ends("a") == []
+
+
+async def test_the_failure_of_poison_is_not_older_than_what_its_owner_committed_last(ground):
+    await ground.start("a")
+    await die_with(ground, "a", turn=Turn(nodes=IN_FLIGHT))
+    await die_with(ground, "a")
+    worker, burying = await ground.add_worker(), await ground.connect()
+    (claim,) = await ground.claim(worker, kind=ClaimKind.SOLO)
+    writing = await ground.connect()
+    async with writing.transaction():
+        await writing.execute("SELECT FROM smithers.runs WHERE run_id = 'a' FOR NO KEY UPDATE")
+        burial = asyncio.create_task(owners.bury_worker(burying, worker, "exit--11"))
+        await ground.until_waiting(burying)
+        await writing.fetchrow(
+            "SELECT * FROM smithers.send_signal_v1('a', 's', NULL, '1', NULL, NULL)"
+        )
+    await burial
+    assert claim.crash_count == 2
+    assert await ground.types("a") == ["RunStarted", "SignalReceived", "NodeFailed", "RunFailed"]
+
+
+async def test_a_burial_leaves_alone_what_its_worker_gave_back(ground, worker):
+    over, waiting, held = await ground.owned(worker, "a", "b", "c")
+    async with Committer(ground.dsn, worker_id=worker) as committer:
+        await committer.commit(change(over, ended()))
+        await committer.commit(change(waiting, parked()))
+    await ground.hand_over(held, worker, await ground.add_worker())
+    before = [dict(await ground.run(run_id)) for run_id in "abc"]
+    assert await owners.bury_worker(ground.sql, worker, "exit-1") == {}
+    assert [dict(await ground.run(run_id)) for run_id in "abc"] == before
+
+
+@pytest.fixture
+async def remote(ground: Ground, worker: WorkerId) -> AsyncIterator[tuple[WorkerStore, Proxy]]:
+    """A worker's store behind a proxy."""
+    async with (
+        Proxy(ground.dsn) as proxy,
+        open_worker_store(proxy.dsn, proxy.dsn, worker, {}) as store,
+    ):
+        yield store, proxy
+
+
+async def test_runs_of_a_claim_whose_answer_was_lost_are_claimed_again(ground, worker, remote):
+    store, proxy = remote
+    await ground.start("known", "known-and-committed")
+    known = await store.claim("default", 2, ClaimKind.MANY)
+    await store.commit(change(known[1], said("on")))
+    await ground.start("lost")
+    proxy.link("smithers-claim").mode = Mode.LOSE_ANSWER
+    with pytest.raises(StoreUnavailable):
+        await store.claim("default", 2, ClaimKind.MANY)
+    assert (await ground.run("lost"))["owner_id"] == worker
+    again = await store.claim("default", 2, ClaimKind.MANY)
+    assert [claim.run_id for claim in again] == ["lost"]
+    for claim in (*known, *again):
+        assert (await ground.run(claim.run_id))["epoch"] == claim.epoch
+    assert await store.claim("default", 2, ClaimKind.MANY) == []
+
+
+async def test_an_executor_that_asks_waits_for_as_long_as_the_database_is_away(
+    ground, worker, remote
+):
+    store, proxy = remote
+    await ground.start("a")
+    (claim,) = await store.claim("default", 1, ClaimKind.MANY)
+    await store.load_news(claim.run_id)
+    proxy.link("smithers-child").mode = Mode.LOSE_REQUEST
+    news = await store.load_news(claim.run_id)
+    assert (news.last_seq, news.epoch) == (0, claim.epoch)

@@ -1,0 +1,534 @@
+"""Many runs' turns in one commit: each run's fate its own, and each turn written once whatever breaks."""
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from smithers.engine.facts import LoopFact, NodeFact, Problem
+from smithers.engine.turn import ApprovalChange, AttemptEnd, EventDraft, FrameDraft, Turn
+from smithers.errors import LeaseLost, StoreError, StoreUnavailable
+from smithers.events import EventType, event_parts
+from smithers.ids import LoopId, WorkerId
+from smithers.states import AttemptState, NodeState, RunStatus
+from smithers.store import claims, lanes, owners
+from smithers.store.commits import Committed, Committer, Outcome
+from tests.support.proxy import Mode, Proxy
+from tests.support.turns import Ground, change, ended, key_of, names, parked, said, seeded
+
+LOCK = "SELECT FROM smithers.runs WHERE run_id = $1 FOR NO KEY UPDATE"
+
+
+@pytest.fixture
+async def ground(database: str) -> AsyncIterator[Ground]:
+    async with Ground(database) as ground:
+        yield ground
+
+
+@pytest.fixture
+async def worker(ground: Ground) -> WorkerId:
+    return await ground.add_worker()
+
+
+@pytest.fixture
+async def committer(ground: Ground, worker: WorkerId) -> AsyncIterator[Committer]:
+    async with Committer(ground.dsn, worker_id=worker) as committer:
+        yield committer
+
+
+async def commit_all(committer: Committer, *changes: Any) -> list[Committed | BaseException]:
+    """Commit at once: they come in before the lane's first call, so they are one group."""
+    return await asyncio.gather(*map(committer.commit, changes), return_exceptions=True)
+
+
+def outcomes(answers: list[Committed | BaseException]) -> list[Any]:
+    return [answer.outcome if isinstance(answer, Committed) else type(answer) for answer in answers]
+
+
+async def test_turns_of_many_runs_are_one_transaction(ground, worker, committer):
+    claimed = await ground.owned(worker, *names(100))
+    answers = await commit_all(committer, *[change(claim, said("a", "b")) for claim in claimed])
+    assert outcomes(answers) == [Outcome.COMMITTED] * 100
+    assert {answer.last_seq for answer in answers} == {2}
+    assert await ground.sql.fetchval("SELECT count(DISTINCT xmin::text) FROM smithers.runs") == 1
+    for run_id in names(100):
+        assert await ground.types(run_id) == ["RunStarted", "a", "b"]
+
+
+async def test_a_displaced_owner_writes_nothing_and_the_others_of_its_group_commit(
+    ground, worker, committer
+):
+    first, displaced, last = await ground.owned(worker, "a", "b", "c")
+    taken = await ground.hand_over(displaced, worker, rival := await ground.add_worker())
+    before = dict(await ground.run("b"))
+    answers = await commit_all(
+        committer, *[change(claim, said("late")) for claim in (first, displaced, last)]
+    )
+    assert outcomes(answers) == [Outcome.COMMITTED, LeaseLost, Outcome.COMMITTED]
+    assert dict(await ground.run("b")) == before
+    assert await ground.types("b") == ["RunStarted"]
+    async with Committer(ground.dsn, worker_id=rival) as new:
+        assert (await new.commit(change(taken, said("new")))).outcome is Outcome.COMMITTED
+    assert await ground.types("b") == ["RunStarted", "new"]
+
+
+async def test_the_epoch_alone_shuts_out_a_worker_that_got_its_run_back(ground, worker, committer):
+    (old,) = await ground.owned(worker, "a")
+    new = await ground.hand_over(old, worker, worker)
+    answers = await commit_all(committer, change(old, said("old")), change(new, said("new")))
+    assert outcomes(answers) == [LeaseLost, Outcome.COMMITTED]
+    assert await ground.types("a") == ["RunStarted", "new"]
+
+
+async def test_a_buried_worker_writes_nothing(ground, worker, committer):
+    claimed = await ground.owned(worker, *names(5))
+    assert await owners.bury_worker(ground.sql, worker, "silent") == {"default": 5}
+    answers = await commit_all(committer, *[change(claim, said("late")) for claim in claimed])
+    assert outcomes(answers) == [LeaseLost] * 5
+    assert [await ground.types(run_id) for run_id in names(5)] == [["RunStarted"]] * 5
+
+
+async def test_a_run_that_a_gateway_holds_waits_alone_and_is_committed_after_it(
+    ground, worker, committer
+):
+    claimed = await ground.owned(worker, *names(10))
+    gateway = await ground.connect()
+    transaction = gateway.transaction()
+    await transaction.start()
+    await gateway.fetchrow(
+        "SELECT * FROM smithers.send_signal_v1('r0003', 's', NULL, '1', NULL, NULL)"
+    )
+    held = asyncio.create_task(committer.commit(change(claimed[3], said("held"))))
+    others = [change(claim, said("free")) for claim in claimed if claim is not claimed[3]]
+    assert outcomes(await commit_all(committer, *others)) == [Outcome.COMMITTED] * 9
+    assert not held.done()
+    assert (await ground.run("r0003"))["commit_no"] == 0
+    await transaction.commit()
+    assert await held == Committed(Outcome.COMMITTED, 2, (await held).now_ms)
+    assert await ground.types("r0003") == ["RunStarted", "SignalReceived", "held"]
+
+
+@pytest.mark.parametrize("turn", [parked(), ended(), ended(RunStatus.FAILED)])
+@pytest.mark.parametrize(
+    "function", ["send_signal_v1('a', 's', NULL, '1', NULL, NULL)", "cancel_run_v1('a')"]
+)
+async def test_an_end_that_does_not_know_what_came_commits_nothing(
+    ground, worker, committer, turn: Turn, function: str
+):
+    (claim,) = await ground.owned(worker, "a")
+    await ground.sql.fetchrow(f"SELECT * FROM smithers.{function}")
+    before, told = dict(await ground.run("a")), await ground.types("a")
+    turn.nodes[key_of("n")] = NodeFact(NodeState.FINISHED)
+    answer = await committer.commit(change(claim, turn))
+    assert (answer.outcome, answer.last_seq) == (Outcome.STALE, before["last_seq"])
+    assert dict(await ground.run("a")) == before
+    assert await ground.types("a") == told
+    assert await ground.rows("nodes", "a") == []
+
+
+async def test_a_turn_that_does_not_end_the_run_need_not_know_what_came(ground, worker, committer):
+    (claim,) = await ground.owned(worker, "a")
+    await ground.sql.fetchrow(
+        "SELECT * FROM smithers.send_signal_v1('a', 's', NULL, '1', NULL, NULL)"
+    )
+    await ground.sql.fetchrow("SELECT * FROM smithers.cancel_run_v1('a')")
+    answer = await committer.commit(change(claim, said("on")))
+    assert (answer.outcome, answer.last_seq) == (Outcome.COMMITTED, 2)
+
+
+async def test_after_a_cancel_the_owner_can_only_end_it_as_cancelled(ground, worker, committer):
+    (claim,) = await ground.owned(worker, "a")
+    await ground.sql.fetchrow("SELECT * FROM smithers.cancel_run_v1('a')")
+    stale = await committer.commit(change(claim, ended()))
+    assert stale.outcome is Outcome.STALE
+    end = change(claim, ended(RunStatus.CANCELLED), 2, is_cancelling=True)
+    assert (await committer.commit(end)).outcome is Outcome.COMMITTED
+    assert await ground.ends("a") == ["RunCancelled"]
+    assert (await ground.run("a"))["status"] == "cancelled"
+
+
+BAD_TURNS = {
+    "an output with a zero byte, which Postgres refuses": Turn(
+        nodes={key_of("n"): NodeFact(NodeState.FINISHED, output='"\x00"')}
+    ),
+    "an output with half of a surrogate pair, which the driver refuses": Turn(
+        nodes={key_of("n"): NodeFact(NodeState.FINISHED, output='"\ud800"')}
+    ),
+    "an event with half of a surrogate pair, which JSON refuses": said("\ud800"),
+    "an error with half of a surrogate pair": Turn(
+        nodes={key_of("n"): NodeFact(NodeState.FAILED, error=Problem("E", "m", details="\ud800"))}
+    ),
+    "an iteration that is no integer of Postgres": Turn(
+        nodes={key_of("n", 1 << 40): NodeFact(NodeState.PENDING)}
+    ),
+}
+
+
+@pytest.mark.parametrize("turn", BAD_TURNS.values(), ids=BAD_TURNS)
+async def test_a_value_that_is_refused_fails_its_own_run_only(
+    ground, worker, committer, turn: Turn
+):
+    claimed = await ground.owned(worker, *names(5))
+    turns = [said("good"), said("good"), turn, said("good"), said("good")]
+    answers = await commit_all(committer, *map(change, claimed, turns))
+    assert outcomes(answers)[:2] + outcomes(answers)[3:] == [Outcome.COMMITTED] * 4
+    assert isinstance(answers[2], StoreError)
+    assert not isinstance(answers[2], StoreUnavailable | LeaseLost)
+    assert [await ground.types(run_id) for run_id in names(5)] == [
+        ["RunStarted", *(["good"] if number != 2 else [])] for number in range(5)
+    ]
+    assert (await committer.commit(change(claimed[2], said("good"), 2))).last_seq == 1
+
+
+@pytest.fixture
+async def proxy(database: str) -> AsyncIterator[Proxy]:
+    async with Proxy(database) as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize("mode", [Mode.LOSE_ANSWER, Mode.LOSE_REQUEST])
+@pytest.mark.parametrize(
+    "turn", [said("once"), ended(), parked()], ids=["goes on", "ends", "parks"]
+)
+async def test_a_turn_is_written_once_when_the_connection_breaks_around_its_commit(
+    ground, worker, proxy: Proxy, mode: Mode, turn: Turn
+):
+    claimed = await ground.owned(worker, *names(3))
+    async with Committer(proxy.dsn, worker_id=worker) as committer:
+        await commit_all(committer, *[change(claim, said("before")) for claim in claimed])
+        proxy.link("smithers-commit").mode = mode
+        answers = await commit_all(
+            committer,
+            *[change(claim, turn, 2, expected_seq=1) for claim in claimed],
+        )
+    assert outcomes(answers) == [Outcome.COMMITTED] * 3
+    for run_id in names(3):
+        assert len(await ground.types(run_id)) == 3
+        row = await ground.run(run_id)
+        assert (row["commit_no"], row["owner_id"] is None) == (2, turn.ending is not None)
+
+
+async def test_a_lost_answer_to_a_run_that_others_took_meanwhile_is_a_lost_lease(
+    ground, worker, proxy: Proxy, monkeypatch
+):
+    monkeypatch.setattr("smithers.store.commits.RETRY_PAUSE_S", 0.3)
+    (claim,) = await ground.owned(worker, "a")
+    async with Committer(proxy.dsn, worker_id=worker) as committer:
+        await committer.commit(change(claim, said("before")))
+        proxy.link("smithers-commit").mode = Mode.LOSE_ANSWER
+        late = asyncio.create_task(committer.commit(change(claim, said("kept"), 2)))
+        await ground.until("SELECT commit_no = 2 FROM smithers.runs")
+        await owners.bury_worker(ground.sql, worker, "silent")
+        with pytest.raises(LeaseLost):
+            await late
+    assert await ground.types("a") == ["RunStarted", "before", "kept"]
+
+
+async def test_a_copy_of_a_commit_that_comes_late_writes_nothing(
+    ground, worker, proxy: Proxy, monkeypatch
+):
+    (claim,) = await ground.owned(worker, "a")
+    async with Committer(proxy.dsn, worker_id=worker) as committer:
+        await committer.commit(change(claim, said("before")))
+        stuck = proxy.link("smithers-commit")
+        stuck.mode = Mode.KEEP_REQUEST
+        monkeypatch.setattr(lanes, "COMMAND_TIMEOUT_S", 0.1)
+        commit = asyncio.create_task(committer.commit(change(claim, said("once"), 2)))
+        await stuck.has_kept.wait()
+        monkeypatch.setattr(lanes, "COMMAND_TIMEOUT_S", 30.0)
+        assert (await commit).outcome is Outcome.COMMITTED
+        await committer.commit(change(claim, said("after"), 3))
+        await stuck.deliver()
+    assert await ground.types("a") == ["RunStarted", "before", "once", "after"]
+    assert (await ground.run("a"))["commit_no"] == 3
+
+
+async def test_a_commit_waits_until_the_database_lets_it_in_again(
+    postgres_server, ground, worker, committer
+):
+    (claim,) = await ground.owned(worker, "a")
+    await committer.commit(change(claim, said("before")))
+    name = await ground.sql.fetchval("SELECT current_database()")
+    server = await asyncpg.connect(postgres_server)
+    try:
+        await server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        await ground.cut("smithers-commit")
+        waiting = asyncio.create_task(committer.commit(change(claim, said("patient"), 2)))
+        await asyncio.wait(
+            [waiting], timeout=0.3
+        )  # nothing is to happen: there is nothing to wait for
+        assert not waiting.done()
+        await server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    finally:
+        await server.close()
+    assert (await waiting).last_seq == 2
+    assert await ground.types("a") == ["RunStarted", "before", "patient"]
+
+
+async def test_an_event_is_stored_as_head_now_and_tail_with_the_time_under_the_lock(
+    ground, worker, committer
+):
+    (claim,) = await ground.owned(worker, "a")
+    fields = {"text": 'ä " \\ \u2028 €', "n": 1.5, "deep": {"k": [None, True]}}
+    turn = Turn(events=[EventDraft(EventType.NODE_OUTPUT, fields)])
+    commit = change(claim, turn)
+    async with ground.sql.transaction():
+        await ground.sql.execute(LOCK, "a")
+        waiting = asyncio.create_task(committer.commit(commit))
+        await asyncio.wait([waiting], timeout=0.05)
+        released_ms = await ground.sql.fetchval("SELECT smithers.to_ms(smithers.clock())")
+    answer = await waiting
+    head, tail = event_parts(EventType.NODE_OUTPUT, claim.run_id, commit.correlation, fields)
+    payload = await ground.sql.fetchval("SELECT payload FROM smithers.events WHERE seq = 1")
+    assert payload == f"{head}{answer.now_ms}{tail}"
+    assert answer.now_ms >= released_ms
+
+
+async def play_owner(ground: Ground, rng: random.Random, ids: list[str]) -> int:
+    """Own the runs for a while, commit, give them back; say how many commits there were."""
+    worker, written = await ground.add_worker(), 0
+    async with Committer(ground.dsn, worker_id=worker) as committer:
+        for _ in range(6):
+            claimed = await ground.claim(worker, limit=rng.randrange(1, len(ids)))
+            for number in range(1, rng.randrange(2, 5)):
+                texts = [str(n) for n in range(rng.randrange(1, 4))]
+                answers = await commit_all(
+                    committer, *[change(claim, said(*texts), number) for claim in claimed]
+                )
+                assert set(outcomes(answers)) <= {Outcome.COMMITTED}
+                written += len(texts) * len(claimed)
+            await claims.release_runs(ground.sql, worker, [claim.run_id for claim in claimed])
+    return written
+
+
+async def test_a_history_has_no_gap_and_neither_epoch_nor_time_falls_whoever_writes(ground):
+    rng, ids, sent = seeded(), names(8), 0
+    await ground.start(*ids)
+    gateway = await ground.connect()
+    owning = asyncio.create_task(play_owner(ground, rng, ids))
+    while not owning.done():
+        await gateway.fetchrow(
+            "SELECT * FROM smithers.send_signal_v1($1, 's', NULL, '1', NULL, NULL)", rng.choice(ids)
+        )
+        sent += 1
+    histories = [await ground.history(run_id) for run_id in ids]
+    assert sum(map(len, histories)) == len(ids) + sent + await owning
+
+
+async def node(ground: Ground) -> dict[str, Any]:
+    (row,) = await ground.rows("nodes", "a")
+    return row
+
+
+async def test_a_node_keeps_its_making_and_its_start_and_takes_the_rest_of_the_newest_turn(
+    ground, worker, committer
+):
+    (claim,) = await ground.owned(worker, "a")
+    key = key_of("n", 2)
+    waits = NodeFact(
+        NodeState.WAITING_TIMER, "timer", "L", due_ms=5_000, wait="{}", loop=LoopId("l")
+    )
+    asked = await committer.commit(change(claim, Turn(nodes={key: waits})))
+    first = await node(ground)
+    assert (first["iteration"], first["kind"], first["label"], first["loop_id"]) == (
+        2,
+        "timer",
+        "L",
+        "l",
+    )
+    assert first["due_at"].timestamp() == 5
+    assert first["created_at"] == first["started_at"]
+    assert int(first["created_at"].timestamp() * 1000) == asked.now_ms
+
+    again = NodeFact(NodeState.IN_PROGRESS, attempt=1, failures=1, heartbeat="3")
+    await committer.commit(change(claim, Turn(nodes={key: again}, started={key}), 2))
+    second = await node(ground)
+    assert second["started_at"] > first["started_at"]
+    assert (second["created_at"], second["due_at"], second["wait"]) == (
+        first["created_at"],
+        None,
+        None,
+    )
+    assert (second["attempt"], second["failures"], second["heartbeat"]) == (1, 1, "3")
+
+    done = NodeFact(NodeState.FINISHED, attempt=1, output="7")
+    await committer.commit(change(claim, Turn(nodes={key: done}), 3))
+    third = await node(ground)
+    assert (third["started_at"], third["output"]) == (second["started_at"], "7")
+    assert third["finished_at"] > third["started_at"]
+
+    await committer.commit(change(claim, Turn(nodes={key: NodeFact(NodeState.PENDING)}), 4))
+    fourth = await node(ground)
+    assert (fourth["finished_at"], fourth["output"]) == (None, None)
+
+
+async def test_what_a_turn_says_of_nodes_is_what_is_loaded(ground, worker, committer):
+    (claim,) = await ground.owned(worker, "a")
+    problem = Problem("ValueError", "no", "TASK_FAILED", {"k": [1]}, "Traceback …")
+    facts = {
+        key_of("x@@l=1", 1): NodeFact(
+            NodeState.FAILED,
+            "task",
+            "ü",
+            3,
+            2,
+            error=problem,
+            heartbeat='{"a":1}',
+            loop=LoopId("l"),
+        ),
+        key_of("y"): NodeFact(NodeState.FINISHED, output='{"big":"' + "x" * 100_000 + '"}'),
+        key_of("z"): NodeFact(
+            NodeState.WAITING_EVENT, "signal", wait='{"name":"s"}', due_ms=1234567890123
+        ),
+    }
+    loops = {LoopId("l"): LoopFact(1), LoopId("m"): LoopFact(4, is_done=True)}
+    frame = FrameDraft(1, "hash", "keyframe", "<a/>")
+    turn = Turn(nodes=facts, loops=loops, frame=frame)
+    answer = await committer.commit(change(claim, turn, frame_no=1))
+    loaded = await claims.load_run(ground.sql, claim.run_id)
+    kept = {key: fact.but(started_ms=None) for key, fact in loaded.facts.nodes.items()}
+    assert kept == facts
+    assert loaded.facts.nodes[key_of("z")].started_ms == answer.now_ms
+    assert loaded.facts.loops == loops
+    assert loaded.xml_hash == "hash"
+
+
+async def test_attempts_and_frames_are_kept_one_by_one_and_a_loop_has_its_newest_state(
+    ground, worker, committer
+):
+    (claim,) = await ground.owned(worker, "a")
+    for number in (1, 2):
+        await committer.commit(
+            change(
+                claim,
+                Turn(
+                    attempts=[
+                        AttemptEnd(
+                            key_of("n"), number, AttemptState.FAILED, 1_000, Problem("E", "m")
+                        )
+                    ],
+                    frame=FrameDraft(number, f"h{number}", "delta", "{}"),
+                    loops={LoopId("l"): LoopFact(number, is_done=number == 2)},
+                ),
+                number,
+                frame_no=number,
+            )
+        )
+    lost = AttemptEnd(key_of("n"), 3, AttemptState.LOST, None, None)
+    await committer.commit(change(claim, Turn(attempts=[lost]), 3, frame_no=2))
+    attempts = await ground.rows("attempts", "a")
+    assert [(row["attempt"], row["state"], row["worker_id"]) for row in attempts] == [
+        (1, "failed", worker),
+        (2, "failed", worker),
+        (3, "lost", None),
+    ]
+    assert json.loads(attempts[0]["error"]) == {"name": "E", "message": "m"}
+    assert [row["xml_hash"] for row in await ground.rows("frames", "a")] == ["h1", "h2"]
+    (loop,) = await ground.rows("loops", "a")
+    assert (loop["iteration"], loop["is_done"]) == (2, True)
+    assert (await ground.run("a"))["last_frame_no"] == 2
+
+
+async def decide(ground: Ground, *, is_approved: bool) -> str:
+    return await ground.sql.fetchval(
+        "SELECT outcome FROM smithers.decide_approval_v1('a', 'ok', 0, $1, NULL, 'x', '1', NULL, NULL)",
+        is_approved,
+    )
+
+
+async def approval(ground: Ground) -> tuple[Any, ...]:
+    (row,) = await ground.rows("approvals", "a")
+    return (
+        row["status"],
+        row["request"],
+        row["decided_at"] is not None,
+        row["decided_by"],
+        row["decision"],
+    )
+
+
+async def test_an_approval_is_withdrawn_only_while_nobody_has_decided_and_may_be_asked_again(
+    ground, worker, committer
+):
+    (claim,) = await ground.owned(worker, "a")
+    number = 0
+
+    async def put(request: str | None) -> None:
+        nonlocal number
+        number += 1
+        asked = Turn(approvals=[ApprovalChange(key_of("ok"), request)])
+        await committer.commit(change(claim, asked, number))
+
+    await put('{"title":"1"}')
+    assert await approval(ground) == ("requested", '{"title":"1"}', False, None, None)
+    assert await decide(ground, is_approved=False) == "decided"
+    await put(None)
+    assert await approval(ground) == ("denied", '{"title":"1"}', True, "x", "1")
+    await put('{"title":"2"}')
+    assert await approval(ground) == ("requested", '{"title":"2"}', False, None, None)
+    await put(None)
+    assert await approval(ground) == ("cancelled", '{"title":"2"}', True, None, None)
+    assert await decide(ground, is_approved=True) == "not-waiting"
+
+
+async def test_a_signal_that_a_node_took_is_not_among_the_news_any_more(ground, worker, committer):
+    (claim,) = await ground.owned(worker, "a")
+    for data in ("1", "2", "3"):
+        await ground.sql.fetchrow(
+            "SELECT * FROM smithers.send_signal_v1('a', 's', NULL, $1, NULL, NULL)", data
+        )
+    await committer.commit(change(claim, Turn(signals=[(0, key_of("n")), (2, key_of("n", 1))])))
+    news = await claims.load_news(ground.sql, claim.run_id)
+    assert [(signal.seq, signal.data) for signal in news.signals] == [(1, "2")]
+    taken = [
+        (row["consumed_by"], row["consumed_iteration"]) for row in await ground.rows("signals", "a")
+    ]
+    assert sorted(taken, key=str) == [("n", 0), ("n", 1), (None, None)]
+
+
+async def test_an_end_gives_the_run_back_for_good_with_what_it_ended_with(
+    ground, worker, committer
+):
+    good, bad = await ground.owned(worker, "a", "b")
+    problem = Problem("ValueError", "no", "TASK_FAILED")
+    answers = await commit_all(
+        committer,
+        change(good, ended(output=key_of("n", 3))),
+        change(bad, ended(RunStatus.FAILED, error=problem)),
+    )
+    for answer, run_id, status in zip(answers, "ab", ("finished", "failed"), strict=True):
+        row = await ground.run(run_id)
+        assert (row["status"], row["owner_id"], row["due_at"]) == (status, None, None)
+        assert int(row["finished_at"].timestamp() * 1000) == answer.now_ms
+    assert (await ground.run("a"))["output_node_id"] == "n"
+    assert (await ground.run("a"))["output_iteration"] == 3
+    assert json.loads((await ground.run("b"))["error"]) == problem.to_wire()
+    assert await ground.claim(worker) == []
+
+
+async def test_a_park_is_claimable_when_its_time_comes_and_not_before(ground, worker, committer):
+    soon, later, never = await ground.owned(worker, "a", "b", "c")
+    await commit_all(
+        committer,
+        change(soon, parked(RunStatus.WAITING_TIMER, due_ms=soon.now_ms)),
+        change(later, parked(RunStatus.WAITING_TIMER, due_ms=later.now_ms + 3_600_000)),
+        change(never, parked()),
+    )
+    assert [claim.run_id for claim in await ground.claim(worker)] == ["a"]
+
+
+@pytest.mark.parametrize("is_cleared", [True, False])
+async def test_a_commit_lifts_the_suspicion_only_when_what_was_in_flight_has_ended(
+    ground, worker, committer, *, is_cleared: bool
+):
+    (claim,) = await ground.owned(worker, "a")
+    await ground.sql.execute(
+        "UPDATE smithers.runs SET crash_count = 2, lost_heartbeat_at = smithers.clock()"
+    )
+    await committer.commit(change(claim, said("on"), is_cleared=is_cleared))
+    row = await ground.run("a")
+    assert (row["crash_count"], row["lost_heartbeat_at"]) == (0 if is_cleared else 2, None)

@@ -1,0 +1,103 @@
+"""What the client decides without a server: which error, when to come back, and that both clients are one."""
+
+import inspect
+import time
+
+import pytest
+
+from smithers.client import (
+    AccessRefused,
+    AsyncClient,
+    BadRequest,
+    Client,
+    Conflict,
+    Event,
+    NotFound,
+    ServerFailed,
+    ServerUnreachable,
+)
+from smithers.client.calls import is_loopback, list_nodes, start
+from smithers.client.errors import refusal
+from smithers.client.streaming import GIVE_UP_S, Resumption, stored_until_ms
+
+
+def event(seq: int) -> Event:
+    return Event(seq=seq, type="NodeStarted", run_id="r", timestamp_ms=1)
+
+
+def methods(kind: type) -> dict[str, list[inspect.Parameter]]:
+    return {
+        name: list(inspect.signature(member).parameters.values())
+        for name, member in vars(kind).items()
+        if inspect.isfunction(member) and not name.startswith("_")
+    }
+
+
+def test_both_clients_offer_the_same() -> None:
+    assert methods(Client) == methods(AsyncClient)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, BadRequest),
+        (401, AccessRefused),
+        (403, AccessRefused),
+        (404, NotFound),
+        (409, Conflict),
+        (413, BadRequest),
+        (429, ServerFailed),
+        (503, ServerFailed),
+    ],
+)
+def test_an_answer_is_refused_by_what_the_caller_can_do(status: int, kind: type) -> None:
+    error = refusal(status, {"error": {"code": "C", "message": "m", "details": {"a": 1}}})
+    assert (type(error), str(error), error.code, error.details) == (kind, "m", "C", {"a": 1})
+
+
+@pytest.mark.parametrize("body", [None, "<html>", {"error": "no"}, {}])
+def test_an_answer_of_something_else_still_has_a_text(body: object) -> None:
+    assert str(refusal(502, body)) == "the server answered with status 502"
+
+
+def test_what_is_none_is_not_sent_and_ids_are_encoded() -> None:
+    call = start("f.py", None, run_id=None, max_concurrency=2, idempotency_key="k")
+    assert call.sent_body == {"workflowPath": "f.py", "input": {}, "config": {"maxConcurrency": 2}}
+    assert call.headers == {"Idempotency-Key": "k"}
+    assert list_nodes("a/b ü").path == "/v1/runs/a%2Fb%20%C3%BC/nodes"
+
+
+def test_a_stream_that_was_cut_waits_longer_each_time_until_an_event_comes() -> None:
+    place = Resumption(-1)
+    pauses = [place.pause_s(OSError()) for _ in range(8)]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == 5.0
+    place.take(event(4))
+    assert place.seq == 4
+    assert place.pause_s(OSError()) == pauses[0]
+
+
+def test_a_stream_is_given_up_when_nothing_comes_for_a_minute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = Resumption(-1)
+    place.pause_s(OSError())
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + GIVE_UP_S + 1)
+    with pytest.raises(ServerUnreachable):
+        place.pause_s(OSError())
+
+
+def test_what_is_stored_ends_with_the_second_of_the_answer() -> None:
+    assert stored_until_ms("Thu, 01 Jan 1970 00:00:01 GMT") == 2000
+    assert stored_until_ms(None) == float("inf")
+
+
+def test_a_proxy_of_the_environment_is_not_for_this_host() -> None:
+    assert is_loopback("http://[::1]:80")
+    assert not is_loopback("http://example.org")
+
+
+def test_an_event_goes_out_as_it_came_in() -> None:
+    sent = {"type": "X", "runId": "r", "timestampMs": 1, "nodeId": "n", "extra": [1]}
+    assert Event.model_validate({**sent, "seq": 3}).to_wire() == sent
