@@ -3,6 +3,7 @@
 It ends when its stdin does, so that a bench that was killed leaves nothing behind.
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -12,8 +13,7 @@ from pathlib import Path
 
 import uvloop
 
-from gateway.serving import serve_gateway
-from gateway.settings import GatewaySettings
+from gateway.app import GatewaySettings, open_gateway
 from smithers.telemetry.logs import configure_logging
 
 
@@ -27,7 +27,15 @@ def main() -> None:
         root_dir=Path(order["root_dir"]),
         port=order["port"],
     )
-    uvloop.run(serve_gateway(settings, ready=lambda port: print(port, flush=True)))
+    uvloop.run(serve(settings))
+
+
+async def serve(settings: GatewaySettings) -> None:
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    async with open_gateway(settings) as gateway:
+        print(gateway.port, flush=True)
+        await stopping.wait()
 
 
 def end_with_stdin() -> None:

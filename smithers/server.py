@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +71,13 @@ class Server:
         """Cut the drain short, now or when it comes: what is under way is dropped and goes on elsewhere."""
         self._hurrying.set()
 
-    async def patiently(self, work: Awaitable[None], *, limit_s: float) -> bool:
-        """Wait for work until it is done, `limit_s` are over, or somebody hurries; say whether it is done."""
+    async def patiently(
+        self, work: Awaitable[None], *, limit_s: float, give_up: Callable[[], None]
+    ) -> bool:
+        """Wait for work until it is done, `limit_s` are over, or somebody hurries; say whether it is done.
+
+        `give_up` is called before work that is not done is cancelled.
+        """
         working = asyncio.ensure_future(work)
         hurrying = asyncio.ensure_future(self._hurrying.wait())
         await asyncio.wait(
@@ -80,6 +85,8 @@ class Server:
         )
         hurrying.cancel()
         is_done = working.done()
+        if not is_done:
+            give_up()
         working.cancel()
         await asyncio.wait({working, hurrying})
         if is_done:
@@ -106,11 +113,15 @@ async def start_server(
         try:
             yield server
         finally:
-            if not await server.patiently(gateway.drain(), limit_s=options.drain_timeout_s):
+            if not await server.patiently(
+                gateway.drain(), limit_s=options.drain_timeout_s, give_up=gateway.hurry
+            ):
                 LOG.warning("gateway_drain_cut_short")
             pool.drain()
             if not await server.patiently(
-                pool.until_ended(), limit_s=options.drain_timeout_s + POOL_MARGIN_S
+                pool.until_ended(),
+                limit_s=options.drain_timeout_s + POOL_MARGIN_S,
+                give_up=pool.kill,
             ):
                 LOG.warning("pool_drain_cut_short")
 

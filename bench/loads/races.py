@@ -18,7 +18,8 @@ from bench.report import Goal
 
 LANES = 32
 TIMEOUT_S = 1.0
-SPREAD_S = (-0.02, 0.12)  # around the moment of the time-out, which somebody has to claim first; each draws its own
+LATE_S = (0.0, 0.05, 0.2)  # after the time-out's moment: somebody has to claim the run first
+SPREAD_S = 0.02  # around that; each contender draws its own
 ENDED_AS = {"approved": "finished", "denied": "failed"}
 NODE_STATES = {"approved": "finished", "denied": "failed", "cancelled": "cancelled"}
 
@@ -135,6 +136,7 @@ async def _race(connections: list[Connection], sql: asyncpg.Pool, chance: random
         )
 
     due_at = await until(find_due, f"run {run_id} is parked")
+    middle_at = due_at + chance.choice(LATE_S)
     contenders = {
         "approve": (connections[0], f"/v1/runs/{run_id}/nodes/ok/approve", {"decidedBy": "ada"}),
         "deny": (connections[1], f"/v1/runs/{run_id}/nodes/ok/deny", {"decidedBy": "bob"}),
@@ -142,7 +144,7 @@ async def _race(connections: list[Connection], sql: asyncpg.Pool, chance: random
     }
 
     async def contend(connection: Connection, path: str, body: dict[str, str]) -> int:
-        moment = due_at + chance.uniform(*SPREAD_S)
+        moment = middle_at + chance.uniform(-SPREAD_S, SPREAD_S)
         await asyncio.sleep(max(0.0, moment - time.time()))
         return (await ask(connection, "POST", path, body))[0]
 

@@ -79,6 +79,7 @@ def _add_all() -> None:
     _add(app, serve.worker, "DATABASE_URL=postgresql://db/app smithers worker --queue heavy")
     _add(app, runs.ps, "smithers ps", "smithers ps --status failed --json")
     _add(app, runs.inspect, "smithers inspect RUN", "smithers inspect RUN --json")
+    _add(app, runs.why, "smithers why RUN")
     _add(
         app,
         runs.events,

@@ -148,6 +148,10 @@ class PlainDisplay:
     def end(self) -> None:
         """Show nothing any more."""
 
+    def say(self, text: str) -> None:
+        """Say something that is no event."""
+        self._console.print(text, markup=False)
+
     def pause(self) -> None:
         """Leave the terminal to somebody else; there is nothing to leave."""
 
@@ -208,6 +212,10 @@ class LiveDisplay:
     def end(self) -> None:
         """Leave the last list on the screen."""
         self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Say something, above the list."""
+        self._console.print(text, markup=False)
 
     def pause(self) -> None:
         """Leave the terminal to a question: the list goes away, and comes back below it."""

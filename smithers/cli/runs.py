@@ -1,4 +1,4 @@
-"""Look at runs and steer them, over HTTP: `ps`, `inspect`, `events`, `frames`, `cancel`, `resume`."""
+"""Look at runs and steer them, over HTTP: `ps`, `inspect`, `why`, `events`, `frames`, `cancel`, `resume`."""
 
 import json
 import time
@@ -75,6 +75,26 @@ def inspect(
         (_node_row(node) for node in nodes),
         empty="no nodes yet",
     )
+
+
+def why(
+    run: o.RunArgument,
+    *,
+    as_json: o.AsJson = False,
+    server: o.ServerUrl = None,
+    token: o.Token = None,
+) -> None:
+    """Say why a run does not move, and what would make it."""
+    with o.open_client(server, token) as client:
+        found = client.why(run)
+    if as_json:
+        print_json(found.to_wire())
+        return
+    for reason in found.reasons:
+        since = f" (since {reason.since})" if reason.since else ""
+        print_line(f"{reason.text}{since}")
+        if reason.unblock:
+            print_line(f"  {reason.unblock['command']}")
 
 
 def events(

@@ -26,9 +26,9 @@ from smithers.settings import ServerOptions
 from smithers.states import RunStatus
 
 if TYPE_CHECKING:
-    from smithers.cli.following import Ask
+    from smithers.cli.following import Answer, Ask
     from smithers.cli.progress import Display
-    from smithers.client import AsyncClient, BadRequest, Run
+    from smithers.client import Approval, AsyncClient, BadRequest, Run
     from smithers.server import Server
 
 DRAIN_S: Final = 2.0  # what is under way when we are told to leave is given back after this
@@ -195,12 +195,12 @@ async def _run(errand: Errand, options: ServerOptions) -> int:
             start_server(options, environ=os.environ) as server,
             AsyncClient(server.url, token=options.auth_token) as client,
         ):
-            session = _Session(errand, server, client)
+            session = _Session(errand, server, client, display)
             with session.signals():
                 if errand.is_resume:
                     await _refuse_others(errand, server.dsn, str(options.own_queue))
                 await _begin(errand, client)
-                await session.follow(display)
+                await session.follow()
             display.end()  # before the drain: its seconds are none of the run's
     return session.conclude()
 
@@ -251,20 +251,26 @@ def _explain(error: "BadRequest") -> str:
 class _Session:
     """One run at the terminal: who is asked, what the signals do to it, and how it ended."""
 
-    def __init__(self, errand: Errand, server: "Server", client: "AsyncClient") -> None:
+    def __init__(
+        self, errand: Errand, server: "Server", client: "AsyncClient", display: "Display"
+    ) -> None:
         self._errand = errand
+        self._display = display
         self._server = server
         self._client = client
+        self._interrupted = asyncio.Event()
         self._leaving = asyncio.Event()
         self._exit_code = Exit.OK  # of who was told to leave
         self._cancelling: asyncio.Task[str] | None = None
         self._run: Run | None = None
 
-    async def follow(self, display: "Display") -> None:
+    async def follow(self) -> None:
         """Follow the run until it has ended, waits, or somebody wants us to leave."""
         from smithers.cli import following
 
-        work = following.follow(self._client, self._errand.run_id, display, self._choose_ask())
+        work = following.follow(
+            self._client, self._errand.run_id, self._display, self._choose_ask()
+        )
         following_it = asyncio.create_task(work)
         leaving = asyncio.create_task(self._leaving.wait())
         await asyncio.wait({following_it, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -281,8 +287,21 @@ class _Session:
         if self._errand.is_yes:
             return following.approve_all
         if sys.stdin.isatty() and sys.stderr.isatty():
-            return following.ask_at_terminal
+            return self._ask_unless_interrupted
         return following.leave_open
+
+    async def _ask_unless_interrupted(self, approval: "Approval") -> "Answer | None":
+        from smithers.cli import following
+
+        asking = asyncio.create_task(following.ask_at_terminal(approval))
+        interrupted = asyncio.create_task(self._interrupted.wait())
+        await asyncio.wait({asking, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+        interrupted.cancel()
+        if asking.done():
+            return asking.result()
+        asking.cancel()
+        await asyncio.wait({asking})
+        return None
 
     def conclude(self) -> int:
         """Say what came of it, and return the exit code."""
@@ -341,7 +360,8 @@ class _Session:
         if self._cancelling is not None:
             self._leave(Exit.SIGINT)
             return
-        note("cancelling the run; Ctrl-C again to leave at once")
+        self._display.say("cancelling the run; Ctrl-C again to leave at once")
+        self._interrupted.set()
         self._cancelling = asyncio.create_task(self._client.cancel(self._errand.run_id))
 
     def _leave(self, code: Exit) -> None:

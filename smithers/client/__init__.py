@@ -14,6 +14,7 @@ from smithers.client.errors import (
     RequestRefused,
     ServerFailed,
     ServerUnreachable,
+    UnexpectedAnswer,
 )
 from smithers.client.synchronous import Client
 from smithers.client.wire import (
@@ -22,9 +23,11 @@ from smithers.client.wire import (
     Event,
     Frame,
     Node,
+    Reason,
     Run,
     RunSummary,
     SignalRecord,
+    Why,
 )
 
 __all__ = [
@@ -40,10 +43,13 @@ __all__ = [
     "Frame",
     "Node",
     "NotFound",
+    "Reason",
     "RequestRefused",
     "Run",
     "RunSummary",
     "ServerFailed",
     "ServerUnreachable",
     "SignalRecord",
+    "UnexpectedAnswer",
+    "Why",
 ]

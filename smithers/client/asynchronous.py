@@ -10,7 +10,7 @@ import httpx2
 from smithers.client import calls, streaming
 from smithers.client.calls import Answer, Call, Item
 from smithers.client.errors import RequestRefused, ServerFailed, ServerUnreachable, refusal
-from smithers.client.wire import Approval, Event, Frame, Node, Run, RunSummary, SignalRecord
+from smithers.client.wire import Approval, Event, Frame, Node, Run, RunSummary, SignalRecord, Why
 
 
 class AsyncClient:
@@ -71,6 +71,10 @@ class AsyncClient:
     async def get(self, run_id: str) -> Run:
         """Read a run."""
         return await self._send(calls.get(run_id))
+
+    async def why(self, run_id: str) -> Why:
+        """Ask why a run does not move."""
+        return await self._send(calls.why(run_id))
 
     async def list_runs(
         self, *, status: str | None = None, workflow: str | None = None, limit: int | None = None
@@ -226,7 +230,7 @@ class AsyncClient:
 
     async def _send(self, call: Call[Answer]) -> Answer:
         response = await self._request(call, call.path)
-        return call.read(response.json())
+        return calls.read_answer(call, response.content, self.url)
 
     async def _send_all(self, call: Call[list[Item]]) -> list[Item]:
         """Read all pages of a list."""
@@ -234,7 +238,8 @@ class AsyncClient:
         url: str | None = call.path
         while url is not None:
             response = await self._request(call, url)
-            items += call.read(response.json())
+            page: list[Item] = calls.read_answer(call, response.content, self.url)
+            items += page
             url = response.links.get("next", {}).get("url")
         return items
 

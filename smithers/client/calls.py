@@ -8,7 +8,8 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import TypeAdapter
 
-from smithers.client.wire import Approval, Event, Frame, Node, Run, RunSummary, SignalRecord
+from smithers.client.errors import UnexpectedAnswer
+from smithers.client.wire import Approval, Event, Frame, Node, Run, RunSummary, SignalRecord, Why
 
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
@@ -43,6 +44,16 @@ _RUNS: Final = TypeAdapter(list[RunSummary])
 _NODES: Final = TypeAdapter(list[Node])
 _FRAMES: Final = TypeAdapter(list[Frame])
 _APPROVALS: Final = TypeAdapter(list[Approval])
+
+
+def read_answer(call: Call[Answer], content: bytes, url: str) -> Answer:
+    """Read an answer's body; raise UnexpectedAnswer for one that no server of ours gives."""
+    try:
+        return call.read(json.loads(content))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnexpectedAnswer(
+            f"what answers at {url} is not a smithers server: {call.path} gave something else"
+        ) from error
 
 
 def start(
@@ -83,6 +94,11 @@ def cancel(run_id: str) -> Call[str]:
 def get(run_id: str) -> Call[Run]:
     """Read a run."""
     return Call(method="GET", path=_run(run_id), read=Run.model_validate)
+
+
+def why(run_id: str) -> Call[Why]:
+    """Ask why a run does not move."""
+    return Call(method="GET", path=_run(run_id, "why"), read=Why.model_validate)
 
 
 def list_runs(

@@ -2,6 +2,7 @@
 
 ClientError
 ├── ServerUnreachable   nobody answers there; whether a request was carried out is not known
+├── UnexpectedAnswer    somebody answers, and it is no server of this kind
 └── RequestRefused      the server says no: `code` is its word for it
     ├── AccessRefused   no token, a wrong one, or one that may not
     ├── NotFound        no such run, node or route
@@ -25,6 +26,12 @@ class ServerUnreachable(ClientError):
     """Nobody answers; whether the request was carried out is not known."""
 
     hint = "start one with `smithers serve`, or name it with --server or SMITHERS_URL"
+
+
+class UnexpectedAnswer(ClientError):
+    """What answers there is no server of this kind, or a much newer one."""
+
+    hint = "name the server with --server or SMITHERS_URL"
 
 
 class RequestRefused(ClientError):

@@ -10,7 +10,7 @@ import httpx2
 from smithers.client import calls, streaming
 from smithers.client.calls import Answer, Call, Item
 from smithers.client.errors import RequestRefused, ServerFailed, ServerUnreachable, refusal
-from smithers.client.wire import Approval, Event, Frame, Node, Run, RunSummary, SignalRecord
+from smithers.client.wire import Approval, Event, Frame, Node, Run, RunSummary, SignalRecord, Why
 
 
 class Client:
@@ -71,6 +71,10 @@ class Client:
     def get(self, run_id: str) -> Run:
         """Read a run."""
         return self._send(calls.get(run_id))
+
+    def why(self, run_id: str) -> Why:
+        """Ask why a run does not move."""
+        return self._send(calls.why(run_id))
 
     def list_runs(
         self, *, status: str | None = None, workflow: str | None = None, limit: int | None = None
@@ -224,7 +228,7 @@ class Client:
 
     def _send(self, call: Call[Answer]) -> Answer:
         response = self._request(call, call.path)
-        return call.read(response.json())
+        return calls.read_answer(call, response.content, self.url)
 
     def _send_all(self, call: Call[list[Item]]) -> list[Item]:
         """Read all pages of a list."""
@@ -232,7 +236,8 @@ class Client:
         url: str | None = call.path
         while url is not None:
             response = self._request(call, url)
-            items += call.read(response.json())
+            page: list[Item] = calls.read_answer(call, response.content, self.url)
+            items += page
             url = response.links.get("next", {}).get("url")
         return items
 

@@ -114,6 +114,26 @@ class Approval(_Wire):
     waiting_ms: int
 
 
+class Reason(_Wire):
+    """One thing that keeps a run from moving; `unblock` holds the command and the request that would help."""
+
+    kind: str
+    text: str
+    node_id: str | None = None
+    since: str | None = None
+    until: str | None = None
+    unblock: Mapping[str, str] | None = None
+
+
+class Why(_Wire):
+    """Why a run does not move."""
+
+    run_id: str
+    status: RunStatus
+    summary: str
+    reasons: tuple[Reason, ...] = ()
+
+
 class SignalRecord(_Wire):
     """A signal as the run keeps it."""
 

@@ -134,12 +134,8 @@ class RootDirectory:
         if fd >= 0:
             os.close(fd)
 
-    def read_bytes(self, relative: str, *, max_bytes: int) -> bytes:
-        """Read a regular file; raises OutsideRoot, SourceNotFound, SourceUnreadable."""
-        return self.read(relative, max_bytes=max_bytes).content
-
     def read(self, relative: str, *, max_bytes: int) -> FileContent:
-        """Read a regular file and say which it was; raises as read_bytes.
+        """Read a regular file and say which it was; raises OutsideRoot, SourceNotFound, SourceUnreadable.
 
         A file that is written to meanwhile is read again a few times, then refused.
         """

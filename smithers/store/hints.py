@@ -12,11 +12,14 @@ from typing import Final, Self
 
 import asyncpg
 
-from smithers.errors import StoreError
+from smithers.errors import StoreError, StoreUnavailable
 from smithers.store.connections import connect_listening, driver_errors
 
 MAX_PAYLOAD_BYTES: Final = 7_900  # Postgres refuses 8,000
 RECONNECT_PAUSE_S: Final = 0.2
+
+# -- name: notify
+NOTIFY: Final = "SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload"
 
 
 class Channel(StrEnum):
@@ -89,12 +92,12 @@ class Hints:
             self._arrived.clear()
             while self._pending and not connection.is_closed():
                 channel, names = self._pending.popitem()
-                with driver_errors():
-                    await connection.fetch(
-                        "SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload",
-                        channel,
-                        _payloads(names),
-                    )
+                try:
+                    with driver_errors():
+                        await connection.fetch(NOTIFY, channel, _payloads(names))
+                except StoreUnavailable:
+                    self.send(channel, names)  # the next connection says it
+                    raise
 
 
 def _hear(listener: Listener) -> Callable[[object, int, str, object], None]:
@@ -106,12 +109,13 @@ def _hear(listener: Listener) -> Callable[[object, int, str, object], None]:
 
 def _payloads(names: Iterable[str]) -> list[str]:
     """Pack names into as few payloads as Postgres takes."""
-    payloads: list[str] = []
-    line = ""
+    lines: list[list[str]] = []
+    room_bytes = 0
     for name in sorted(names):
-        if line and len(f"{line} {name}".encode()) > MAX_PAYLOAD_BYTES:
-            payloads.append(line)
-            line = name
-        else:
-            line = f"{line} {name}" if line else name
-    return [*payloads, line] if line else payloads
+        size_bytes = len(name.encode()) + 1
+        if not lines or size_bytes > room_bytes:
+            lines.append([])
+            room_bytes = MAX_PAYLOAD_BYTES
+        lines[-1].append(name)
+        room_bytes -= size_bytes
+    return [" ".join(line) for line in lines]

@@ -61,13 +61,13 @@ class WorkerStore:
 
         A claim whose answer was lost may have taken runs: the next one gives them back first.
         """
-        connection = await self._claim_connection()
-        if self._is_claim_lost:
-            await claims.release_unknown(connection, self.worker_id, self._uncommitted)
-        self._is_claim_lost = True
-        claimed = await claims.claim_runs(
-            connection, worker_id=self.worker_id, queue=queue, limit=limit, kind=kind
-        )
+        async with self._claim_connection() as connection:
+            if self._is_claim_lost:
+                await claims.release_unknown(connection, self.worker_id, self._uncommitted)
+            self._is_claim_lost = True
+            claimed = await claims.claim_runs(
+                connection, worker_id=self.worker_id, queue=queue, limit=limit, kind=kind
+            )
         self._is_claim_lost = False
         self._uncommitted.update((claim.run_id, claim.epoch) for claim in claimed)
         return claimed
@@ -78,7 +78,8 @@ class WorkerStore:
 
     async def find_next_due_ms(self, queue: str) -> int | None:
         """Say in how many milliseconds the queue's next run is due."""
-        return await claims.find_next_due_ms(await self._claim_connection(), queue)
+        async with self._claim_connection() as connection:
+            return await claims.find_next_due_ms(connection, queue)
 
     async def commit(self, change: TurnCommit) -> Committed:
         """Commit one run's turn; raises LeaseLost, StoreError."""
@@ -128,10 +129,15 @@ class WorkerStore:
         """Read a version's bundle."""
         return await _patiently(lambda: sources.find_source(self._pool, source_hash))
 
-    async def _claim_connection(self) -> asyncpg.Connection:
+    @asynccontextmanager
+    async def _claim_connection(self) -> AsyncIterator[asyncpg.Connection]:
         if self._claiming is None or self._claiming.is_closed():
             self._claiming = await connect_hot(self._dsn, role="claim")
-        return self._claiming
+        try:
+            yield self._claiming
+        except StoreUnavailable:
+            self._claiming.terminate()  # it may only be stalled: the next call has a new one
+            raise
 
     def close_claiming(self) -> None:
         """Drop the claiming connection."""

@@ -25,7 +25,14 @@ COMMANDS = sorted(
     [command.name or command.callback.__name__ for command in app.registered_commands]  # type: ignore[union-attr]  # each has one
     + ["db upgrade", "db current"]
 )
-READING = [["ps"], ["inspect", "RUN"], ["events", "RUN"], ["frames", "RUN"], ["approvals"]]
+READING = [
+    ["ps"],
+    ["inspect", "RUN"],
+    ["why", "RUN"],
+    ["events", "RUN"],
+    ["frames", "RUN"],
+    ["approvals"],
+]
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -155,6 +162,12 @@ def test_an_approval_is_listed_and_given(call: Call, asking: str) -> None:
     granted = json.loads(out)
     assert (granted["note"], granted["decidedBy"]) == ("yes", "Ann")
     assert '"gone"' in call("inspect", asking, "--json")[1]
+
+
+def test_why_names_the_command_that_unblocks(call: Call, asking: str) -> None:
+    out = call("why", asking)[1]
+    assert f"\n  smithers approve {asking} go\n" in out
+    call("cancel", asking)
 
 
 def test_what_is_denied_fails_and_cannot_be_approved(call: Call, asking: str) -> None:

@@ -1,6 +1,7 @@
 """The gateway as a process: it says when it listens, and ends as it should when it is told to."""
 
 import asyncio
+import re
 import signal
 import sys
 import time
@@ -12,17 +13,9 @@ import asyncpg
 import pytest
 
 from tests.support.gateway import TOKEN, Client, Rows, make_root
+from tests.support.serving import clean_environment
 
-SERVE = """
-import sys, uvloop
-from pathlib import Path
-from gateway.app import GatewaySettings
-from gateway.serving import serve_gateway
-dsn, root, token, drain_s = sys.argv[1:]
-settings = GatewaySettings(dsn=dsn, direct_dsn=dsn, root_dir=Path(root), port=0, auth_token=token,
-    drain_timeout_s=float(drain_s))
-uvloop.run(serve_gateway(settings, ready=lambda port: print(port, file=sys.stderr, flush=True)))
-"""
+LISTENING = re.compile(r"http://127\.0\.0\.1:(\d+)")
 
 
 class Port:
@@ -44,12 +37,16 @@ async def serving(
     database: str, root: Path, *, drain_s: float = 10
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, Client]]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SERVE, database, str(root), TOKEN, str(drain_s),
+        sys.executable, "-P", "-m", "smithers.cli.main", "gateway", "--port", "0",
+        "--root-dir", str(root), "--drain-timeout", str(drain_s),
+        env=clean_environment(DATABASE_URL=database, SMITHERS_API_KEY=TOKEN),
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stderr is not None
     try:
-        port = int(await process.stderr.readline())
+        while (said := LISTENING.search((await process.stderr.readline()).decode())) is None:
+            assert process.returncode is None
+        port = int(said[1])
         yield process, Client(Port(port))  # type: ignore[arg-type]  # it reads the port alone
     finally:
         if process.returncode is None:

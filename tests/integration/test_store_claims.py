@@ -15,7 +15,7 @@ from smithers.engine.turn import ApprovalChange, Turn
 from smithers.errors import StoreUnavailable
 from smithers.ids import WorkerId
 from smithers.states import NodeState, RunStatus
-from smithers.store import claims, owners
+from smithers.store import claims, connections, owners
 from smithers.store.claims import ClaimKind
 from smithers.store.commits import Committer
 from smithers.store.worker_store import WorkerStore, open_worker_store
@@ -430,3 +430,17 @@ async def test_an_executor_that_asks_waits_for_as_long_as_the_database_is_away(
     proxy.link("smithers-child").mode = Mode.LOSE_REQUEST
     news = await store.load_news(claim.run_id)
     assert (news.last_seq, news.epoch) == (0, claim.epoch)
+
+
+async def test_a_claim_over_a_stalled_connection_is_given_up_and_the_next_has_a_new_one(
+    ground, remote, monkeypatch
+):
+    store, proxy = remote
+    monkeypatch.setattr(connections, "COMMAND_TIMEOUT_S", 0.2)
+    assert await store.claim("default", 1, ClaimKind.MANY) == []
+    monkeypatch.undo()
+    proxy.link("smithers-claim").mode = Mode.KEEP_REQUEST
+    await ground.start("a")
+    with pytest.raises(StoreUnavailable):
+        await store.claim("default", 1, ClaimKind.MANY)
+    assert [claim.run_id for claim in await store.claim("default", 1, ClaimKind.MANY)] == ["a"]

@@ -15,8 +15,9 @@ from smithers.client import (
     NotFound,
     ServerFailed,
     ServerUnreachable,
+    UnexpectedAnswer,
 )
-from smithers.client.calls import is_loopback, list_nodes, start
+from smithers.client.calls import get, is_loopback, list_nodes, read_answer, start
 from smithers.client.errors import refusal
 from smithers.client.streaming import GIVE_UP_S, Resumption, stored_until_ms
 
@@ -58,6 +59,12 @@ def test_an_answer_is_refused_by_what_the_caller_can_do(status: int, kind: type)
 @pytest.mark.parametrize("body", [None, "<html>", {"error": "no"}, {}])
 def test_an_answer_of_something_else_still_has_a_text(body: object) -> None:
     assert str(refusal(502, body)) == "the server answered with status 502"
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"[]", b"null", b'{"runId": "r"}'])
+def test_an_answer_of_another_kind_of_server_is_said_to_be_one(content: bytes) -> None:
+    with pytest.raises(UnexpectedAnswer, match="http://there is not a smithers server"):
+        read_answer(get("r"), content, "http://there")
 
 
 def test_what_is_none_is_not_sent_and_ids_are_encoded() -> None:

@@ -37,7 +37,7 @@ def root(request, inside: Path) -> Iterator[RootDirectory]:
 
 
 def read(root: RootDirectory, path: str, *, max_bytes: int = 1000) -> bytes:
-    return root.read_bytes(path, max_bytes=max_bytes)
+    return root.read(path, max_bytes=max_bytes).content
 
 
 @pytest.mark.parametrize("path", ["hello.py", "sub/hello.py", "./sub//./hello.py"])

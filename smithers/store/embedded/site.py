@@ -55,11 +55,6 @@ class Site:
         return self.socket_dir / SOCKET_NAME
 
     @property
-    def door_lock(self) -> Path:
-        """Held while somebody comes or goes."""
-        return _door_lock(self.data_dir)
-
-    @property
     def users_lock(self) -> Path:
         """Shared by the server's users."""
         return self.data_dir / "users.lock"

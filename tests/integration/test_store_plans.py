@@ -1,0 +1,271 @@
+"""What each hot query reads of 50,000 runs and 500,000 events: by an index, and no more than it answers needs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from smithers.engine.facts import NodeFact
+from smithers.ids import WorkerId
+from smithers.states import NodeState
+from smithers.store import (
+    claims,
+    commits,
+    descriptions,
+    node_reads,
+    owners,
+    reads,
+    sources,
+    tails,
+    whys,
+)
+from smithers.store.connections import connect, connect_hot
+from smithers.store.outside import CANCEL_RUN, DECIDE_APPROVALS, RESUME_RUN, SEND_SIGNALS
+from smithers.store.starts import start_runs
+from tests.support.crowds import BIG, Plan, explain, fill
+from tests.support.postgres import fresh_database
+from tests.support.turns import Ground, a_start, change, key_of, names, said
+
+WORKER = "'00000000-0000-4000-8000-000000000003'"
+NEWEST = "'infinity', ''"
+OLDEST = "'-infinity', '', '', 0"
+TEN = "'{" + ",".join(f"r{number:06}" for number in range(1, 11)) + "}'"
+TEN_SEQS = "ARRAY[3,3,3,3,3,3,3,3,3,3]::bigint[]"
+
+
+class Case(NamedTuple):
+    """A query, with what it may look at: rows of big tables, and pages."""
+
+    query: str
+    arguments: str
+    max_rows: int
+    max_blocks: int
+
+
+# On connections of their own: planned once. A claimed run is looked at four times (found, locked, updated, its request).
+HOT = {
+    "claim ten": Case(claims.CLAIM_RUNS, f"'{{default}}', 10, {WORKER}", 60, 800),
+    "claim a full batch": Case(claims.CLAIM_RUNS, f"'{{default}}', 64, {WORKER}", 330, 5_000),
+    "claim where only the future waits": Case(
+        claims.CLAIM_RUNS, f"'{{asleep}}', 64, {WORKER}", 10, 40
+    ),
+    "claim in an empty queue": Case(claims.CLAIM_RUNS, f"'{{none}}', 64, {WORKER}", 5, 30),
+    "claim one alone": Case(claims.CLAIM_SOLO_RUN, f"'{{default}}', 1, {WORKER}", 15, 100),
+    "claim a suspect": Case(claims.CLAIM_SUSPECT_RUN, f"'{{default}}', 1, {WORKER}", 15, 100),
+    "find the next due": Case(claims.FIND_NEXT_DUE, "'{default}'", 10, 40),
+    "find the next due of a sleeping queue": Case(claims.FIND_NEXT_DUE, "'{asleep}'", 10, 40),
+    "release what a lost claim took": Case(
+        claims.RELEASE_UNKNOWN, f"{WORKER}, '{{}}', '{{}}'", 60, 300
+    ),
+    "load ten runs": Case(claims.LOAD_RUNS, TEN, 80, 300),
+    "read ten tails": Case(tails.READ_TAILS, f"{TEN}, {TEN_SEQS}, 500", 100, 200),
+}
+
+# Through the pool: planned for the values, or, when the server thinks it cheaper, once.
+COLD = {
+    "count the solo runs": Case(claims.COUNT_SOLO_RUNS, "'{default,asleep}'", 30, 80),
+    "load the news": Case(claims.LOAD_NEWS, "'{r000001}'", 10, 30),
+    "find news": Case(claims.FIND_NEWS, f"{WORKER}, {TEN}, {TEN_SEQS}", 15, 60),
+    "release runs": Case(claims.RELEASE_RUNS, f"{WORKER}, {TEN}", 60, 150),
+    "find what moved": Case(tails.FIND_MOVED, f"{TEN}, {TEN_SEQS}", 15, 60),
+    "beat": Case(owners.BEAT, f"ARRAY[{WORKER}]::uuid[]", 0, 60),
+    "list the living": Case(owners.LIST_LIVING, "", 0, 150),
+    "find a run": Case(reads.FIND_RUN, "'r000150'", 15, 50),
+    "why a run waits": Case(whys.READ_WHY, "'r000150', 100", 15, 60),
+    "list runs": Case(reads.LIST_RUNS, f"{NEWEST}, 50", 400, 1_500),
+    "list runs from a place on": Case(
+        reads.LIST_RUNS, "now() - interval '4 h', 'r', 50", 400, 1_500
+    ),
+    "list a rare workflow": Case(reads.LIST_RUNS_OF_WORKFLOW, f"{NEWEST}, 50, 'rare'", 400, 1_500),
+    "list a common workflow": Case(
+        reads.LIST_RUNS_OF_WORKFLOW, f"{NEWEST}, 50, 'common'", 400, 1_500
+    ),
+    "list an absent workflow": Case(reads.LIST_RUNS_OF_WORKFLOW, f"{NEWEST}, 50, 'none'", 5, 20),
+    **{
+        f"list {status} runs": Case(
+            reads.LIST_RUNS_IN_STATUS, f"{NEWEST}, 50, '{status}'", 400, 1_500
+        )
+        for status in ("queued", "running", "waiting-timer", "finished", "failed", "cancelled")
+    },
+    "list failed runs of a common workflow": Case(
+        reads.LIST_RUNS_OF_BOTH, f"{NEWEST}, 50, 'failed', 'common'", 450, 1_500
+    ),
+    "list approvals": Case(node_reads.LIST_APPROVALS, f"{OLDEST}, 50", 300, 1_000),
+    "list approvals from a place on": Case(
+        node_reads.LIST_APPROVALS, "now() - interval '4 h', 'r', 'w', 0, 50", 300, 1_000
+    ),
+    "list nodes": Case(node_reads.LIST_NODES, "'r000150', 1000, NULL, NULL, NULL, 100", 5, 20),
+    "find a description": Case(descriptions.FIND_DESCRIPTION, "'h77', ''", 0, 20),
+    "list the descriptions that are wanted": Case(sources.LIST_WANTED_DESCRIPTIONS, "", 0, 60),
+    "find a run's source": Case(descriptions.FIND_RUN_SOURCE, "'r000001'", 5, 20),
+    "say whether a run is there": Case(reads.RUN_EXISTS, "'r000001'", 2, 10),
+}
+MODES = ("force_custom_plan", "force_generic_plan")
+
+
+class Crowd(NamedTuple):
+    """The database, and what was seen in it."""
+
+    dsn: str
+    plans: dict[tuple[str, bool, str], Plan]  # by query, after ANALYZE, how it was planned
+
+
+async def look_at_all(dsn: str, *, is_analyzed: bool) -> dict[tuple[str, bool, str], Plan]:
+    plans: dict[tuple[str, bool, str], Plan] = {}
+    hot, cold = await connect_hot(dsn, role="test"), await connect(dsn, role="test")
+    for name, case in HOT.items():
+        plans[name, is_analyzed, "hot"] = await explain(hot, case.query, case.arguments)
+    for mode in MODES:
+        await cold.execute(f"SET plan_cache_mode = {mode}")
+        for name, case in COLD.items():
+            plans[name, is_analyzed, mode] = await explain(cold, case.query, case.arguments)
+    await hot.close()
+    await cold.close()
+    return plans
+
+
+@pytest.fixture(scope="module")
+def crowd(postgres_server: str, database_template: str) -> Iterator[Crowd]:
+    async def see(dsn: str) -> dict[tuple[str, bool, str], Plan]:
+        connection = await asyncpg.connect(dsn)
+        await fill(connection)
+        seen = await look_at_all(dsn, is_analyzed=False)
+        await connection.execute("ANALYZE")
+        await connection.close()
+        return seen | await look_at_all(dsn, is_analyzed=True)
+
+    with asyncio.Runner() as runner:
+        database = fresh_database(postgres_server, database_template)
+        dsn = runner.run(database.__aenter__())
+        try:
+            yield Crowd(dsn, runner.run(see(dsn)))
+        finally:
+            runner.run(database.__aexit__(None, None, None))
+
+
+def check(plan: Plan, case: Case) -> None:
+    assert plan.scanned == set(), str(plan)
+    assert plan.row_count <= case.max_rows, str(plan)
+    assert plan.block_count <= case.max_blocks, str(plan)
+
+
+@pytest.mark.parametrize("is_analyzed", [False, True], ids=["never analyzed", "analyzed"])
+@pytest.mark.parametrize("name", HOT)
+def test_a_hot_query_reads_what_it_needs(crowd: Crowd, name: str, *, is_analyzed: bool) -> None:
+    check(crowd.plans[name, is_analyzed, "hot"], HOT[name])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", COLD)
+def test_a_query_of_the_pool_reads_what_it_needs(crowd: Crowd, name: str, mode: str) -> None:
+    check(crowd.plans[name, True, mode], COLD[name])
+
+
+READ_SO_FAR = """
+SELECT relname::text, seq_tup_read, coalesce(idx_tup_fetch, 0) AS fetched FROM pg_stat_xact_user_tables
+WHERE schemaname = 'smithers' AND relname = ANY ($1)"""
+
+
+@pytest.fixture
+async def hot(crowd: Crowd) -> AsyncIterator[asyncpg.Connection]:
+    """A hot connection in a transaction that is undone."""
+    connection = await connect_hot(crowd.dsn, role="test")
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        yield connection
+    finally:
+        await transaction.rollback()
+        await connection.close()
+
+
+async def rows_read(connection: asyncpg.Connection) -> int:
+    """Count the rows that this transaction has read by an index; it has scanned no big table."""
+    read = await connection.fetch(READ_SO_FAR, BIG)
+    assert {row["relname"]: row["seq_tup_read"] for row in read if row["seq_tup_read"]} == {}
+    return sum(row["fetched"] for row in read)
+
+
+async def any_run(connection: asyncpg.Connection, status: str) -> str:
+    return await connection.fetchval(
+        "SELECT run_id FROM smithers.runs WHERE status = $1 ORDER BY created_at LIMIT 1", status
+    )
+
+
+CALLS: dict[str, tuple[str, str, list[Any]]] = {
+    "decide": (
+        "waiting-approval",
+        DECIDE_APPROVALS,
+        [["w"], [0], [True], [None], ["x"], [None], [None], [None]],
+    ),
+    "signal": ("waiting-timer", SEND_SIGNALS, [["s"], [None], ["1"], [None], ["id"]]),
+    "cancel": ("waiting-approval", CANCEL_RUN, []),
+    "resume": ("failed", RESUME_RUN, [None, None, None, None, None]),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_what_comes_from_outside_reads_its_run_only(
+    hot: asyncpg.Connection, name: str
+) -> None:
+    status, query, rest = CALLS[name]
+    run_id = await any_run(hot, status)
+    before = await rows_read(hot)
+    (row,) = await hot.fetch(
+        query, [run_id] if rest and isinstance(rest[0], list) else run_id, *rest
+    )
+    assert row["outcome"] in {"decided", "received", "cancelled", "resumed"}
+    assert await rows_read(hot) - before <= 30
+
+
+async def test_a_start_reads_nothing(hot: asyncpg.Connection) -> None:
+    assert all(await start_runs(hot, [a_start(run_id) for run_id in names(100, "new")]))
+    assert await rows_read(hot) == 0
+
+
+async def test_a_burial_reads_the_runs_of_its_worker_only(hot: asyncpg.Connection) -> None:
+    """50 runs: found, locked, looked at, their nodes looked for, freed; the two that die are failed."""
+    worker_id = WorkerId(UUID(WORKER.strip("'")))
+    await hot.execute(
+        """UPDATE smithers.runs SET crash_count = 2 WHERE run_id IN (
+            SELECT run_id FROM smithers.runs WHERE owner_id = $1 ORDER BY run_id LIMIT 2)""",
+        worker_id,
+    )
+    before = await rows_read(hot)
+    freed = await owners.bury_worker(hot, worker_id, "exit--9")
+    assert freed == {"default": 48}
+    assert await rows_read(hot) - before <= 50 * 8 + 2 * 50
+
+
+async def test_a_group_of_commits_reads_its_runs_only(hot: asyncpg.Connection) -> None:
+    worker_id = WorkerId(UUID(WORKER.strip("'")))
+    claimed = await claims.claim_runs(
+        hot, worker_id=worker_id, queue="default", limit=50, kind=claims.ClaimKind.MANY
+    )
+    before = await rows_read(hot)
+    turns = [said("a", nodes={key_of("n0"): NodeFact(NodeState.FINISHED)}) for _ in claimed]
+    answers = await commits._commit_group(hot, worker_id, list(map(change, claimed, turns)))
+    assert {answer.outcome for answer in answers} == {commits.Outcome.COMMITTED}
+    assert await rows_read(hot) - before <= 50 * 6
+
+
+async def test_nine_commits_of_ten_stay_on_their_page(database: str) -> None:
+    """A commit that changes no indexed column writes no index entry, as long as its page has room (HOT)."""
+    async with Ground(database) as ground:
+        worker_id = await ground.add_worker()
+        claimed = await ground.owned(worker_id, *names(20))
+        async with commits.Committer(database, worker_id=worker_id) as committer:
+            for number in range(1, 51):
+                await asyncio.gather(
+                    *(committer.commit(change(claim, said("a"), number)) for claim in claimed)
+                )
+        await ground.until(
+            "SELECT n_tup_upd >= 1020 FROM pg_stat_user_tables WHERE relname = 'runs'"
+        )
+        hot, updates = await ground.sql.fetchrow(
+            "SELECT n_tup_hot_upd, n_tup_upd FROM pg_stat_user_tables WHERE relname = 'runs'"
+        )
+    assert hot / updates >= 0.9

@@ -1,0 +1,215 @@
+"""What comes in during a call goes out together in the next; no batch harms another, whatever becomes of it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from smithers.errors import StoreError, StoreUnavailable
+from smithers.store import lanes
+from smithers.store.lanes import Lane
+
+
+class Line:
+    """A connection to nowhere."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+
+    def is_closed(self) -> bool:
+        return self.is_over
+
+    def terminate(self) -> None:
+        self.is_over = True
+
+
+class Counter:
+    """Answers items, when it is let; says what it was given, and over which line."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+        self.batches: list[list[int]] = []
+        self.began = asyncio.Queue[None]()
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+        self.refusal: BaseException | None = None
+        self.bad_items: frozenset[int] = frozenset()
+
+    async def open_line(self, _dsn: str, *, role: str) -> Line:
+        assert role == "test"
+        self.lines.append(Line())
+        return self.lines[-1]
+
+    async def flush(self, line: Line, items: Sequence[int]) -> Sequence[int | Exception]:
+        assert line is self.lines[-1]
+        assert not line.is_over
+        self.batches.append(list(items))
+        self.began.put_nowait(None)
+        await self.may_answer.wait()
+        if self.refusal is not None:
+            refusal, self.refusal = self.refusal, None
+            raise refusal
+        return [ValueError(item) if item in self.bad_items else -item for item in items]
+
+
+@pytest.fixture
+def counter(monkeypatch: pytest.MonkeyPatch) -> Counter:
+    counter = Counter()
+    monkeypatch.setattr(lanes, "connect_hot", counter.open_line)
+    return counter
+
+
+@asynccontextmanager
+async def laid(counter: Counter, max_batch: int = lanes.MAX_BATCH) -> AsyncIterator[Lane[int, int]]:
+    async with Lane("nowhere", role="test", flush=counter.flush, max_batch=max_batch) as lane:
+        yield lane
+
+
+def submit(lane: Lane[int, int], *items: int) -> list[asyncio.Task[int]]:
+    return [asyncio.create_task(lane.submit(item)) for item in items]
+
+
+@asynccontextmanager
+async def under_way(counter: Counter, lane: Lane[int, int]) -> AsyncIterator[asyncio.Task[int]]:
+    """Hold up a call with the item 0, as long as the block lasts."""
+    counter.may_answer.clear()
+    (first,) = submit(lane, 0)
+    await counter.began.get()
+    yield first
+    counter.may_answer.set()
+
+
+async def until_waiting(lane: Lane[int, int], count: int) -> None:
+    while lane.depth < count:
+        await asyncio.sleep(0)
+
+
+async def test_an_item_alone_goes_out_at_once(counter):
+    async with laid(counter) as lane:
+        assert await lane.submit(7) == -7
+        assert await lane.submit(8) == -8
+    assert counter.batches == [[7], [8]]
+    assert len(counter.lines) == 1
+
+
+async def test_what_comes_in_during_a_call_goes_out_together_in_order(counter):
+    async with laid(counter) as lane:
+        async with under_way(counter, lane) as first:
+            others = submit(lane, 3, 1, 2)
+            await until_waiting(lane, 3)
+            assert counter.batches == [[0]]
+        assert await asyncio.gather(first, *others) == [0, -3, -1, -2]
+    assert counter.batches == [[0], [3, 1, 2]]
+
+
+async def test_a_batch_is_as_large_as_it_may_be_and_the_rest_follows(counter):
+    async with laid(counter, max_batch=4) as lane:
+        async with under_way(counter, lane):
+            others = submit(lane, *range(1, 11))
+            await until_waiting(lane, 10)
+        assert await asyncio.gather(*others) == [-item for item in range(1, 11)]
+    assert counter.batches == [[0], [1, 2, 3, 4], [5, 6, 7, 8], [9, 10]]
+
+
+async def test_an_items_exception_is_its_own(counter):
+    counter.bad_items = frozenset({2})
+    async with laid(counter) as lane:
+        answers = await asyncio.gather(*submit(lane, 1, 2, 3), return_exceptions=True)
+    assert (answers[0], answers[2]) == (-1, -3)
+    assert isinstance(answers[1], ValueError)
+
+
+async def test_a_refused_batch_is_told_to_its_items_only_and_keeps_the_connection(counter):
+    async with laid(counter) as lane:
+        async with under_way(counter, lane) as first:
+            (second,) = submit(lane, 1)
+            await until_waiting(lane, 1)
+            counter.refusal = StoreError("no")
+        with pytest.raises(StoreError, match="no"):
+            await first
+        assert await second == -1
+    assert len(counter.lines) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(), TimeoutError(), StoreUnavailable("gone")]
+)
+async def test_a_broken_connection_is_told_to_its_batch_and_the_next_has_a_new_one(counter, error):
+    async with laid(counter) as lane:
+        counter.refusal = error
+        answers = await asyncio.gather(*submit(lane, 1, 2), return_exceptions=True)
+        assert [type(answer) for answer in answers] == [StoreUnavailable] * 2
+        assert await lane.submit(3) == -3
+    assert [line.is_over for line in counter.lines] == [True, True]
+
+
+async def test_a_connection_that_died_between_two_calls_is_opened_anew_unnoticed(counter):
+    async with laid(counter) as lane:
+        assert await lane.submit(1) == -1
+        counter.lines[0].is_over = True
+        assert await lane.submit(2) == -2
+    assert len(counter.lines) == 2
+
+
+async def test_a_call_that_takes_too_long_is_given_up_with_its_connection(counter, monkeypatch):
+    monkeypatch.setattr(lanes, "COMMAND_TIMEOUT_S", 0.01)
+    counter.may_answer.clear()
+    async with laid(counter) as lane:
+        with pytest.raises(StoreUnavailable):
+            await lane.submit(1)
+        assert counter.lines[0].is_over
+        counter.may_answer.set()
+        assert await lane.submit(2) == -2
+
+
+async def test_while_no_connection_can_be_opened_every_item_is_told(counter, monkeypatch):
+    async def refuse(_dsn: str, *, role: str) -> Line:
+        raise ConnectionRefusedError(role)
+
+    async with laid(counter) as lane:
+        with monkeypatch.context() as patch:
+            patch.setattr(lanes, "connect_hot", refuse)
+            for _ in range(3):
+                with pytest.raises(StoreUnavailable):
+                    await lane.submit(1)
+        assert await lane.submit(2) == -2
+
+
+async def test_who_gave_up_before_the_call_is_not_sent_and_after_it_harms_nobody(counter):
+    async with laid(counter) as lane:
+        async with under_way(counter, lane) as first:
+            early, kept = submit(lane, 1, 2)
+            await until_waiting(lane, 2)
+            early.cancel()
+            first.cancel()
+            await asyncio.wait([early, first])
+        assert await kept == -2
+        assert await lane.submit(3) == -3
+    assert counter.batches == [[0], [2], [3]]
+
+
+async def test_a_batch_of_which_all_gave_up_is_no_call(counter):
+    async with laid(counter) as lane:
+        async with under_way(counter, lane) as first:
+            gone = submit(lane, 1, 2)
+            await until_waiting(lane, 2)
+            for task in gone:
+                task.cancel()
+            await asyncio.wait(gone)
+        assert await first == 0
+        assert await lane.submit(3) == -3
+    assert counter.batches == [[0], [3]]
+
+
+async def test_a_lane_that_closes_leaves_nobody_waiting(counter):
+    async with laid(counter, max_batch=2) as lane:
+        counter.may_answer.clear()
+        (first,) = submit(lane, 0)
+        await counter.began.get()
+        others = submit(lane, 1, 2, 3)
+        await until_waiting(lane, 3)
+    answers = await asyncio.gather(first, *others, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [asyncio.CancelledError] * 4
+    assert counter.lines[0].is_over
+    assert counter.batches == [[0]]
