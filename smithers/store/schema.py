@@ -6,6 +6,7 @@ SQLAlchemy, half a second and 28 MiB, are imported by what needs them: a server 
 """
 
 import asyncio
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -41,7 +42,7 @@ def alembic_config(connection: "Connection | None" = None) -> "Config":
     """Build Alembic's configuration; there is no alembic.ini."""
     from alembic.config import Config
 
-    config = Config()
+    config = Config(stdout=sys.stdout)  # its default is what stdout was when it was imported
     config.set_main_option("script_location", str(migrations_dir()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection

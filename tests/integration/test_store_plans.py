@@ -30,6 +30,7 @@ from tests.support.postgres import fresh_database
 from tests.support.turns import Ground, a_start, change, key_of, names, said
 
 WORKER = "'00000000-0000-4000-8000-000000000003'"
+IDLE_WORKER = "'00000000-0000-4000-8000-000000000004'"  # claims nothing here
 NEWEST = "'infinity', ''"
 OLDEST = "'-infinity', '', '', 0"
 TEN = "'{" + ",".join(f"r{number:06}" for number in range(1, 11)) + "}'"
@@ -58,9 +59,9 @@ HOT = {
     "find the next due": Case(claims.FIND_NEXT_DUE, "'{default}'", 10, 40),
     "find the next due of a sleeping queue": Case(claims.FIND_NEXT_DUE, "'{asleep}'", 10, 40),
     "release what a lost claim took": Case(
-        claims.RELEASE_UNKNOWN, f"{WORKER}, '{{}}', '{{}}'", 60, 300
+        claims.RELEASE_UNKNOWN, f"{IDLE_WORKER}, '{{}}', '{{}}'", 110, 300
     ),
-    "load ten runs": Case(claims.LOAD_RUNS, TEN, 80, 300),
+    "load ten runs": Case(claims.LOAD_RUNS, TEN, 150, 300),
     "read ten tails": Case(tails.READ_TAILS, f"{TEN}, {TEN_SEQS}, 500", 100, 200),
 }
 
