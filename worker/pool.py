@@ -37,7 +37,9 @@ BACK_OFF_S: Final = (0.0, 0.1, 0.5, 1.0, 5.0)  # before the next start of a chil
 YOUNG_S: Final = 5.0
 DISCONNECTED_S: Final = 2.0
 SOLO_PAUSE_S: Final = 0.2
-SOLO_START_S: Final = 2.0  # how long a new one may take to claim its run
+SOLO_START_S: Final = (
+    10.0  # how long a new one may take to claim its run: a second one would slow it down
+)
 MAX_SOLO: Final = 4  # children with one run each, beside the others
 SERVER_GRACE_S: Final = 10.0  # after a restart of Postgres nobody counts as disconnected
 

@@ -1,5 +1,6 @@
 """A `smithers serve` process for tests: started, heard through its log, stopped; and what is left of one."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ from smithers.client import Client
 TREE = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-P", "-m", "smithers.cli.main"]
 LIMIT_S = 60.0
+PRCTL = ctypes.CDLL(None).prctl  # found before a fork: afterwards only the call itself is safe
+PR_SET_PDEATHSIG = 1
 MARK = (
     "TEST_MARK"  # a variable that every process of a server inherits: its processes are found by it
 )
@@ -94,6 +97,11 @@ def is_event(name: str) -> Callable[[str], bool]:
     return lambda line: line.startswith("{") and json.loads(line).get("event") == name
 
 
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM when the test run dies."""
+    PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class Serving:
     """A server process, or one of its halves."""
 
@@ -110,6 +118,7 @@ class Serving:
             stdin=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
+            preexec_fn=end_with_parent,  # noqa: PLW1509 - one call of the kernel; a test run that is killed leaves no server
         )
         self.talk = Talk(self.process)
         ready = "child_started" if command == "worker" else "server_started"
