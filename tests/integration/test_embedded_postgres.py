@@ -534,7 +534,9 @@ def test_without_xdg_state_home_the_data_lies_where_the_user_keeps_state(tmp_pat
         assert parent == tmp_path / "home" / ".local" / "state" / "smithers"
 
 
-@pytest.mark.skipif(IS_ROOT, reason="root keeps its state in /var/lib")
-def test_a_user_without_a_home_is_asked_for_a_directory(tmp_path: Path) -> None:
+def test_a_user_without_a_home_is_asked_for_a_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)  # root keeps its state in /var/lib
     with pytest.raises(EmbeddedPostgresError, match="--data-dir"):
         default_data_dir(tmp_path, environ={})

@@ -412,3 +412,26 @@ async def test_an_input_that_does_not_fit_fails_the_run_by_name(world: World) ->
     await world.start("fits", "typed.py", {"n": 3})
     await world.until_status("fits", "finished")
     assert await world.outputs("fits") == {"t": 3}
+
+
+async def test_runs_that_want_it_have_a_child_of_their_own(world: World) -> None:
+    world.write(
+        "alone.py",
+        """
+        import os
+        from smithers import Task, workflow
+
+        @workflow(isolation="process")
+        def alone(ctx):
+            return Task("pid", os.getpid)
+        """,
+    )
+    world.start_pool(workers=1)
+    for number in range(2):
+        await world.start(f"alone{number}", "alone.py", is_solo=True)
+    await world.start("among-others", "alone.py")
+    pids = set()
+    for run_id in ("alone0", "alone1", "among-others"):
+        await world.until_status(run_id, "finished")
+        pids.add((await world.outputs(run_id))["pid"])
+    assert len(pids) == 3
