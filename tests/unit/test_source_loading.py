@@ -18,6 +18,13 @@ from smithers.source.version import package_name
 from tests.support.source_files import write_files
 
 
+@pytest.fixture(autouse=True, scope="module")
+def nothing_of_others():
+    """Forget what tests of other modules have loaded into this process."""
+    for name in [name for name in sys.modules if name.startswith("smithers_source_")]:
+        unload(name.removeprefix("smithers_source_").partition(".")[0])
+
+
 @pytest.fixture
 def bundle_of(tmp_path):
     """Write files, read the bundle, and unload at the end whatever was made of it."""
