@@ -9,6 +9,7 @@ from uuid import UUID
 
 import asyncpg
 
+from smithers.engine.waits import TIMEOUT_USER
 from smithers.errors import StoreUnavailable
 from smithers.ids import Epoch, NodeId, RunId, SourceHash, WorkerId
 from smithers.store import claims, owners, sources
@@ -19,7 +20,6 @@ from smithers.store.lanes import Lane
 from smithers.store.outside import Decision, OutsideLane, decide, open_outside_lane
 from smithers.store.refusals import Refused
 
-TIMEOUT_USER: Final = "system:timeout"
 AWAY_PAUSE_S: Final = 0.2
 
 Answer = TypeVar("Answer")
