@@ -6,10 +6,10 @@ PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check --no-inp
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint format constraints bench clean
+.PHONY: help install demo test check lint format constraints bench faults chaos image-check clean
 
 help:  ## list the verbs
-	@sed -n 's/^\([a-z]*\):.*##/\1              /; s/^\([a-z].\{12\}\)  */\1/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*##/\1              /; s/^\([a-z].\{12\}\)  */\1/p' Makefile
 
 install: $(INSTALLED)  ## make .venv: what pyproject.toml names, in the versions of constraints.txt
 
@@ -36,6 +36,15 @@ constraints: install  ## take the newest versions that pyproject.toml allows
 
 bench: install  ## measure; QUICK=1 is a smoke test, ARGS names workloads
 	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(ARGS)
+
+faults: install  ## all of tests/faults, also what is too long for the gate: crash points, machines, Postgres
+	@$(BIN)/python -m pytest -m 'slow or not slow' tests/faults $(ARGS)
+
+chaos: install  ## hurt a server under random load for MINUTES, and judge it; ARGS="--seed N" repeats a run
+	@$(BIN)/python -m chaos --minutes $(or $(MINUTES),5) $(ARGS)
+
+image-check: install  ## build the image with podman and run it: root, some minutes, see deploy/README.md
+	@$(BIN)/python -m tests.deploy.check_image
 
 clean:  ## remove what was made here
 	@rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

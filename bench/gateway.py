@@ -27,13 +27,13 @@ def main() -> None:
         root_dir=Path(order["root_dir"]),
         port=order["port"],
     )
-    uvloop.run(serve(settings))
+    uvloop.run(serve(settings, order.get("otel")))
 
 
-async def serve(settings: GatewaySettings) -> None:
+async def serve(settings: GatewaySettings, otel: dict[str, str] | None) -> None:
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
-    async with open_gateway(settings) as gateway:
+    async with open_gateway(settings, otel=otel) as gateway:
         print(gateway.port, flush=True)
         await stopping.wait()
 

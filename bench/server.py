@@ -28,7 +28,12 @@ STOP_LIMIT_S = 20.0
 class Server:
     """A server on a new database; it can be killed whole and started again."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, otel: dict[str, str] | None = None, environment: dict[str, str] | None = None
+    ) -> None:
+        """`otel`: the OTEL_* variables of one that is traced; `environment`: more of it for its processes."""
+        self._otel = otel
+        self._more = environment or {}
         self.data_dir = Path(tempfile.mkdtemp(prefix="smithers-bench-", dir="/tmp"))
         self.data_dir.chmod(0o755)  # run as root, Postgres is another account's
         self.log_file = self.data_dir / "server.log"
@@ -78,7 +83,7 @@ class Server:
         return [
             pid
             for pid in processes.descendants(self.pool_pid)
-            if "spawn_main" in processes.command_line(pid)
+            if "forkserver" in processes.command_line(processes.parent(pid))
         ]
 
     @property
@@ -126,12 +131,18 @@ class Server:
             direct_dsn=self.dsn,
             root_dir=str(FLOWS_DIR),
             worker_count=WORKER_COUNT,
+            otel=self._otel,
         )
-        order = {"dsn": self.dsn, "root_dir": str(FLOWS_DIR), "port": self.port}
+        order = {
+            "dsn": self.dsn,
+            "root_dir": str(FLOWS_DIR),
+            "port": self.port,
+            "otel": self._otel,
+        }
         with self.log_file.open("ab") as log:
-            self._pool = _start("worker", settings.to_json(), log, stdout=log)
+            self._pool = _start("worker", settings.to_json(), log, self._more, stdout=log)
             self._gateway = _start(
-                "bench.gateway", json.dumps(order).encode(), log, stdout=subprocess.PIPE
+                "bench.gateway", json.dumps(order).encode(), log, self._more, stdout=subprocess.PIPE
             )
         assert self._gateway.stdout is not None
         line = self._gateway.stdout.readline()
@@ -140,11 +151,13 @@ class Server:
         self.port = int(line)
 
 
-def _start(module: str, settings: bytes, log: IO[bytes], *, stdout: Any) -> subprocess.Popen[bytes]:
+def _start(
+    module: str, settings: bytes, log: IO[bytes], more: dict[str, str], *, stdout: Any
+) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", module],
         cwd=ROOT_DIR,
-        env=_environment(),
+        env={**_environment(), **more},
         stdin=subprocess.PIPE,
         stdout=stdout,
         stderr=log,

@@ -5,34 +5,24 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from aiohttp import web
 
 from gateway.access import Access
-from gateway.exchange import Readiness, Services
+from gateway.exchange import Services
 from gateway.front import Front, leave_expectation
-from gateway.hub import Hub
-from gateway.metrics import Metrics
 from gateway.protocol import GatewayRunner
 from gateway.routes import ROUTES
 from gateway.routing import Router
+from gateway.services import open_services
 from gateway.settings import GatewaySettings, InsecureSettings
-from gateway.sources import Sources
-from smithers.source.beneath import RootDirectory
-from smithers.source.closure import SourceReader
-from smithers.store.connections import open_pool
-from smithers.store.hints import Channel, Hints
-from smithers.store.outside import open_outside_lane
-from smithers.store.revisions import read_revisions
-from smithers.store.starts import open_start_lane
-from smithers.store.tails import open_tail_lane
+from smithers.telemetry.sheet import Page
 
 __all__ = ["Gateway", "GatewaySettings", "InsecureSettings", "build_app", "open_gateway"]
 
-POOL_SIZE: Final = 3  # with four lanes and the hints: the budget of eight connections
 BACKLOG: Final = 1024
 GRACE_S: Final = 0.2  # between "no more requests, please" and closing idle connections
 
@@ -55,6 +45,7 @@ class Gateway:
         for site in self._runner.sites:
             await site.stop()
         self._services.hub.drain()
+        self._services.databases.drain()
         # A balancer may just have sent something down a connection that it keeps: that is still answered, with
         # Connection: close.
         await asyncio.sleep(GRACE_S)
@@ -67,23 +58,25 @@ class Gateway:
 
 @asynccontextmanager
 async def open_gateway(
-    settings: GatewaySettings, *, listener: socket.socket | None = None
+    settings: GatewaySettings,
+    *,
+    listener: socket.socket | None = None,
+    page: Page | None = None,
+    otel: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Gateway]:
     """Serve on `listener`, or on a socket of its own, until the block is left.
 
+    `page`: where this process counts, on the sheet that it shares with others; by default it has one to itself.
+    `otel`: the `OTEL_*` variables where this process is to be traced; raises InvalidTelemetry for what they say.
     Raises InsecureSettings, InvalidTokensFile, StoreError, OSError (the address, the root, the tokens file).
     """
-    settings.check()
-    access = Access(
-        auth_token=settings.auth_token,
-        tokens_file=settings.tokens_file,
-        only_loopback_names=settings.is_loopback,
-    )
+    access = read_access(settings)
     async with AsyncExitStack() as stack:
-        bound = listener or stack.enter_context(_bind(settings))
-        services = await _open_services(settings, stack)
+        bound = listener or stack.enter_context(bind(settings.host, settings.port))
+        services = await open_services(settings, stack, page, otel)
         runner = GatewayRunner(
             build_app(services, access),
+            load=services.load,
             headers_s=settings.headers_timeout_s,
             request_s=settings.request_timeout_s,
             shutdown_s=settings.drain_timeout_s / 2,  # aiohttp waits this long up to twice
@@ -96,6 +89,16 @@ async def open_gateway(
         yield gateway
 
 
+def read_access(settings: GatewaySettings) -> Access:
+    """Read who may do what; raises InsecureSettings, InvalidTokensFile, OSError."""
+    settings.check()
+    return Access(
+        auth_token=settings.auth_token,
+        tokens_file=settings.tokens_file,
+        only_loopback_names=settings.is_loopback,
+    )
+
+
 def build_app(services: Services, access: Access) -> web.Application:
     """Build the aiohttp application: one handler for every method and path."""
     app = web.Application(client_max_size=services.settings.max_body_bytes)
@@ -104,44 +107,7 @@ def build_app(services: Services, access: Access) -> web.Application:
     return app
 
 
-async def _open_services(settings: GatewaySettings, stack: AsyncExitStack) -> Services:
-    root = RootDirectory(settings.root_dir)
-    stack.callback(root.close)
-    pool = await stack.enter_async_context(
-        open_pool(settings.dsn, role="gateway", max_size=POOL_SIZE)
-    )
-    metrics = Metrics()
-    hears: list[Hints] = []
-    sources = Sources(SourceReader(root), lambda: hears[0])
-    hub = Hub(
-        live=await stack.enter_async_context(open_tail_lane(settings.dsn, role="live")),
-        replay=await stack.enter_async_context(open_tail_lane(settings.dsn, role="replay")),
-        pool=pool,
-        metrics=metrics,
-        hears=lambda: hears[0].is_connected,
-    )
-    hints = Hints(
-        settings.direct_dsn,
-        role="gateway",
-        listeners={Channel.EVENTS: hub.hear, Channel.SOURCES: sources.hear},
-    )
-    hears.append(await stack.enter_async_context(hints))
-    return Services(
-        settings=settings,
-        pool=pool,
-        starts=await stack.enter_async_context(open_start_lane(settings.dsn)),
-        outside=await stack.enter_async_context(open_outside_lane(settings.dsn)),
-        hints=hints,
-        hub=await stack.enter_async_context(hub),
-        sources=sources,
-        metrics=metrics,
-        readiness=Readiness(),
-        revisions=read_revisions(),
-    )
-
-
-def _bind(settings: GatewaySettings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    return socket.create_server(
-        (settings.host, settings.port), family=family, backlog=BACKLOG, reuse_port=False
-    )
+def bind(host: str, port: int) -> socket.socket:
+    """Listen on an address; 0 is any free port. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=False)

@@ -2,42 +2,49 @@
 
 import json
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
-from aiohttp import web
+from pydantic import Field
 
-from gateway import fields
-from gateway.envelope import reply
-from gateway.errors import InvalidRequest
+from gateway.answers import ApprovalAnswer, ApprovalList
+from gateway.errors import DbNotConfigured, InvalidRequest
 from gateway.exchange import Exchange
+from gateway.fields import Cursor, Digits, Query
+from gateway.paging import Page, next_link, read_cursor, write_cursor
 from smithers.ids import NodeId, RunId
 from smithers.store.node_reads import ApprovalPlace, ApprovalRow, list_approvals
 
 MAX_LIST: Final = 1_000
 
 
-async def get_approvals(exchange: Exchange) -> web.StreamResponse:
+class ApprovalsQuery(Query):
+    """Which of the open approvals."""
+
+    limit: Digits = Field(500, ge=1, le=MAX_LIST)
+    cursor: Cursor | None = None
+
+
+async def get_approvals(exchange: Exchange, query: ApprovalsQuery) -> Page[ApprovalList]:
     """List the open approvals, oldest request first."""
-    request = exchange.request
-    limit = fields.query_whole(request, "limit", low=1, high=MAX_LIST, default=500)
-    cursor = fields.query_text(request, "cursor")
+    if not exchange.services.settings.is_kept:
+        raise DbNotConfigured
     rows = await list_approvals(
         exchange.services.pool,
-        after=None if cursor is None else _read_place(cursor),
-        limit=limit,
+        after=None if query.cursor is None else _read_place(query.cursor),
+        limit=query.limit,
     )
     link = None
-    if len(rows) == limit:
+    if len(rows) == query.limit:
         last = rows[-1]
-        place = fields.write_cursor(
+        place = write_cursor(
             last.requested_at.isoformat(), last.run_id, last.node_id, last.iteration
         )
-        link = fields.next_link(request, cursor=place)
-    return reply({"approvals": [_approval(row) for row in rows]}, link=link)
+        link = next_link(exchange.request, cursor=place)
+    return Page({"approvals": [_approval(row) for row in rows]}, link)
 
 
 def _read_place(cursor: str) -> ApprovalPlace:
-    moment, run_id, node_id, iteration = fields.read_cursor(cursor, str, str, str, int)
+    moment, run_id, node_id, iteration = read_cursor(cursor, str, str, str, int)
     try:
         requested_at = datetime.fromisoformat(moment)
     except ValueError as error:
@@ -50,7 +57,7 @@ def _read_place(cursor: str) -> ApprovalPlace:
     )
 
 
-def _approval(row: ApprovalRow) -> dict[str, Any]:
+def _approval(row: ApprovalRow) -> ApprovalAnswer:
     request = json.loads(row.request)
     return {
         "runId": row.run_id,
@@ -61,6 +68,12 @@ def _approval(row: ApprovalRow) -> dict[str, Any]:
         "label": row.label,
         "requestTitle": request.get("title"),
         "requestSummary": request.get("summary"),
+        "requestMode": request.get("mode", "approve"),
+        "requestOptions": request.get("options"),
+        "requestSchema": request.get("schema"),
+        "requestErrors": request.get("errors"),
+        "allowedUsers": request.get("allowedUsers"),
+        "allowedScopes": request.get("allowedScopes"),
         "requestedAtMs": row.requested_ms,
         "waitingMs": max(row.waiting_ms, 0),
         "note": None,  # an answer has them; these have none yet

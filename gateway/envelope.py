@@ -12,6 +12,7 @@ from gateway import errors
 from smithers.errors import StoreUnavailable
 from smithers.source.errors import SourceError
 from smithers.store import refusals
+from smithers.store.schema import SchemaMismatch
 
 SERVER: Final = "smithers"  # no versions: they tell an attacker what to look up
 BASE_HEADERS: Final = MappingProxyType(
@@ -38,24 +39,31 @@ PROBLEMS: Final[Mapping[type[BaseException], int]] = MappingProxyType(
         errors.UriTooLong: 414,
         errors.BodyTooSlow: 408,
         errors.UnknownExpectation: 417,
+        errors.Overloaded: 503,
+        errors.TooManyRequests: 429,
         errors.NotReady: 503,
+        errors.NoWorker: 503,
+        errors.DbNotConfigured: 400,
         refusals.RunNotFound: 404,
         refusals.NodeNotFound: 404,
         refusals.RunExists: 409,
         refusals.RunNotActive: 409,
         refusals.NodeNotWaiting: 409,
         refusals.NotAllowed: 403,
+        refusals.DecisionMisfit: 400,
+        refusals.LivesElsewhere: 503,
         refusals.KeyReused: 409,
         SourceError: 400,
         StoreUnavailable: 503,
+        SchemaMismatch: 503,
     }
 )
 
 
-def find_status(error: BaseException) -> int | None:
-    """Say which status an error has; None: nobody foresaw it."""
-    for kind in type(error).__mro__:
-        if (status := PROBLEMS.get(kind)) is not None:
+def find_status(kind: type[BaseException]) -> int | None:
+    """Say which status errors of a class have; None: nobody foresaw them."""
+    for each in kind.__mro__:
+        if (status := PROBLEMS.get(each)) is not None:
             return status
     return None
 
@@ -71,7 +79,7 @@ def reply(value: Any, *, status: int = 200, link: str | None = None) -> web.Resp
 def problem(error: BaseException) -> web.Response:
     """Answer with an error: its envelope if the table knows it, else a 500 that says nothing."""
     error = translate(error)
-    status = find_status(error)
+    status = find_status(type(error))
     if status is None:
         return _envelope(
             500, "SERVER_ERROR", "The server failed; nothing more is known here.", None
@@ -83,7 +91,7 @@ def problem(error: BaseException) -> web.Response:
         response = _envelope(status, code, "The database does not answer; try again.", None)
     else:
         response = _envelope(status, code, str(error), getattr(error, "details", None))
-    if status == 503:
+    if status in {429, 503}:
         response.headers["Retry-After"] = RETRY_AFTER_S
     elif status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"

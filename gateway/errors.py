@@ -12,6 +12,10 @@ GatewayError             `details` are for programs
 ├── UriTooLong           the request line is over the limit
 ├── BodyTooSlow          the body did not come in time
 ├── UnknownExpectation   an Expect header other than 100-continue
+├── Overloaded           the process has as much to do as it takes on
+├── TooManyRequests      so has whatever this request is one of too many for
+├── NoWorker             what must be known of the workflow is not, and nobody lives who would find out
+├── DbNotConfigured      nothing is listed where nothing is kept
 └── NotReady             the gateway should get no requests now
 """
 
@@ -110,6 +114,34 @@ class UnknownExpectation(GatewayError):
 
     code = "INVALID_REQUEST"
     message = "The Expect header may only say 100-continue."
+
+
+class Overloaded(GatewayError):
+    """The process, or the workers, have as much to do as they take on; `details` name the limit."""
+
+    code = "UNAVAILABLE"
+    message = "The server has as much to do as it takes on; try again."
+
+
+class TooManyRequests(GatewayError):
+    """One run or one credential has as much as it may; `details` name the limit."""
+
+    code = "TOO_MANY_REQUESTS"
+    message = "There are as many of these as there may be; try again."
+
+
+class NoWorker(GatewayError):
+    """Whether the workflow has a database of its own must be known before its run is started."""
+
+    code = "NO_WORKER"
+    message = "No worker has described this workflow yet, and it may have a database of its own; try again."
+
+
+class DbNotConfigured(GatewayError):
+    """The server keeps nothing past its end."""
+
+    code = "DB_NOT_CONFIGURED"
+    message = "This server was started with --no-database: it lists nothing."
 
 
 class NotReady(GatewayError):

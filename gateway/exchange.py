@@ -1,14 +1,18 @@
 """What a handler is given: the request, whose it is, what its path names, and the services."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Self
 
 from aiohttp import web
 
 from gateway.access import Credential
+from gateway.backlog import Backlog
+from gateway.load import Load
 from gateway.metrics import Metrics
 from gateway.routing import Part, Route
 from gateway.settings import GatewaySettings
+from gateway.stream_tokens import StreamTokens
+from gateway.traces import read_caller
 from smithers.ids import RunId, is_run_id
 from smithers.store.connections import Pool
 from smithers.store.hints import Channel, Hints
@@ -16,8 +20,10 @@ from smithers.store.outside import OutsideLane
 from smithers.store.refusals import RunNotFound
 from smithers.store.revisions import Revisions
 from smithers.store.starts import StartLane
+from smithers.telemetry.tracing import Place, Tracer
 
 if TYPE_CHECKING:
+    from gateway.databases import Databases
     from gateway.hub import Hub
     from gateway.sources import Sources
 
@@ -42,9 +48,17 @@ class Services:
     hints: Hints
     hub: "Hub"
     sources: "Sources"
+    stream_tokens: StreamTokens
     metrics: Metrics
+    load: Load
+    backlog: Backlog
+    tracer: Tracer | None  # None: traces are off
     readiness: Readiness
     revisions: Revisions
+    databases: (
+        "Databases"  # which there are; pool, lanes, hints, hub and sources are of one of them:
+    )
+    database: str | None = None  # of the one that workflows call so; None: of the server's
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +71,18 @@ class Exchange:
     parts: tuple[Part, ...]
     credential: Credential
     services: Services
+    place: Place | None = None  # in a trace; None where traces are off
+
+    @property
+    def trace_context(self) -> str | None:
+        """Write where what this request starts stands in a trace, as W3C's traceparent."""
+        place = self.place or read_caller(self.request)
+        return None if place is None else place.traceparent
+
+    async def at_run(self, run_id: RunId) -> Self:
+        """Turn to the database that a run lives in; raises StoreError."""
+        services = await self.services.databases.find(self.services, run_id)
+        return replace(self, services=services)
 
     def run_id(self, *, missing: type[RunNotFound] = RunNotFound) -> RunId:
         """Read which run the path names; raises `missing` for what can be no run's name."""

@@ -1,101 +1,111 @@
-"""Take fields out of bodies and parameters out of queries; what is not what it must be is InvalidRequest.
+"""Declare what a request may hold, once: the declaration checks the request, and describes it in /openapi.json.
 
-A NUL is refused in every text that becomes a value in SQL: Postgres has none.
+A handler says what it takes by its parameters: `body: StartBody`, `query: RunsQuery`, `headers: EventsHeaders` (see
+routing). Names are camelCase on the wire; fields that nobody declared are ignored. A NUL is refused in every text that
+becomes a value in SQL: Postgres has none.
 """
 
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from typing import Any, Final
+from functools import cache
+from typing import Annotated, Any, Final, TypeVar
 
-import orjson
-from aiohttp import web
+from multidict import MultiMapping
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
+from pydantic.alias_generators import to_camel
 
 from gateway.errors import InvalidRequest
 
 MAX_INTEGER: Final = 2**31 - 1
 MAX_BIGINT: Final = 2**63 - 1
+MAX_ERRORS: Final = 20
+NO_NUL: Final = r"^[^\x00]*$"
 _WHOLE: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 
 
-def take_text(body: dict[str, Any], name: str, *, max_chars: int = 10_000) -> str | None:
-    """Take an optional text."""
-    value = body.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise InvalidRequest(f"{name} must be a string.")
-    if "\0" in value or len(value) > max_chars:
-        raise InvalidRequest(f"{name} must have at most {max_chars} characters, none of them NUL.")
-    return value
-
-
-def take_object(body: dict[str, Any], name: str) -> dict[str, Any] | None:
-    """Take an optional object."""
-    value = body.get(name)
-    if value is not None and not isinstance(value, dict):
-        raise InvalidRequest(f"{name} must be an object.")
-    return value
-
-
-def take_bool(body: dict[str, Any], name: str) -> bool:
-    """Take an optional true or false; false if it is not there."""
-    value = body.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise InvalidRequest(f"{name} must be true or false.")
-    return bool(value)
-
-
-def take_whole(body: dict[str, Any], name: str, *, low: int, high: int = MAX_INTEGER) -> int | None:
-    """Take an optional whole number."""
-    value = body.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidRequest(f"{name} must be a whole number from {low} to {high}.")
-    return value
-
-
-def query_text(request: web.Request, name: str) -> str | None:
-    """Read a parameter that may be there once."""
-    values = request.query.getall(name, [])
-    if len(values) > 1:
-        raise InvalidRequest(f"{name} may be given once.")
-    if values and "\0" in values[0]:
-        raise InvalidRequest(f"{name} may hold no NUL.")
-    return values[0] if values else None
-
-
-def query_whole(request: web.Request, name: str, *, low: int, high: int, default: int) -> int:
-    """Read a whole number from a parameter."""
-    text = query_text(request, name)
-    return default if text is None else parse_whole(text, name, low=low, high=high)
-
-
-def parse_whole(text: str, name: str, *, low: int, high: int) -> int:
-    """Read digits, with a minus at most: no spaces, signs, exponents or other scripts' digits."""
-    if not _WHOLE.fullmatch(text) or not low <= int(text) <= high:
-        raise InvalidRequest(f"{name} must be a whole number from {low} to {high}.")
+def _read_digits(text: Any) -> int:
+    # No spaces, plus signs, exponents, underscores or other scripts' digits.
+    if not isinstance(text, str) or not _WHOLE.fullmatch(text):
+        raise ValueError("a whole number is digits, with a minus at most")
     return int(text)
 
 
-def write_cursor(*parts: str | int) -> str:
-    """Write a place in a list so that nobody is tempted to build one."""
-    return urlsafe_b64encode(orjson.dumps(parts)).decode().rstrip("=")
+def _read_whole(value: Any) -> Any:
+    # JSON has one kind of number, and JSON Schema takes 1.0 for an integer.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def read_cursor(text: str, *kinds: type) -> list[Any]:
-    """Read what write_cursor wrote, as values of these types."""
+Name = Annotated[str, StringConstraints(max_length=500, pattern=NO_NUL)]
+Text = Annotated[str, StringConstraints(max_length=10_000, pattern=NO_NUL)]
+# How a whole number is read. It stands after its bounds where null is allowed: else pydantic does not describe them.
+WHOLE: Final = BeforeValidator(_read_whole)  # in a body
+DIGITS: Final = BeforeValidator(_read_digits)  # in a query or a header
+Digits = Annotated[int, DIGITS]
+Iteration = Annotated[int, Field(ge=0, le=MAX_INTEGER), WHOLE]
+Cursor = Annotated[str, StringConstraints(max_length=2_000, pattern="^[A-Za-z0-9_-]+$")]
+
+
+class Fields(BaseModel):
+    """Fields of a request."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, frozen=True, strict=True, hide_input_in_errors=True
+    )
+
+
+class Body(Fields):
+    """Fields of a body, which is a JSON object."""
+
+
+class Query(Fields):
+    """Parameters of a query; each may be given once."""
+
+
+class Headers(Fields):
+    """Headers; each may be given once. Their names are aliases: `Field(alias="Last-Event-ID")`."""
+
+
+class AnyBody(Body):
+    """An object; nothing in it is read."""
+
+
+Kind = TypeVar("Kind", bound=Fields)
+
+
+def read_fields(kind: type[Kind], values: dict[str, Any]) -> Kind:
+    """Check values by their declaration; raises InvalidRequest with `details.errors`, a list of {path, message}."""
     try:
-        parts = orjson.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-    except ValueError as error:
-        raise InvalidRequest("cursor must be one that a Link header carried.") from error
-    fits = isinstance(parts, list) and [type(part) for part in parts] == list(kinds)
-    if not fits or any(isinstance(part, str) and "\0" in part for part in parts):
-        raise InvalidRequest("cursor must be one that a Link header carried.")
-    return parts  # type: ignore[no-any-return]  # a list: checked above
+        return kind.model_validate(values)
+    except ValidationError as error:
+        found = [
+            {"path": list(each["loc"]), "message": each["msg"]}
+            for each in error.errors(include_url=False, include_context=False, include_input=False)[
+                :MAX_ERRORS
+            ]
+        ]
+        first = found[0]
+        name = ".".join(str(part) for part in first["path"])
+        raise InvalidRequest(f"{name}: {first['message']}", details={"errors": found}) from error
 
 
-def next_link(request: web.Request, **changes: str | int) -> str:
-    """Write the Link header's value that leads to the next page."""
-    url = request.rel_url.update_query({name: str(value) for name, value in changes.items()})
-    return f'<{url}>; rel="next"'
+@cache
+def _names_of(kind: type[Fields]) -> tuple[str, ...]:
+    return tuple(str(field.alias) for field in kind.model_fields.values())
+
+
+def read_each_once(kind: type[Kind], given: MultiMapping[str]) -> Kind:
+    """Check a query's parameters or a request's headers; raises InvalidRequest."""
+    values = {}
+    for name in _names_of(kind):
+        found = given.getall(name, ())
+        if len(found) > 1:
+            raise InvalidRequest(f"{name} may be given once.")
+        if found:
+            values[name] = found[0]
+    return read_fields(kind, values)

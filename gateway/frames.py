@@ -3,15 +3,15 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, Literal
 
-from aiohttp import web
+from pydantic import Field
 
-from gateway import fields
+from gateway.answers import FrameAnswer
 from gateway.bodies import write_json
-from gateway.envelope import reply
-from gateway.errors import InvalidRequest
 from gateway.exchange import Exchange
+from gateway.fields import MAX_INTEGER, Digits, Query
+from gateway.paging import Page, next_link
 from smithers.engine.frames import apply_delta, mounted_tasks
 from smithers.ids import RunId
 from smithers.store.node_reads import FrameRow, list_frames
@@ -31,32 +31,38 @@ class WholeFrame:
     xml_json: str
 
 
-async def get_frames(exchange: Exchange) -> web.StreamResponse:
-    """List frames: the newest first, or with `order=asc` the oldest."""
-    request = exchange.request
-    limit = fields.query_whole(request, "limit", low=1, high=MAX_FRAMES, default=50)
-    high = fields.MAX_INTEGER
-    above = fields.query_whole(request, "afterFrameNo", low=-1, high=high, default=-1)
-    below = fields.query_whole(request, "beforeFrameNo", low=0, high=high, default=high)
-    order = fields.query_text(request, "order") or "desc"
-    if order not in {"asc", "desc"}:
-        raise InvalidRequest("order must be asc or desc.")
-    is_ascending = order == "asc"
+class FramesQuery(Query):
+    """Which of a run's frames."""
+
+    limit: Digits = Field(50, ge=1, le=MAX_FRAMES)
+    after_frame_no: Digits = Field(-1, ge=-1, le=MAX_INTEGER)
+    before_frame_no: Digits = Field(MAX_INTEGER, ge=0, le=MAX_INTEGER)
+    order: Literal["asc", "desc"] = "desc"
+
+
+async def get_frames(exchange: Exchange, query: FramesQuery) -> Page[list[FrameAnswer]]:
+    """List a run's frames: the newest first, or with `order=asc` the oldest; 4 MiB a page at the most."""
+    is_ascending = query.order == "asc"
     run_id = exchange.run_id()
     pool = exchange.services.pool
     rows, lead_count = await list_frames(
-        pool, run_id, above=above, below=below, is_ascending=is_ascending, limit=limit
+        pool,
+        run_id,
+        above=query.after_frame_no,
+        below=query.before_frame_no,
+        is_ascending=is_ascending,
+        limit=query.limit,
     )
     if not rows and not await run_exists(pool, run_id):
         raise RunNotFound
     page = fit_page(restore(rows, lead_count), is_ascending=is_ascending)
     link = None
-    if page and (len(page) == limit or len(page) < len(rows) - lead_count):
+    if page and (len(page) == query.limit or len(page) < len(rows) - lead_count):
         edge = page[-1].row.frame_no
-        link = fields.next_link(
-            request, **{"afterFrameNo" if is_ascending else "beforeFrameNo": edge}
+        link = next_link(
+            exchange.request, **{"afterFrameNo" if is_ascending else "beforeFrameNo": edge}
         )
-    return reply([_frame(run_id, frame) for frame in page], link=link)
+    return Page([_frame(run_id, frame) for frame in page], link)
 
 
 def restore(rows: Iterable[FrameRow], lead_count: int) -> Iterator[WholeFrame]:
@@ -82,7 +88,7 @@ def fit_page(frames: Iterable[WholeFrame], *, is_ascending: bool) -> list[WholeF
     return list(kept) if is_ascending else list(reversed(kept))
 
 
-def _frame(run_id: RunId, frame: WholeFrame) -> dict[str, Any]:
+def _frame(run_id: RunId, frame: WholeFrame) -> FrameAnswer:
     row = frame.row
     mounted = mounted_tasks(frame.xml_json)
     index = [

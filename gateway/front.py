@@ -4,7 +4,7 @@ The order of the checks is that of http-api.md: authentication, route, scope, th
 instead of a chain of middlewares, each of which would cost as much as a small answer does.
 """
 
-import os
+import random
 import re
 import time
 from typing import Final
@@ -12,40 +12,72 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from gateway.access import ANYBODY, Access
-from gateway.envelope import find_status, problem, translate
-from gateway.errors import Forbidden, InvalidRequest, RouteNotFound, UnknownExpectation
+from gateway.access import ANYBODY, Access, Credential, Scope
+from gateway.bodies import read_object
+from gateway.envelope import find_status, problem, reply, translate
+from gateway.errors import (
+    Forbidden,
+    InvalidRequest,
+    Overloaded,
+    RouteNotFound,
+    Unauthorized,
+    UnknownExpectation,
+)
 from gateway.exchange import Exchange, Services
-from gateway.routing import OPEN, Route, Router
+from gateway.fields import Fields, read_each_once, read_fields
+from gateway.paging import Page
+from gateway.protocol import GatewayProtocol
+from gateway.routing import OPEN, Part, Route, Router
+from gateway.traces import begin_request, end_request
+from smithers.ids import RunId, is_run_id
 from smithers.telemetry.names import NO_ROUTE
+from smithers.telemetry.tracing import Place
 
 LOG: Final = structlog.get_logger(__name__)
+STREAM_VIEWER: Final = Credential(user=None, scopes=(Scope.RUNS_READ,))
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
 
 
 class Front:
     """The application's one handler."""
 
-    def __init__(self, services: Services, access: Access, router: Router) -> None:
+    def __init__(
+        self,
+        services: Services,
+        access: Access,
+        router: Router,
+        *,
+        prefix: str = "",
+        leading: tuple[Part, ...] = (),
+    ) -> None:
+        """`prefix`: below which the routes lie; `leading`: what is named by the table instead of by the path."""
         self._services = services
         self._access = access
         self._router = router
+        self._prefix = prefix
+        self._leading = leading
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
         """Answer a request; whatever goes wrong becomes an envelope, or a connection that is cut."""
         began = time.perf_counter()
         request_id = _request_id(request)
         found: list[Route] = []
+        tracer = self._services.tracer
+        span = begin_request(tracer, request)
         try:
-            response = await self._serve(request, request_id, found)
+            response = await self._serve(
+                request, request_id, found, None if span is None else span.place
+            )
         except Exception as error:  # noqa: BLE001 - the one place where errors become HTTP
             response = _refuse(request, request_id, error)
         route = found[0].template if found else NO_ROUTE
         is_stream = response.prepared
         if not is_stream:
             response.headers["X-Request-Id"] = request_id
-            if self._services.readiness.is_draining:
+            if self._services.readiness.is_draining or _is_surplus(request):
                 response.force_close()
+        if found and found[0].scope is not OPEN and not is_stream:
+            end_request(tracer, span, route, response.status)
         self._services.metrics.count_request(
             request.method,
             route,
@@ -55,19 +87,17 @@ class Front:
         return response
 
     async def _serve(
-        self, request: web.Request, request_id: str, found: list[Route]
+        self, request: web.Request, request_id: str, found: list[Route], place: Place | None
     ) -> web.StreamResponse:
         if request.version not in ((1, 1), (1, 0)):
             raise InvalidRequest("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
-        path = _raw_path(request)
+        path = _raw_path(request).removeprefix(self._prefix) or "/"
         route = self._router.find_open(request.method, path)
         if route is not None:
             found.append(route)
-            return await route.handler(
-                Exchange(request, request_id, route, (), ANYBODY, self._services)
-            )
-        credential = self._access.admit(request.headers)
+            return await answer(Exchange(request, request_id, route, (), ANYBODY, self._services))
         matched = self._router.find(request.method, path)
+        credential = await self._admit(request, matched)
         if matched is None:
             raise RouteNotFound
         route, parts = matched
@@ -76,9 +106,79 @@ class Front:
             raise Forbidden
         if not _is_known_expectation(request):
             raise UnknownExpectation
-        return await route.handler(
-            Exchange(request, request_id, route, parts, credential, self._services)
+        named = (*self._leading, *parts)
+        return await self._answer(
+            Exchange(request, request_id, route, named, credential, self._services, place)
         )
+
+    async def _answer(self, exchange: Exchange) -> web.StreamResponse:
+        """Answer within the limits; metrics always: they are wanted most when there is too much of all else."""
+        if exchange.route.scope is Scope.METRICS_READ:
+            return await answer(exchange)
+        if _is_surplus(exchange.request):
+            raise Overloaded(details={"limit": "connections"})
+        with self._services.load.request():
+            return await answer(await self._at_run(exchange))
+
+    async def _at_run(self, exchange: Exchange) -> Exchange:
+        """Turn to the database of the run that the path names, where there is more than one."""
+        if not self._services.databases.are_used:
+            return exchange
+        run_id = exchange.parts[0].decoded if self._leading or exchange.route.names_run else None
+        if run_id is None or not is_run_id(run_id):
+            return exchange
+        return await exchange.at_run(RunId(run_id))
+
+    async def _admit(
+        self, request: web.Request, matched: tuple[Route, tuple[Part, ...]] | None
+    ) -> Credential:
+        """Find who asks; raises Unauthorized whatever the path, so that it tells nothing of what there is."""
+        try:
+            return self._access.admit(request.headers)
+        except Unauthorized:
+            if matched is None or not matched[0].takes_stream_token:
+                raise
+            (part,) = (*self._leading, *matched[1])
+            token = request.query.get("token", "")
+            if not await self._services.stream_tokens.fits(token, part.decoded or ""):
+                raise
+            return STREAM_VIEWER
+
+
+async def answer(exchange: Exchange) -> web.StreamResponse:
+    """Check what the route's handler takes, call it, and write what it returns."""
+    with exchange.services.load.body(_body_bytes(exchange)):
+        value = await exchange.route.handler(exchange, **await _take(exchange))
+    if isinstance(value, web.StreamResponse):
+        return value
+    if isinstance(value, Page):
+        return reply(value.value, link=value.link)
+    return reply(value)
+
+
+async def _take(exchange: Exchange) -> dict[str, Fields]:
+    request = exchange.request
+    given: dict[str, Fields] = {}
+    for name, kind in exchange.route.takes.items():
+        match name:
+            case "body":
+                limit = exchange.services.settings.max_body_bytes
+                given[name] = read_fields(kind, await read_object(request, max_bytes=limit))
+            case "query":
+                given[name] = read_each_once(kind, request.query)
+            case "headers":
+                given[name] = read_each_once(kind, request.headers)
+    return given
+
+
+def _body_bytes(exchange: Exchange) -> int:
+    """Say how much memory the request's body may take; what is over the limit is not read at all."""
+    request = exchange.request
+    if "body" not in exchange.route.takes or not request.body_exists:
+        return 0
+    limit = exchange.services.settings.max_body_bytes
+    size = request.content_length  # None: in chunks
+    return limit if size is None else size if size <= limit else 0
 
 
 async def leave_expectation(_request: web.Request) -> None:
@@ -88,7 +188,7 @@ async def leave_expectation(_request: web.Request) -> None:
 def _refuse(request: web.Request, request_id: str, error: Exception) -> web.StreamResponse:
     if isinstance(error, ConnectionError):
         raise error  # nobody is there to be answered
-    if find_status(translate(error)) is None:
+    if find_status(type(translate(error))) is None:
         LOG.error("request_failed", request_id=request_id, exc_info=error)
     if request.writer.output_size > 0:
         raise ConnectionResetError("failed after the head was sent") from error
@@ -100,7 +200,7 @@ def _refuse(request: web.Request, request_id: str, error: Exception) -> web.Stre
 
 def _request_id(request: web.Request) -> str:
     given = request.headers.get("X-Request-Id")
-    return given if given and _REQUEST_ID.fullmatch(given) else os.urandom(8).hex()
+    return given if given and _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
 
 
 def _raw_path(request: web.Request) -> str:
@@ -109,6 +209,11 @@ def _raw_path(request: web.Request) -> str:
     if not target.startswith("/"):
         target = request.rel_url.raw_path
     return target.partition("?")[0]
+
+
+def _is_surplus(request: web.Request) -> bool:
+    """Say whether the request came by one connection too many."""
+    return isinstance(request.protocol, GatewayProtocol) and request.protocol.is_surplus
 
 
 def _is_known_expectation(request: web.Request) -> bool:

@@ -2,13 +2,15 @@
 
 import asyncio
 import time
-from typing import Final
+from typing import Annotated, Final
 
 from aiohttp import web
 
-from gateway.envelope import BASE_HEADERS, reply
+from gateway.answers import Healthy, Ready
+from gateway.envelope import BASE_HEADERS
 from gateway.errors import NotReady
 from gateway.exchange import Exchange, Services
+from gateway.routing import Media
 from smithers.errors import StoreError
 from smithers.store.reads import read_revision
 
@@ -16,12 +18,12 @@ CHECK_TIMEOUT_S: Final = 2.0
 KEPT_S: Final = 1.0
 
 
-async def get_health(_exchange: Exchange) -> web.StreamResponse:
+async def get_health(_exchange: Exchange) -> Healthy:
     """The process lives; nothing else is asked."""
-    return reply({"ok": True})
+    return {"ok": True}
 
 
-async def get_ready(exchange: Exchange) -> web.StreamResponse:
+async def get_ready(exchange: Exchange) -> Ready:
     """Say whether requests should come here; the failing check is named."""
     readiness = exchange.services.readiness
     if readiness.is_draining:
@@ -31,13 +33,15 @@ async def get_ready(exchange: Exchange) -> web.StreamResponse:
         readiness.checked_at = time.monotonic()
     if readiness.failing is not None:
         raise NotReady(details={"check": readiness.failing})
-    return reply({"ok": True})
+    return {"ok": True, "sandbox": exchange.services.settings.sandbox}
 
 
-async def get_metrics(exchange: Exchange) -> web.StreamResponse:
+async def get_metrics(
+    exchange: Exchange,
+) -> Annotated[web.StreamResponse, Media(("text/plain", "application/openmetrics-text"))]:
     """Show what was counted, as Prometheus reads it."""
     accept = exchange.request.headers.get("Accept", "")
-    body, content_type = exchange.services.metrics.expose(accept)
+    body, content_type = await exchange.services.metrics.expose(accept)
     return web.Response(body=body, headers={**BASE_HEADERS, "Content-Type": content_type})
 
 

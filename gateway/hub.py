@@ -191,23 +191,23 @@ class Hub:
 
     def _send(self, run: FollowedRun, read_from: int, tail: Tail, now: float) -> None:
         data = frame_events(tail.first_seq, tail.payloads)
-        chunk = as_chunk(data)
+        chunk = b"" if tail.is_last else as_chunk(data)
         run.cursor = max(run.cursor, tail.end_seq)
         sent = 0
         for viewer in list(run.viewers):
-            if viewer.cursor == read_from:
-                reason = viewer.write(chunk if viewer.is_chunked else data, now)
-                sent += len(tail.payloads)
-            elif (
-                viewer.cursor >= tail.end_seq
-            ):  # it joined after this read began, or waits for later ones
-                continue
-            else:
+            if viewer.cursor >= tail.end_seq:
+                continue  # it joined after this read began, or waits for later ones
+            own, own_chunk, skipped = data, chunk, 0
+            if viewer.cursor != read_from:
                 skipped = viewer.cursor + 1 - tail.first_seq
                 own = frame_events(viewer.cursor + 1, tail.payloads[skipped:])
-                reason = viewer.write(as_chunk(own) if viewer.is_chunked else own, now)
-                sent += len(tail.payloads) - skipped
+                own_chunk = as_chunk(own)
+            sent += len(tail.payloads) - skipped
             viewer.cursor = tail.end_seq
+            if tail.is_last:
+                viewer.last_words = own
+                continue
+            reason = viewer.write(own_chunk if viewer.is_chunked else own, now)
             if reason is not None:
                 self.leave(run, viewer, reason)
         self._metrics.events_sent.inc(sent)

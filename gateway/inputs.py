@@ -1,6 +1,6 @@
-"""Check a run's input against the JSON Schema of its workflow's input model, without the workflow's code.
+"""Check what people send against an author's JSON Schema, without the author's code: a run's input, a form's answer.
 
-The schema is the author's, the input is anybody's: references are never fetched, and patterns run on an engine that
+The schema is the author's, the value is anybody's: references are never fetched, and patterns run on an engine that
 takes linear time. What such an engine cannot read is left to the worker, which validates with the model itself.
 """
 
@@ -30,6 +30,11 @@ def compile_schema(schema: str | None) -> Validator | None:
 
 def check_input(validator: Validator | None, value: dict[str, Any]) -> None:
     """Raise InvalidRequest with `details.errors`, a list of {path, message}, where the input does not fit."""
+    check_value(validator, value, "The input does not fit the workflow's input model.")
+
+
+def check_value(validator: Validator | None, value: Any, text: str) -> None:
+    """Raise InvalidRequest with this text and `details.errors`, a list of {path, message}, where a value does not fit."""
     if validator is None or validator.is_valid(value):
         return
     found = []
@@ -38,9 +43,7 @@ def check_input(validator: Validator | None, value: dict[str, Any]) -> None:
         found.append({"path": path, "message": _short(error.message)})
         if len(found) == MAX_ERRORS:
             break
-    raise InvalidRequest(
-        "The input does not fit the workflow's input model.", details={"errors": found}
-    )
+    raise InvalidRequest(text, details={"errors": found})
 
 
 def _short(message: str) -> str:

@@ -1,79 +1,125 @@
-"""Count what the gateway does, and show it as Prometheus wants to read it.
+"""Count what the gateway does, and show what the whole server has counted.
 
-A registry of its own: several gateways in one process (as in tests) do not add up. Children of labelled metrics are kept
-by the tuple of their labels, because looking one up in the library costs more than counting.
+A process counts on a page of the server's sheet: `/metrics` of any of its processes shows all of them. What is true of the
+database (how many runs wait for what) is read there, for several scrapes at once, and never counted up and down.
 """
 
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
 from typing import Final
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-)
-from prometheus_client.exposition import choose_encoder
-
+from smithers.errors import StoreError
+from smithers.events import EventType
+from smithers.states import TERMINAL_STATUSES, RunStatus
+from smithers.store.gauges import Gauges
 from smithers.telemetry import names
+from smithers.telemetry.exposition import expose
+from smithers.telemetry.lanes import LaneMeter
+from smithers.telemetry.names import DropReason, Role
+from smithers.telemetry.sheet import Counter, Histogram, Key, Page, Sheet
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST"})
+KEPT_S: Final = 5.0
+READ_TIMEOUT_S: Final = 2.0
+
+ReadGauges = Callable[[], Awaitable[Gauges]]  # may raise StoreError
 
 
 class Metrics:
-    """The gateway's metrics."""
+    """The metrics of one gateway process."""
 
-    def __init__(self) -> None:
-        # A second series for each counter, that nobody reads.
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's only bare one
-        self.registry = CollectorRegistry()
-        self._requests = Counter(
-            *_named(names.HTTP_REQUESTS), names.HTTP_REQUESTS.labels, registry=self.registry
-        )
-        self._durations = Histogram(
-            *_named(names.HTTP_REQUEST_DURATION),
-            names.HTTP_REQUEST_DURATION.labels,
-            registry=self.registry,
-            buckets=names.HTTP_REQUEST_DURATION.buckets,
-        )
-        self._dropped = Counter(
-            *_named(names.STREAMS_DROPPED), names.STREAMS_DROPPED.labels, registry=self.registry
-        )
-        self.streams_active = Gauge(*_named(names.STREAMS_ACTIVE), registry=self.registry)
-        self.events_sent = Counter(*_named(names.STREAM_EVENTS_SENT), registry=self.registry)
-        self.stream_lag = Histogram(
-            *_named(names.STREAM_LAG), registry=self.registry, buckets=names.STREAM_LAG.buckets
-        )
-        self._kept_requests: dict[tuple[str, str, int], Counter] = {}
-        self._kept_durations: dict[tuple[str, str], Histogram] = {}
-        for reason in names.DropReason:
-            self._dropped.labels(reason.value)
+    def __init__(self, page: Page | None = None, read_gauges: ReadGauges | None = None) -> None:
+        """`page`: where this process counts; without one it has a sheet to itself."""
+        self._page = page or Sheet.create(1).open_page(Role.GATEWAY)
+        self._gauges = None if read_gauges is None else _KeptGauges(read_gauges)
+        self._events = {event: self._page.counter(names.EVENTS, event.value) for event in EventType}
+        self._drops = {
+            reason: self._page.counter(names.STREAMS_DROPPED, reason.value) for reason in DropReason
+        }
+        self._requests: dict[tuple[str, str, int], Counter] = {}
+        self._durations: dict[tuple[str, str], Histogram] = {}
+        self._listening = self._page.gauge(names.LISTENER_AGE, Role.GATEWAY)
+        self.lanes = LaneMeter(self._page)
+        self.runs_resumed = self._page.counter(names.RUNS_RESUMED)
+        self.streams_active = self._page.gauge(names.STREAMS_ACTIVE)
+        self.events_sent = self._page.counter(names.STREAM_EVENTS_SENT)
+        self.stream_lag = self._page.histogram(names.STREAM_LAG)
+        self.spans_dropped = self._page.counter(names.SPANS_DROPPED)
+        self._runs_started = self._page.counter(names.RUNS_STARTED)
 
     def count_request(self, method: str, route: str, status: int, duration_s: float | None) -> None:
         """Count an answer; a stream has no duration."""
         method = method if method in METHODS else names.NO_METHOD
-        counted = self._kept_requests.get((method, route, status))
+        counted = self._requests.get((method, route, status))
         if counted is None:
-            counted = self._requests.labels(method, route, str(status))
-            self._kept_requests[method, route, status] = counted
+            counted = self._page.counter(names.HTTP_REQUESTS, method, route, str(status))
+            self._requests[method, route, status] = counted
         counted.inc()
         if duration_s is None:
             return
-        timed = self._kept_durations.get((method, route))
+        timed = self._durations.get((method, route))
         if timed is None:
-            timed = self._durations.labels(method, route)
-            self._kept_durations[method, route] = timed
+            timed = self._page.histogram(names.HTTP_REQUEST_DURATION, method, route)
+            self._durations[method, route] = timed
         timed.observe(duration_s)
 
-    def count_drop(self, reason: names.DropReason) -> None:
+    def count_start(self) -> None:
+        """Count a run that was accepted, with its first event."""
+        self._runs_started.inc()
+        self._events[EventType.RUN_STARTED].inc()
+
+    def count_event(self, event: EventType) -> None:
+        """Count an event that a request has written."""
+        self._events[event].inc()
+
+    def count_drop(self, reason: DropReason) -> None:
         """Count a stream that was cut."""
-        self._dropped.labels(reason.value).inc()
+        self._drops[reason].inc()
 
-    def expose(self, accept: str) -> tuple[bytes, str]:
+    def hear_listening(self, is_connected: bool) -> None:
+        """Take in that the connection for hints is up, or gone."""
+        self._listening.set(time.monotonic() if is_connected else 0.0)
+
+    async def expose(self, accept: str) -> tuple[bytes, str]:
         """Write all metrics; answer the text and its content type, which the asker may choose."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        gauges = {} if self._gauges is None else await self._gauges.read()
+        return expose(self._page.sheet, accept, gauges)
 
 
-def _named(metric: names.Metric) -> tuple[str, str]:
-    return metric.name.removesuffix("_total"), metric.help
+class _KeptGauges:
+    """What the database says, for some seconds."""
+
+    def __init__(self, read: ReadGauges) -> None:
+        self._read = read
+        self._kept: dict[Key, float] = {}
+        self._read_at = float("-inf")
+        self._reading = asyncio.Lock()
+
+    async def read(self) -> dict[Key, float]:
+        """Read anew what is old; what cannot be read is not shown, rather than shown as it was."""
+        async with self._reading:
+            if time.monotonic() - self._read_at > KEPT_S:
+                try:
+                    async with asyncio.timeout(READ_TIMEOUT_S):
+                        self._kept = _as_series(await self._read())
+                except (TimeoutError, StoreError):
+                    self._kept = {(names.DB_UP.name,): 0.0}
+                self._read_at = time.monotonic()
+            return self._kept
+
+
+def _as_series(gauges: Gauges) -> dict[Key, float]:
+    series: dict[Key, float] = {
+        (names.RUNS.name, status.value): gauges.runs.get(status, 0)
+        for status in RunStatus
+        if status not in TERMINAL_STATUSES
+    }
+    for queue, backlog in gauges.queues.items():
+        series[names.QUEUE_DEPTH.name, queue] = backlog.count
+        series[names.QUEUE_OLDEST.name, queue] = backlog.oldest_s
+    series[names.APPROVALS_PENDING.name,] = gauges.approvals.count
+    series[names.APPROVALS_OLDEST.name,] = gauges.approvals.oldest_s
+    series[names.TIMERS_PENDING.name,] = gauges.runs.get(RunStatus.WAITING_TIMER, 0)
+    series[names.DB_UP.name,] = 1.0
+    return series

@@ -1,89 +1,121 @@
 """Read a run's nodes; decide the approvals among them."""
 
 from datetime import datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import orjson
-from aiohttp import web
+from pydantic import Field
 
-from gateway import fields
-from gateway.bodies import read_object, write_json
-from gateway.envelope import reply
+from gateway.answers import NodeAnswer, NodeDetailAnswer, RunNamed, ToolCallAnswer
+from gateway.bodies import write_json
 from gateway.errors import InvalidRequest
 from gateway.exchange import Exchange
+from gateway.fields import DIGITS, MAX_INTEGER, Body, Cursor, Digits, Iteration, Name, Query, Text
+from gateway.paging import Page, next_link, read_cursor, write_cursor
 from gateway.runs import public_error
+from smithers.events import EventType
 from smithers.ids import NODE_ID_PATTERN, NodeId, RunId
 from smithers.store.node_reads import NodePlace, NodeRow, find_node, list_nodes
 from smithers.store.outside import Decision, Wake, decide
 from smithers.store.reads import run_exists
 from smithers.store.refusals import NodeNotFound, RunNotFound
+from smithers.store.tool_calls import ToolCallRow, list_tool_calls
 
 MAX_NODES: Final = 10_000
 LISTED_OUTPUT_BYTES: Final = 65_536
 SINGLE_OUTPUT_BYTES: Final = 1_048_576
+LISTED_CALLS: Final = 100
 MAX_OUTPUT_BYTES: Final = 1 << 30
 
 
-async def get_nodes(exchange: Exchange) -> web.StreamResponse:
+class NodesQuery(Query):
+    """Which of a run's nodes."""
+
+    limit: Digits = Field(1_000, ge=1, le=MAX_NODES)
+    max_bytes: Digits = Field(
+        LISTED_OUTPUT_BYTES, ge=0, le=MAX_OUTPUT_BYTES, description="larger outputs are left out"
+    )
+    cursor: Cursor | None = None
+
+
+class NodeQuery(Query):
+    """Which iteration of a node."""
+
+    iteration: Annotated[int, Field(ge=0, le=MAX_INTEGER), DIGITS] | None = Field(
+        None, description="without one: the newest"
+    )
+    max_bytes: Digits = Field(
+        SINGLE_OUTPUT_BYTES, ge=0, le=MAX_OUTPUT_BYTES, description="a larger output is left out"
+    )
+
+
+class DecisionBody(Body):
+    """What a person says to a question."""
+
+    iteration: Iteration | None = Field(None, description="without one: 0")
+    note: Text | None = None
+    decided_by: Name | None = Field(None, description="a credential that names somebody wins")
+    decision: Any = Field(
+        None,
+        description='`{"selected": option}` or `{"ranked": [option, …]}`, where one was asked for',
+    )
+
+
+async def get_nodes(exchange: Exchange, query: NodesQuery) -> Page[list[NodeAnswer]]:
     """List a run's nodes, oldest first."""
-    request = exchange.request
-    limit = fields.query_whole(request, "limit", low=1, high=MAX_NODES, default=1_000)
-    max_bytes = _query_max_bytes(request, LISTED_OUTPUT_BYTES)
-    cursor = fields.query_text(request, "cursor")
-    after = None if cursor is None else _read_place(cursor)
     run_id = exchange.run_id()
     rows = await list_nodes(
-        exchange.services.pool, run_id, after=after, limit=limit, max_bytes=max_bytes
+        exchange.services.pool,
+        run_id,
+        after=None if query.cursor is None else _read_place(query.cursor),
+        limit=query.limit,
+        max_bytes=query.max_bytes,
     )
     if not rows and not await run_exists(exchange.services.pool, run_id):
         raise RunNotFound
     link = None
-    if len(rows) == limit:
+    if len(rows) == query.limit:
         last = rows[-1]
-        place = fields.write_cursor(last.created_at.isoformat(), last.node_id, last.iteration)
-        link = fields.next_link(request, cursor=place)
-    return reply([_node(run_id, row) for row in rows], link=link)
+        place = write_cursor(last.created_at.isoformat(), last.node_id, last.iteration)
+        link = next_link(exchange.request, cursor=place)
+    return Page([_node(run_id, row) for row in rows], link)
 
 
-async def get_node(exchange: Exchange) -> web.StreamResponse:
-    """Read one node; without an iteration its newest."""
-    request = exchange.request
-    text = fields.query_text(request, "iteration")
-    iteration = (
-        None
-        if text is None
-        else fields.parse_whole(text, "iteration", low=0, high=fields.MAX_INTEGER)
-    )
-    max_bytes = _query_max_bytes(request, SINGLE_OUTPUT_BYTES)
+async def get_node(exchange: Exchange, query: NodeQuery) -> NodeDetailAnswer:
+    """Read one node with its attempts, its output and what it called."""
     run_id = exchange.run_id()
     row = await find_node(
         exchange.services.pool,
         run_id,
-        _node_ids(exchange),
-        iteration=iteration,
-        max_bytes=max_bytes,
+        node_ids(exchange),
+        iteration=query.iteration,
+        max_bytes=query.max_bytes,
     )
     if row is None:
         raise NodeNotFound
-    return reply(_node(run_id, row))
+    calls = await list_tool_calls(
+        exchange.services.pool,
+        run_id,
+        row.node_id,
+        row.iteration,
+        limit=LISTED_CALLS,
+        max_bytes=min(query.max_bytes, LISTED_OUTPUT_BYTES),
+    )
+    return {**_node(run_id, row), "toolCalls": [_tool_call(call) for call in calls]}
 
 
-async def post_approve(exchange: Exchange) -> web.StreamResponse:
-    """Approve what a node asks."""
-    return await _decide(exchange, is_approved=True)
+async def post_approve(exchange: Exchange, body: DecisionBody) -> RunNamed:
+    """Approve what a node asks; the same decision again changes nothing."""
+    return await _decide(exchange, body, is_approved=True)
 
 
-async def post_deny(exchange: Exchange) -> web.StreamResponse:
-    """Deny what a node asks."""
-    return await _decide(exchange, is_approved=False)
+async def post_deny(exchange: Exchange, body: DecisionBody) -> RunNamed:
+    """Deny what a node asks; the same decision again changes nothing."""
+    return await _decide(exchange, body, is_approved=False)
 
 
-async def _decide(exchange: Exchange, *, is_approved: bool) -> web.StreamResponse:
-    body = await read_object(exchange.request, max_bytes=exchange.services.settings.max_body_bytes)
-    iteration = fields.take_whole(body, "iteration", low=0) or 0
-    note = fields.take_text(body, "note")
-    decided_by = fields.take_text(body, "decidedBy", max_chars=500)
-    decision = None if body.get("decision") is None else write_json(body["decision"])
+async def _decide(exchange: Exchange, body: DecisionBody, *, is_approved: bool) -> RunNamed:
+    decision = None if body.decision is None else write_json(body.decision)
     run_id = exchange.run_id()
     who = exchange.credential
     wake = await _decide_either(
@@ -92,24 +124,28 @@ async def _decide(exchange: Exchange, *, is_approved: bool) -> web.StreamRespons
             Decision(
                 run_id=run_id,
                 node_id=node_id,
-                iteration=iteration,
+                iteration=body.iteration or 0,
                 is_approved=is_approved,
-                note=note,
-                decided_by=who.user or decided_by,  # a credential that names somebody is believed
+                note=body.note,
+                decided_by=who.user
+                or body.decided_by,  # a credential that names somebody is believed
                 decision=decision,
                 user=who.user,
                 scopes=who.scopes,
             )
-            for node_id in _node_ids(exchange)
+            for node_id in node_ids(exchange)
         ],
     )
     if wake.is_new:
+        exchange.services.metrics.count_event(
+            EventType.APPROVAL_GRANTED if is_approved else EventType.APPROVAL_DENIED
+        )
         exchange.hint_events(run_id)
         if wake.is_owned:
             exchange.hint_news(run_id)
         else:
             exchange.hint_due(wake.queue)
-    return reply({"runId": run_id})
+    return {"runId": run_id}
 
 
 async def _decide_either(exchange: Exchange, decisions: list[Decision]) -> Wake:
@@ -122,19 +158,16 @@ async def _decide_either(exchange: Exchange, decisions: list[Decision]) -> Wake:
     return await decide(exchange.services.outside, decisions[-1])
 
 
-def _node_ids(exchange: Exchange) -> list[NodeId]:
+def node_ids(exchange: Exchange) -> list[NodeId]:
+    """List the spellings of the node id in the path, the raw one first; raise NodeNotFound where it can name nothing."""
     ids = [NodeId(text) for text in exchange.parts[1].spellings if NODE_ID_PATTERN.fullmatch(text)]
     if not ids:
         raise NodeNotFound
     return ids
 
 
-def _query_max_bytes(request: web.Request, default: int) -> int:
-    return fields.query_whole(request, "maxBytes", low=0, high=MAX_OUTPUT_BYTES, default=default)
-
-
 def _read_place(cursor: str) -> NodePlace:
-    moment, node_id, iteration = fields.read_cursor(cursor, str, str, int)
+    moment, node_id, iteration = read_cursor(cursor, str, str, int)
     try:
         created_at = datetime.fromisoformat(moment)
     except ValueError as error:
@@ -142,7 +175,7 @@ def _read_place(cursor: str) -> NodePlace:
     return NodePlace(created_at=created_at, node_id=NodeId(node_id), iteration=iteration)
 
 
-def _node(run_id: RunId, row: NodeRow) -> dict[str, Any]:
+def _node(run_id: RunId, row: NodeRow) -> NodeAnswer:
     return {
         "runId": run_id,
         "nodeId": row.node_id,
@@ -169,4 +202,23 @@ def _node(run_id: RunId, row: NodeRow) -> dict[str, Any]:
             }
             for attempt in row.attempts
         ],
+    }
+
+
+def _tool_call(row: ToolCallRow) -> ToolCallAnswer:
+    return {
+        "attempt": row.attempt,
+        "seq": row.call_no,
+        "kind": row.kind,
+        "toolName": row.tool_name,
+        "state": row.state,
+        "sideEffect": row.is_side_effect,
+        "idempotent": row.is_idempotent,
+        "input": None if row.input is None else orjson.Fragment(row.input),
+        "inputBytes": row.input_bytes,  # with a null input: larger than maxBytes
+        "output": None if row.output is None else orjson.Fragment(row.output),
+        "outputBytes": row.output_bytes,
+        "error": None if row.error is None else orjson.Fragment(row.error),
+        "startedAtMs": row.started_ms,
+        "finishedAtMs": row.finished_ms,
     }

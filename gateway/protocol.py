@@ -23,10 +23,12 @@ from gateway.errors import (
     InvalidRequest,
     UriTooLong,
 )
+from gateway.load import Load
 
 LOG: Final = structlog.get_logger(__name__)
 KEEP_ALIVE_S: Final = 75.0  # above the idle limits of nginx and of load balancers: they close first
 HURRY_S: Final = 0.05  # 0 would be for ever
+SURPLUS_HEADERS_S: Final = 2.0
 MAX_LINE_BYTES: Final = 8_190
 MAX_HEADER_BYTES: Final = 8_191  # not the same, so that the two are told apart
 MAX_HEADERS: Final = 128
@@ -38,10 +40,23 @@ LINGER_S: Final = (
 class GatewayProtocol(web.RequestHandler):
     """One connection."""
 
-    __slots__ = ("_began_at", "_body", "_deadline", "_headers_s", "_request_s", "on_lost")
+    __slots__ = (
+        "_began_at",
+        "_body",
+        "_deadline",
+        "_headers_s",
+        "_load",
+        "_request_s",
+        "is_surplus",
+        "on_lost",
+    )
 
-    def __init__(self, *args: Any, headers_s: float, request_s: float, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, load: Load, headers_s: float, request_s: float, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._load = load
+        self.is_surplus = False  # one too many: its first answer is its last
         self._headers_s = headers_s
         self._request_s = request_s
         self._deadline: asyncio.TimerHandle | None = None
@@ -50,13 +65,21 @@ class GatewayProtocol(web.RequestHandler):
         self.on_lost: Callable[[], None] | None = None  # told when the connection is gone
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Expect a first request in time."""
+        """Expect a first request in time; sooner where there are too many connections."""
         super().connection_made(transport)
+        self._load.connections += 1
+        self.is_surplus = self._load.has_surplus
+        if self._load.is_flooded:
+            self.force_close()
+            return
+        if self.is_surplus:
+            self._headers_s = min(self._headers_s, SURPLUS_HEADERS_S)
         self._expect_headers()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Tell whoever streams to this connection, at once."""
         self._disarm()
+        self._load.connections -= 1
         super().connection_lost(exc)
         if self.on_lost is not None:
             self.on_lost()
@@ -138,10 +161,13 @@ class GatewayProtocol(web.RequestHandler):
 class GatewayServer(web.Server):
     """Makes a connection's protocol; unlike aiohttp's, a wrong keyword fails."""
 
-    def __init__(self, *args: Any, headers_s: float, request_s: float, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, load: Load, headers_s: float, request_s: float, **kwargs: Any
+    ) -> None:
         super().__init__(*args)
         self._options = {
             "loop": self._loop,
+            "load": load,
             "headers_s": headers_s,
             "request_s": request_s,
             "keepalive_timeout": KEEP_ALIVE_S,
@@ -162,12 +188,19 @@ class GatewayServer(web.Server):
 class GatewayRunner(web.AppRunner):
     """Runs an application on GatewayServer."""
 
-    __slots__ = ("_headers_s", "_request_s")
+    __slots__ = ("_headers_s", "_load", "_request_s")
 
     def __init__(
-        self, app: web.Application, *, headers_s: float, request_s: float, shutdown_s: float
+        self,
+        app: web.Application,
+        *,
+        load: Load,
+        headers_s: float,
+        request_s: float,
+        shutdown_s: float,
     ) -> None:
         super().__init__(app, shutdown_timeout=shutdown_s, access_log=None)
+        self._load = load
         self._headers_s = headers_s
         self._request_s = request_s
 
@@ -178,7 +211,10 @@ class GatewayRunner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         plain = await super()._make_server()
         server = GatewayServer(
-            plain.request_handler, headers_s=self._headers_s, request_s=self._request_s
+            plain.request_handler,
+            load=self._load,
+            headers_s=self._headers_s,
+            request_s=self._request_s,
         )
         server.request_factory = plain.request_factory
         return server

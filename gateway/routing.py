@@ -2,22 +2,30 @@
 
 A route without a scope cannot be written down: OPEN is a scope of its own. Nothing is normalised: `//v1/runs`,
 `/V1/RUNS`, `/v1%2Fruns` are no routes. Only the parts that name something are percent-decoded.
+
+What a route takes and answers is its handler's signature, and nowhere else:
+
+    async def get_runs(exchange: Exchange, query: RunsQuery) -> Page[list[RunRowAnswer]]:
+
+`body`, `query` and `headers` (subclasses of Body, Query, Headers) are checked before the handler is called, in the order
+in which it names them. It returns a JSON value of the annotated type, a Page of one, or, marked with Media, a response
+that it wrote itself. The docstring and these types are what /openapi.json says of the route.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from types import MappingProxyType
+from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
-from aiohttp import web
-
 from gateway.access import Scope
+from gateway.fields import Body, Fields, Headers, Query
+from smithers.errors import SmithersError
 
-if TYPE_CHECKING:
-    from gateway.exchange import Exchange
-
-Handler = Callable[["Exchange"], Awaitable[web.StreamResponse]]
+Handler = Callable[..., Awaitable[Any]]
+TAKEN: Final = MappingProxyType({"body": Body, "query": Query, "headers": Headers})
 
 
 class Open(Enum):
@@ -30,13 +38,45 @@ OPEN: Final = Open.OPEN
 
 
 @dataclass(frozen=True, slots=True)
+class Media:
+    """Marks a response that a handler writes itself: `Annotated[web.StreamResponse, Media("text/html")]`."""
+
+    types: tuple[str, ...]
+    events: Any = None  # of a stream: the type of what each event's data hold, as JSON
+    empty: Mapping[int, str] = field(default_factory=dict)  # statuses without a body, and when
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
-    """A method and a path template (`/v1/runs/:runId`), who may use it, and what answers."""
+    """A method and a path template (`/v1/runs/:runId`), who may use it, what answers, and with which refusals.
+
+    What every route may refuse (a credential, a body that is too large, a field) need not be listed.
+    """
 
     method: str
     template: str
     scope: Scope | Open
     handler: Handler
+    refusals: tuple[type[SmithersError], ...] = ()
+    takes_stream_token: bool = False  # instead of another credential: see stream_tokens
+    takes: Mapping[str, type[Fields]] = field(init=False, compare=False)
+    answer: Any = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Read the handler's signature; raises TypeError for a parameter that nobody would give."""
+        signature = inspect.signature(self.handler)
+        _, *parameters = signature.parameters.values()
+        takes = {parameter.name: parameter.annotation for parameter in parameters}
+        for name, kind in takes.items():
+            if name not in TAKEN or not issubclass(kind, TAKEN[name]):
+                raise TypeError(f"{self.handler.__qualname__} takes {name}: {kind}")
+        object.__setattr__(self, "takes", MappingProxyType(takes))
+        object.__setattr__(self, "answer", signature.return_annotation)
+
+    @property
+    def names_run(self) -> bool:
+        """Whether the first name in the path is a run's."""
+        return ":runId" in self.template
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,16 @@
 
 import json
 from datetime import UTC, datetime
-from typing import Any, assert_never
+from typing import assert_never
 
+from gateway.answers import Blocked, RunState
 from smithers.states import RunStatus
 from smithers.store.reads import OpenWait, RunLife
 
 
-def run_state(life: RunLife) -> dict[str, Any]:
+def run_state(life: RunLife) -> RunState:
     """Build `{runId, state, computedAt, blocked?, unhealthy?}`."""
-    state: dict[str, Any] = {
+    state: RunState = {
         "runId": life.run_id,
         "state": _state(life),
         "computedAt": iso(life.now_ms),
@@ -41,7 +42,7 @@ def _state(life: RunLife) -> str:
             assert_never(life.status)
 
 
-def _blocked(status: RunStatus, wait: OpenWait) -> dict[str, Any] | None:
+def _blocked(status: RunStatus, wait: OpenWait) -> Blocked | None:
     if status is RunStatus.WAITING_APPROVAL:
         requested = None if wait.requested_ms is None else iso(wait.requested_ms)
         return {"kind": "approval", "nodeId": wait.node_id, "requestedAt": requested}

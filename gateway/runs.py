@@ -2,137 +2,208 @@
 
 import hashlib
 import json
-import re
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import orjson
-from aiohttp import web
+from pydantic import Field, Strict, StringConstraints
 
-from gateway import fields
 from gateway.access import Credential
-from gateway.bodies import read_object, write_json
-from gateway.envelope import reply
-from gateway.errors import InvalidRequest, RunIdRequired
+from gateway.answers import RunAnswer, RunNamed, RunRowAnswer, RunTaken
+from gateway.bodies import write_json
+from gateway.errors import DbNotConfigured, InvalidRequest, NoWorker, RunIdRequired
 from gateway.exchange import Exchange
+from gateway.fields import (
+    MAX_INTEGER,
+    NO_NUL,
+    WHOLE,
+    AnyBody,
+    Body,
+    Cursor,
+    Digits,
+    Headers,
+    Query,
+)
 from gateway.inputs import check_input
+from gateway.paging import Page, next_link, read_cursor, write_cursor
 from gateway.run_state import run_state
 from gateway.sources import KnownWorkflow
+from gateway.starts import may_name_database, start_run
 from smithers.events import EventType, correlation_json, event_parts
-from smithers.ids import RunId, is_run_id, new_run_id
+from smithers.ids import RUN_ID_PATTERN, RunId, new_run_id
 from smithers.source.closure import SourceBundle
 from smithers.source.errors import SourceError, SourceNotFound
 from smithers.states import RunStatus
 from smithers.store.descriptions import find_run_source
 from smithers.store.outside import CancelOutcome, Resume, ResumeOutcome, cancel_run, resume_run
 from smithers.store.reads import RunPlace, RunRow, find_run, list_runs
-from smithers.store.refusals import NothingToResume, RunExists, RunNotFound
-from smithers.store.starts import RunStart, start_with_key
+from smithers.store.refusals import NothingToResume, RunNotFound
+from smithers.store.run_traces import find_run_trace
+from smithers.store.starts import IdempotencyKey, RunStart
+from smithers.telemetry.tracing import RunTrace
 
 DEFAULT_QUEUE: Final = "default"
 ISOLATED: Final = "process"
 MAX_LIST: Final = 1_000
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
-_KEY: Final = re.compile(r'"?[\x21\x23-\x7e]{1,255}"?', re.ASCII)
+
+WorkflowPath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=NO_NUL)]
 
 
-async def post_run(exchange: Exchange) -> web.StreamResponse:
+class RunConfig(Body):
+    """What a caller may set, and nothing else: a request narrows, it never widens."""
+
+    max_concurrency: Annotated[int, Field(ge=1, le=MAX_INTEGER), WHOLE] | None = Field(
+        None, description="how many attempts of the run are under way at once"
+    )
+
+
+class StartConfig(RunConfig):
+    """What a caller may set at the start."""
+
+    priority: Annotated[int, Field(ge=-100, le=100), WHOLE] | None = Field(
+        None, description="of the runs that are due the higher is taken up first; without one: 0"
+    )
+
+
+class ResumeBody(Body):
+    """How a run goes on."""
+
+    workflow_path: WorkflowPath | None = Field(
+        None, description="take the source as it is there now; relative to the server's root"
+    )
+    input: dict[str, Any] | None = Field(None, description="ignored: a run keeps its input")
+    config: RunConfig | None = None
+
+
+class StartBody(Body):
+    """A run to be."""
+
+    workflow_path: WorkflowPath = Field(
+        description="a .py file, relative to the server's root; `path.py:name` where it holds several workflows",
+        examples=["hello.py"],
+    )
+    input: dict[str, Any] | None = Field(None, description="fits the workflow's input model")
+    run_id: Annotated[str, StringConstraints(pattern=f"^{RUN_ID_PATTERN.pattern}$")] | None = Field(
+        None, description="without one: a new UUIDv7"
+    )
+    resume: bool | None = Field(None, description="have the run `runId` go on instead")
+    config: StartConfig | None = None
+
+
+class StartHeaders(Headers):
+    """What makes a start repeatable."""
+
+    idempotency_key: (
+        Annotated[str, StringConstraints(pattern=r'^"?[\x21\x23-\x7e]{1,255}"?$')] | None
+    ) = Field(
+        None,
+        alias="Idempotency-Key",
+        description="the same key and body again answer the same run",
+    )
+
+
+class RunsQuery(Query):
+    """Which runs."""
+
+    limit: Digits = Field(50, ge=1, le=MAX_LIST)
+    status: Annotated[RunStatus, Strict(False)] | None = None
+    workflow: Annotated[str, StringConstraints(max_length=300, pattern=NO_NUL)] | None = Field(
+        None, description="a workflow's name"
+    )
+    cursor: Cursor | None = None
+
+
+async def post_run(exchange: Exchange, body: StartBody, headers: StartHeaders) -> RunTaken:
     """Start a run, or resume one."""
-    body = await read_object(exchange.request, max_bytes=exchange.services.settings.max_body_bytes)
-    workflow_path = fields.take_text(body, "workflowPath", max_chars=4096)
-    if not workflow_path:
-        raise InvalidRequest("workflowPath must name a .py file below the root.")
-    run_input = fields.take_object(body, "input") or {}
-    config = _take_config(body)
-    run_id = _take_run_id(body)
-    if fields.take_bool(body, "resume"):
+    run_id = None if body.run_id is None else RunId(body.run_id)
+    if body.resume:
         if run_id is None:
             raise RunIdRequired
-        return await _resume(exchange, run_id, workflow_path, config)
-    key = _take_key(exchange.request)
-    bundle, known = await _read_source(exchange, workflow_path)
+        at_run = await exchange.at_run(run_id)
+        return await _resume(at_run, run_id, body.workflow_path, body.config)
+    with exchange.services.backlog.starting():
+        return await _begin(exchange, run_id or new_run_id(), body, headers)
+
+
+async def _begin(
+    exchange: Exchange, chosen_id: RunId, body: StartBody, headers: StartHeaders
+) -> RunTaken:
+    bundle, known = await _read_source(exchange, body.workflow_path)
     if known is not None:
-        check_input(known.validator, run_input)
-    start = _build_start(exchange, run_id or new_run_id(), bundle, known, run_input, config or {})
-    if key is None:
-        if not await exchange.services.starts.submit(start):
-            raise RunExists
-        run_id = start.run_id
-    else:
-        run_id = await start_with_key(
-            exchange.services.pool,
-            start,
-            idempotency_key=_scoped_key(exchange.credential, key),
-            request_hash=_hash_request(body),
-        )
-    exchange.hint_due(start.queue)
-    exchange.hint_events(run_id)
-    return reply({"runId": run_id})
+        check_input(known.validator, body.input or {})
+    start = _build_start(exchange, chosen_id, bundle, known, body)
+    key = _read_key(exchange, body, headers)
+    run_id = await start_run(exchange, start, bundle, known, key)
+    if run_id == start.run_id:
+        exchange.services.metrics.count_start()
+    return {"runId": run_id}
 
 
-async def post_resume(exchange: Exchange) -> web.StreamResponse:
-    """Resume a run: the body may name another source or configuration."""
-    body = await read_object(exchange.request, max_bytes=exchange.services.settings.max_body_bytes)
-    workflow_path = fields.take_text(body, "workflowPath", max_chars=4096)
-    fields.take_object(body, "input")
-    config = _take_config(body)
-    return await _resume(exchange, exchange.run_id(missing=NothingToResume), workflow_path, config)
+async def post_resume(exchange: Exchange, body: ResumeBody) -> RunTaken:
+    """Have a failed or cancelled run go on; the body may name another source or configuration."""
+    run_id = exchange.run_id(missing=NothingToResume)
+    return await _resume(exchange, run_id, body.workflow_path, body.config)
 
 
-async def post_cancel(exchange: Exchange) -> web.StreamResponse:
-    """Cancel a run."""
-    await read_object(exchange.request, max_bytes=exchange.services.settings.max_body_bytes)
+async def post_cancel(exchange: Exchange, body: AnyBody) -> RunNamed:  # noqa: ARG001 - must be an object
+    """Cancel a run; what is under way is stopped."""
     run_id = exchange.run_id()
     if await cancel_run(exchange.services.pool, run_id) is CancelOutcome.CANCELLED:
+        exchange.services.metrics.count_event(EventType.RUN_CANCELLED)
         exchange.hint_events(run_id)
+        await _tell_cancelled(exchange, run_id)
     else:
         exchange.hint_news(run_id)
-    return reply({"runId": run_id})
+    return {"runId": run_id}
 
 
-async def get_run(exchange: Exchange) -> web.StreamResponse:
+async def _tell_cancelled(exchange: Exchange, run_id: RunId) -> None:
+    """Tell the span of a run that nobody held: no worker will."""
+    tracer = exchange.services.tracer
+    ended = None if tracer is None else await find_run_trace(exchange.services.pool, run_id)
+    if tracer is None or ended is None:
+        return
+    trace = RunTrace(tracer, run_id, ended.workflow_name, ended.era, ended.trace_context)
+    trace.tell_run(RunStatus.CANCELLED, None, began_ms=ended.began_ms, ended_ms=ended.ended_ms)
+
+
+async def get_run(exchange: Exchange) -> RunAnswer:
     """Read one run."""
     run = await find_run(exchange.services.pool, exchange.run_id())
     if run is None:
         raise RunNotFound
-    return reply(
-        {
-            "runId": run.life.run_id,
-            "workflowName": run.workflow_name,
-            "status": run.life.status,
-            "startedAtMs": run.started_ms,
-            "finishedAtMs": run.finished_ms,
-            "runState": run_state(run.life),
-            "summary": _stored(run.summary or "{}"),
-            "input": _stored(run.input),
-            "output": _stored(run.output),
-            "error": public_error(run.error),
-            "workflowHash": run.workflow_hash,
-        }
-    )
+    return {
+        "runId": run.life.run_id,
+        "workflowName": run.workflow_name,
+        "status": run.life.status,
+        "startedAtMs": run.started_ms,
+        "finishedAtMs": run.finished_ms,
+        "runState": run_state(run.life),
+        "summary": _stored(run.summary or "{}"),
+        "input": _stored(run.input),
+        "output": _stored(run.output),
+        "error": public_error(run.error),
+        "workflowHash": run.workflow_hash,
+    }
 
 
-async def get_runs(exchange: Exchange) -> web.StreamResponse:
+async def get_runs(exchange: Exchange, query: RunsQuery) -> Page[list[RunRowAnswer]]:
     """List runs, newest first."""
-    request = exchange.request
-    limit = fields.query_whole(request, "limit", low=1, high=MAX_LIST, default=50)
-    status = fields.query_text(request, "status")
-    if status is not None and status not in set(RunStatus):
-        raise InvalidRequest(f"status must be one of {', '.join(RunStatus)}.")
-    cursor = fields.query_text(request, "cursor")
+    if not exchange.services.settings.is_kept:
+        raise DbNotConfigured
     rows = await list_runs(
         exchange.services.pool,
-        status=None if status is None else RunStatus(status),
-        workflow_name=fields.query_text(request, "workflow"),
-        after=None if cursor is None else _read_place(cursor),
-        limit=limit,
+        status=query.status,
+        workflow_name=query.workflow,
+        after=None if query.cursor is None else _read_place(query.cursor),
+        limit=query.limit,
     )
     link = None
-    if len(rows) == limit:
-        place = fields.write_cursor(rows[-1].created_at.isoformat(), rows[-1].life.run_id)
-        link = fields.next_link(request, cursor=place)
-    return reply([_row(row) for row in rows], link=link)
+    if len(rows) == query.limit:
+        place = write_cursor(rows[-1].created_at.isoformat(), rows[-1].life.run_id)
+        link = next_link(exchange.request, cursor=place)
+    return Page([_row(row) for row in rows], link)
 
 
 def public_error(text: str | None) -> Any:
@@ -150,7 +221,7 @@ def _stored(text: str | None) -> orjson.Fragment | None:
     return None if text is None else orjson.Fragment(text)
 
 
-def _row(row: RunRow) -> dict[str, Any]:
+def _row(row: RunRow) -> RunRowAnswer:
     error = public_error(row.error)
     return {
         "runId": row.life.run_id,
@@ -171,13 +242,13 @@ def _row(row: RunRow) -> dict[str, Any]:
         "vcsRoot": None,
         "vcsRevision": None,
         "errorJson": None if error is None else orjson.dumps(error).decode(),
-        "configJson": row.config,
+        "configJson": _shown_config(row),
         "runState": run_state(row.life),
     }
 
 
 def _read_place(cursor: str) -> RunPlace:
-    moment, run_id = fields.read_cursor(cursor, str, str)
+    moment, run_id = read_cursor(cursor, str, str)
     try:
         return RunPlace(created_at=datetime.fromisoformat(moment), run_id=RunId(run_id))
     except ValueError as error:
@@ -185,8 +256,8 @@ def _read_place(cursor: str) -> RunPlace:
 
 
 async def _resume(
-    exchange: Exchange, run_id: RunId, workflow_path: str | None, config: dict[str, Any] | None
-) -> web.StreamResponse:
+    exchange: Exchange, run_id: RunId, workflow_path: str | None, config: RunConfig | None
+) -> RunTaken:
     services = exchange.services
     bundle = await _find_bundle(exchange, workflow_path)
     source = None if bundle is None else await services.sources.keep(services.pool, bundle)
@@ -200,16 +271,17 @@ async def _resume(
             source_hash=source,
             workflow_path=None if bundle is None else bundle.entry,
             workflow_export=None if bundle is None else bundle.workflow_name,
-            config=None if config is None else write_json(config),
+            config=None if config is None else _config_json(config),
             changed_files=changed,
         ),
     )
     if outcome is ResumeOutcome.ACTIVE:
-        return reply({"runId": run_id, "status": RunStatus.RUNNING})
+        return {"runId": run_id, "status": RunStatus.RUNNING}
     if outcome is ResumeOutcome.RESUMED:
+        exchange.services.metrics.runs_resumed.inc()
         exchange.hint_due(queue)
         exchange.hint_events(run_id)
-    return reply({"runId": run_id})
+    return {"runId": run_id}
 
 
 async def _find_bundle(exchange: Exchange, workflow_path: str | None) -> SourceBundle | None:
@@ -239,6 +311,8 @@ async def _read_source(
     bundle = await services.sources.read(workflow_path)
     await services.sources.keep(services.pool, bundle)
     known = await services.sources.describe(services.pool, bundle)
+    if known is None and may_name_database(bundle):
+        raise NoWorker
     if known is not None and known.row.error is not None:
         raise SourceError(known.row.error)
     return bundle, known
@@ -249,27 +323,25 @@ def _build_start(
     run_id: RunId,
     bundle: SourceBundle,
     known: KnownWorkflow | None,
-    run_input: dict[str, Any],
-    config: dict[str, Any],
+    body: StartBody,
 ) -> RunStart:
     name = (known.row.workflow_name if known else None) or PurePosixPath(bundle.entry).stem
     head, tail = event_parts(EventType.RUN_STARTED, run_id, correlation_json(run_id, name), {})
-    trace = exchange.request.headers.get("traceparent")
     return RunStart(
         run_id=run_id,
         workflow_name=name,
         workflow_path=bundle.entry,
         workflow_export=bundle.workflow_name,
         source_hash=bundle.source_hash,  # type: ignore[arg-type]  # a SourceHash by its nature
-        input=write_json(run_input),
-        config=write_json(config),
+        input=write_json(body.input or {}),
+        config=_config_json(body.config),
         auth=_auth(exchange.credential),
-        trace_context=trace if trace and _TRACEPARENT.fullmatch(trace) else None,
+        trace_context=exchange.trace_context,
         parent_run_id=None,
         queue=exchange.services.settings.queue_override
         or (known.row.queue if known else None)
         or DEFAULT_QUEUE,
-        priority=0,
+        priority=(body.config and body.config.priority) or 0,
         head=head,
         tail=tail,
         is_solo=known is not None and known.row.isolation == ISOLATED,
@@ -282,40 +354,28 @@ def _auth(credential: Credential) -> str | None:
     return write_json({"user": credential.user, "scopes": list(credential.scopes)})
 
 
-def _take_run_id(body: dict[str, Any]) -> RunId | None:
-    value = body.get("runId")
-    if value is None:
+def _config_json(config: RunConfig | None) -> str:
+    """Write what is kept for the run's workers; a priority is the claimers', and a column."""
+    limit = None if config is None else config.max_concurrency
+    return "{}" if limit is None else write_json({"maxConcurrency": limit})
+
+
+def _shown_config(row: RunRow) -> str:
+    if not row.priority:
+        return row.config
+    return write_json({**orjson.loads(row.config), "priority": row.priority})
+
+
+def _read_key(exchange: Exchange, body: StartBody, headers: StartHeaders) -> IdempotencyKey | None:
+    if headers.idempotency_key is None:
         return None
-    if not isinstance(value, str) or not is_run_id(value):
-        raise InvalidRequest(
-            "runId must be 1 to 255 letters, digits and . _ : @ + -, the first a letter, a digit or _."
-        )
-    return RunId(value)
+    key = headers.idempotency_key.strip('"')
+    scoped = f"{exchange.credential.user or ''}\n{key}"
+    return IdempotencyKey(hashlib.sha256(scoped.encode()).hexdigest(), _hash_request(body))
 
 
-def _take_config(body: dict[str, Any]) -> dict[str, Any] | None:
-    """Take what a caller may set, and nothing else: a request narrows, it never widens."""
-    config = fields.take_object(body, "config")
-    if config is None:
-        return None
-    limit = fields.take_whole(config, "maxConcurrency", low=1)
-    return {} if limit is None else {"maxConcurrency": limit}
-
-
-def _take_key(request: web.Request) -> str | None:
-    values = request.headers.getall("Idempotency-Key", [])
-    if not values:
-        return None
-    if len(values) > 1 or not _KEY.fullmatch(values[0]):
-        raise InvalidRequest("Idempotency-Key must be 1 to 255 visible ASCII characters.")
-    return values[0].strip('"')
-
-
-def _scoped_key(credential: Credential, key: str) -> str:
-    return hashlib.sha256(f"{credential.user or ''}\n{key}".encode()).hexdigest()
-
-
-def _hash_request(body: dict[str, Any]) -> str:
+def _hash_request(body: StartBody) -> str:
     """Hash what was asked, not how it was spelled."""
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    asked = body.model_dump(by_alias=True, exclude_unset=True)
+    text = json.dumps(asked, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,10 +1,14 @@
 """What the gateway is told at its start: one frozen value."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
+
+from pydantic import TypeAdapter
 
 from smithers.errors import SmithersError
+from smithers.settings import Limits
 
 LOOPBACK_HOSTS: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -19,7 +23,7 @@ class GatewaySettings:
 
     dsn: str = field(repr=False)  # what may hold a secret is in no log
     direct_dsn: str = field(repr=False)  # not through a pooler in transaction mode: for LISTEN
-    root_dir: Path
+    root_dir: Path | None  # None: no source is read here
     host: str = "127.0.0.1"
     port: int = 7331  # 0: any free one
     auth_token: str | None = field(default=None, repr=False)
@@ -28,7 +32,12 @@ class GatewaySettings:
     headers_timeout_s: float = 30
     request_timeout_s: float = 60
     drain_timeout_s: float = 30
+    limits: Limits = Limits()  # noqa: RUF009 - a frozen value
     insecure: bool = False
+    sandbox: str | None = None  # how tools run commands on this host; None: no workers here
+    is_kept: bool = True  # false: the database ends with the server, and nothing is listed
+    own_databases: Mapping[str, str] = field(default_factory=dict, repr=False)  # URLs, by name
+    migrate: bool = False  # bring the schema of those up to date
     queue_override: str | None = None  # every start goes there, whatever its workflow says
 
     @property
@@ -48,3 +57,24 @@ class GatewaySettings:
                 f"host {self.host} is reachable from outside, and no token is set: set SMITHERS_API_KEY, "
                 "or say --insecure"
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpProcessSettings:
+    """What one of several HTTP processes is told; its descriptors are inherited, under their numbers."""
+
+    gateway: GatewaySettings
+    listener_fd: int
+    sheet_fd: int  # where the server's processes count
+    otel: dict[str, str] | None
+    log_format: str
+    log_level: str
+
+    def to_json(self) -> bytes:
+        """Return the settings as they go through the pipe: one line."""
+        return TypeAdapter(HttpProcessSettings).dump_json(self)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Self:
+        """Read what to_json wrote."""
+        return TypeAdapter(cls).validate_json(text)

@@ -13,6 +13,7 @@ from typing import Final, Generic, TypeVar
 from gateway.inputs import Validator, compile_schema
 from smithers.ids import SourceHash
 from smithers.source.closure import SourceBundle, SourceReader
+from smithers.source.errors import SourceNotFound
 from smithers.store.connections import Pool
 from smithers.store.descriptions import (
     DescriptionRow,
@@ -63,7 +64,7 @@ class Bounded(Generic[Key, Value]):
 class Sources:
     """Versions of workflows, read, stored and described; one for each process."""
 
-    def __init__(self, reader: SourceReader, hints: Callable[[], Hints]) -> None:
+    def __init__(self, reader: SourceReader | None, hints: Callable[[], Hints]) -> None:
         self._reader = reader
         self._hints = hints
         self._reads: dict[str, asyncio.Future[SourceBundle]] = {}
@@ -101,6 +102,8 @@ class Sources:
             reading.exception()  # all who waited may be gone
 
     def _read(self, workflow_path: str) -> SourceBundle:
+        if self._reader is None:
+            raise SourceNotFound("No source is read here.")
         began = time.perf_counter()
         bundle = self._reader.read(workflow_path)
         self._swift.put(workflow_path, time.perf_counter() - began < SWIFT_S)

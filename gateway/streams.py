@@ -7,18 +7,23 @@ the stream after a whole event, or a connection that is cut.
 import asyncio
 import random
 import socket
-from typing import Final, cast
+from typing import Annotated, Final
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp_sse import EventSourceResponse
+from pydantic import Field
 
-from gateway import fields
+from gateway.answers import Event, StreamToken
 from gateway.envelope import SERVER
 from gateway.exchange import Exchange
+from gateway.fields import MAX_BIGINT, AnyBody, Digits, Headers, Query
 from gateway.hub import FollowedRun, Hub
 from gateway.protocol import GatewayProtocol
+from gateway.routing import Media
 from gateway.viewers import STALLED_S, Viewer, frame_events
+from smithers.ids import RunId
+from smithers.store.reads import run_exists
 from smithers.store.refusals import RunNotFound
 from smithers.store.tails import Tail
 from smithers.telemetry.names import DropReason
@@ -29,6 +34,8 @@ RETRY_MS: Final = (1_000, 3_000)  # spread, so that a deploy is not followed by 
 
 class EventStream(EventSourceResponse):
     """aiohttp-sse's response with our head, and without its task for each viewer: the hub's timer pings all."""
+
+    _send_headers_immediately = False  # they go out with the first events, in one write
 
     def __init__(self, request_id: str) -> None:
         super().__init__(sep="\n", send_timeout=STALLED_S)
@@ -50,10 +57,67 @@ class EventStream(EventSourceResponse):
         return await web.StreamResponse.prepare(self, request)
 
 
-async def get_events(exchange: Exchange) -> web.StreamResponse:
-    """Stream a run's events after a cursor, until the run has ended and all is sent."""
-    cursor = _read_cursor(exchange.request)
+class EventsQuery(Query):
+    """Where a stream begins."""
+
+    after_seq: Digits = Field(-1, ge=-1, le=MAX_BIGINT - 1, description="-1: at the start")
+
+
+class EventsHeaders(Headers):
+    """Where a browser's EventSource was when its stream was cut."""
+
+    last_event_id: Digits = Field(
+        -1,
+        alias="Last-Event-ID",
+        ge=-1,
+        le=MAX_BIGINT - 1,
+        description="as `afterSeq`; the larger of the two counts",
+    )
+
+
+async def post_stream_token(exchange: Exchange, body: AnyBody) -> StreamToken:  # noqa: ARG001 - must be an object
+    """Make a token for a run's event stream, which goes into its URL as `?token=`.
+
+    For browsers: an EventSource can send no header. It opens the stream of this run alone, on any gateway of the same
+    database, for five minutes; a stream that is open by then goes on. When an EventSource comes back later than that it
+    gets a 401 and stops: make a new token then, and go on with `afterSeq`.
+    """
     run_id = exchange.run_id()
+    if not await run_exists(exchange.services.pool, run_id):
+        raise RunNotFound
+    token, expires_ms = await exchange.services.stream_tokens.make(run_id)
+    return {"token": token, "expiresAtMs": expires_ms}
+
+
+async def get_events(
+    exchange: Exchange, query: EventsQuery, headers: EventsHeaders
+) -> Annotated[
+    web.StreamResponse,
+    Media(
+        ("text/event-stream",),
+        events=Event,
+        empty={204: "The run has ended and the caller has seen its last event."},
+    ),
+]:
+    """Stream a run's events after a cursor: the stored ones, then live, until the run has ended and all is sent.
+
+    Server-sent events, each once, in order, without gaps:
+
+        id: 0
+        event: smithers
+        data: {"type":"RunStarted","runId":"r","timestampMs":1795308128325,"correlation":{…}}
+
+    `id` is the event's number in the run, so that an EventSource goes on where it was; `data` is one line of JSON, see
+    Event. A comment comes every ten seconds of silence. A reader that does not read is dropped after 1 MiB or 30 s, and
+    every stream ends, after a whole event, when the server drains: come back with the last id. A run that only waits
+    keeps its stream open.
+    """
+    run_id = exchange.run_id()
+    with exchange.services.load.stream(run_id, exchange.credential):
+        return await _stream(exchange, run_id, max(query.after_seq, headers.last_event_id))
+
+
+async def _stream(exchange: Exchange, run_id: RunId, cursor: int) -> web.StreamResponse:
     hub = exchange.services.hub
     with hub.following(run_id) as run:
         tail = await hub.read(run_id, cursor)
@@ -68,8 +132,8 @@ async def get_events(exchange: Exchange) -> web.StreamResponse:
         await stream.prepare(exchange.request)
         viewer = await _catch_up(exchange, hub, run, stream, tail, cursor)
         del tail  # this frame lives as long as the stream: it must not hold a page of events
-    if viewer is not None:
-        await _watch(exchange.request, hub, run, viewer)
+    if viewer is not None and await _watch(exchange.request, hub, run, viewer):
+        await _write(exchange, stream, viewer.last_words, is_last=True)
     return stream
 
 
@@ -91,45 +155,48 @@ async def _catch_up(
     viewer.cursor = cursor
     retry_ms = random.randint(*RETRY_MS)  # noqa: S311 - spreads load, keeps no secret
     data = f"retry: {retry_ms}\n\n".encode()
+    while True:
+        data += frame_events(tail.first_seq, tail.payloads)
+        is_last = tail.is_last or hub.is_draining
+        if not await _write(exchange, stream, data, is_last=is_last):
+            return None
+        viewer.cursor = max(viewer.cursor, tail.end_seq)
+        viewer.written_at = loop.time()
+        exchange.services.metrics.events_sent.inc(len(tail.payloads))
+        if is_last:
+            return None
+        if hub.join(run, viewer, tail):
+            return viewer
+        data = b""
+        tail = await hub.read(run.run_id, viewer.cursor) or tail
+
+
+async def _write(exchange: Exchange, stream: EventStream, data: bytes, *, is_last: bool) -> bool:
+    """Write at the reader's pace, the end of the stream in the same write as its last events; False: nobody reads."""
+    metrics, transport = exchange.services.metrics, exchange.request.transport
     try:
-        while True:
-            data += frame_events(tail.first_seq, tail.payloads)
-            async with asyncio.timeout(STALLED_S):
-                await stream.write(data)
-            viewer.cursor = max(viewer.cursor, tail.end_seq)
-            viewer.written_at = loop.time()
-            exchange.services.metrics.events_sent.inc(len(tail.payloads))
-            if tail.is_last or hub.is_draining:
-                return None
-            if hub.join(run, viewer, tail):
-                return viewer
-            data = b""
-            tail = await hub.read(run.run_id, viewer.cursor) or tail
+        async with asyncio.timeout(STALLED_S):
+            await (stream.write_eof(data) if is_last else stream.write(data))
     except TimeoutError:
-        exchange.services.metrics.count_drop(DropReason.STALLED)
-        transport.abort()
+        metrics.count_drop(DropReason.STALLED)
+        if transport is not None:
+            transport.abort()
     except ConnectionError:
-        exchange.services.metrics.count_drop(DropReason.GONE)
-    return None
+        metrics.count_drop(DropReason.GONE)
+    else:
+        return True
+    return False
 
 
-async def _watch(request: web.Request, hub: Hub, run: FollowedRun, viewer: Viewer) -> None:
-    """Wait while the hub writes; whichever comes first: the end, a drop, or the reader's leaving."""
-    protocol = cast("GatewayProtocol", request.protocol)
-    protocol.on_lost = lambda: hub.leave(run, viewer, DropReason.GONE)
+async def _watch(request: web.Request, hub: Hub, run: FollowedRun, viewer: Viewer) -> bool:
+    """Wait while the hub writes, until the end, a drop, or the reader's leaving; says whether it was the end."""
+    protocol = request.protocol
+    # Below an application on aiohttp's own protocol the hub's timer notices.
+    if isinstance(protocol, GatewayProtocol):
+        protocol.on_lost = lambda: hub.leave(run, viewer, DropReason.GONE)
     try:
-        if not hub.is_draining:
-            await viewer.until_ended()
+        return hub.is_draining or await viewer.until_ended() is None
     finally:
-        protocol.on_lost = None
+        if isinstance(protocol, GatewayProtocol):
+            protocol.on_lost = None
         hub.leave(run, viewer)
-
-
-def _read_cursor(request: web.Request) -> int:
-    """Read where the caller is: the larger of Last-Event-ID and afterSeq; -1: at the start."""
-    cursor = fields.query_whole(request, "afterSeq", low=-1, high=fields.MAX_BIGINT - 1, default=-1)
-    last_id = request.headers.get("Last-Event-ID")
-    if not last_id:
-        return cursor
-    seen = fields.parse_whole(last_id, "Last-Event-ID", low=-1, high=fields.MAX_BIGINT - 1)
-    return max(cursor, seen)

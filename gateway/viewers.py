@@ -43,6 +43,7 @@ class Viewer:
         "_written_bytes",
         "cursor",
         "is_chunked",
+        "last_words",
         "transport",
         "written_at",
     )
@@ -57,6 +58,9 @@ class Viewer:
         self.transport = transport
         self.is_chunked = is_chunked
         self.cursor = -1
+        self.last_words = (
+            b""  # the run's last events: its handler writes them, and the end with them
+        )
         self.written_at = now
         self._written_bytes = 0
         self._taken_bytes = -1

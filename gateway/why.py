@@ -1,13 +1,12 @@
 """Say why a run does not move: what it waits for, since when, what would unblock it, and the command that does it."""
 
 import shlex
-from typing import Any, Final, assert_never
+from typing import Any, Final, assert_never, cast
 from urllib.parse import quote
 
 import orjson
-from aiohttp import web
 
-from gateway.envelope import reply
+from gateway.answers import Reason, WhyAnswer
 from gateway.exchange import Exchange
 from gateway.run_state import iso
 from smithers.ids import RunId
@@ -15,19 +14,32 @@ from smithers.states import NodeState, RunStatus
 from smithers.store.refusals import RunNotFound
 from smithers.store.whys import OpenNode, WhyRow, find_why
 
+# By what is asked: what the person is to do, and the command that does it.
+_ASKED: Final = {
+    "approve": "decide",
+    "select": "choose an option",
+    "rank": "rank the options",
+    "form": "fill in a form",
+}
+_ANSWERS: Final = {
+    "approve": ("approve", ""),
+    "select": ("approve", " --select OPTION"),
+    "rank": ("approve", " --rank A,B"),
+    "form": ("answer", " --value JSON"),
+}
 SILENT_OWNER_MS: Final = 5_000  # heartbeats are written once a second
 
 
-async def get_why(exchange: Exchange) -> web.StreamResponse:
-    """Explain a run."""
+async def get_why(exchange: Exchange) -> WhyAnswer:
+    """Say why a run does not move, and what would make it."""
     run_id = exchange.run_id()
     row = await find_why(exchange.services.pool, run_id)
     if row is None:
         raise RunNotFound
-    return reply(explain(run_id, row))
+    return explain(run_id, row)
 
 
-def explain(run_id: RunId, row: WhyRow) -> dict[str, Any]:
+def explain(run_id: RunId, row: WhyRow) -> WhyAnswer:
     """Build `{runId, status, computedAt, summary, reasons}`; a reason: `{kind, text, nodeId?, since?, until?, unblock?}`."""
     reasons = [*_of_run(run_id, row), *(_of_node(run_id, node, row.now_ms) for node in row.nodes)]
     return {
@@ -39,7 +51,7 @@ def explain(run_id: RunId, row: WhyRow) -> dict[str, Any]:
     }
 
 
-def _of_run(run_id: RunId, row: WhyRow) -> list[dict[str, Any]]:
+def _of_run(run_id: RunId, row: WhyRow) -> list[Reason]:
     match row.status:
         case RunStatus.FINISHED | RunStatus.CONTINUED:
             return [_reason("ended", f"the run is {row.status}: nothing is left to do")]
@@ -61,7 +73,7 @@ def _of_run(run_id: RunId, row: WhyRow) -> list[dict[str, Any]]:
             assert_never(row.status)
 
 
-def _of_active(row: WhyRow) -> list[dict[str, Any]]:
+def _of_active(row: WhyRow) -> list[Reason]:
     reasons = []
     if row.cancel_requested_ms is not None:
         since = iso(row.cancel_requested_ms)
@@ -87,17 +99,22 @@ def _of_active(row: WhyRow) -> list[dict[str, Any]]:
     return reasons
 
 
-def _of_node(run_id: RunId, node: OpenNode, now_ms: int) -> dict[str, Any]:
+def _of_node(run_id: RunId, node: OpenNode, now_ms: int) -> Reason:
     since = None if node.since_ms is None else iso(node.since_ms)
     until = None if node.due_ms is None else iso(node.due_ms)
     place = {"nodeId": node.node_id, "iteration": node.iteration}
     match node.state:
         case NodeState.WAITING_APPROVAL:
-            text = f"{node.node_id} waits for a person to decide"
+            text = f"{node.node_id} waits for a person to {_ASKED[_mode(node)]}"
             unblock = _approve(run_id, node)
             return _reason("approval", text, since=since, until=until, unblock=unblock, **place)
         case NodeState.WAITING_EVENT:
-            name = (orjson.loads(node.wait) if node.wait else {}).get("signalName", node.node_id)
+            said = orjson.loads(node.wait) if node.wait else {}
+            if (child := said.get("childRunId")) is not None:
+                text = f"{node.node_id} waits for its run {child} to end"
+                unblock = {"command": f"smithers why {shlex.quote(child)}"}
+                return _reason("subflow", text, since=since, unblock=unblock, **place)
+            name = said.get("signalName", node.node_id)
             text = f"{node.node_id} waits for the signal {name!r}"
             unblock = _signal(run_id, name)
             return _reason("signal", text, since=since, until=until, unblock=unblock, **place)
@@ -112,12 +129,9 @@ def _of_node(run_id: RunId, node: OpenNode, now_ms: int) -> dict[str, Any]:
             return _reason("in-progress", text, since=since, **place)
 
 
-def _reason(kind: str, text: str, **more: Any) -> dict[str, Any]:
-    return {
-        "kind": kind,
-        "text": text,
-        **{name: value for name, value in more.items() if value is not None},
-    }
+def _reason(kind: str, text: str, **more: Any) -> Reason:
+    said = {name: value for name, value in more.items() if value is not None}
+    return cast("Reason", {"kind": kind, "text": text, **said})
 
 
 def _resume(run_id: RunId) -> dict[str, str]:
@@ -128,12 +142,19 @@ def _resume(run_id: RunId) -> dict[str, str]:
 
 
 def _approve(run_id: RunId, node: OpenNode) -> dict[str, str]:
-    more = f" --iteration {node.iteration}" if node.iteration else ""
+    verb, more = _ANSWERS[_mode(node)]
+    iteration = f" --iteration {node.iteration}" if node.iteration else ""
     path = f"/v1/runs/{quote(run_id, safe='')}/nodes/{quote(node.node_id, safe='')}"
+    names = f"{shlex.quote(run_id)} {shlex.quote(node.node_id)}"
     return {
-        "command": f"smithers approve {shlex.quote(run_id)} {shlex.quote(node.node_id)}{more}",
-        "request": f"POST {path}/approve",
+        "command": f"smithers {verb} {names}{more}{iteration}",
+        "request": f"POST {path}/{verb}",
     }
+
+
+def _mode(node: OpenNode) -> str:
+    mode: str = (orjson.loads(node.wait) if node.wait else {}).get("mode", "approve")
+    return mode
 
 
 def _signal(run_id: RunId, name: str) -> dict[str, str]:

@@ -3,23 +3,32 @@
 A workflow is a builder function that is called with a context and returns a tree; see docs/authoring.md.
 """
 
-from smithers.context import ApprovalDecision, Auth, Context
+from smithers.context import ApprovalDecision, Auth, Context, TaskError
 from smithers.current import CurrentTask, current_task
 from smithers.errors import InvalidInput, InvalidOutput, OutputMissing, SmithersError
 from smithers.states import NodeState, RunStatus
 from smithers.tree import (
     Approval,
+    ApprovalMode,
     Branch,
+    Cache,
+    ContinueAsNew,
+    HumanTask,
     Loop,
     OnDeny,
+    OnFailure,
     OnMaxReached,
     OnTimeout,
     Parallel,
     Retry,
+    Saga,
     Sequence,
     Signal,
+    Step,
+    Subflow,
     Task,
     Timer,
+    Try,
     WaitForEvent,
 )
 from smithers.workflow import Workflow, workflow
@@ -27,26 +36,36 @@ from smithers.workflow import Workflow, workflow
 __all__ = [
     "Approval",
     "ApprovalDecision",
+    "ApprovalMode",
     "Auth",
     "Branch",
+    "Cache",
     "Context",
+    "ContinueAsNew",
     "CurrentTask",
+    "HumanTask",
     "InvalidInput",
     "InvalidOutput",
     "Loop",
     "NodeState",
     "OnDeny",
+    "OnFailure",
     "OnMaxReached",
     "OnTimeout",
     "OutputMissing",
     "Parallel",
     "Retry",
     "RunStatus",
+    "Saga",
     "Sequence",
     "Signal",
     "SmithersError",
+    "Step",
+    "Subflow",
     "Task",
+    "TaskError",
     "Timer",
+    "Try",
     "WaitForEvent",
     "Workflow",
     "current_task",

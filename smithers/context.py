@@ -13,9 +13,9 @@ from typing import Any, Generic, TypeVar, overload
 from pydantic import BaseModel
 
 from smithers.engine.facts import Facts, LoopFact, NodeFact, NodeKey, place_in_time
-from smithers.engine.mount import key_in, scoped
+from smithers.engine.mount import LoopPath, key_in, scoped
 from smithers.errors import OutputMissing
-from smithers.ids import LoopId, NodeId, RunId
+from smithers.ids import LoopId, NodeId, RunId, TryId
 from smithers.outputs import decode_output
 from smithers.states import NodeState
 
@@ -33,6 +33,18 @@ class ApprovalDecision(BaseModel):
     decided_by: str | None = None
     decided_at: datetime | None = None
     timed_out: bool = False
+    selected: str | None = None  # of an Approval(mode="select")
+    ranked: list[str] | None = None  # of an Approval(mode="rank"), best first
+
+
+@dataclass(frozen=True, slots=True)
+class TaskError:
+    """What a node, or what stands in a Try, failed with."""
+
+    name: str
+    message: str
+    code: str | None = None
+    details: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +66,7 @@ class Reads:
 class Context(Generic[Input]):
     """One run, as its builder sees it."""
 
-    __slots__ = ("_facts", "_loop_paths", "_reads", "auth", "input", "run_id")
+    __slots__ = ("_facts", "_loop_paths", "_reads", "auth", "carried", "input", "run_id")
 
     def __init__(
         self,
@@ -65,10 +77,12 @@ class Context(Generic[Input]):
         facts: Facts,
         loop_paths: Mapping[str, tuple[str, ...]],
         reads: Reads,
+        carried: Any = None,
     ) -> None:
         self.run_id = run_id
         self.input = input
         self.auth = auth
+        self.carried = carried  # the state of the ContinueAsNew that this run goes on from
         self._facts = facts
         self._loop_paths = loop_paths
         self._reads: Reads | None = reads
@@ -140,6 +154,18 @@ class Context(Generic[Input]):
         fact = self._find(node_id)
         return None if fact is None else fact.state
 
+    def error(self, id: str) -> TaskError | None:
+        """Return what a Try has to deal with, or what a node failed with in the current iteration; None: nothing."""
+        if self._reads is not None:
+            self._reads.states.add(id)
+        attempt = self._facts.tries.get(TryId(scoped(id, self._loops_of(id))))
+        if attempt is not None:
+            problem = attempt.problem
+        else:
+            fact = self._find(id)
+            problem = fact.error if fact is not None and fact.state is NodeState.FAILED else None
+        return None if problem is None else TaskError(*problem[:4])
+
     def _record(self, node_id: str) -> None:
         if self._reads is not None:
             self._reads.outputs.add(node_id)
@@ -154,8 +180,11 @@ class Context(Generic[Input]):
         if path is None:
             known = self._facts.keys_of(node_id)
             return known[-1] if known else None
+        return key_in(node_id, self._loops_of(node_id))
+
+    def _loops_of(self, written: str) -> LoopPath:
         walked: list[tuple[str, int]] = []
-        for loop in path:
+        for loop in self._loop_paths.get(written, ()):
             loop_id = LoopId(scoped(loop, tuple(walked)))
             walked.append((loop, self._facts.loops.get(loop_id, _NO_FACT).iteration))
-        return key_in(node_id, tuple(walked))
+        return tuple(walked)

@@ -37,6 +37,12 @@ class EventType(StrEnum):
     NODE_WAITING_TIMER = "NodeWaitingTimer"
     NODE_OUTPUT = "NodeOutput"
     TASK_HEARTBEAT = "TaskHeartbeat"
+    TASK_HEARTBEAT_TIMEOUT = "TaskHeartbeatTimeout"
+    TOOL_CALL_STARTED = "ToolCallStarted"
+    TOOL_CALL_FINISHED = "ToolCallFinished"
+    TOKEN_USAGE_REPORTED = "TokenUsageReported"  # noqa: S105 - tokens of a model
+    SUBFLOW_STARTED = "SubflowStarted"
+    SUBFLOW_ENDED = "SubflowEnded"
     APPROVAL_REQUESTED = "ApprovalRequested"
     APPROVAL_GRANTED = "ApprovalGranted"
     APPROVAL_DENIED = "ApprovalDenied"

@@ -9,6 +9,7 @@ from uuid import UUID
 RunId = NewType("RunId", str)
 NodeId = NewType("NodeId", str)  # with its loops' path: "draft@@outer=0"
 LoopId = NewType("LoopId", str)
+TryId = NewType("TryId", str)  # of a Try or a Saga, with its loops' path
 Epoch = NewType("Epoch", int)  # grows at each claim; fences everything that its holder writes
 Seq = NewType("Seq", int)  # an event's number in its run: 0, 1, 2, no gaps
 WorkerId = NewType("WorkerId", UUID)

@@ -1,4 +1,4 @@
-"""Put a whole server together: a database, a gateway in this process, a pool of workers in its own.
+"""Put a whole server together: a database, a gateway in this process or several in others, a pool of workers.
 
 `async with start_server(ServerOptions(...)) as server:` serves until the block is left. Then the gateway drains first (no
 new requests, streams end after a whole event), the pool after it (runs come to a pause or are given back), and the share
@@ -6,15 +6,10 @@ of the embedded Postgres goes last. Whatever dies in between, by kill -9 or not,
 """
 
 import asyncio
-import contextlib
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -23,22 +18,36 @@ from urllib.parse import urlsplit
 import structlog
 
 import smithers
-from gateway.app import Gateway, GatewaySettings, open_gateway
+from gateway.app import Gateway, bind, open_gateway, read_access
+from gateway.settings import GatewaySettings, HttpProcessSettings
+from smithers.http_processes import HttpProcesses
+from smithers.kept_process import KeptProcess, Program
+from smithers.pools import OwnPool, Pools
+from smithers.retention import pruning
 from smithers.settings import ServerOptions
-from smithers.store.connections import connect
-from smithers.store.dsn import describe_dsn
-from smithers.store.embedded import default_data_dir, open_embedded_postgres
-from smithers.store.schema import SchemaMismatch, require_schema, upgrade_schema
+from smithers.store.dsn import describe_dsn, has_password
+from smithers.store.embedded import (
+    EmbeddedPostgres,
+    TemporaryPostgres,
+    default_data_dir,
+    open_embedded_postgres,
+    open_temporary_postgres,
+)
+from smithers.store.schema import settle_schema
+from smithers.telemetry.names import Role
+from smithers.telemetry.otel_variables import read_settings
+from smithers.telemetry.sheet import Sheet
+from worker.sandbox.commands import SandboxPolicy
+from worker.sandbox.probe import UNAVAILABLE, probe_sandbox
 from worker.settings import PoolSettings
 
-__all__ = ["PoolProcess", "Server", "ServerOptions", "start_pool", "start_server"]
+__all__ = ["Server", "ServerOptions", "start_pool", "start_server"]
 
 LOG: Final = structlog.get_logger(__name__)
-BACK_OFF_S: Final = (0.1, 0.5, 1.0, 2.0, 5.0)  # before the next start of a pool that died
-HEALTHY_S: Final = 30.0  # a pool that lived as long begins the back-off anew
 POOL_MARGIN_S: Final = 15.0  # what a pool may need after its children's drain timeout
 SECRET_NAMES: Final = ("DATABASE_URL", "DATABASE_DIRECT_URL")
 OUR_PREFIX: Final = "SMITHERS_"
+OTEL_PREFIX: Final = "OTEL_"
 PROCESS_ENVIRONMENT: Final = MappingProxyType(os.environ)
 
 
@@ -58,13 +67,19 @@ class Database:
 class Server:
     """A server that runs."""
 
-    def __init__(self, options: ServerOptions, database: Database, gateway: Gateway) -> None:
-        host = f"[{options.host}]" if ":" in options.host else options.host
+    def __init__(
+        self,
+        options: ServerOptions,
+        database: Database,
+        gateway: Gateway | HttpProcesses,
+        sheet: Sheet,
+    ) -> None:
         self.port = gateway.port
-        self.url = f"http://{host}:{gateway.port}"
+        self.url = url_of(options.host, gateway.port)
         self.dsn = database.dsn
         self.database = database
         self.root_dir = options.root_dir
+        self.sheet = sheet  # where its processes count
         self._hurrying = asyncio.Event()
 
     def hurry(self) -> None:
@@ -94,22 +109,34 @@ class Server:
         return is_done
 
 
+def url_of(host: str, port: int) -> str:
+    """Write where somebody listens."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 @asynccontextmanager
 async def start_server(
     options: ServerOptions, *, environ: Mapping[str, str] = PROCESS_ENVIRONMENT
 ) -> AsyncIterator[Server]:
     """Serve until the block is left, and drain then.
 
-    Raises InsecureSettings before anything is started; StoreError, EmbeddedPostgresError, SchemaMismatch for the
-    database; OSError for the address. `environ`: what workers inherit, without its secrets.
+    Raises InsecureSettings, InvalidTelemetry before anything is started; StoreError, EmbeddedPostgresError, SchemaMismatch
+    for the database; OSError for the address; StartFailed for HTTP processes.
+    `environ`: what workers inherit, without its secrets.
     """
     async with AsyncExitStack() as stack:
         _gateway_settings(options, "", "").check()
+        otel_variables(options, environ)  # and what they say
         database = await stack.enter_async_context(open_database(options, environ))
-        pool = await stack.enter_async_context(start_pool(options, database, environ))
-        settings = _gateway_settings(options, database.dsn, database.direct_dsn)
-        gateway = await stack.enter_async_context(open_gateway(settings))
-        server = Server(options, database, gateway)
+        sheet = stack.enter_context(closing(Sheet.create()))  # where all processes count
+        pool = await stack.enter_async_context(start_pool(options, database, environ, sheet))
+        settings = replace(
+            _gateway_settings(options, database.dsn, database.direct_dsn),
+            sandbox=await find_sandbox(options),
+        )
+        gateway = await stack.enter_async_context(_open_http(options, settings, environ, sheet))
+        await stack.enter_async_context(pruning(database.dsn, options.retention))
+        server = Server(options, database, gateway, sheet)
         try:
             yield server
         finally:
@@ -135,7 +162,7 @@ async def open_database(
     An embedded database is migrated without being asked: it has no other users to be surprised.
     """
     async with find_database(options, environ) as database:
-        await _settle_schema(database.dsn, migrate=options.migrate or database.data_dir is not None)
+        await settle_schema(database.dsn, migrate=options.migrate or database.data_dir is not None)
         yield database
 
 
@@ -148,126 +175,87 @@ async def find_database(
         dsn = options.database_url
         yield Database(dsn=dsn, direct_dsn=options.database_direct_url or dsn, data_dir=None)
         return
-    data_dir = options.data_dir or default_data_dir(options.root_dir, environ=environ)
-    share = await asyncio.to_thread(open_embedded_postgres, data_dir)
+    share: EmbeddedPostgres | TemporaryPostgres
+    if options.no_database:
+        share = await asyncio.to_thread(open_temporary_postgres)
+    else:
+        data_dir = options.data_dir or default_data_dir(options.root_dir, environ=environ)
+        share = await asyncio.to_thread(open_embedded_postgres, data_dir)
     try:
-        yield Database(dsn=share.dsn, direct_dsn=share.dsn, data_dir=data_dir)
+        yield Database(dsn=share.dsn, direct_dsn=share.dsn, data_dir=share.data_dir)
     finally:
         # Not in a thread: the loop may be on its way out, and a share must not be left half closed.
         share.close()
 
 
-async def _settle_schema(dsn: str, *, migrate: bool) -> None:
-    """Return when the schema is at head or newer; raises SchemaMismatch where it is older and must stay so."""
-    connection = await connect(dsn, role="start")
-    try:
-        await require_schema(connection)
-    except SchemaMismatch:
-        if not migrate:
-            raise
-        await asyncio.to_thread(upgrade_schema, dsn)
-    finally:
-        await connection.close()
-
-
-class PoolProcess:
-    """The pool: a process of its own, which is started again for as long as nobody has told it to drain.
-
-    Its stdin is the tie: while this process holds the other end the pool serves, and when the end is closed, by drain()
-    or by a kill -9 of this process, it drains.
-    """
-
-    def __init__(self, settings: PoolSettings, environment: Mapping[str, str]) -> None:
-        self._settings = settings
-        self._environment = dict(environment)
-        self._process: asyncio.subprocess.Process | None = None
-        self._draining = asyncio.Event()
-        self._keeping: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Start the process, and keep it."""
-        await self._spawn()
-        self._keeping = asyncio.create_task(self._keep(), name="pool-process")
-
-    def drain(self) -> None:
-        """Tell the pool to let its runs come to a pause and to end."""
-        self._draining.set()
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
-
-    async def until_ended(self) -> None:
-        """Wait until the pool, told to drain, has ended."""
-        if self._keeping is not None:
-            await asyncio.shield(self._keeping)
-
-    async def end(self) -> None:
-        """Kill what has not ended by itself; nothing is left when this returns."""
-        self.kill()
-        await self.until_ended()
-
-    def kill(self) -> None:
-        """End the pool at once; its runs go on elsewhere, or here at the next start."""
-        self._draining.set()
-        if self._process is not None and self._process.returncode is None:
-            # Its children are of its group, and the kernel ties them to it besides.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-
-    async def _keep(self) -> None:
-        deaths = 0
-        while self._process is not None:
-            started_at = time.monotonic()
-            exit_code = await self._process.wait()
-            if self._draining.is_set():
-                return
-            deaths = 0 if time.monotonic() - started_at > HEALTHY_S else deaths
-            pause_s = BACK_OFF_S[min(deaths, len(BACK_OFF_S) - 1)]
-            deaths += 1
-            LOG.error("pool_died", exit_code=exit_code, restart_in_s=pause_s)
-            if not await self._respawn(pause_s):
-                return
-
-    async def _respawn(self, pause_s: float) -> bool:
-        """Start the pool again, after a pause, as often as that takes; false: a drain came first."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._draining.wait()
-            if self._draining.is_set():
-                return False
-            try:
-                await self._spawn()
-            except OSError as error:  # no memory, no processes: there may be some later
-                LOG.warning("pool_not_started", reason=str(error))
-                pause_s = BACK_OFF_S[-1]
-            else:
-                return True
-
-    async def _spawn(self) -> None:
-        # A session of its own: Ctrl-C reaches this process only, which then says in which order to stop.
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",
-            "-m",
-            "worker",
-            stdin=subprocess.PIPE,
-            cwd=self._settings.root_dir,
-            env=self._environment,
-            start_new_session=True,
+@asynccontextmanager
+async def _open_http(
+    options: ServerOptions, settings: GatewaySettings, environ: Mapping[str, str], sheet: Sheet
+) -> AsyncIterator[Gateway | HttpProcesses]:
+    """Take requests in this process, or in several others on one port."""
+    otel = otel_variables(options, environ)
+    if options.http_workers == 1:
+        page = sheet.open_page(Role.GATEWAY)
+        async with open_gateway(settings, page=page, otel=otel) as gateway:
+            yield gateway
+        return
+    read_access(settings)  # what is wrong with it is to be said here, and once
+    with bind(settings.host, settings.port) as listener:
+        told = HttpProcessSettings(
+            gateway=settings,
+            listener_fd=listener.fileno(),
+            sheet_fd=sheet.fd,
+            otel=otel,
+            log_format=options.log_format,
+            log_level=options.log_level,
         )
-        assert self._process.stdin is not None
-        self._process.stdin.write(self._settings.to_json() + b"\n")
-        with contextlib.suppress(ConnectionError):  # it is dead already: _keep sees to that
-            await self._process.stdin.drain()
+        program = Program(
+            module="gateway",
+            told=told.to_json(),
+            environment=worker_environment(environ, ()),
+            cwd=options.root_dir,
+            handed_fds=(told.listener_fd, told.sheet_fd),
+            says_ready=True,
+        )
+        async with HttpProcesses(listener, program, options.http_workers) as processes:
+            yield processes
 
 
 @asynccontextmanager
 async def start_pool(
-    options: ServerOptions, database: Database, environ: Mapping[str, str]
-) -> AsyncIterator[PoolProcess]:
-    """Run a pool until the block is left; none where the options want no workers. Kills what was not drained."""
+    options: ServerOptions, database: Database, environ: Mapping[str, str], sheet: Sheet
+) -> AsyncIterator[Pools]:
+    """Run pools until the block is left; none where the options want no workers. Kills what was not drained."""
+    settings = _pool_settings(options, database, environ, sheet)
+    environment = worker_environment(environ, options.pass_env)
+    mirrored = {
+        name: replace(
+            settings, dsn=url, direct_dsn=url, mirror_name=name, mirror_dsn=database.direct_dsn
+        )
+        for name, url in options.workflow_databases.items()
+    }
+    pools = Pools(
+        KeptProcess(_pool_program(settings, environment)),
+        {
+            name: OwnPool(program=_pool_program(own, environment), dsn=own.dsn)
+            for name, own in mirrored.items()
+        },
+        direct_dsn=database.direct_dsn,
+        retention=options.retention,
+    )
+    try:
+        if options.workers:
+            await pools.start()
+        yield pools
+    finally:
+        await pools.end()
+
+
+def _pool_settings(
+    options: ServerOptions, database: Database, environ: Mapping[str, str], sheet: Sheet
+) -> PoolSettings:
     data_dir = database.data_dir
-    settings = PoolSettings(
+    return PoolSettings(
         dsn=database.dsn,
         direct_dsn=database.direct_dsn,
         root_dir=str(options.root_dir),
@@ -277,16 +265,22 @@ async def start_pool(
         drain_timeout_s=options.drain_timeout_s,
         embedded_data_dir=None if data_dir is None else str(data_dir),
         allow_network=options.allow_network,
+        unsafe_tools=options.unsafe_tools,
         log_format=options.log_format,
         log_level=options.log_level,
+        sheet_fd=sheet.fd,
+        otel=otel_variables(options, environ),
     )
-    pool = PoolProcess(settings, worker_environment(environ, options.pass_env))
-    try:
-        if options.workers:
-            await pool.start()
-        yield pool
-    finally:
-        await pool.end()
+
+
+def _pool_program(settings: PoolSettings, environment: Mapping[str, str]) -> Program:
+    return Program(
+        module="worker",
+        told=settings.to_json(),
+        environment=environment,
+        cwd=settings.root,
+        handed_fds=settings.inherited_fds,
+    )
 
 
 def worker_environment(environ: Mapping[str, str], pass_env: tuple[str, ...]) -> dict[str, str]:
@@ -305,13 +299,46 @@ def worker_environment(environ: Mapping[str, str], pass_env: tuple[str, ...]) ->
     return kept
 
 
+def otel_variables(options: ServerOptions, environ: Mapping[str, str]) -> dict[str, str] | None:
+    """Return what OpenTelemetry is told; None where traces are off. Raises InvalidTelemetry."""
+    if not options.otel:
+        return None
+    told = {name: value for name, value in environ.items() if name.startswith(OTEL_PREFIX)}
+    read_settings(told)
+    return told
+
+
 def _is_secret(name: str, value: str) -> bool:
     if name.startswith(OUR_PREFIX) or name in SECRET_NAMES:
         return True
+    if name.startswith(OTEL_PREFIX) and name.endswith("_HEADERS"):
+        return True
     try:
-        return name.endswith(("_URL", "_DSN")) and bool(urlsplit(value).password)
+        is_secret_url = name.endswith(("_URL", "_DSN")) and bool(urlsplit(value).password)
+        return is_secret_url or has_password(value)  # a workflow's own database has any name
     except ValueError:
         return True  # no URL that anybody can read: it is held back
+
+
+async def find_sandbox(options: ServerOptions) -> str | None:
+    """Try how tools run commands here, and say so in the log where they cannot; None without workers."""
+    if not options.workers:
+        return None
+    found = await probe_sandbox(
+        SandboxPolicy(
+            root=options.root_dir,
+            is_jailed=not options.unsafe_tools,
+            allow_network=options.allow_network,
+        )
+    )
+    if found.startswith(UNAVAILABLE):
+        LOG.warning("sandbox_unavailable", reason=found.removeprefix(UNAVAILABLE))
+    return found
+
+
+def metrics_settings(options: ServerOptions, sandbox: str | None) -> GatewaySettings:
+    """Return the settings of the small site that a host without a gateway has."""
+    return replace(_gateway_settings(options, "", ""), port=options.metrics_port, sandbox=sandbox)
 
 
 def _gateway_settings(options: ServerOptions, dsn: str, direct_dsn: str) -> GatewaySettings:
@@ -328,5 +355,9 @@ def _gateway_settings(options: ServerOptions, dsn: str, direct_dsn: str) -> Gate
         request_timeout_s=options.request_timeout_s,
         drain_timeout_s=options.drain_timeout_s,
         insecure=options.insecure,
+        limits=options.limits,
+        is_kept=not options.no_database,
+        own_databases=options.workflow_databases,
+        migrate=options.migrate,
         queue_override=options.own_queue,
     )

@@ -75,6 +75,27 @@ class AttemptState(StrEnum):
     LOST = "lost"  # its process died before the result was committed
 
 
+class TryPhase(StrEnum):
+    """Where a Try or a Saga is."""
+
+    BODY = "body"
+    CATCH = "catch"  # its body failed, and this is what it does about it
+    AFTER = "after"  # its body has ended well: what it does finally
+    CAUGHT = "caught"  # what it did about a failure has ended well: what it does finally; or a Saga went on
+    FAILED = "failed"  # what it does finally, before the failure goes on to what stands around it
+    RAISED = "raised"  # its failure has failed the run
+    UNDO = "undo"  # of a Saga: what is done is undone, before the failure goes on
+    BROKEN = "broken"  # of a Saga: undone, and its failure has failed the run, for good
+
+
+class ToolCallState(StrEnum):
+    """Where a call of a tool or a model is."""
+
+    STARTED = "started"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
 class ApprovalStatus(StrEnum):
     """What became of a question put to a person."""
 

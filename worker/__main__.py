@@ -4,16 +4,18 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import uvloop
-
-from smithers.store.embedded import open_embedded_postgres
-from smithers.telemetry.logs import configure_logging
-from worker.pool import run_pool
+from worker.nursery import open_nursery
 from worker.settings import PoolSettings
 
 
 def main() -> None:
     """Read the settings and run the pool."""
+    nursery = open_nursery()  # first of all: it loads beside us
+    import uvloop
+
+    from smithers.telemetry.logs import configure_logging
+    from worker.pool import run_pool
+
     # Unbuffered: what comes after the line is the other side's life sign, and must stay in the pipe.
     line = b""
     while not line.endswith(b"\n"):
@@ -24,13 +26,15 @@ def main() -> None:
     settings = PoolSettings.from_json(line)
     configure_logging(settings.log_format, settings.log_level)
     with _share(settings):
-        uvloop.run(run_pool(settings))
+        uvloop.run(run_pool(settings, nursery))
 
 
 def _share(settings: PoolSettings) -> AbstractContextManager[object]:
     """Hold a share of the embedded Postgres: the pool drains by it also when whoever started both was killed."""
     if settings.embedded_data_dir is None:
         return nullcontext()
+    from smithers.store.embedded import open_embedded_postgres
+
     return open_embedded_postgres(Path(settings.embedded_data_dir))
 
 

@@ -9,80 +9,53 @@ import asyncio
 import inspect
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import Context as Variables
-from contextvars import copy_context
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic_core import to_json
 
+from smithers.agents.answers import answer
 from smithers.current import CURRENT, CurrentTask
 from smithers.engine.facts import NodeKey, Problem
 from smithers.engine.rendering import author_traceback
-from smithers.engine.turn import Start
+from smithers.engine.reports import HEARTBEAT_TIMEOUT
+from smithers.engine.turn import CachedOutput, Start, ToolCall
 from smithers.errors import InvalidOutput
-from smithers.ids import RunId
+from smithers.ids import NodeId, RunId
 from smithers.outputs import decode_output, encode_output, find_adapter
+from smithers.states import AttemptState
+from smithers.store.tool_calls import ToolCallRow
+from smithers.telemetry.tracing import RunTrace, Span
+from smithers.tools.errors import ToolError
+from smithers.tools.toolbox import TOOLBOX, TokenUsage
 from smithers.tree import Task
+from worker.caching import Caching
+from worker.descendants import STARTED, Process, end_all
+from worker.happenings import (
+    Aborted,
+    Beaten,
+    Called,
+    Failed,
+    Finished,
+    Happening,
+    Printed,
+    Used,
+)
 from worker.prints import PRINTS, Prints
+from worker.threads import STOP_GRACE_S, call_in_thread
+from worker.toolboxes import AttemptToolbox, Workshop
 
-STOP_GRACE_S: Final = 1.0
 HEARTBEAT_EVERY_S: Final = 1.0
 MAX_HEARTBEAT_BYTES: Final = 16_384
 MAX_ERROR_CHARS: Final = 8_000
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """An attempt returned; `output` is JSON text."""
-
-    key: NodeKey
-    attempt: int
-    output: str
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """An attempt raised, took too long, or returned what cannot be kept."""
-
-    key: NodeKey
-    attempt: int
-    problem: Problem
-
-
-@dataclass(frozen=True, slots=True)
-class Aborted:
-    """An attempt was stopped on purpose."""
-
-    key: NodeKey
-    attempt: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Printed:
-    """A body printed."""
-
-    key: NodeKey
-    attempt: int
-    text: str
-    stream: str
-
-
-@dataclass(frozen=True, slots=True)
-class Beaten:
-    """A body reported how far it is; `data` is JSON text."""
-
-    key: NodeKey
-    attempt: int
-    data: str
-
-
-Happening = Finished | Failed | Aborted | Printed | Beaten
+LoadCalls = Callable[[NodeId, int], Awaitable[list[ToolCallRow]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +63,7 @@ class Bodies:
     """What all attempts of a child share."""
 
     threads: ThreadPoolExecutor
+    workshop: Workshop
     root_dir: Path
     on_abandoned: Callable[[str], None]  # a body could not be stopped: this child must be replaced
 
@@ -97,11 +71,25 @@ class Bodies:
 class Attempts:
     """The attempts of one run that are under way."""
 
-    def __init__(self, run_id: RunId, bodies: Bodies, report: Callable[[Happening], None]) -> None:
-        """`report` is called in the loop's thread only."""
+    def __init__(
+        self,
+        run_id: RunId,
+        bodies: Bodies,
+        report: Callable[[Happening], None],
+        load_calls: LoadCalls,
+        caching: Caching,
+        trace: RunTrace | None = None,
+    ) -> None:
+        """`report` is called in the loop's thread only; `trace`: None where traces are off.
+
+        `load_calls` reads what the attempts of a node have called so far.
+        """
         self._run_id = run_id
         self._bodies = bodies
         self._report = report
+        self._load_calls = load_calls
+        self._caching = caching
+        self._trace = trace
         self._loop = asyncio.get_running_loop()
         self._under_way: dict[NodeKey, _Attempt] = {}
 
@@ -110,10 +98,12 @@ class Attempts:
         task = start.leaf.element
         assert isinstance(task, Task)
         key = start.leaf.key
-        if not callable(task.do):
-            self._report(_encode(key, start.attempt, task.do, task.output))
-            return
         attempt = _Attempt(key, start.attempt, task, dict(needs))
+        if self._trace is not None:
+            attempt.span = self._trace.begin_attempt(*key, start.attempt)
+        if task.ask is None and not callable(task.do):
+            self._end(attempt, _encode(key, start.attempt, task.do, task.output))
+            return
         attempt.current = self._current(attempt, last_heartbeat)
         self._under_way[key] = attempt
         attempt.runner = self._loop.create_task(self._perform(attempt))
@@ -124,13 +114,17 @@ class Attempts:
         if attempt is not None and attempt.stopped_by is None:
             self._stop(attempt, Aborted(key, attempt.number, reason))
 
+    @property
+    def count(self) -> int:
+        """How many are under way."""
+        return len(self._under_way)
+
     async def drop(self) -> None:
         """Stop everything without a report: the run is no longer ours."""
         attempts = list(self._under_way.values())
         for attempt in attempts:
             attempt.is_reported = True
-            attempt.current.cancelled.set()
-            attempt.runner.cancel()
+            attempt.cancel()
         if attempts:
             _, stuck = await asyncio.wait(
                 [attempt.runner for attempt in attempts], timeout=2 * STOP_GRACE_S
@@ -155,14 +149,20 @@ class Attempts:
         prints = Prints(partial(self._print, attempt))
         CURRENT.set(attempt.current)
         PRINTS.set(prints)
+        STARTED.set(attempt.processes)
+        if self._trace is not None and attempt.span is not None:
+            self._trace.make_current(attempt.span.place)
         timeout_s = attempt.task.timeout_s
         timer = None
         if timeout_s is not None:
             timer = self._loop.call_later(timeout_s, self._time_out, attempt, timeout_s)
+        if attempt.task.heartbeat_timeout_s is not None:
+            self._listen(attempt, attempt.task.heartbeat_timeout_s)
+        end: Happening
         try:
-            value = await self._call(attempt)
-            model = attempt.task.output or _returned_model(attempt.task.do)
-            end: Happening = _encode(attempt.key, attempt.number, value, model)
+            attempt.toolbox = await self._equip(attempt)
+            TOOLBOX.set(attempt.toolbox)
+            end = await self._produce(attempt, attempt.toolbox)
         except BaseException as error:  # noqa: BLE001 - an author's sys.exit() ends an attempt, not this process
             # A cancellation is swallowed only here, at the end of the task that was to be cancelled.
             is_stop = isinstance(error, asyncio.CancelledError) and attempt.stopped_by is not None
@@ -171,37 +171,75 @@ class Attempts:
             PRINTS.set(None)
             if timer is not None:
                 timer.cancel()
+        with suppress(
+            asyncio.CancelledError
+        ):  # stopped while its last tools ended: over all the same
+            await attempt.close()
         prints.flush()
         self._end(attempt, end)
 
+    async def _equip(self, attempt: "_Attempt") -> AttemptToolbox:
+        """Lay out the tools; only a later attempt has calls of earlier ones to know of."""
+        previous = await self._load_calls(*attempt.key) if attempt.number > 1 else []
+        where = f"{self._run_id}/{attempt.key.node_id}"
+        return AttemptToolbox(
+            self._bodies.workshop,
+            partial(self._call_tool, attempt),
+            tuple(previous),
+            lambda: self._bodies.on_abandoned(f"a tool of {where} does not stop"),
+            partial(self._report_usage, attempt),
+        )
+
+    async def _produce(self, attempt: "_Attempt", toolbox: AttemptToolbox) -> Happening:
+        """Have the output from an earlier execution, or call the body."""
+        task, cache = attempt.task, attempt.task.cache
+        model = task.output or _returned_model(task.do)
+        cache_key = None
+        if cache is not None:
+            cache_key = self._caching.key_of(task, cache, attempt.needs)
+            output = await self._caching.find(cache_key, model)
+            if output is not None:
+                return Finished(attempt.key, attempt.number, output)
+        value = await self._call(attempt)
+        toolbox.check_all_made()
+        end = _encode(attempt.key, attempt.number, value, model)
+        if cache is None or cache_key is None or not isinstance(end, Finished):
+            return end
+        ttl_ms = None if cache.ttl_s is None else round(cache.ttl_s * 1000)
+        return replace(end, cached=CachedOutput(attempt.key, cache_key, end.output, ttl_ms))
+
     async def _call(self, attempt: "_Attempt") -> Any:
-        do, needs = attempt.task.do, attempt.needs
+        ask = attempt.task.ask
+        if ask is None:
+            return await self._call_function(attempt, attempt.task.do)
+        prompt = ask.prompt
+        if not isinstance(prompt, str):
+            prompt = await self._call_function(attempt, prompt)
+        return await answer(ask, prompt, attempt.task.output)
+
+    async def _call_function(self, attempt: "_Attempt", do: Any) -> Any:
+        needs = attempt.needs
         if _is_async(do):
             return await do(**needs)
         value = await self._call_in_thread(attempt, partial(do, **needs))
         return await value if inspect.isawaitable(value) else value
 
     async def _call_in_thread(self, attempt: "_Attempt", body: Callable[[], Any]) -> Any:
-        variables = copy_context()
-        future = self._loop.run_in_executor(self._bodies.threads, _call_safely, variables, body)
-        try:
-            result = await asyncio.shield(future)
-        except asyncio.CancelledError:
-            attempt.current.cancelled.set()
-            _, stuck = await asyncio.wait([future], timeout=STOP_GRACE_S)
-            if stuck:
-                where = f"{self._run_id}/{attempt.key.node_id}"
-                self._bodies.on_abandoned(f"the thread of {where} does not stop")
-            raise
-        if isinstance(result, _Raised):
-            raise result.error
-        return result
+        where = f"{self._run_id}/{attempt.key.node_id}"
+        return await call_in_thread(
+            self._bodies.threads,
+            body,
+            on_cancel=attempt.current.cancelled.set,
+            on_stuck=lambda: self._bodies.on_abandoned(f"the thread of {where} does not stop"),
+        )
 
     def _end(self, attempt: "_Attempt", end: Happening) -> None:
         if self._under_way.get(attempt.key) is attempt:
             del self._under_way[attempt.key]
         if not attempt.is_reported:
             attempt.is_reported = True
+            if self._trace is not None and attempt.span is not None:
+                self._trace.end_attempt(attempt.span, *_outcome(end))
             self._report(end)
 
     def _time_out(self, attempt: "_Attempt", timeout_s: float) -> None:
@@ -209,11 +247,22 @@ class Attempts:
             problem = Problem("TimeoutError", f"took longer than {timeout_s:g} s", "TASK_TIMEOUT")
             self._stop(attempt, Failed(attempt.key, attempt.number, problem))
 
+    def _listen(self, attempt: "_Attempt", timeout_s: float) -> None:
+        """Stop a body that reports nothing of itself for too long; looked at again when it would be too long."""
+        if attempt.is_reported or attempt.stopped_by is not None:
+            return
+        silent_s = time.monotonic() - attempt.heard_at
+        if silent_s < timeout_s:
+            self._loop.call_later(timeout_s - silent_s, self._listen, attempt, timeout_s)
+            return
+        text = f"no heartbeat for {timeout_s:g} s"
+        problem = Problem("HeartbeatTimeout", text, HEARTBEAT_TIMEOUT)
+        self._stop(attempt, Failed(attempt.key, attempt.number, problem))
+
     def _stop(self, attempt: "_Attempt", end: Happening) -> None:
         """Cancel a body; a second later its attempt has ended so, whether the body heard or not."""
         attempt.stopped_by = end
-        attempt.current.cancelled.set()
-        attempt.runner.cancel()
+        attempt.cancel()
         self._loop.call_later(2 * STOP_GRACE_S, self._give_up, attempt, end)
 
     def _give_up(self, attempt: "_Attempt", end: Happening) -> None:
@@ -227,11 +276,19 @@ class Attempts:
     def _print(self, attempt: "_Attempt", text: str, stream: str) -> None:
         self._report_soon(attempt, Printed(attempt.key, attempt.number, text, stream))
 
+    def _call_tool(
+        self, attempt: "_Attempt", call: ToolCall, kept: asyncio.Future[None] | None
+    ) -> None:
+        self._report_soon(attempt, Called(attempt.key, attempt.number, call, kept))
+
+    def _report_usage(self, attempt: "_Attempt", usage: TokenUsage) -> None:
+        self._report_soon(attempt, Used(attempt.key, attempt.number, usage))
+
     def _beat(self, attempt: "_Attempt", data: Any) -> None:
         text = to_json(data)
         if len(text) > MAX_HEARTBEAT_BYTES:
             raise InvalidOutput(f"a heartbeat's data has at most {MAX_HEARTBEAT_BYTES} bytes")
-        now = time.monotonic()
+        now = attempt.heard_at = time.monotonic()
         if now - attempt.beaten_at >= HEARTBEAT_EVERY_S:
             attempt.beaten_at = now
             self._report_soon(attempt, Beaten(attempt.key, attempt.number, text.decode()))
@@ -258,23 +315,46 @@ class _Attempt:
         self.stopped_by: Happening | None = None  # how it ends once it has been told to stop
         self.is_reported = False
         self.beaten_at = float("-inf")
+        self.heard_at = time.monotonic()  # its last heartbeat, reported or not; at first its start
         self.loop_thread = threading.get_ident()
+        self.span: Span | None = None  # where traces are on
+        self.toolbox: AttemptToolbox | None = None
+        self.processes: list[Process] = []  # what an async body has started by itself
+        self.ending: asyncio.Task[None] | None = None
         self.current: CurrentTask
         self.runner: asyncio.Task[None]
 
+    def cancel(self) -> None:
+        """Tell the body, its tools, its processes and whoever waits for them that it is over."""
+        self.current.cancelled.set()
+        if self.toolbox is not None:
+            self.toolbox.stop()
+        self.runner.cancel()
+        ending = end_all([*self.processes], STOP_GRACE_S)
+        self.processes.clear()
+        self.ending = asyncio.get_running_loop().create_task(ending)
 
-@dataclass(frozen=True, slots=True)
-class _Raised:
-    """What a body raised in its thread; carried as a value, since a future refuses a StopIteration."""
+    async def close(self) -> None:
+        """Return when nothing of it is left; the processes of a body that was not stopped are its author's affair."""
+        if self.toolbox is not None:
+            await self.toolbox.close()
+        if self.ending is not None:
+            await self.ending
+            await end_all(self.processes, 0)  # begun while it was being stopped
+        else:
+            for process in self.processes:
+                process.close()
 
-    error: BaseException
 
-
-def _call_safely(variables: Variables, body: Callable[[], Any]) -> Any:
-    try:
-        return variables.run(body)
-    except BaseException as error:  # noqa: BLE001 - handed to the loop, which judges it
-        return _Raised(error)
+def _outcome(end: Happening) -> tuple[str, str | None]:
+    """Say how an attempt ended, and the name of its error: for traces, which hold no content."""
+    match end:
+        case Failed(_, _, problem):
+            return AttemptState.FAILED, problem.name
+        case Aborted():
+            return AttemptState.CANCELLED, None
+        case _:
+            return AttemptState.FINISHED, None
 
 
 def _is_async(do: Any) -> bool:
@@ -309,5 +389,6 @@ def _encode(key: NodeKey, number: int, value: Any, model: Any) -> Happening:
 def _failed(attempt: _Attempt, error: BaseException) -> Failed:
     text = str(error)[:MAX_ERROR_CHARS] or type(error).__name__
     text = text.encode("utf-8", "replace").decode().replace("\x00", "")
-    problem = Problem(type(error).__name__, text, traceback=author_traceback(error))
+    code = error.code if isinstance(error, ToolError | InvalidOutput) else None
+    problem = Problem(type(error).__name__, text, code, traceback=author_traceback(error))
     return Failed(attempt.key, attempt.number, problem)

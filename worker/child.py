@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import structlog
@@ -20,19 +20,27 @@ import uvloop
 from smithers.errors import StoreError
 from smithers.ids import WorkerId
 from smithers.store.hints import Channel
-from smithers.store.worker_store import open_worker_store
+from smithers.store.worker_store import WorkerStore, open_worker_store
 from smithers.telemetry.logs import configure_logging
+from smithers.telemetry.names import Role
+from smithers.telemetry.sheet import Sheet
+from smithers.telemetry.tracing import open_tracer
 from worker.attempts import Bodies
 from worker.claimer import Claimer
 from worker.clock import DatabaseClock
+from worker.descendants import MARK, BodyLoop
 from worker.executor import Tools
+from worker.loads import Loads
+from worker.meters import ChildMeters
 from worker.prints import route_prints
 from worker.processes import die_with_parent
 from worker.rendering import install_alarm
 from worker.settings import PoolSettings
+from worker.toolboxes import open_workshop
 from worker.workflows import Workflows
 
 BEAT_EVERY_S: Final = 0.25
+SEND_SPANS_S: Final = 2.0  # for what a collector that is slow has not taken at the end
 MAX_THREADS: Final = 512
 DRAIN: Final = "drain"  # what the parent says through the pipe
 
@@ -47,9 +55,10 @@ class ChildSettings:
     slot: int  # where in the shared array it beats
     is_solo: bool  # for one run that wants a child of its own
     pool: PoolSettings
+    sheet: Sheet  # where the server's processes count
 
 
-def run_child(settings: ChildSettings, beats: Any, orders: Connection) -> None:
+def run_child(settings: ChildSettings, loads: Loads, orders: Connection) -> None:
     """Be a child until told to end; the entry point of the process."""
     die_with_parent()
     signal.signal(
@@ -59,14 +68,15 @@ def run_child(settings: ChildSettings, beats: Any, orders: Connection) -> None:
     configure_logging(settings.pool.log_format, settings.pool.log_level)
     route_prints()
     os.chdir(settings.pool.root_dir)
-    uvloop.run(_live(settings, beats, orders))
+    os.environ[MARK] = str(settings.worker_id)
+    uvloop.run(_live(settings, loads, orders), loop_factory=BodyLoop)
     # Threads that do not stop must not keep the process: everything that counts is in the database.
     os._exit(0)
 
 
-async def _live(settings: ChildSettings, beats: Any, orders: Connection) -> None:
+async def _live(settings: ChildSettings, loads: Loads, orders: Connection) -> None:
     loop = asyncio.get_running_loop()
-    beating = loop.create_task(_beat(beats, settings.slot), name="beat")
+    beating = loop.create_task(_beat(loads, settings.slot), name="beat")
     draining = asyncio.Event()
     loop.add_reader(orders.fileno(), _take_order, orders, draining)
     loop.add_signal_handler(signal.SIGTERM, draining.set)
@@ -76,12 +86,20 @@ async def _live(settings: ChildSettings, beats: Any, orders: Connection) -> None
         log.warning("child_retires", reason=reason)
         draining.set()
 
-    bodies = Bodies(threads=threads, root_dir=settings.pool.root, on_abandoned=retire)
-    await _serve(settings, bodies, draining)
+    with open_workshop(settings.pool) as workshop:
+        bodies = Bodies(
+            threads=threads,
+            workshop=workshop,
+            root_dir=settings.pool.root,
+            on_abandoned=retire,
+        )
+        await _serve(settings, loads, bodies, draining)
     beating.cancel()
 
 
-async def _serve(settings: ChildSettings, bodies: Bodies, draining: asyncio.Event) -> None:
+async def _serve(
+    settings: ChildSettings, loads: Loads, bodies: Bodies, draining: asyncio.Event
+) -> None:
     pool = settings.pool
     claimers: list[Claimer] = []  # hints may come before the claimer is there
 
@@ -96,12 +114,14 @@ async def _serve(settings: ChildSettings, bodies: Bodies, draining: asyncio.Even
     listeners = {Channel.DUE: hear_due, Channel.NEWS: hear_news}
     worker_id = WorkerId(settings.worker_id)
     async with open_worker_store(pool.dsn, pool.direct_dsn, worker_id, listeners) as store:
-        tools = Tools(store=store, workflows=Workflows(store), bodies=bodies, clock=DatabaseClock())
+        tools = _make_tools(settings, store, bodies)
         claimer = Claimer(
             tools,
             queues=pool.queues,
             limit=pool.runs_per_worker,
             is_solo=settings.is_solo,
+            loads=loads,
+            slot=settings.slot,
         )
         claimers.append(claimer)
         running = asyncio.create_task(claimer.run(), name="claimer")
@@ -109,6 +129,21 @@ async def _serve(settings: ChildSettings, bodies: Bodies, draining: asyncio.Even
         await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
         claimer.drain()
         await _end(claimer, running, pool.drain_timeout_s)
+    if tools.tracer is not None:
+        await asyncio.to_thread(tools.tracer.close, SEND_SPANS_S)
+
+
+def _make_tools(settings: ChildSettings, store: WorkerStore, bodies: Bodies) -> Tools:
+    meters = ChildMeters(settings.sheet.open_page(Role.CHILD))
+    store.watch(meters.lanes.count, meters.hear_listening)
+    return Tools(
+        store=store,
+        workflows=Workflows(store),
+        bodies=bodies,
+        clock=DatabaseClock(),
+        meters=meters,
+        tracer=open_tracer(settings.pool.otel, meters.spans_dropped.inc, has_authors=True),
+    )
 
 
 async def _end(claimer: Claimer, running: asyncio.Task[None], timeout_s: float) -> None:
@@ -136,7 +171,7 @@ def _take_order(orders: Connection, draining: asyncio.Event) -> None:
         os._exit(1)
 
 
-async def _beat(beats: Any, slot: int) -> None:
+async def _beat(loads: Loads, slot: int) -> None:
     while True:
-        beats[slot] = time.monotonic()
+        loads.beats[slot] = time.monotonic()
         await asyncio.sleep(BEAT_EVERY_S)

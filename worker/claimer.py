@@ -13,11 +13,14 @@ import structlog
 from smithers.errors import StoreError
 from smithers.ids import RunId
 from smithers.store.claims import ClaimedRun, ClaimKind
+from smithers.store.hints import Channel
 from worker.executor import Executor, Tools
+from worker.loads import GONE, Loads
 
-MAX_CLAIM: Final = 64
+MAX_CLAIM: Final = 16  # then whoever holds the fewest goes on
 MAX_SLEEP_S: Final = 1.0
 NEWS_EVERY_S: Final = 1.0
+SECOND_LOOK_S: Final = 0.05  # after a hint that was another child's
 
 log = structlog.get_logger("worker.claimer")
 
@@ -25,12 +28,23 @@ log = structlog.get_logger("worker.claimer")
 class Claimer:
     """A child's claimer and the runs that it holds."""
 
-    def __init__(self, tools: Tools, *, queues: tuple[str, ...], limit: int, is_solo: bool) -> None:
-        """`is_solo`: for runs that want a child of their own, and for those under suspicion."""
+    def __init__(
+        self,
+        tools: Tools,
+        *,
+        queues: tuple[str, ...],
+        limit: int,
+        is_solo: bool,
+        loads: Loads,
+        slot: int,
+    ) -> None:
+        """`is_solo`: for runs that want a child of their own, and for those under suspicion; `slot` is ours in `loads`."""
         self._tools = tools
         self._queues = queues
         self._limit = limit
         self._is_solo = is_solo
+        self._loads = loads
+        self._slot = slot
         self._executors: dict[RunId, tuple[Executor, asyncio.Task[None]]] = {}
         self._woken = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -47,8 +61,14 @@ class Claimer:
 
     def hear_due(self, queues: frozenset[str] | None) -> None:
         """Take a hint that these queues have something to claim; None: any may."""
-        if queues is None or not queues.isdisjoint(self._queues):
+        if queues is None:
             self._woken.set()
+        elif queues.isdisjoint(self._queues):
+            return
+        elif self._loads.is_next(self._slot):
+            self._woken.set()
+        else:  # two children that look at different moments may each think it the other's
+            self._look_by(self._loop.time() + SECOND_LOOK_S)
 
     def hear_news(self, run_ids: frozenset[str] | None) -> None:
         """Take a hint that something has come to these runs; None: to any."""
@@ -59,6 +79,7 @@ class Claimer:
     def drain(self) -> None:
         """Claim no more."""
         self._is_draining = True
+        self._loads.tell(self._slot, GONE)
         self._woken.set()
 
     async def run(self) -> None:
@@ -83,7 +104,9 @@ class Claimer:
         try:
             is_more = await (self._claim_solo(group) if self._is_solo else self._claim(group))
             if is_more and self.active_count < self._limit:
-                return
+                if self._loads.is_next(self._slot):
+                    return
+                self._tools.store.hints.send(Channel.DUE, self._queues)
             wake_at = await self._find_wake_time()
         except StoreError as error:
             log.warning("claim_failed", error=str(error))
@@ -125,6 +148,7 @@ class Claimer:
         executor = Executor(claim, self._tools)
         task = group.create_task(self._execute(executor), name=f"run-{claim.run_id}")
         self._executors[claim.run_id] = (executor, task)
+        self._tell_load()
 
     async def _execute(self, executor: Executor) -> None:
         run_id = executor.claim.run_id
@@ -138,12 +162,19 @@ class Claimer:
             self._tools.bodies.on_abandoned(f"run {run_id} broke its executor")
         finally:
             del self._executors[run_id]
+            self._tell_load()
             if self._is_solo or self._is_draining or self.active_count == self._limit - 1:
                 self._woken.set()  # there is room again; else nobody waited for it
 
+    def _tell_load(self) -> None:
+        if not self._is_solo and not self._is_draining:
+            self._loads.tell(self._slot, self.active_count)
+
     def _expect(self, due_ms: int) -> None:
         """Be awake when a run is due that was parked here; others find it by looking once a second."""
-        due_at = self._loop.time() + (due_ms - self._tools.clock.now_ms()) / 1000
+        self._look_by(self._loop.time() + (due_ms - self._tools.clock.now_ms()) / 1000)
+
+    def _look_by(self, due_at: float) -> None:
         self._known_due_at = min(self._known_due_at, due_at)
         sleep = self._sleep
         if sleep is not None and not sleep.expired() and (sleep.when() or due_at) > due_at:
@@ -164,6 +195,8 @@ class Claimer:
         """The net under hints: one query a second for all runs of this child."""
         while True:
             await asyncio.sleep(NEWS_EVERY_S)
+            executors = [executor for executor, _ in self._executors.values()]
+            self._tools.meters.active.set(sum(one.attempt_count for one in executors))
             cursors = {
                 run_id: executor.last_seq for run_id, (executor, _) in self._executors.items()
             }

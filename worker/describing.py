@@ -1,16 +1,13 @@
-"""Describe a version of a workflow's source in a process that is thrown away: it executes the author's imports.
-
-`python -P -m worker.describing` reads {"bundle", "workflow_export"} from stdin and writes the description's JSON as the last
-line of its stdout, behind a mark: what the author's modules print comes before it.
-"""
+"""Describe a version of a workflow's source in a process that is thrown away: it executes the author's imports."""
 
 import asyncio
 import os
 import resource
-import sys
+import signal
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Final
-
-import orjson
 
 from smithers.source.closure import SourceBundle
 from smithers.source.description import Description, describe
@@ -18,57 +15,51 @@ from smithers.source.errors import SourceError
 
 TIMEOUT_S: Final = 20.0
 MAX_ANSWER_BYTES: Final = 4_000_000
-MARK: Final = b"\x1esmithers-description:"
+END: Final = b"\n"  # the answer is one line: what the author's modules start may keep the pipe open
 
 
 async def describe_in_process(
-    bundle: str, export: str, *, environment: dict[str, str], root_dir: str
+    nursery: ForkServerContext, bundle: str, export: str, *, root_dir: str
 ) -> str:
     """Return a version's description as JSON; what goes wrong with the process is part of it."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-P",
-        "-m",
-        "worker.describing",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        cwd=root_dir,
-        env=environment,
-        start_new_session=True,
-    )
-    request = orjson.dumps({"bundle": bundle, "workflow_export": export or None})
+    receiver, sender = nursery.Pipe(duplex=False)
+    process = nursery.Process(target=_answer, args=(bundle, export or None, root_dir, sender))
+    process.start()
+    sender.close()
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            answer = await _talk(process, request)
+            return await _read(receiver)
     except TimeoutError:
         return _failure(f"importing the workflow took longer than {TIMEOUT_S:g} s").to_json()
+    except asyncio.LimitOverrunError:
+        return _failure(f"the description is over {MAX_ANSWER_BYTES} bytes").to_json()
+    except asyncio.IncompleteReadError:
+        process.join()
+        code = process.exitcode
+        return _failure(f"importing the workflow ended its process (exit code {code})").to_json()
     finally:
-        if process.returncode is None:
-            os.killpg(process.pid, 9)
-            await process.wait()
-    if answer is None:
-        return _failure(
-            f"importing the workflow ended its process (exit code {process.returncode})"
-        ).to_json()
-    return answer
+        _end(process)
 
 
-async def _talk(process: asyncio.subprocess.Process, request: bytes) -> str | None:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(request)
-    process.stdin.write_eof()
-    tail = b""
-    while chunk := await process.stdout.read(65_536):
-        tail = (tail + chunk)[-MAX_ANSWER_BYTES:]
-        if MARK in tail and tail.endswith(b"\n"):
-            break
-    _, mark, answer = tail.rpartition(MARK)
-    if not mark:
-        await process.wait()
-        return None
-    return answer.decode()
+async def _read(receiver: Connection) -> str:
+    reader = asyncio.StreamReader(limit=MAX_ANSWER_BYTES)
+    with os.fdopen(os.dup(receiver.fileno()), "rb") as file, receiver:
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), file
+        )
+        try:
+            return (await reader.readuntil(END)).decode()
+        finally:
+            transport.close()
+
+
+def _end(process: ForkServerProcess) -> None:
+    assert process.pid is not None
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # and what the author's modules started
+    process.kill()
+    process.join()
+    process.close()
 
 
 def _failure(error: str) -> Description:
@@ -82,21 +73,19 @@ def _failure(error: str) -> Description:
     )
 
 
-def main() -> None:
-    """Describe what stdin holds."""
+def _answer(bundle: str, export: str | None, root_dir: str, sender: Connection) -> None:
+    """Be the process that is thrown away."""
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    request = orjson.loads(sys.stdin.buffer.read())
-    answer = os.dup(1)  # the author's modules may close or replace sys.stdout
-    export = request["workflow_export"]
+    os.chdir(root_dir)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
     try:
-        bundle = SourceBundle.from_json(request["bundle"], workflow_name=export)
-        description = describe(bundle, export)
+        description = describe(SourceBundle.from_json(bundle, workflow_name=export), export)
     except SourceError as error:
         description = _failure(error.reason)
-    with os.fdopen(answer, "wb", closefd=True) as out:
-        out.write(MARK + description.to_json().encode() + b"\n")
+    with os.fdopen(sender.fileno(), "wb", closefd=False) as out:
+        out.write(description.to_json().encode() + END)
     os._exit(0)  # threads that the author's modules started do not count
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,9 @@ ready: whatever has happened while the last commit was under way goes into the n
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -13,24 +15,40 @@ import structlog
 from pydantic import ValidationError
 
 from smithers.context import Auth
+from smithers.engine import reports
 from smithers.engine.facts import Facts, NodeKey, Problem
 from smithers.engine.progress import DEFAULT_CONCURRENCY, Progress
-from smithers.engine.rendering import Renderer
+from smithers.engine.rendering import Guard, Renderer
 from smithers.engine.turn import Turn
 from smithers.errors import LeaseLost, StoreError
 from smithers.events import EventType, correlation_json
 from smithers.outputs import decode_output
 from smithers.states import NodeState, RunStatus
 from smithers.store.claims import ClaimedRun, News
-from smithers.store.commits import Committed, Outcome, TurnCommit
+from smithers.store.commits import Committed, Outcome, RunOrigin, TurnCommit
 from smithers.store.hints import Channel
 from smithers.store.worker_store import WorkerStore
+from smithers.telemetry.tracing import Tracer
 from smithers.tree import Task
 from smithers.workflow import Workflow
-from worker.attempts import Aborted, Attempts, Beaten, Bodies, Failed, Finished, Happening, Printed
+from worker.attempts import Attempts, Bodies
+from worker.caching import Caching
 from worker.clock import DatabaseClock
+from worker.happenings import (
+    Aborted,
+    Beaten,
+    Called,
+    Failed,
+    Finished,
+    Happening,
+    Printed,
+    Used,
+)
+from worker.kin import hint_kin
+from worker.meters import ChildMeters
+from worker.records import RunRecord
 from worker.rendering import render_guard
-from worker.workflows import LoadFailed, Workflows
+from worker.workflows import Library, LoadFailed
 
 SURVIVE_S: Final = 2.0  # how long a run under suspicion is tried alone
 
@@ -42,9 +60,12 @@ class Tools:
     """What a child's executors share."""
 
     store: WorkerStore
-    workflows: Workflows
+    workflows: Library
     bodies: Bodies
     clock: DatabaseClock
+    meters: ChildMeters
+    tracer: Tracer | None  # None: traces are off
+    guard: Callable[[float], Guard] = render_guard  # bounds a render's time, in seconds
 
 
 class Executor:
@@ -58,12 +79,24 @@ class Executor:
         self._has_news = False
         self._arrived = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._attempts = Attempts(claim.run_id, tools.bodies, self._report)
+        self._record = RunRecord(claim, tools.meters, tools.tracer)
+        load_calls = partial(tools.store.list_previous_calls, claim.run_id)
+        caching = Caching(claim.run_id, claim.workflow_name, tools.store.find_cached)
+        self._attempts = Attempts(
+            claim.run_id, tools.bodies, self._report, load_calls, caching, self._record.trace
+        )
+        self._awaiting_commit: list[asyncio.Future[None]] = []  # bodies about to call a tool
         self._correlation = correlation_json(claim.run_id, claim.workflow_name)
+        self._origin = RunOrigin(**{field: getattr(claim, field) for field in RunOrigin.__slots__})
         self._commit_no = 0
         self.is_suspect = claim.crash_count > 0 and not claim.is_solo
         self._acquit_at = float("inf")
         self._suspects: set[NodeKey] = set()  # what was in flight when the last owner died
+
+    @property
+    def attempt_count(self) -> int:
+        """How many attempts are under way."""
+        return self._attempts.count
 
     def hear_news(self) -> None:
         """Take a hint that something has come to the run from outside."""
@@ -72,6 +105,7 @@ class Executor:
 
     async def execute(self) -> int | None:
         """Move the run forward until it ends, only waits remain, or somebody else has it; say when it is due again."""
+        self._record.begin()
         try:
             run = await self._take_up()
             try:
@@ -83,6 +117,7 @@ class Executor:
                 await self._fail_broken(run, error)
         except LeaseLost:
             log.warning("lease_lost", run_id=self.claim.run_id, epoch=self.claim.epoch)
+            self._record.lose()
         finally:
             await self._attempts.drop()
         return None
@@ -116,11 +151,11 @@ class Executor:
 
     async def _fail_broken(self, run: Progress, error: Exception) -> None:
         await self._attempts.drop()
-        run.refuse_turn(
-            Problem("InternalError", f"{type(error).__name__}: {error}"[:2000], "SERVER_ERROR")
+        reports.refuse_turn(
+            run, Problem("InternalError", f"{type(error).__name__}: {error}"[:2000], "SERVER_ERROR")
         )
         for key in sorted(run.in_flight):
-            run.abort_attempt(key, "run-failed")
+            reports.abort_attempt(run, key, "run-failed")
         while not await self._commit(run, run.plan(self._tools.clock.now_ms())):
             pass
 
@@ -163,10 +198,12 @@ class Executor:
         if before.is_parked or (before is RunStatus.QUEUED and not claim.is_new):
             run.note(EventType.RUN_STARTED)
             run.note_status(RunStatus.RUNNING)
+            if before is RunStatus.QUEUED:
+                run.reopen()
         for key, fact in list(run.facts.nodes.items()):
             if fact.state is NodeState.IN_PROGRESS:
                 self._suspects.add(key)
-                run.lose_attempt(key)
+                reports.lose_attempt(run, key)
         if self.is_suspect:
             run.start_only(self._suspects)
 
@@ -191,7 +228,8 @@ class Executor:
             workflow=workflow,
             input=given,
             auth=Auth(auth.get("user"), tuple(auth.get("scopes", ()))),
-            guard=render_guard(workflow.render_timeout_s),
+            guard=self._tools.guard(workflow.render_timeout_s),
+            carried=None if claim.carried is None else orjson.loads(claim.carried),
         )
         return renderer, problem
 
@@ -208,6 +246,8 @@ class Executor:
             expected_seq=None if turn.ending is None else self.last_seq,
             is_cancelling=run.is_cancelling,
             is_cleared=self._suspects.isdisjoint(run.in_flight),
+            has_cleanup=bool(run.open_tries),
+            origin=self._origin,
             turn=turn,
         )
         try:
@@ -228,18 +268,25 @@ class Executor:
         tools, run_id = self._tools, self.claim.run_id
         tools.clock.hear(answer.now_ms)
         tools.store.hints.send(Channel.EVENTS, (run_id,))
+        hint_kin(tools.store.hints, self.claim, turn)
         written = len(turn.events) + (0 if turn.ending is None else len(turn.ending.events))
         if answer.last_seq != self.last_seq + written:
             self._has_news = True  # a gateway wrote in between
         self.last_seq = answer.last_seq
+        self._record.tell(turn, run.committed.nodes, answer.now_ms)
         run.commit(answer.now_ms)
+        kept, self._awaiting_commit = self._awaiting_commit, []
+        for future in kept:
+            if not future.done():  # its attempt was stopped
+                future.set_result(None)
 
     def _refuse(self, run: Progress, error: StoreError) -> None:
         """Let a run fail whose own values the database does not take; it stays alive for others."""
         log.error("commit_refused", run_id=self.claim.run_id, error=str(error))
         if run.failure is not None and run.failure.code == "INVALID_OUTPUT":
-            raise LeaseLost(f"run {self.claim.run_id} cannot even be failed: {error}") from error
-        run.refuse_turn(Problem("InvalidOutput", str(error)[:2000], "INVALID_OUTPUT"))
+            # Still ours, and not to be moved by us: this child ends, and its burial hands the run to another.
+            raise StoreError(f"run {self.claim.run_id} cannot even be failed: {error}") from error
+        reports.refuse_turn(run, Problem("InvalidOutput", str(error)[:2000], "INVALID_OUTPUT"))
 
     def _perform(self, run: Progress, turn: Turn) -> None:
         for start in turn.starts:
@@ -273,6 +320,8 @@ class Executor:
         now_ms = self._tools.clock.now_ms()
         for happening in inbox:
             _take(run, happening, now_ms)
+            if isinstance(happening, Called) and happening.kept is not None:
+                self._awaiting_commit.append(happening.kept)
         if self._has_news:
             await self._take_news(run)
         run.pass_time(self._tools.clock.now_ms())
@@ -290,6 +339,7 @@ class Executor:
         self.last_seq = news.last_seq
         self._tools.clock.hear(news.now_ms)
         run.facts.approvals = news.approvals
+        run.facts.ends = news.ends
         taken = {seq for seq, _ in run.turn.signals}
         run.facts.signals = [signal for signal in news.signals if signal.seq not in taken]
         if news.is_cancelling:
@@ -309,16 +359,28 @@ class Executor:
 
 def _take(run: Progress, happening: Happening, now_ms: int) -> None:
     match happening:
-        case Finished(key, _, output):
-            run.finish_attempt(key, output)
+        case Finished(key, _, output, cached):
+            reports.finish_attempt(run, key, output, cached)
         case Failed(key, _, problem):
-            run.fail_attempt(key, problem, now_ms)
+            reports.fail_attempt(run, key, problem, now_ms)
         case Aborted(key, _, reason):
-            run.abort_attempt(key, reason)
+            reports.abort_attempt(run, key, reason)
         case Printed(key, attempt, text, stream):
-            run.print_output(key, attempt, text, stream)
+            reports.print_output(run, key, attempt, text, stream)
         case Beaten(key, attempt, data):
-            run.beat(key, attempt, data)
+            reports.beat(run, key, attempt, data)
+        case Called(key, attempt, call, _):
+            reports.call_tool(run, key, attempt, call)
+        case Used(key, attempt, usage):
+            reports.use_tokens(
+                run,
+                key,
+                attempt,
+                agent=usage.agent,
+                model=usage.model,
+                inputTokens=usage.input_tokens,
+                outputTokens=usage.output_tokens,
+            )
 
 
 def _outputs_needed(run: Progress, task: Task[Any]) -> dict[str, Any]:
@@ -331,7 +393,7 @@ def _outputs_needed(run: Progress, task: Task[Any]) -> dict[str, Any]:
         key = run.rendered.mounted.resolve(node_id, run.facts)
         assert not isinstance(key, str)
         leaf = run.find_leaf(key)
-        model = leaf.element.output if leaf is not None and isinstance(leaf.element, Task) else None
+        model = None if leaf is None else getattr(leaf.element, "output", None)
         output = run.facts.nodes[key].output
         needed[name] = None if output is None else decode_output(output, model)
     return needed

@@ -1,19 +1,19 @@
 """The pool: a parent that spawns children, keeps as many alive as it was told to, and notices deaths.
 
-It never loads workflow code. It hands a dead child's runs back at once (it sees the sentinel), writes all its children's
-heartbeats in one statement a second, kills a child that is silent for 20 s, buries the workers of others that are gone,
-and has sources described. It ends when told to (SIGTERM, SIGINT, or the end of its stdin) after its children have drained.
+It never loads workflow code, and neither does the fork server that its children come from. It hands a dead child's runs
+back at once (it sees the sentinel), writes all its children's heartbeats in one statement a second, kills a child that is
+silent for 20 s, buries the workers of others that are gone, and has sources described. It ends when told to (SIGTERM,
+SIGINT, or the end of its stdin) after its children have drained.
 """
 
 import asyncio
-import multiprocessing
 import os
 import signal
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -23,10 +23,17 @@ from smithers.errors import StoreError
 from smithers.ids import WorkerId
 from smithers.store.hints import Channel
 from smithers.store.owners import HEARTBEAT_LIMIT_S, LivingWorker
-from smithers.store.worker_store import PoolStore, open_liveness, open_pool_store
+from smithers.store.worker_store import PoolStore, open_pool_store
+from smithers.telemetry.names import Role
+from smithers.telemetry.sheet import Sheet
 from worker import processes
 from worker.child import DRAIN, ChildSettings, run_child
+from worker.descendants import sweep
 from worker.describing import describe_in_process
+from worker.liveness import keep_liveness
+from worker.loads import GONE, Loads
+from worker.meters import PoolMeters
+from worker.mirroring import mirroring
 from worker.settings import PoolSettings
 
 BEAT_EVERY_S: Final = 1.0
@@ -52,21 +59,27 @@ class Child:
 
     worker_id: WorkerId
     slot: int
-    process: SpawnProcess
+    process: ForkServerProcess
     orders: Connection
     started_at: float
-    is_killed: bool = False
+    killed_for: str | None = None
 
 
 class Pool:
     """The parent of children."""
 
-    def __init__(self, settings: PoolSettings, store: PoolStore) -> None:
+    def __init__(
+        self, settings: PoolSettings, store: PoolStore, nursery: ForkServerContext, sheet: Sheet
+    ) -> None:
         self._settings = settings
         self._store = store
         self._pool_id = uuid4()
-        self._context = multiprocessing.get_context("spawn")
-        self._beats: Any = self._context.Array("d", settings.worker_count + MAX_SOLO, lock=False)
+        self._nursery = nursery
+        self._sheet = sheet
+        self._meters = PoolMeters(sheet.open_page(Role.POOL))
+        self._beats: Any = self._nursery.Array("d", settings.worker_count + MAX_SOLO, lock=False)
+        counts = nursery.Array("i", len(self._beats), lock=False)
+        self._loads = Loads(counts, self._beats)
         self._children: dict[int, Child] = {}
         self._deaths_in_a_row = [0] * settings.worker_count
         self._draining = asyncio.Event()
@@ -176,15 +189,19 @@ class Pool:
 
     async def _spawn(self, slot: int, *, is_solo: bool) -> Child:
         worker_id = WorkerId(uuid4())
-        orders, childs_end = self._context.Pipe()
+        orders, childs_end = self._nursery.Pipe()
         settings = ChildSettings(
-            worker_id=worker_id, slot=slot, is_solo=is_solo, pool=self._settings
+            worker_id=worker_id,
+            slot=slot,
+            is_solo=is_solo,
+            pool=self._settings,
+            sheet=self._sheet,
         )
         self._beats[slot] = 0.0
-        process = self._context.Process(
-            target=run_child, args=(settings, self._beats, childs_end), name=f"child-{slot}"
+        self._loads.tell(slot, GONE if is_solo else 0)
+        process = self._nursery.Process(
+            target=run_child, args=(settings, self._loads, childs_end), name=f"child-{slot}"
         )
-        # In this very thread, which lives as long as the process: the kernel ties the child to the thread that made it.
         process.start()
         childs_end.close()
         child = Child(worker_id, slot, process, orders, time.monotonic())
@@ -216,9 +233,12 @@ class Pool:
     async def _bury(self, child: Child) -> None:
         child.process.join()
         self._children.pop(child.slot, None)
+        self._loads.tell(child.slot, GONE)
         code = child.process.exitcode
         child.orders.close()
         child.process.close()
+        if code != 0:
+            await sweep(child.worker_id)
         while True:
             try:
                 freed = await self._store.bury(child.worker_id, f"exit-{code}")
@@ -226,6 +246,7 @@ class Pool:
             except StoreError as error:
                 log.warning("bury_failed", worker_id=str(child.worker_id), error=str(error))
                 await asyncio.sleep(0.5)
+        self._meters.count_end(code, child.killed_for, sum(freed.values()))
         level = log.info if code == 0 else log.error
         level("child_ended", slot=child.slot, exit_code=code, runs_handed_back=sum(freed.values()))
 
@@ -246,6 +267,7 @@ class Pool:
             except StoreError as error:
                 log.warning("beat_failed", error=str(error))
                 continue
+            self._meters.count_beat()
             for child in list(self._children.values()):
                 if child.worker_id in worker_ids and child.worker_id not in alive:
                     # Others gave it up for dead, and its runs have new owners: it must not go on.
@@ -260,8 +282,8 @@ class Pool:
                 self._kill(child, "silent")
 
     def _kill(self, child: Child, reason: str) -> None:
-        if not child.is_killed:
-            child.is_killed = True
+        if child.killed_for is None:
+            child.killed_for = reason
             log.error("child_killed", slot=child.slot, reason=reason)
             child.process.kill()
 
@@ -281,7 +303,13 @@ class Pool:
                 continue
             death = self._find_death(worker)
             if death is not None:
+                if processes.is_here(worker.process):
+                    await processes.end(
+                        worker.process
+                    )  # before others go on with what it has in flight
+                    await sweep(worker.worker_id)
                 freed = await self._store.bury(worker.worker_id, death)
+                self._meters.count_burial(death, sum(freed.values()))
                 log.warning(
                     "worker_buried",
                     worker_id=str(worker.worker_id),
@@ -292,10 +320,7 @@ class Pool:
     def _find_death(self, worker: LivingWorker) -> str | None:
         """Say how it is known that a worker of somebody else is dead; None: it may live."""
         process = worker.process
-        is_here = (
-            process.boot_id == processes.boot_id()
-            and process.pid_namespace == processes.pid_namespace()
-        )
+        is_here = processes.is_here(process)
         if is_here and processes.find_process_start(process.pid) != process.process_start:
             return "process-gone"
         if worker.silent_s > HEARTBEAT_LIMIT_S:
@@ -312,16 +337,15 @@ class Pool:
 
     async def _describe_wanted(self) -> None:
         """Describe the sources that somebody asked for; one after another."""
-        environment = dict(os.environ)
         while True:
             self._wanted.clear()
             try:
                 wanted = await self._store.list_wanted_descriptions()
                 for one in wanted:
                     text = await describe_in_process(
+                        self._nursery,
                         one.bundle,
                         one.workflow_export,
-                        environment=environment,
                         root_dir=self._settings.root_dir,
                     )
                     await self._store.put_description(one, text)
@@ -339,7 +363,7 @@ def _send_drain(child: Child) -> None:
         child.orders.send(DRAIN)
 
 
-async def run_pool(settings: PoolSettings) -> None:
+async def run_pool(settings: PoolSettings, nursery: ForkServerContext) -> None:
     """Run a pool until SIGTERM, SIGINT or the end of stdin."""
     loop = asyncio.get_running_loop()
     holder: list[Pool] = []
@@ -354,28 +378,19 @@ async def run_pool(settings: PoolSettings) -> None:
 
     listeners = {Channel.SOURCES: hear_sources, Channel.DUE: hear_due}
     async with open_pool_store(settings.dsn, settings.direct_dsn, listeners) as store:
-        pool = Pool(settings, store)
+        sheet = Sheet.create() if settings.sheet_fd is None else Sheet(settings.sheet_fd)
+        pool = Pool(settings.alone, store, nursery, sheet)
         holder.append(pool)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, pool.drain)
-        keeping = asyncio.create_task(_keep_liveness(settings.direct_dsn, pool.pool_id))
+        keeping = asyncio.create_task(keep_liveness(settings.direct_dsn, pool.pool_id))
         loop.add_reader(0, _read_stdin, loop, pool)
         try:
-            await pool.run()
+            async with mirroring(settings):
+                await pool.run()
         finally:
             keeping.cancel()
             await asyncio.wait([keeping])
-
-
-async def _keep_liveness(direct_dsn: str, pool_id: UUID) -> None:
-    """Hold the liveness lock; take it anew when its session has gone."""
-    while True:
-        try:
-            async with open_liveness(direct_dsn, pool_id) as gone:
-                await gone.wait()
-        except StoreError as error:
-            log.warning("liveness_failed", error=str(error))
-            await asyncio.sleep(0.5)
 
 
 def _read_stdin(loop: asyncio.AbstractEventLoop, pool: Pool) -> None:

@@ -1,12 +1,16 @@
-"""What the kernel knows of a process: who it is across restarts, and that it dies with its parent."""
+"""What the kernel knows of a process: who it is across restarts, that it has ended, and that it dies with its parent."""
 
+import asyncio
 import ctypes
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from smithers.store.owners import ProcessIdentity
+
+END_LIMIT_S: Final = 2.0
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -29,6 +33,35 @@ def boot_id() -> str:
 def pid_namespace() -> str:
     """Name the namespace in which this process's pids mean something."""
     return str(Path("/proc/self/ns/pid").readlink())
+
+
+def is_here(process: ProcessIdentity) -> bool:
+    """Say whether a pid of this identity means something to this process."""
+    return process.boot_id == boot_id() and process.pid_namespace == pid_namespace()
+
+
+async def end(process: ProcessIdentity) -> None:
+    """Kill a process of this host and wait for its end, two seconds at most; nothing where it is gone.
+
+    One of another account is left alone: it is fenced, and writes nothing.
+    """
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    loop, gone = asyncio.get_running_loop(), asyncio.Event()
+    try:
+        # Looked at after the descriptor was opened: this is the process that the descriptor is of.
+        if find_process_start(process.pid) != process.process_start:
+            return
+        with suppress(ProcessLookupError, PermissionError, TimeoutError):
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            loop.add_reader(descriptor, gone.set)
+            async with asyncio.timeout(END_LIMIT_S):
+                await gone.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
 
 
 def find_process_start(pid: int) -> str | None:

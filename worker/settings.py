@@ -1,6 +1,6 @@
 """What a pool is told at its start; handed on to its children through the pipe, never through the environment."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -20,8 +20,25 @@ class PoolSettings:
     drain_timeout_s: float = 30.0
     embedded_data_dir: str | None = None  # the pool's own share in an embedded Postgres
     allow_network: bool = False
+    unsafe_tools: bool = False
     log_format: str = "json"
     log_level: str = "INFO"
+    sheet_fd: int | None = (
+        None  # inherited: where the server's processes count; None: a sheet of its own
+    )
+    otel: dict[str, str] | None = field(default=None, repr=False)  # OTEL_*; None: no traces
+    mirror_name: str | None = None  # whose pool this is: the name of a workflow's own database
+    mirror_dsn: str | None = field(default=None, repr=False)  # the server's database, direct
+
+    @property
+    def alone(self) -> Self:
+        """The same without the address of another database: for children."""
+        return replace(self, mirror_name=None, mirror_dsn=None)
+
+    @property
+    def inherited_fds(self) -> tuple[int, ...]:
+        """What a pool's process must be handed down for these settings."""
+        return () if self.sheet_fd is None else (self.sheet_fd,)
 
     @property
     def root(self) -> Path:

@@ -2,13 +2,13 @@
 
 import asyncio
 from collections import OrderedDict
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from smithers.engine.facts import Problem
 from smithers.ids import SourceHash
 from smithers.source.closure import SourceBundle
 from smithers.source.errors import ImportFailed, SourceError
-from smithers.source.loading import find_workflow, load_module
+from smithers.source.loading import load_workflow
 from smithers.store.worker_store import WorkerStore
 from smithers.workflow import Workflow
 
@@ -24,8 +24,15 @@ class LoadFailed(Exception):
         self.problem = problem
 
 
+class Library(Protocol):
+    """Where executors get workflows from."""
+
+    async def get(self, source_hash: SourceHash, export: str | None) -> Workflow[Any]:
+        """Return a workflow; raises LoadFailed."""
+
+
 class Workflows:
-    """A child's loaded workflows."""
+    """A child's loaded workflows: a Library of what is stored."""
 
     def __init__(self, store: WorkerStore) -> None:
         self._store = store
@@ -82,4 +89,4 @@ class Workflows:
 
 def _import(text: str, export: str | None) -> Workflow[Any]:
     bundle = SourceBundle.from_json(text, workflow_name=export)
-    return find_workflow(load_module(bundle), export)
+    return load_workflow(bundle, export)

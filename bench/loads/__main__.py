@@ -1,4 +1,4 @@
-"""`python -m bench.loads [timers parked takeovers races signals hostile] [--quick] [--json PATH]`: loads beyond W1 to W6."""
+"""`python -m bench.loads [LOAD ...] [--quick] [--json PATH]`: loads beyond W1 to W6."""
 
 import argparse
 import asyncio
@@ -10,7 +10,7 @@ from typing import Any
 
 from bench import report
 from bench.__main__ import ask_version
-from bench.loads import hostile, parked, races, signals, takeovers, timers
+from bench.loads import hostile, parked, races, signals, takeovers, timers, tools
 from bench.loads.site import Site
 
 LOADS = {
@@ -20,6 +20,7 @@ LOADS = {
     "races": (races.races, races.GOALS),
     "signals": (signals.signals, signals.GOALS),
     "hostile": (hostile.hostile, hostile.GOALS),
+    "tools": (tools.tools, tools.GOALS),
 }
 
 

@@ -1,13 +1,20 @@
-"""Answer what runs ask people: `approvals`, `approve`, `deny`."""
+"""Answer what runs ask people: `approvals`, `approve`, `deny`, `answer`."""
 
+import json
 import os
-from typing import Annotated, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from smithers.cli import options as o
 from smithers.cli.console import CommandFailed, Exit, note, print_json, print_table
 from smithers.cli.runs import span
+
+if TYPE_CHECKING:
+    from smithers.client import Approval
 
 NodeArgument = Annotated[
     str, typer.Argument(metavar="NODE", help="The approval's node.", show_default=False)
@@ -34,7 +41,7 @@ def approvals(
             (
                 approval.run_id,
                 approval.node_id,
-                approval.request_title or approval.label or "",
+                _question(approval),
                 span(approval.waiting_ms / 1000),
             )
             for approval in asked
@@ -43,18 +50,49 @@ def approvals(
     )
 
 
+def _question(approval: "Approval") -> str:
+    title = approval.request_title or approval.label or ""
+    options = ", ".join(approval.request_options or ())
+    match approval.request_mode:
+        case "select":
+            return f"{title} (one of {options})"
+        case "rank":
+            return f"{title} (rank {options})"
+        case "form":
+            return f"{title} (a form)"
+        case _:
+            return title
+
+
 def approve(
     run: o.RunArgument,
     node: NodeArgument,
     *,
+    select: Annotated[
+        str | None, typer.Option("--select", metavar="OPTION", help="Which of the options.")
+    ] = None,
+    rank: Annotated[
+        str | None,
+        typer.Option("--rank", metavar="A,B,…", help="All of the options, best first."),
+    ] = None,
     text: Note = None,
     iteration: Iteration = 0,
     by: By = None,
     server: o.ServerUrl = None,
     token: o.Token = None,
 ) -> None:
-    """Say yes; the run goes on by itself."""
-    _decide("approve", run, node, text=text, iteration=iteration, by=by, server=server, token=token)
+    """Say yes, or which; the run goes on by itself."""
+    if select is not None and rank is not None:
+        raise CommandFailed(
+            "--select and --rank answer different questions",
+            hint="smithers approvals --json says which was asked",
+            exit_code=Exit.USAGE,
+        )
+    told = _told(text, iteration) | {"decided_by": _name(by)}
+    ranked = None if rank is None else rank.split(",")
+    with o.open_client(server, token) as client, _explained(run):
+        client.approve(run, node, selected=select, ranked=ranked, **told)
+    note(f"{node} of run {run}: approved")
 
 
 def deny(
@@ -68,33 +106,55 @@ def deny(
     token: o.Token = None,
 ) -> None:
     """Say no; what that means for the run its workflow says."""
-    _decide("deny", run, node, text=text, iteration=iteration, by=by, server=server, token=token)
+    told = _told(text, iteration) | {"decided_by": _name(by)}
+    with o.open_client(server, token) as client, _explained(run):
+        client.deny(run, node, **told)
+    note(f"{node} of run {run}: denied")
 
 
-def _decide(
-    word: str,
-    run: str,
-    node: str,
+def answer(
+    run: o.RunArgument,
+    node: NodeArgument,
     *,
-    text: str | None,
-    iteration: int,
-    by: str | None,
-    server: str | None,
-    token: str | None,
+    value: Annotated[
+        str,
+        typer.Option("--value", metavar="JSON|@FILE", help="What to fill in.", show_default=False),
+    ],
+    iteration: Iteration = 0,
+    by: By = None,
+    server: o.ServerUrl = None,
+    token: o.Token = None,
 ) -> None:
+    """Fill in a form; the run goes on by itself."""
+    text = Path(value[1:]).read_text(encoding="utf-8") if value.startswith("@") else value
+    try:
+        filled_in = json.loads(text)
+    except ValueError as error:
+        raise CommandFailed(
+            f"--value is no JSON: {error}",
+            hint="""a text is quoted twice: '"yes"'""",
+            exit_code=Exit.USAGE,
+        ) from error
+    with o.open_client(server, token) as client, _explained(run):
+        client.answer(run, node, filled_in, answered_by=_name(by), iteration=iteration)
+    note(f"{node} of run {run}: answered")
+
+
+def _told(text: str | None, iteration: int) -> dict[str, Any]:
+    return {"note": text, "iteration": iteration}
+
+
+def _name(by: str | None) -> str | None:
+    return by or os.environ.get("USER")
+
+
+@contextmanager
+def _explained(run: str) -> Iterator[None]:
     from smithers.client import Conflict
 
-    told: dict[str, Any] = {
-        "note": text,
-        "iteration": iteration,
-        "decided_by": by or os.environ.get("USER"),
-    }
-    with o.open_client(server, token) as client:
-        decide = client.approve if word == "approve" else client.deny
-        try:
-            decide(run, node, **told)
-        except Conflict as error:
-            raise CommandFailed(
-                str(error), hint=f"smithers inspect {run} says where it is", exit_code=Exit.FAILED
-            ) from error
-    note(f"{node} of run {run}: {'approved' if word == 'approve' else 'denied'}")
+    try:
+        yield
+    except Conflict as error:
+        raise CommandFailed(
+            str(error), hint=f"smithers inspect {run} says where it is", exit_code=Exit.FAILED
+        ) from error

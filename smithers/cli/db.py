@@ -1,11 +1,18 @@
-"""`smithers db`: bring the schema up to date, say where it is."""
+"""`smithers db`: bring the schema up to date, say where it is, remove what ended long ago."""
 
 import asyncio
 import os
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from smithers.cli import options as o
-from smithers.cli.console import CommandFailed, Exit, note, print_fields, print_json
+from smithers.cli.console import CommandFailed, Exit, note, print_fields, print_json, print_line
 from smithers.settings import ServerOptions
+
+if TYPE_CHECKING:
+    from smithers.store.retention import Pruned
 
 
 def upgrade(
@@ -47,6 +54,68 @@ def current(
             hint="smithers db upgrade",
             exit_code=Exit.FAILED,
         )
+
+
+OlderThan = Annotated[
+    str,
+    typer.Option(
+        "--older-than",
+        metavar="AGE",
+        help="How long ago a run must have ended: a number with s, m, h, d or w, like 30d.",
+        show_default=False,
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say how much that would be.")]
+
+
+def prune(
+    *,
+    older_than: OlderThan,
+    dry_run: DryRun = False,
+    root_dir: o.RootDir = None,
+    database_url: o.DatabaseUrl = None,
+    data_dir: o.DataDir = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Remove runs that ended long ago, with all that belongs to them but their ids.
+
+    Beside a server that works: a few runs at a time. Runs that have not ended stay, however old they are.
+    """
+    from smithers.settings.parsing import age
+
+    given = o.server_options(locals())
+    try:
+        limit = age(older_than)
+    except ValueError as error:
+        raise CommandFailed(f"--older-than: {error}", exit_code=Exit.USAGE) from None
+    pruned = asyncio.run(_prune(given, limit, is_dry=dry_run))
+    if as_json and not pruned.is_elsewhere:
+        print_json({"runs": pruned.run_count, "events": pruned.event_count, "isDryRun": dry_run})
+        return
+    if pruned.is_elsewhere:
+        raise CommandFailed(
+            f"another process prunes this database; {pruned.run_count} runs were removed here",
+            hint="it removes the rest by its own --retention; or try again in a minute",
+        )
+    did = "would remove" if dry_run else "removed"
+    print_line(f"{did} {pruned.run_count} runs with {pruned.event_count} events")
+
+
+async def _prune(options: ServerOptions, limit: timedelta, *, is_dry: bool) -> "Pruned":
+    from smithers.server import find_database
+    from smithers.store import retention
+    from smithers.store.connections import connect
+    from smithers.store.schema import require_schema
+
+    async with find_database(options, os.environ) as place:
+        connection = await connect(place.dsn, role="command")
+        try:
+            await require_schema(connection)
+        finally:
+            await connection.close()
+        if is_dry:
+            return await retention.count_prunable(place.dsn, limit)
+        return await retention.prune(place.dsn, limit)
 
 
 async def _find(options: ServerOptions) -> str | None:

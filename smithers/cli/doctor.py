@@ -49,7 +49,7 @@ def doctor(
     server: o.ServerUrl = None,
     token: o.Token = None,
 ) -> None:
-    """Check Python, the root, the database, its schema, speed and clock, and whether a server answers."""
+    """Check Python, the root, the sandbox, the database, its schema, speed and clock, and whether a server answers."""
     flags = locals()
     given = o.server_options(flags)
     address = read_client_options({"url": server, "token": token}, os.environ)
@@ -72,6 +72,7 @@ async def _look(options: ServerOptions, address: ClientOptions) -> list[Finding]
         Finding("python", Verdict.OK, version),
         Finding("root", Verdict.OK, str(options.root_dir)),
     ]
+    findings.append(await _try_sandbox(options))
     try:
         async with find_database(options, os.environ) as database:
             findings.append(Finding("database", Verdict.OK, database.describe()))
@@ -81,6 +82,16 @@ async def _look(options: ServerOptions, address: ClientOptions) -> list[Finding]
         findings.append(Finding("database", Verdict.FAILED, str(error)))
     findings.append(await _ask_server(address))
     return findings
+
+
+async def _try_sandbox(options: ServerOptions) -> Finding:
+    """Run the commands of tools once: a server works without them, so this fails nothing."""
+    from worker.sandbox.commands import SandboxPolicy
+    from worker.sandbox.probe import JAILED, UNAVAILABLE, probe_sandbox
+
+    found = await probe_sandbox(SandboxPolicy(root=options.root_dir))
+    verdict = Verdict.OK if found == JAILED else Verdict.WARNING
+    return Finding("sandbox", verdict, found.removeprefix(UNAVAILABLE))
 
 
 def _judge(check: "DatabaseCheck", *, is_embedded: bool) -> Iterator[Finding]:

@@ -22,13 +22,18 @@ Answer = tuple[bool, str | None]  # whether it is approved, and a note
 Ask = Callable[[Approval], Awaitable[Answer | None]]  # None: no answer can be had
 
 
-async def follow(client: AsyncClient, run_id: str, display: Display, ask: Ask) -> Run:
-    """Show a run's events until it has ended or waits for what `ask` cannot answer; return the run then."""
+async def follow(
+    client: AsyncClient, run_id: str, display: Display, ask: Ask, *, until_ended: bool
+) -> Run:
+    """Show a run's events until it has ended, or waits for what `ask` cannot answer; return the run then.
+
+    `until_ended`: somebody else may answer what `ask` cannot.
+    """
     async for event in client.stream(run_id):
         display.show(event)
         if event.type == "NodeWaitingApproval":
             await _answer(client, event, display, ask)
-        elif event.type == "RunStatusChanged":
+        elif event.type == "RunStatusChanged" and not until_ended:
             run = await client.get(run_id)  # the event may be an old one
             if await _is_stuck(client, run):
                 return run
@@ -39,7 +44,10 @@ async def _is_stuck(client: AsyncClient, run: Run) -> bool:
     """Say whether only somebody else can move the run; one whose last question was just answered moves by itself."""
     if run.status is RunStatus.WAITING_APPROVAL:
         return any(approval.run_id == run.run_id for approval in await client.list_approvals())
-    return run.status is RunStatus.WAITING_EVENT
+    if run.status is not RunStatus.WAITING_EVENT:
+        return False
+    why = await client.why(run.run_id)
+    return all(reason.kind != "subflow" for reason in why.reasons)  # a child's end moves it
 
 
 async def _answer(client: AsyncClient, event: Event, display: Display, ask: Ask) -> None:
@@ -48,6 +56,8 @@ async def _answer(client: AsyncClient, event: Event, display: Display, ask: Ask)
     for approval in await client.list_approvals():
         if (approval.run_id, approval.node_id, approval.iteration) != place:
             continue
+        if approval.request_mode != "approve":
+            return  # a choice, or a form: more than a yes or a no
         display.pause()
         try:
             answer = await ask(approval)

@@ -52,8 +52,8 @@ def _render(options: ServerOptions, place: str, given: dict[str, Any]) -> dict[s
     from pydantic import ValidationError
 
     from smithers.context import Auth
+    from smithers.engine.drawing import xml_of
     from smithers.engine.facts import Facts
-    from smithers.engine.frames import xml_of
     from smithers.engine.rendering import Renderer
     from smithers.source.beneath import RootDirectory
     from smithers.source.closure import read_bundle

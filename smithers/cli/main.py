@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from smithers.cli import approvals, db, doctor, graph, runs, serve, signals, up
+from smithers.cli import approvals, check, db, doctor, graph, runs, serve, signals, up
 from smithers.cli.console import CommandFailed, Exit, complain, print_line
 from smithers.errors import SmithersError
 from smithers.settings import InvalidSettings
@@ -62,11 +62,15 @@ def smithers(
     """What stands before every command."""
 
 
-def _add_all() -> None:
-    """Add the commands, in the order in which --help lists them."""
+def _add_running() -> None:
     example = """smithers up flow.py --input '{"topic": "foxes"}'"""
     _add(
-        app, up.up, "smithers up flow.py", example, "smithers up flow.py --run-id nightly --resume"
+        app,
+        up.up,
+        "smithers up flow.py",
+        example,
+        "smithers up flow.py --run-id nightly --resume",
+        "smithers up flow.py --serve --detach",
     )
     _add(
         app,
@@ -77,6 +81,9 @@ def _add_all() -> None:
     )
     _add(app, serve.gateway, "DATABASE_URL=postgresql://db/app smithers gateway --root-dir flows")
     _add(app, serve.worker, "DATABASE_URL=postgresql://db/app smithers worker --queue heavy")
+
+
+def _add_operating() -> None:
     _add(app, runs.ps, "smithers ps", "smithers ps --status failed --json")
     _add(app, runs.inspect, "smithers inspect RUN", "smithers inspect RUN --json")
     _add(app, runs.why, "smithers why RUN")
@@ -88,20 +95,39 @@ def _add_all() -> None:
     )
     _add(app, runs.frames, "smithers frames RUN")
     _add(app, approvals.approvals, "smithers approvals")
-    _add(app, approvals.approve, 'smithers approve RUN NODE --note "looks good"')
+    _add(
+        app,
+        approvals.approve,
+        'smithers approve RUN NODE --note "looks good"',
+        "smithers approve RUN NODE --select blue",
+    )
     _add(app, approvals.deny, 'smithers deny RUN NODE --note "too long"')
+    _add(app, approvals.answer, """smithers answer RUN NODE --value '{"stars": 5}'""")
     _add(app, signals.signal, """smithers signal RUN paid --data '{"amount": 12}'""")
     _add(app, runs.cancel, "smithers cancel RUN")
     _add(app, runs.resume, "smithers resume RUN", "smithers resume RUN --workflow flow.py")
+
+
+def _add_checking() -> None:
     _add(app, graph.graph, "smithers graph flow.py", "smithers graph flow.py --json")
+    _add(app, check.check, "smithers check", "smithers check flow.py --json")
     _add(app, doctor.doctor, "smithers doctor", "DATABASE_URL=postgresql://db/app smithers doctor")
     group = typer.Typer(help="The database's schema.", no_args_is_help=True, rich_markup_mode=None)
     _add(group, db.upgrade, "DATABASE_URL=postgresql://db/app smithers db upgrade")
     _add(group, db.current, "smithers db current", "smithers db current --json")
+    _add(
+        group,
+        db.prune,
+        "smithers db prune --older-than 30d --dry-run",
+        "DATABASE_URL=postgresql://db/app smithers db prune --older-than 12w",
+    )
     app.add_typer(group, name="db")
 
 
-_add_all()
+# In the order in which --help lists them.
+_add_running()
+_add_operating()
+_add_checking()
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from smithers.cli import options as o
@@ -12,8 +12,10 @@ from smithers.cli.console import note
 from smithers.settings import InvalidSettings, ServerOptions
 
 if TYPE_CHECKING:
+    from smithers.pools import Pools
     from smithers.server import Server
 
+UNITS: Final = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -24,6 +26,8 @@ def serve(
     port: o.Port = None,
     database_url: o.DatabaseUrl = None,
     database_direct_url: o.DatabaseDirectUrl = None,
+    no_database: o.NoDatabase = False,
+    workflow_databases: o.WorkflowDatabases = None,
     data_dir: o.DataDir = None,
     migrate: o.Migrate = False,
     auth_token: o.AuthToken = None,
@@ -33,11 +37,16 @@ def serve(
     headers_timeout_s: o.HeadersTimeout = None,
     request_timeout_s: o.RequestTimeout = None,
     drain_timeout_s: o.DrainTimeout = None,
+    http_workers: o.HttpWorkers = None,
+    limits: o.Limits = None,
     workers: o.Workers = None,
     runs_per_worker: o.RunsPerWorker = None,
     queues: o.Queues = None,
     allow_network: o.AllowNetwork = False,
+    unsafe_tools: o.UnsafeTools = False,
     pass_env: o.PassEnv = None,
+    retention: o.Retention = None,
+    otel: o.Otel = False,
     log_format: o.LogFormat = None,
     log_level: o.LogLevel = None,
 ) -> None:
@@ -55,6 +64,7 @@ def gateway(
     port: o.Port = None,
     database_url: o.DatabaseUrl = None,
     database_direct_url: o.DatabaseDirectUrl = None,
+    workflow_databases: o.WorkflowDatabases = None,
     migrate: o.Migrate = False,
     auth_token: o.AuthToken = None,
     tokens_file: o.TokensFile = None,
@@ -63,6 +73,10 @@ def gateway(
     headers_timeout_s: o.HeadersTimeout = None,
     request_timeout_s: o.RequestTimeout = None,
     drain_timeout_s: o.DrainTimeout = None,
+    http_workers: o.HttpWorkers = None,
+    limits: o.Limits = None,
+    retention: o.Retention = None,
+    otel: o.Otel = False,
     log_format: o.LogFormat = None,
     log_level: o.LogLevel = None,
 ) -> None:
@@ -75,15 +89,23 @@ def gateway(
 def worker(
     *,
     root_dir: o.RootDir = None,
+    host: o.Host = None,
+    metrics_port: o.MetricsPort = None,
+    auth_token: o.AuthToken = None,
+    tokens_file: o.TokensFile = None,
+    insecure: o.Insecure = False,
     database_url: o.DatabaseUrl = None,
     database_direct_url: o.DatabaseDirectUrl = None,
+    workflow_databases: o.WorkflowDatabases = None,
     migrate: o.Migrate = False,
     drain_timeout_s: o.DrainTimeout = None,
     workers: o.Workers = None,
     runs_per_worker: o.RunsPerWorker = None,
     queues: o.Queues = None,
     allow_network: o.AllowNetwork = False,
+    unsafe_tools: o.UnsafeTools = False,
     pass_env: o.PassEnv = None,
+    otel: o.Otel = False,
     log_format: o.LogFormat = None,
     log_level: o.LogLevel = None,
 ) -> None:
@@ -125,9 +147,11 @@ def _run(
 ) -> None:
     import uvloop
 
+    from gateway.load import raise_file_limit
     from smithers.telemetry.logs import configure_logging
 
     configure_logging(options.log_format, options.log_level)
+    raise_file_limit()
     uvloop.run(command(options))
 
 
@@ -153,24 +177,40 @@ async def _serve(options: ServerOptions) -> None:
 
 
 async def _work(options: ServerOptions) -> None:
-    from smithers.server import PoolProcess, open_database, start_pool
+    from gateway.metrics_site import open_metrics_site
+    from gateway.settings import InsecureSettings
+    from smithers.server import (
+        find_sandbox,
+        metrics_settings,
+        open_database,
+        start_pool,
+        url_of,
+    )
+    from smithers.telemetry.sheet import Sheet
 
-    pools: list[PoolProcess] = []
+    pools: list[Pools] = []
 
     def hurry() -> None:
         for pool in pools:
             pool.kill()
 
-    with stop_signals(hurry) as stopping:
-        async with (
-            open_database(options, os.environ) as database,
-            start_pool(options, database, os.environ) as pool,
-        ):
-            pools.append(pool)
-            await stopping.wait()
-            _say_stopping(options)
-            pool.drain()
-            await pool.until_ended()
+    try:
+        with stop_signals(hurry) as stopping, closing(Sheet.create()) as sheet:
+            settings = metrics_settings(options, await find_sandbox(options))
+            async with (
+                open_metrics_site(settings, sheet) as (site, port),
+                open_database(options, os.environ) as database,
+                start_pool(options, database, os.environ, sheet) as pool,
+            ):
+                pools.append(pool)
+                _say_metrics(url_of(options.host, port), options)
+                await stopping.wait()
+                _say_stopping(options)
+                site.is_draining = True
+                pool.drain()
+                await pool.until_ended()
+    except InsecureSettings as error:
+        raise InvalidSettings([str(error)]) from error
 
 
 def _announce(server: "Server", options: ServerOptions) -> None:
@@ -182,14 +222,39 @@ def _announce(server: "Server", options: ServerOptions) -> None:
     data = server.database.describe()
     if options.log_format == "json":
         log = structlog.get_logger(__name__)
-        log.info("server_started", url=server.url, root=str(server.root_dir), data=data)
+        log.info(
+            "server_started",
+            url=server.url,
+            root=str(server.root_dir),
+            data=data,
+            retention_s=options.retention and options.retention.total_seconds(),
+        )
         return
     kind = "" if server.database.data_dir is None else " (embedded Postgres)"
     note(f"smithers {version('smithers-gateway')} on {server.url}")
     note(f"  root   {server.root_dir}")
     note(f"  data   {data}{kind}")
+    note(f"  keeps  {_kept(options)}")
     note(f'  start  curl {server.url}/v1/runs -d \'{{"workflowPath": "FILE.py"}}\'')
     note("  stop   Ctrl-C; twice to hurry")
+
+
+def _kept(options: ServerOptions) -> str:
+    """Say for how long runs are kept."""
+    if options.retention is None:
+        return "every run, for ever"
+    rest = int(options.retention.total_seconds())
+    size, unit = next((size, unit) for size, unit in UNITS if rest % size == 0)
+    return f"runs for {rest // size} {unit} after their end, then only their ids (--retention)"
+
+
+def _say_metrics(url: str, options: ServerOptions) -> None:
+    import structlog
+
+    if options.log_format == "json":
+        structlog.get_logger(__name__).info("metrics_served", url=url)
+    else:
+        note(f"workers run; metrics on {url}/metrics")
 
 
 def _say_stopping(options: ServerOptions) -> None:

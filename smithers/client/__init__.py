@@ -27,7 +27,10 @@ from smithers.client.wire import (
     Run,
     RunSummary,
     SignalRecord,
+    StreamToken,
+    ToolCall,
     Why,
+    WorkflowSummary,
 )
 
 __all__ = [
@@ -50,6 +53,9 @@ __all__ = [
     "ServerFailed",
     "ServerUnreachable",
     "SignalRecord",
+    "StreamToken",
+    "ToolCall",
     "UnexpectedAnswer",
     "Why",
+    "WorkflowSummary",
 ]

@@ -1,7 +1,7 @@
 """The client for coroutines."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,7 +10,18 @@ import httpx2
 from smithers.client import calls, streaming
 from smithers.client.calls import Answer, Call, Item
 from smithers.client.errors import RequestRefused, ServerFailed, ServerUnreachable, refusal
-from smithers.client.wire import Approval, Event, Frame, Node, Run, RunSummary, SignalRecord, Why
+from smithers.client.wire import (
+    Approval,
+    Event,
+    Frame,
+    Node,
+    Run,
+    RunSummary,
+    SignalRecord,
+    StreamToken,
+    Why,
+    WorkflowSummary,
+)
 
 
 class AsyncClient:
@@ -47,6 +58,7 @@ class AsyncClient:
         *,
         run_id: str | None = None,
         max_concurrency: int | None = None,
+        priority: int | None = None,
         idempotency_key: str | None = None,
     ) -> str:
         """Start a run and return its id; with an idempotency key asking twice starts one."""
@@ -56,6 +68,7 @@ class AsyncClient:
                 input,
                 run_id=run_id,
                 max_concurrency=max_concurrency,
+                priority=priority,
                 idempotency_key=idempotency_key,
             )
         )
@@ -96,6 +109,10 @@ class AsyncClient:
         """List a run's frames."""
         return await self._send(calls.list_frames(run_id, limit=limit, order=order))
 
+    async def list_workflows(self) -> list[WorkflowSummary]:
+        """List the workflows that runs were started of, by name."""
+        return await self._send_all(calls.list_workflows())
+
     async def list_approvals(self) -> list[Approval]:
         """List what people are asked, oldest first."""
         return await self._send_all(calls.list_approvals())
@@ -105,11 +122,13 @@ class AsyncClient:
         run_id: str,
         node_id: str,
         *,
+        selected: str | None = None,
+        ranked: Sequence[str] | None = None,
         note: str | None = None,
         decided_by: str | None = None,
         iteration: int | None = None,
     ) -> str:
-        """Approve what a node asks."""
+        """Approve what a node asks; `selected`, `ranked`: where it asks for a choice."""
         return await self._send(
             calls.decide(
                 run_id,
@@ -118,7 +137,22 @@ class AsyncClient:
                 note=note,
                 decided_by=decided_by,
                 iteration=iteration,
+                decision=calls.choice(selected, ranked),
             )
+        )
+
+    async def answer(
+        self,
+        run_id: str,
+        node_id: str,
+        value: Any,
+        *,
+        answered_by: str | None = None,
+        iteration: int | None = None,
+    ) -> str:
+        """Fill in a form; raises InvalidRequest, with where, for a value that does not fit it."""
+        return await self._send(
+            calls.answer(run_id, node_id, value, answered_by=answered_by, iteration=iteration)
         )
 
     async def deny(
@@ -157,6 +191,10 @@ class AsyncClient:
                 run_id, signal_name, data, correlation_id=correlation_id, signal_id=signal_id
             )
         )
+
+    async def stream_token(self, run_id: str) -> StreamToken:
+        """Have a token made that opens a run's event stream in a browser, for a few minutes."""
+        return await self._send(calls.stream_token(run_id))
 
     async def is_ready(self) -> bool:
         """Say whether the server takes requests; raises ServerUnreachable where there is none."""

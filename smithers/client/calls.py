@@ -1,7 +1,7 @@
 """The requests, as values: what is sent, and how its answer is read. Shared by the two clients, and without any I/O."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote, urlsplit
@@ -9,7 +9,18 @@ from urllib.parse import quote, urlsplit
 from pydantic import TypeAdapter
 
 from smithers.client.errors import UnexpectedAnswer
-from smithers.client.wire import Approval, Event, Frame, Node, Run, RunSummary, SignalRecord, Why
+from smithers.client.wire import (
+    Approval,
+    Event,
+    Frame,
+    Node,
+    Run,
+    RunSummary,
+    SignalRecord,
+    StreamToken,
+    Why,
+    WorkflowSummary,
+)
 
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
@@ -44,6 +55,7 @@ _RUNS: Final = TypeAdapter(list[RunSummary])
 _NODES: Final = TypeAdapter(list[Node])
 _FRAMES: Final = TypeAdapter(list[Frame])
 _APPROVALS: Final = TypeAdapter(list[Approval])
+_WORKFLOWS: Final = TypeAdapter(list[WorkflowSummary])
 
 
 def read_answer(call: Call[Answer], content: bytes, url: str) -> Answer:
@@ -62,10 +74,12 @@ def start(
     *,
     run_id: str | None,
     max_concurrency: int | None,
+    priority: int | None,
     idempotency_key: str | None,
 ) -> Call[str]:
     """Start a run."""
-    config = None if max_concurrency is None else {"maxConcurrency": max_concurrency}
+    config = {"maxConcurrency": max_concurrency, "priority": priority}
+    config = {name: value for name, value in config.items() if value is not None}
     return Call(
         method="POST",
         path="/v1/runs",
@@ -73,7 +87,7 @@ def start(
             "workflowPath": workflow_path,
             "input": dict(input or {}),
             "runId": run_id,
-            "config": config,
+            "config": config or None,
         },
         headers={} if idempotency_key is None else {"Idempotency-Key": idempotency_key},
         read=_run_id,
@@ -128,6 +142,11 @@ def list_frames(run_id: str, *, limit: int | None, order: str) -> Call[list[Fram
     return Call(method="GET", path=path, params=params, read=_FRAMES.validate_python)
 
 
+def list_workflows() -> Call[list[WorkflowSummary]]:
+    """List the workflows that runs were started of."""
+    return Call(method="GET", path="/v1/workflows", read=_WORKFLOWS.validate_python)
+
+
 def list_approvals() -> Call[list[Approval]]:
     """List what people are asked, oldest first."""
     return Call(
@@ -145,12 +164,37 @@ def decide(
     note: str | None,
     decided_by: str | None,
     iteration: int | None,
+    decision: Mapping[str, Any] | None = None,
 ) -> Call[str]:
     """Approve or deny what a node asks."""
     return Call(
         method="POST",
         path=_run(run_id, "nodes", node_id, "approve" if is_approved else "deny"),
-        body={"note": note, "decidedBy": decided_by, "iteration": iteration},
+        body={
+            "note": note,
+            "decidedBy": decided_by,
+            "iteration": iteration,
+            "decision": decision,
+        },
+        read=_run_id,
+    )
+
+
+def choice(selected: str | None, ranked: Sequence[str] | None) -> dict[str, Any] | None:
+    """Write a choice among options; None where there is none."""
+    if selected is not None:
+        return {"selected": selected}
+    return None if ranked is None else {"ranked": list(ranked)}
+
+
+def answer(
+    run_id: str, node_id: str, value: Any, *, answered_by: str | None, iteration: int | None
+) -> Call[str]:
+    """Answer a form."""
+    return Call(
+        method="POST",
+        path=_run(run_id, "nodes", node_id, "answer"),
+        body={"value": value, "answeredBy": answered_by, "iteration": iteration},
         read=_run_id,
     )
 
@@ -175,6 +219,12 @@ def signal(
 def ready() -> Call[bool]:
     """Ask whether the server takes requests."""
     return Call(method="GET", path="/ready", read=lambda answer: bool(answer["ok"]))
+
+
+def stream_token(run_id: str) -> Call[StreamToken]:
+    """Have a token made for a run's stream."""
+    path = _run(run_id, "events", "token")
+    return Call(method="POST", path=path, body={}, read=StreamToken.model_validate)
 
 
 def events_path(run_id: str) -> str:

@@ -70,6 +70,25 @@ class Attempt(_Wire):
     error: Mapping[str, Any] | None = None
 
 
+class ToolCall(_Wire):
+    """A call that an attempt made of a tool or a model."""
+
+    attempt: int
+    seq: int
+    kind: str
+    tool_name: str
+    state: str
+    side_effect: bool
+    idempotent: bool
+    input: Any = None
+    input_bytes: int | None = None
+    output: Any = None
+    output_bytes: int | None = None
+    error: Mapping[str, Any] | None = None
+    started_at_ms: int
+    finished_at_ms: int | None = None
+
+
 class Node(_Wire):
     """A node of a run, in one iteration."""
 
@@ -87,6 +106,7 @@ class Node(_Wire):
     output_bytes: int | None = None
     error: Mapping[str, Any] | None = None
     attempts: tuple[Attempt, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()  # where one node is read: the newest hundred
 
 
 class Frame(_Wire):
@@ -110,8 +130,27 @@ class Approval(_Wire):
     label: str | None = None
     request_title: str | None = None
     request_summary: str | None = None
+    request_mode: str = "approve"  # or select, rank, form
+    request_options: tuple[str, ...] | None = None
+    request_schema: Mapping[str, Any] | None = None  # of a form
+    request_errors: tuple[Mapping[str, Any], ...] | None = (
+        None  # why the last answer to a form would not do
+    )
     requested_at_ms: int
     waiting_ms: int
+
+
+class WorkflowSummary(_Wire):
+    """A workflow that runs were started of, as its newest run has it."""
+
+    workflow_name: str
+    workflow_path: str
+    workflow_hash: str
+    last_started_at_ms: int
+    input_schema: Mapping[str, Any] | None = None
+    queue: str | None = None
+    isolation: str | None = None
+    database: str | None = None
 
 
 class Reason(_Wire):
@@ -142,6 +181,13 @@ class SignalRecord(_Wire):
     signal_name: str
     correlation_id: str | None = None
     received_at_ms: int
+
+
+class StreamToken(_Wire):
+    """What opens one run's event stream in a URL, as `?token=`, until it expires."""
+
+    token: str
+    expires_at_ms: int
 
 
 class Event(_Wire):

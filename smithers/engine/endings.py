@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, Final
 
-from smithers.engine import waits
+from smithers.engine import children, waits
 from smithers.engine.facts import TOLERATED, Facts, NodeKey, Problem
 from smithers.engine.turn import Ending, EventDraft
 from smithers.events import EventType
-from smithers.states import NodeState, RunStatus
+from smithers.states import NodeState, RunStatus, TryPhase
 from smithers.tree import Task
 
 if TYPE_CHECKING:
@@ -17,12 +17,10 @@ STAY_MS: Final = 5_000  # a back-off up to this long is waited out in memory
 
 def find_ending(run: "Progress", now_ms: int) -> Ending | None:
     """Return how the run leaves its worker; None while there is something to do or to wait for here."""
-    if run.in_flight or run.turn.timeouts:
+    if run.in_flight or run.turn.timeouts or run.is_cleaning:
         return None
-    if run.is_cancelling:
-        return _end(run, RunStatus.CANCELLED)
-    if run.failure is not None:
-        return _end(run, RunStatus.FAILED)
+    if run.is_ending:
+        return _end(run, run.last_status)
     if run.is_cut_short or run.is_held:
         return None
     assert run.schedule is not None
@@ -33,6 +31,9 @@ def find_ending(run: "Progress", now_ms: int) -> Ending | None:
 
 def find_failure(facts: Facts) -> Problem | None:
     """Find what an earlier owner of the run, who died before its end, let it fail for."""
+    for attempt in facts.tries.values():
+        if attempt.phase in (TryPhase.RAISED, TryPhase.BROKEN):
+            return attempt.problem
     for key in sorted(facts.nodes):
         fact = facts.nodes[key]
         if fact.state is NodeState.FAILED and fact.wait != TOLERATED:
@@ -56,11 +57,10 @@ def _park(run: "Progress", now_ms: int) -> Ending | None:
 
 
 def _end(run: "Progress", status: RunStatus) -> Ending:
-    reason = {RunStatus.CANCELLED: "run-cancelled", RunStatus.FAILED: "run-failed"}.get(
-        status, "aborted"
-    )
     for key in sorted(run.waiting | run.lost):
-        run.cancel_node(key, run.facts.nodes[key], reason)
+        run.cancel_node(key, run.facts.nodes[key], run.reason)
+    if status is RunStatus.CONTINUED and run.continuation is not None:
+        return children.end_continued(run, run.continuation)
     if status is RunStatus.CANCELLED:
         return Ending(status=status, events=(EventDraft(EventType.RUN_CANCELLED, {}),))
     if status is RunStatus.FAILED and run.failure is not None:

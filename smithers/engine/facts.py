@@ -7,8 +7,8 @@ which one node may have many keys: one for each iteration of its loops.
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from smithers.ids import LoopId, NodeId
-from smithers.states import ApprovalStatus, NodeState
+from smithers.ids import LoopId, NodeId, RunId, TryId
+from smithers.states import ApprovalStatus, NodeState, RunStatus, TryPhase
 from smithers.tree import SCOPE_MARK
 
 # Why a node was passed over: its branch was not taken, or it left the tree. It may be mounted again.
@@ -74,6 +74,25 @@ class LoopFact:
 
 
 @dataclass(frozen=True, slots=True)
+class TryFact:
+    """Where a Try or a Saga is, from when its turn has come."""
+
+    phase: TryPhase = TryPhase.BODY
+    is_done: bool = False
+    problem: Problem | None = None  # what went wrong in it
+
+
+@dataclass(frozen=True, slots=True)
+class EndFact:
+    """How a node's child has ended."""
+
+    run_id: RunId
+    status: RunStatus
+    output: str | None  # JSON text
+    error: Problem | None
+
+
+@dataclass(frozen=True, slots=True)
 class ApprovalFact:
     """What became of a question."""
 
@@ -102,6 +121,8 @@ class Facts:
     loops: dict[LoopId, LoopFact] = field(default_factory=dict)
     approvals: dict[NodeKey, ApprovalFact] = field(default_factory=dict)
     signals: list[SignalFact] = field(default_factory=list)
+    tries: dict[TryId, TryFact] = field(default_factory=dict)
+    ends: dict[NodeKey, EndFact] = field(default_factory=dict)  # of children that nodes wait for
     _keys: dict[str, list[NodeKey]] = field(default_factory=dict)
 
     def put(self, key: NodeKey, fact: NodeFact) -> None:
@@ -118,11 +139,20 @@ class Facts:
     def copy(self) -> "Facts":
         """Return the same facts, to be changed apart."""
         keys = {written: [*known] for written, known in self._keys.items()}
-        return Facts({**self.nodes}, {**self.loops}, {**self.approvals}, [*self.signals], keys)
+        return Facts(
+            {**self.nodes},
+            {**self.loops},
+            {**self.approvals},
+            [*self.signals],
+            {**self.tries},
+            {**self.ends},
+            keys,
+        )
 
     def loop_paths(self) -> dict[str, tuple[str, ...]]:
-        """Say in which loops, outermost first, the nodes stand that stand in any, by the ids that an author wrote."""
-        return {
+        """Say in which loops, outermost first, what stands in any stands, by the ids that an author wrote."""
+        of_tries = {written_id(try_id): tuple(loops_around(try_id)) for try_id in self.tries}
+        return of_tries | {
             written: (*loops_around(key.node_id), loop)
             for written, keys in self._keys.items()
             for key in keys
@@ -134,12 +164,12 @@ class Facts:
         return sorted(self._keys.get(node_id, ()), key=place_in_time)
 
 
-def written_id(node_id: NodeId) -> str:
+def written_id(node_id: NodeId | TryId) -> str:
     """Return the id as its author wrote it, without its loops' path."""
     return node_id.partition(SCOPE_MARK)[0]
 
 
-def loops_around(node_id: NodeId) -> list[str]:
+def loops_around(node_id: NodeId | TryId) -> list[str]:
     """List the loops in an id's path, outermost first."""
     scope = node_id.partition(SCOPE_MARK)[2]
     return [part.rpartition("=")[0] for part in scope.split(",")] if scope else []

@@ -1,4 +1,4 @@
-"""Trees as Smithers' wire has them, and as rows: whole every so often, otherwise as a difference.
+"""Drawn trees as rows: whole every so often, otherwise as a difference.
 
 A difference is what stands between the longest common start and the longest common end of two texts: one changed place
 costs its own length, however large the tree. Pure.
@@ -10,37 +10,11 @@ from typing import Any, Final
 import orjson
 
 from smithers.engine.facts import NodeKey
-from smithers.engine.mount import Mounted, key_in, scoped
 from smithers.engine.turn import FrameDraft
-from smithers.errors import InvalidTree
-from smithers.ids import LoopId
-from smithers.tree import (
-    Approval,
-    Branch,
-    Element,
-    Leaf,
-    Loop,
-    Parallel,
-    Sequence,
-    Signal,
-    Task,
-    Timer,
-)
 
 KEYFRAME: Final = "keyframe"
 DELTA: Final = "delta"
 KEYFRAME_EVERY: Final = 20
-
-LoopPath = tuple[tuple[str, int], ...]
-
-
-def xml_of(mounted: Mounted, workflow_name: str) -> str:
-    """Return a mounted tree as the wire's JSON text, keys sorted; raise InvalidTree for a `meta` that is no JSON."""
-    try:
-        root = _element("workflow", {"name": workflow_name}, [_xml(mounted.tree, mounted, ())])
-        return orjson.dumps(root, option=orjson.OPT_SORT_KEYS).decode()
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidTree(f"the tree cannot be written as JSON: {str(error)[:500]}") from error
 
 
 def hash_of(xml_json: str) -> str:
@@ -126,92 +100,3 @@ def _common(limit: int, is_same: Any) -> int:
         else:
             high = middle - 1
     return low
-
-
-def _xml(element: Element, mounted: Mounted, path: LoopPath) -> dict[str, Any]:
-    match element:
-        case Sequence():
-            return _group("sequence", {}, element.children, mounted, path)
-        case Parallel():
-            limit = element.max_concurrency
-            props = {} if limit is None else {"maxConcurrency": str(limit)}
-            return _group("parallel", props, element.children, mounted, path)
-        case Branch():
-            props = {"if": _text(element.when)}
-            taken = element.then if element.when else element.otherwise
-            return _group("branch", props, taken, mounted, path)
-        case Loop():
-            iteration = mounted.loops[LoopId(scoped(element.id, path))].fact.iteration
-            props = {
-                "id": scoped(element.id, path),
-                "iteration": str(iteration),
-                "maxIterations": str(element.max_iterations),
-                "onMaxReached": str(element.on_max_reached),
-                "until": _text(element.until),
-            }
-            return _group(
-                "ralph", props, element.children, mounted, (*path, (element.id, iteration))
-            )
-        case _:
-            key = key_in(element.id, path)
-            props = {"id": element.id, "nodeId": key.node_id, "iteration": str(key.iteration)}
-            if element.label:
-                props["label"] = element.label
-            return _leaf(element, props)
-
-
-def _leaf(element: Leaf, props: dict[str, str]) -> dict[str, Any]:
-    match element:
-        case Task():
-            return _element("task", props | _task_props(element), [])
-        case Approval():
-            props |= {"title": element.title, "onDeny": str(element.on_deny)}
-            if element.summary:
-                props["summary"] = element.summary
-            return _element("approval", props, [])
-        case Signal():
-            props["event"] = element.event
-            if element.correlation_id is not None:
-                props["correlationId"] = element.correlation_id
-            return _element("wait-for-event", props, [])
-        case Timer():
-            if element.duration_s is not None:
-                props["durationMs"] = str(round(element.duration_s * 1000))
-            if element.until is not None:
-                props["until"] = element.until.isoformat()
-            return _element("timer", props, [])
-
-
-def _task_props(task: Task[Any]) -> dict[str, str]:
-    props: dict[str, str] = {}
-    if task.retries:
-        props["retries"] = str(task.retries)
-    if task.timeout_s is not None:
-        props["timeoutMs"] = str(round(task.timeout_s * 1000))
-    if task.depends_on or task.needs:
-        props["dependsOn"] = ",".join([*task.depends_on, *task.needs.values()])
-    for name in ("continue_on_fail", "skip_if", "needs_approval"):
-        if getattr(task, name):
-            props[_camel(name)] = "true"
-    for name, value in task.meta.items():
-        props[f"meta.{name}"] = value if isinstance(value, str) else orjson.dumps(value).decode()
-    return props
-
-
-def _group(
-    tag: str, props: dict[str, str], children: tuple[Element, ...], mounted: Mounted, path: LoopPath
-) -> dict[str, Any]:
-    return _element(tag, props, [_xml(child, mounted, path) for child in children])
-
-
-def _element(tag: str, props: dict[str, str], children: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"kind": "element", "tag": f"smithers:{tag}", "props": props, "children": children}
-
-
-def _text(value: bool) -> str:
-    return "true" if value else "false"
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(part.title() for part in rest)

@@ -3,13 +3,14 @@
 Pure. A mounted tree lives until the next render; the schedule keeps its cursors on the places.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from enum import Enum
+from typing import Final, NamedTuple
 
-from smithers.engine.facts import Facts, LoopFact, NodeKey, place_in_time
+from smithers.engine.facts import Facts, LoopFact, NodeKey, TryFact, place_in_time
 from smithers.errors import DuplicateNodeId, InvalidTree
-from smithers.ids import NODE_ID_PATTERN, LoopId, NodeId
+from smithers.ids import NODE_ID_PATTERN, LoopId, NodeId, TryId
+from smithers.states import NodeState, TryPhase
 from smithers.tree import (
     SCOPE_MARK,
     Branch,
@@ -17,12 +18,55 @@ from smithers.tree import (
     Leaf,
     Loop,
     Parallel,
+    Saga,
     Sequence,
     Task,
+    Try,
 )
 
 MAX_DEPTH: Final = 100
 MAX_LEAVES: Final = 100_000
+
+
+class Way(Enum):
+    """How what stands at a place goes on."""
+
+    LIVE = "live"
+    LATER = "later"  # nobody knows yet whether its turn comes
+    UNCHOSEN = "unchosen"  # the other branch was taken
+    DEAD = "dead"  # its Try has gone on past it: what is under way is stopped
+    STOPPED = "stopped"  # the run is ending
+
+
+class TryPart(Enum):
+    """What a part of a Try or a Saga is for."""
+
+    BODY = "body"
+    CATCH = "catch"
+    END = "end"  # finally, and a saga's undoing
+
+
+CLEANING: Final = frozenset({TryPhase.AFTER, TryPhase.CAUGHT, TryPhase.FAILED, TryPhase.UNDO})
+
+# By phase: how the body, the catch and the finally of a Try go on; the actions and the undoing of a Saga.
+_TRY_WAYS: Final = {
+    TryPhase.BODY: (Way.LIVE, Way.LATER, Way.LATER),
+    TryPhase.CATCH: (Way.DEAD, Way.LIVE, Way.LATER),
+    TryPhase.AFTER: (Way.LIVE, Way.DEAD, Way.LIVE),
+    TryPhase.CAUGHT: (Way.DEAD, Way.LIVE, Way.LIVE),
+    TryPhase.FAILED: (Way.DEAD, Way.DEAD, Way.LIVE),
+    TryPhase.RAISED: (Way.DEAD, Way.DEAD, Way.LIVE),
+    TryPhase.UNDO: (Way.DEAD, Way.DEAD, Way.LIVE),  # it was a Saga before an edit
+    TryPhase.BROKEN: (Way.DEAD, Way.DEAD, Way.LIVE),
+}
+_SAGA_WAYS: Final = {
+    phase: (Way.LIVE, Way.LATER)
+    if phase is TryPhase.BODY
+    else (Way.LIVE, Way.DEAD)
+    if phase is TryPhase.AFTER
+    else (Way.DEAD, Way.LIVE)
+    for phase in TryPhase
+}
 
 LoopPath = tuple[tuple[str, int], ...]  # (loop's written id, iteration), outermost first
 
@@ -52,6 +96,8 @@ class GroupPlace:
     limit: int | None = None  # how many children may be under way
     parent: "GroupPlace | None" = None
     loop: "LoopPlace | None" = None  # this group is that loop's body
+    attempt: "TryPlace | None" = None  # this group is that Try, whose parts are its children
+    part: "Part | None" = None  # this group is that part of a Try
     next_index: int = 0
     unclosed_count: int = 0  # children that are reached and not closed
     open_count: int = 0  # open leaves at any depth
@@ -74,6 +120,37 @@ class LoopPlace:
     loop_id: LoopId
     element: Loop
     fact: LoopFact
+    group: GroupPlace
+
+
+@dataclass(eq=False, slots=True)
+class TryPlace:
+    """A Try or a Saga of the mounted tree, in its current phase."""
+
+    try_id: TryId
+    element: Try | Saga
+    fact: TryFact
+    group: GroupPlace
+    around: "TryPlace | None"  # the innermost in which it stands
+
+    @property
+    def has_cleanup(self) -> bool:
+        """Something is to be done in the end, whatever happens."""
+        if isinstance(self.element, Try):
+            return bool(self.element.finally_)
+        return any(step.undo for step in self.element.steps)
+
+    @property
+    def is_cleaning(self) -> bool:
+        """It does what is to be done in the end: that is not stopped with what stands around it."""
+        return not self.fact.is_done and self.fact.phase in CLEANING
+
+
+class Part(NamedTuple):
+    """A part of a Try or a Saga: what it does, about a failure, in the end."""
+
+    place: TryPlace
+    name: TryPart
 
 
 @dataclass(slots=True)
@@ -87,6 +164,16 @@ class Mounted:
     keys: dict[str, NodeKey] = field(default_factory=dict)  # written id → key in this tree
     loop_paths: dict[str, tuple[str, ...]] = field(default_factory=dict)  # written id → its loops
     loops: dict[LoopId, LoopPlace] = field(default_factory=dict)
+    tries: dict[TryId, TryPlace] = field(default_factory=dict)
+    # Leaves that are under way and to be stopped: what stands after them waits until they are.
+    dying: dict[NodeKey, LeafPlace] = field(default_factory=dict)
+    stopped: set[NodeKey] = field(default_factory=set)  # leaves of a run that is ending
+
+    def has(self, key: NodeKey) -> bool:
+        """Say whether a node has a place in the tree, whatever becomes of it there."""
+        return (
+            key in self.leaves or key in self.unchosen or key in self.dying or key in self.stopped
+        )
 
     def dependencies(self, leaf: Leaf, facts: Facts) -> list[NodeKey | str]:
         """List what a leaf waits for: keys, or written ids that are neither mounted nor known."""
@@ -117,11 +204,15 @@ def key_in(written: str, path: LoopPath) -> NodeKey:
     return NodeKey(NodeId(scoped(written, path[:-1])), path[-1][1])
 
 
-def mount(tree: Element, loops: Mapping[LoopId, LoopFact]) -> Mounted:
-    """Place a whole tree; raise DuplicateNodeId, or InvalidTree for one too deep or too large."""
+def mount(tree: Element, facts: Facts, *, is_stopped: bool = False) -> Mounted:
+    """Place a whole tree; raise DuplicateNodeId, or InvalidTree for one too deep or too large.
+
+    `is_stopped`: the run is ending, and only what cleans up is placed to go on.
+    """
     root = GroupPlace(children=[])
     mounted = Mounted(root=root, tree=tree)
-    _Mounting(mounted, loops).place(tree, root, (), 0)
+    way = Way.STOPPED if is_stopped else Way.LIVE
+    _Mounting(mounted, facts, way).place(tree, root, (), 0)
     return mounted
 
 
@@ -130,8 +221,11 @@ class _Mounting:
     """One walk over one tree."""
 
     mounted: Mounted
-    loops: Mapping[LoopId, LoopFact]
-    is_chosen: bool = True
+    facts: Facts
+    way: Way
+    around: TryPlace | None = None
+    try_names: set[str] = field(default_factory=set)
+    order: list[NodeKey] = field(default_factory=list)  # all leaves, in tree order
 
     def place(self, element: Element, parent: GroupPlace, path: LoopPath, depth: int) -> None:
         if depth > MAX_DEPTH:
@@ -150,6 +244,8 @@ class _Mounting:
                 self._place_unchosen(other, path, depth)
             case Loop():
                 self._place_loop(element, parent, path, depth)
+            case Try() | Saga():
+                self._place_try(element, parent, path, depth)
             case _:
                 self._place_leaf(element, parent, path)
 
@@ -162,28 +258,88 @@ class _Mounting:
         depth: int,
     ) -> None:
         group.parent = parent
-        if self.is_chosen:
-            parent.children.append(group)
+        parent.children.append(group)
         for child in children:
             self.place(child, group, path, depth + 1)
 
     def _place_unchosen(self, children: tuple[Element, ...], path: LoopPath, depth: int) -> None:
-        before, self.is_chosen = self.is_chosen, False
+        before = self.way
+        self.way = before if before in (Way.LATER, Way.STOPPED) else Way.UNCHOSEN
         self._place_group(children, GroupPlace([]), GroupPlace([]), path, depth)
-        self.is_chosen = before
+        self.way = before
 
     def _place_loop(self, element: Loop, parent: GroupPlace, path: LoopPath, depth: int) -> None:
         loop_id = LoopId(scoped(element.id, path))
         if loop_id in self.mounted.loops:
             raise DuplicateNodeId(f"two loops have the id {element.id!r}")
-        place = LoopPlace(loop_id, element, self.loops.get(loop_id, LoopFact()))
+        group = GroupPlace([])
+        place = LoopPlace(loop_id, element, self.facts.loops.get(loop_id, LoopFact()), group)
+        if self.way is Way.LIVE:  # else no iteration follows
+            group.loop = place
         self.mounted.loops[loop_id] = place
         inner = (*path, (element.id, place.fact.iteration))
-        self._place_group(element.children, GroupPlace([], loop=place), parent, inner, depth)
+        self._place_group(element.children, group, parent, inner, depth)
+
+    def _place_try(
+        self, element: Try | Saga, parent: GroupPlace, path: LoopPath, depth: int
+    ) -> None:
+        mounted, around, before = self.mounted, self.around, self.way
+        if element.id in mounted.keys or element.id in self.try_names:
+            raise DuplicateNodeId(f"two nodes of one tree have the id {element.id!r}")
+        self.try_names.add(element.id)
+        try_id = TryId(scoped(element.id, path))
+        fact = self.facts.tries.get(try_id, TryFact())
+        place = TryPlace(try_id, element, fact, GroupPlace([], parent=parent), around)
+        mounted.tries[try_id] = place
+        mounted.loop_paths[element.id] = tuple(loop for loop, _ in path)
+        parent.children.append(place.group)
+        if before is Way.LIVE or (before in (Way.DEAD, Way.STOPPED) and place.is_cleaning):
+            place.group.attempt = place
+        self.around = place
+        if isinstance(element, Try):
+            body, catch, end = _TRY_WAYS[fact.phase]
+            self._place_part(place, TryPart.BODY, element.body, path, depth, before, body)
+            self._place_part(place, TryPart.CATCH, element.catch, path, depth, before, catch)
+            self._place_part(place, TryPart.END, element.finally_, path, depth, before, end)
+        else:
+            self._place_steps(place, element, path, depth, before)
+        self.around, self.way = around, before
+
+    def _place_steps(
+        self, place: TryPlace, saga: Saga, path: LoopPath, depth: int, around: Way
+    ) -> None:
+        action, undo = _SAGA_WAYS[place.fact.phase]
+        done: list[bool] = []
+        for step in saga.steps:
+            known = len(self.order)
+            self._place_part(place, TryPart.BODY, step.action, path, depth, around, action)
+            done.append(any(self._state(key) is NodeState.FINISHED for key in self.order[known:]))
+        for step, is_done in reversed([*zip(saga.steps, done, strict=True)]):
+            way = Way.DEAD if undo is Way.LIVE and not is_done else undo
+            self._place_part(place, TryPart.END, step.undo, path, depth, around, way)
+
+    def _place_part(  # noqa: PLR0917 - where it stands, and how it and what is around it go on
+        self,
+        place: TryPlace,
+        name: TryPart,
+        children: tuple[Element, ...],
+        path: LoopPath,
+        depth: int,
+        around: Way,
+        way: Way,
+    ) -> None:
+        if around in (Way.UNCHOSEN, Way.LATER):
+            way = around
+        elif around is not Way.LIVE and way is not Way.LATER:
+            is_kept = name is TryPart.END and way is Way.LIVE and place.is_cleaning
+            way = Way.LIVE if is_kept else around
+        self.way = way
+        part = GroupPlace([], part=Part(place, name))
+        self._place_group(children, part, place.group, path, depth + 1)
 
     def _place_leaf(self, leaf: Leaf, parent: GroupPlace, path: LoopPath) -> None:
         mounted = self.mounted
-        if leaf.id in mounted.keys:
+        if leaf.id in mounted.keys or leaf.id in self.try_names:
             raise DuplicateNodeId(f"two nodes of one tree have the id {leaf.id!r}")
         if len(mounted.keys) >= MAX_LEAVES:
             raise InvalidTree(f"the tree has more than {MAX_LEAVES} leaves")
@@ -191,10 +347,24 @@ class _Mounting:
         if NODE_ID_PATTERN.fullmatch(key.node_id) is None:
             raise InvalidTree(f"the id {key.node_id!r} is too long with its loops' path")
         mounted.keys[leaf.id] = key
+        self.order.append(key)
         mounted.loop_paths[leaf.id] = tuple(loop for loop, _ in path)
-        if self.is_chosen:
-            place = LeafPlace(key, leaf, len(mounted.leaves), parent)
-            mounted.leaves[key] = place
-            parent.children.append(place)
-        else:
-            mounted.unchosen[key] = leaf
+        match self.way:
+            case Way.LIVE:
+                place = LeafPlace(key, leaf, len(mounted.keys), parent)
+                mounted.leaves[key] = place
+                parent.children.append(place)
+            case Way.DEAD | Way.STOPPED if self._state(key) is NodeState.IN_PROGRESS:
+                place = LeafPlace(key, leaf, len(mounted.keys), parent)
+                mounted.dying[key] = place
+                parent.children.append(place)
+            case Way.STOPPED:
+                mounted.stopped.add(key)
+            case Way.DEAD | Way.UNCHOSEN:
+                mounted.unchosen[key] = leaf
+            case Way.LATER:
+                pass
+
+    def _state(self, key: NodeKey) -> NodeState | None:
+        fact = self.facts.nodes.get(key)
+        return None if fact is None else fact.state

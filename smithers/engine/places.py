@@ -1,24 +1,28 @@
 """What a new tree says of nodes: pending, passed over, gone; and what a leaf does whose turn has come. Pure."""
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
-from smithers.engine import waits
+from smithers.engine import questions, tries, waits
 from smithers.engine.facts import UNCHOSEN, LoopFact, NodeFact, NodeKey, Problem
 from smithers.engine.mount import LeafPlace, LoopPlace, Mounted
 from smithers.engine.rendering import Rendered
 from smithers.engine.turn import Abort
 from smithers.events import EventType
 from smithers.states import NodeState
-from smithers.tree import Approval, Leaf, OnMaxReached, Signal, Task, Timer
+from smithers.tree import Leaf, OnMaxReached, Task
 
 if TYPE_CHECKING:
     from smithers.engine.progress import Progress
+
+_KIND: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")  # HumanTask: human-task
 
 
 def record_places(run: "Progress", rendered: Rendered, before: Rendered | None) -> None:
     """Write down what the new tree says of nodes that have not run; `before`: the tree that it follows here."""
     mounted = rendered.mounted
     was_mounted = before.mounted.leaves if before is not None else {}
+    _stop_leaves(run, mounted)
     for key, leaf in mounted.leaves.items():
         fact = run.facts.nodes.get(key)
         if fact is None:
@@ -27,7 +31,7 @@ def record_places(run: "Progress", rendered: Rendered, before: Rendered | None) 
             run.put(key, fact.but(state=NodeState.PENDING, wait=None))
         elif fact.state is NodeState.CANCELLED and key not in was_mounted:
             run.put(key, fact.but(state=NodeState.PENDING))
-        elif fact.state.is_waiting and not waits.fits(leaf.element, fact.state):
+        elif fact.state.is_waiting and not _fits(leaf.element, fact):
             run.cancel_node(key, fact, "unmounted")
             run.put(key, _new_fact(leaf.element, mounted).but(attempt=fact.attempt))
         else:
@@ -37,21 +41,30 @@ def record_places(run: "Progress", rendered: Rendered, before: Rendered | None) 
         _pass_over(run, key, run.facts.nodes.get(key) or _new_fact(unchosen, mounted))
     # After a take-up nobody knows what was mounted: whatever is not settled is looked at.
     for key in [*was_mounted] if before is not None else sorted(run.facts.nodes):
-        if key not in mounted.leaves and key not in mounted.unchosen:
+        if not mounted.has(key):
             _pass_over(run, key, run.facts.nodes.get(key))
+
+
+def _fits(element: Leaf, fact: NodeFact) -> bool:
+    """Say whether a node may go on waiting: its author may have put another kind in its place."""
+    return fact.kind == _kind_of(element) and waits.fits(element, fact.state)
 
 
 def _pass_over(run: "Progress", key: NodeKey, fact: NodeFact | None) -> None:
     if fact is None:
         return
     if key in run.in_flight:
-        if all(abort.key != key for abort in run.turn.aborts):
-            run.turn.aborts.append(Abort(key, "unmounted"))
+        _abort(run, key, "unmounted")
     elif fact.state.is_waiting or key in run.lost:
         run.cancel_node(key, fact, "unmounted")
     elif fact.state is NodeState.PENDING:
         run.put(key, fact.but(state=NodeState.SKIPPED, wait=UNCHOSEN, due_ms=None))
         run.say(EventType.NODE_SKIPPED, key)
+
+
+def _abort(run: "Progress", key: NodeKey, reason: str) -> None:
+    if all(abort.key != key for abort in run.turn.aborts):
+        run.turn.aborts.append(Abort(key, reason))
 
 
 def open_leaf(run: "Progress", leaf: LeafPlace, now_ms: int) -> None:
@@ -67,11 +80,11 @@ def open_leaf(run: "Progress", leaf: LeafPlace, now_ms: int) -> None:
         run.put(key, fact.but(state=NodeState.SKIPPED, due_ms=None))
         run.say(EventType.NODE_SKIPPED, key)
         run.settle(key)
-    elif isinstance(element, Approval | Signal | Timer):
+    elif not isinstance(element, Task):
         waits.begin(run, leaf, fact, now_ms)
     elif fact.due_ms is not None and fact.due_ms > now_ms:
         run.at(fact.due_ms, key)
-    elif not element.needs_approval or waits.is_let_through(run, leaf, fact, now_ms):
+    elif not element.needs_approval or questions.is_let_through(run, leaf, fact, now_ms):
         run.make_ready(leaf)
 
 
@@ -83,7 +96,7 @@ def turn_loop(run: "Progress", loop: LoopPlace) -> None:
     elif not element.until and element.on_max_reached is OnMaxReached.FAIL:
         # Not done: who takes the run up, or resumes it with more iterations, comes to this place again.
         text = f"loop {element.id!r} did not come to its end in {element.max_iterations} iterations"
-        run.fail(Problem("LoopExhausted", text, "LOOP_EXHAUSTED"))
+        tries.fail_at(run, loop.group, Problem("LoopExhausted", text, "LOOP_EXHAUSTED"))
         return
     else:
         fact = LoopFact(iteration, is_done=True)
@@ -103,11 +116,22 @@ def _lacks_needs(run: "Progress", element: Leaf) -> bool:
     return False
 
 
+def _stop_leaves(run: "Progress", mounted: Mounted) -> None:
+    for key in mounted.dying:
+        _abort(run, key, "aborted")
+    for key in sorted(run.waiting & mounted.stopped):  # nobody is to decide what no longer counts
+        run.cancel_node(key, run.facts.nodes[key], run.reason)
+
+
+def _kind_of(leaf: Leaf) -> str:
+    return _KIND.sub("-", type(leaf).__name__).lower()
+
+
 def _new_fact(leaf: Leaf, mounted: Mounted) -> NodeFact:
     loops = mounted.loop_paths[leaf.id]
     return NodeFact(
         NodeState.PENDING,
-        kind=type(leaf).__name__.lower(),
+        kind=_kind_of(leaf),
         label=leaf.label,
         loop=loops[-1] if loops else None,
     )

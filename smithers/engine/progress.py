@@ -1,6 +1,6 @@
 """A run's way through its tree: what has happened goes in, turns come out. Pure: no clock, no I/O, no randomness.
 
-The executor tells what happened (an attempt ended, a decision came, time passed), then asks for the turn: everything
+The executor tells what happened (reports, a decision came, time passed), then asks for the turn: everything
 to be committed together, and what may start once it is. Facts are taken in at once, so that one turn holds a result and
 all that follows from it; what task bodies read (`committed`) follows only when the commit is known to have happened.
 
@@ -11,23 +11,24 @@ import heapq
 from collections.abc import Mapping
 from typing import Any, Final
 
-from smithers.engine import places, waits
+from smithers.engine import places, questions, tries, waits
+from smithers.engine.children import find_continuation
+from smithers.engine.drawing import xml_of
 from smithers.engine.dues import Dues
 from smithers.engine.endings import find_ending, find_failure
-from smithers.engine.facts import TOLERATED, Facts, NodeFact, NodeKey, Problem, written_id
-from smithers.engine.frames import FrameLog, xml_of
-from smithers.engine.mount import LeafPlace, LoopPlace
+from smithers.engine.facts import Facts, NodeFact, NodeKey, Problem, written_id
+from smithers.engine.frames import FrameLog
+from smithers.engine.mount import LeafPlace
 from smithers.engine.rendering import Rendered, Renderer, author_traceback
-from smithers.engine.retrying import backoff_ms
 from smithers.engine.schedule import Schedule
-from smithers.engine.turn import Abort, AttemptEnd, EventDraft, Start, Turn
+from smithers.engine.turn import Abort, EventDraft, Start, Turn
 from smithers.errors import RenderFailed, WorkflowError
 from smithers.events import EventType
-from smithers.states import AttemptState, NodeState, RunStatus
-from smithers.tree import Task
+from smithers.states import NodeState, RunStatus
 
 DEFAULT_CONCURRENCY: Final = 32
 MAX_RENDERS: Final = 100  # in one turn: the rest follows in the next, and others get theirs
+CLEAN_UP_MS: Final = 60_000  # what a run that is ending has for it, in all
 MAX_IDLE_RENDERS: Final = 50  # each different from the one before, and nothing settled by any
 
 
@@ -50,10 +51,13 @@ class Progress:
         self.renderer = renderer
         self.is_cancelling = False
         self.failure: Problem | None = find_failure(facts)
+        self.continuation: NodeKey | None = find_continuation(facts)  # it goes on as another run
         self.is_cut_short = False  # the turn has grown long: there is more to be planned at once
         self.in_flight: set[NodeKey] = set()
         self.lost: set[NodeKey] = set()  # their attempts died with their process; not begun again
         self.waiting = {key for key, fact in facts.nodes.items() if fact.state.is_waiting}
+        self.open_tries = {key for key, fact in facts.tries.items() if not fact.is_done}
+        self.is_stopped = False  # the run is ending, and what has something to clean up does that
         self.turn = Turn()
         self.rendered: Rendered | None = None
         self.schedule: Schedule | None = None
@@ -66,8 +70,16 @@ class Progress:
         self._idle_renders = 0
         self._ready: list[tuple[int, NodeKey]] = []
         self._dues = Dues()
+        self._is_overtaken = False  # a Try has turned since the tree was mounted
+        self._cleanup_ends_ms: int | None = None
 
     # What happened.
+
+    def reopen(self) -> None:
+        """Begin a new era: what had failed is tried again."""
+        self.turn.tries.update(tries.reopen(self.facts))
+        self.open_tries.update(self.turn.tries)
+        self.failure = find_failure(self.facts)
 
     def note(self, event: EventType, **fields: Any) -> None:
         """Add an event of the run itself, e.g. that it goes on after a death."""
@@ -76,68 +88,6 @@ class Progress:
     def note_status(self, status: RunStatus) -> None:
         """Let the run go on under another status."""
         self.turn.status = status
-
-    def lose_attempt(self, key: NodeKey) -> None:
-        """Take in that an attempt's process died: the node is due again, and its retries are not touched."""
-        fact = self.facts.nodes[key]
-        self.turn.attempts.append(
-            AttemptEnd(key, fact.attempt, AttemptState.LOST, fact.started_ms, None)
-        )
-        self.put(key, fact.but(state=NodeState.PENDING))
-        self.lost.add(key)
-
-    def finish_attempt(self, key: NodeKey, output: str) -> None:
-        """Take in an attempt's result, JSON text."""
-        fact = self._end_attempt(key, AttemptState.FINISHED, None)
-        self.put(key, fact.but(state=NodeState.FINISHED, output=output, error=None))
-        self.say(EventType.NODE_FINISHED, key, attempt=fact.attempt)
-        self.settle(key)
-
-    def fail_attempt(self, key: NodeKey, problem: Problem, now_ms: int) -> None:
-        """Take in that an attempt failed: again after a back-off, or the node has failed."""
-        fact = self._end_attempt(key, AttemptState.FAILED, problem)
-        task = self._task(key)
-        failures = fact.failures + 1
-        self.say(EventType.NODE_FAILED, key, attempt=fact.attempt, error=problem.to_wire())
-        fact = fact.but(failures=failures, error=problem)
-        if task is not None and failures <= task.retries:
-            if self.is_ending:  # nothing starts any more: the other retries are for a resume
-                self.put(key, fact.but(state=NodeState.PENDING))
-                return
-            due_ms = now_ms + backoff_ms(task.retry, failures, f"{self.renderer.run_id}/{key}")
-            self.put(key, fact.but(state=NodeState.PENDING, due_ms=due_ms))
-            self.say(EventType.NODE_RETRYING, key, attempt=fact.attempt + 1)
-            self.at(due_ms, key)
-            return
-        is_tolerated = task is None or task.continue_on_fail  # None: it has left the tree
-        wait = TOLERATED if is_tolerated else None
-        self.put(key, fact.but(state=NodeState.FAILED, wait=wait))
-        if not is_tolerated:
-            self.fail(problem)
-        self.settle(key)
-
-    def abort_attempt(self, key: NodeKey, reason: str) -> None:
-        """Take in that an attempt was stopped on purpose."""
-        fact = self._end_attempt(key, AttemptState.CANCELLED, None)
-        self.cancel_node(key, fact, reason)
-        if self.is_ending:
-            return
-        if self.find_leaf(key) is None:
-            self.settle(key)  # out of the way of who waits for it
-            return
-        self.put(key, fact.but(state=NodeState.PENDING))  # back in the tree meanwhile
-        self.say(EventType.NODE_PENDING, key)
-        self._needs_render = True
-
-    def print_output(self, key: NodeKey, attempt: int, text: str, stream: str) -> None:
-        """Take in what a body has printed."""
-        sound = text.encode("utf-8", "replace").decode()
-        self.say(EventType.NODE_OUTPUT, key, attempt=attempt, text=sound, stream=stream)
-
-    def beat(self, key: NodeKey, attempt: int, data: str) -> None:
-        """Take in what a body has reported of itself, JSON text."""
-        self.put(key, self.facts.nodes[key].but(heartbeat=data))
-        self.say(EventType.TASK_HEARTBEAT, key, attempt=attempt)
 
     def start_only(self, keys: set[NodeKey] | None) -> None:
         """Start nothing but these (None: everything again): what is under suspicion of a crash is tried alone."""
@@ -160,9 +110,9 @@ class Progress:
             if not waits.fits(leaf.element, fact.state) or self.is_just_asked(leaf.key):
                 continue
             if fact.state is NodeState.WAITING_APPROVAL:
-                waits.take_decision(self, leaf, fact)
+                questions.take_decision(self, leaf, fact)
             elif fact.state is NodeState.WAITING_EVENT:
-                waits.take_signal(self, leaf, fact)
+                waits.take_event(self, leaf, fact)
 
     def pass_time(self, now_ms: int) -> None:
         """Take in what has become due: timers, waits' time-outs, back-offs' ends."""
@@ -189,8 +139,9 @@ class Progress:
                 trace = author_traceback(error.__cause__ or error)
                 self.fail(Problem(type(error).__name__, str(error), error.code, traceback=trace))
         if self.is_ending:
-            reason = "run-cancelled" if self.is_cancelling else "run-failed"
-            turn.aborts = [Abort(key, reason) for key in sorted(self.in_flight)]
+            self._clean_up(now_ms)
+            kept = self.rendered.mounted.leaves if self.is_cleaning and self.rendered else {}
+            turn.aborts = [Abort(key, self.reason) for key in sorted(self.in_flight - kept.keys())]
         else:  # but for what came back into the tree
             turn.aborts = [abort for abort in turn.aborts if self.find_leaf(abort.key) is None]
         turn.ending = find_ending(self, now_ms)
@@ -200,27 +151,20 @@ class Progress:
         """Take back the end of a turn that was not committed, because something came that it did not know of."""
         self.turn.ending = None
 
-    def refuse_turn(self, problem: Problem) -> None:
-        """Take back a turn that the database does not take, and let the run fail for it, whatever it failed for before.
-
-        What had come out and cannot be kept counts as failed; what was to be started is not.
-        """
-        refused, self.turn = self.turn, Turn()
-        self.in_flight -= refused.started
-        for key in refused.nodes:
+    def drop_turn(self) -> Turn:
+        """Hand over a turn that cannot be kept, and forget it; what has something to clean up cannot do it either."""
+        dropped, self.turn = self.turn, Turn()
+        self.in_flight -= dropped.started
+        for key in dropped.nodes:
             if (known := self.committed.nodes.get(key)) is None:
                 self.facts.forget(key)
             else:
                 self.facts.put(key, known)
         self.facts.loops = {**self.committed.loops}
+        self.facts.tries = {**self.committed.tries}
+        self._cleanup_ends_ms, self.is_stopped = 0, True
         self.waiting = {key for key, fact in self.facts.nodes.items() if fact.state.is_waiting}
-        self.failure = problem
-        for end in refused.attempts:
-            fact = self.facts.nodes[end.key]
-            self.turn.attempts.append(end._replace(state=AttemptState.FAILED, error=problem))
-            self.put(end.key, fact.but(state=NodeState.FAILED, error=problem))
-            error = problem.to_wire()
-            self.say(EventType.NODE_FAILED, end.key, attempt=end.attempt, error=error)
+        return dropped
 
     def commit(self, now_ms: int) -> None:
         """Take in that the turn was committed, at the database's time."""
@@ -232,6 +176,7 @@ class Progress:
                 self.facts.put(key, known)
             self.committed.put(key, known)
         self.committed.loops.update(turn.loops)
+        self.committed.tries.update(turn.tries)
         for change in turn.approvals:
             self.facts.approvals.pop(change.key, None)  # asked anew: an older answer is none
         if turn.frame is not None:
@@ -246,14 +191,39 @@ class Progress:
         """Say when time alone makes something due; 0 where the last turn was cut short."""
         if self.is_cut_short:
             return 0
-        return self._dues.next_ms(self.facts)
+        due_ms = self._dues.next_ms(self.facts)
+        if not self.is_cleaning or self._cleanup_ends_ms is None:
+            return due_ms
+        return self._cleanup_ends_ms if due_ms is None else min(due_ms, self._cleanup_ends_ms)
 
     # What the modules beside this one work with.
 
     @property
     def is_ending(self) -> bool:
         """Nothing starts any more."""
-        return self.is_cancelling or self.failure is not None
+        return self.is_cancelling or self.failure is not None or self.continuation is not None
+
+    @property
+    def last_status(self) -> RunStatus:
+        """How a run that is ending will have ended."""
+        if self.is_cancelling:
+            return RunStatus.CANCELLED
+        return RunStatus.CONTINUED if self.failure is None else RunStatus.FAILED
+
+    @property
+    def reason(self) -> str:
+        """Why what is under way is stopped where the run is ending."""
+        status = self.last_status
+        return "aborted" if status is RunStatus.CONTINUED else f"run-{status}"
+
+    @property
+    def is_cleaning(self) -> bool:
+        """The run is ending, and has not done yet what is to be done in the end."""
+        return self.is_stopped and self.schedule is not None and not self.schedule.is_done
+
+    def overtake(self) -> None:
+        """Have the tree mounted anew before anything else begins: a Try has turned."""
+        self._is_overtaken = self._needs_render = True
 
     def find_leaf(self, key: NodeKey) -> LeafPlace | None:
         """Find a node's place in the tree of the last render."""
@@ -297,6 +267,10 @@ class Progress:
         """Have a node looked at when its time comes."""
         self._dues.add(due_ms, key)
 
+    def ask_render(self) -> None:
+        """Have the builder called again, whatever it has asked about."""
+        self._needs_render = True
+
     def make_ready(self, leaf: LeafPlace) -> None:
         """Let a task start as soon as the run has room; one whose turn has not come is left to its opening."""
         if not leaf.is_open:
@@ -318,7 +292,7 @@ class Progress:
     def _go_on(self, now_ms: int) -> None:
         self.is_cut_short, renders = False, 0
         is_moving = True
-        while is_moving and self.failure is None:
+        while is_moving and self._may_go_on:
             if self._needs_render:
                 self.is_cut_short = renders >= MAX_RENDERS
                 if self.is_cut_short:
@@ -326,25 +300,55 @@ class Progress:
                 renders += 1
                 self._render()
             assert self.schedule is not None
-            for leaf in self.schedule.take_opened():
-                places.open_leaf(self, leaf, now_ms)
+            self._open(self.schedule, now_ms)
             self.pass_time(now_ms)
-            for loop in self.schedule.take_ended_loops():
-                self._turn_loop(loop)
+            self._turn(self.schedule)
             is_moving = self._needs_render or self.schedule.has_news
-            if not is_moving and self.failure is None:
+            if not is_moving and self._may_go_on:
                 self._start_ready()
                 is_moving = self._needs_render
+
+    def _open(self, schedule: Schedule, now_ms: int) -> None:
+        for attempt in schedule.take_reached_tries():
+            tries.enter(self, attempt)
+        for leaf in schedule.take_opened():
+            if self._may_go_on and not self._is_overtaken:  # else nothing begins here any more
+                places.open_leaf(self, leaf, now_ms)
+
+    @property
+    def _may_go_on(self) -> bool:
+        return (self.failure is None and self.continuation is None) or self.is_stopped
+
+    def _clean_up(self, now_ms: int) -> None:
+        """Do what is to be done in the end, within its time; a tree that cannot be had has nothing to do."""
+        if not (self.open_tries or self.is_stopped):
+            return
+        ends_ms = self._cleanup_ends_ms
+        if ends_ms is not None and now_ms >= ends_ms:
+            self.schedule = None
+            return
+        try:
+            if ends_ms is None:
+                self._cleanup_ends_ms = now_ms + CLEAN_UP_MS
+                self.is_stopped = True
+                if self.rendered is None:
+                    self._render()
+                ended = Problem("RunEnded", "the run is ending", "RUN_ENDED")
+                tries.stop_all(self, self.failure or ended)
+                self._needs_render = True
+            self._go_on(now_ms)
+        except WorkflowError:
+            self.schedule = None
 
     def _render(self) -> None:
         self._idle_renders += 1
         if self._idle_renders > MAX_IDLE_RENDERS:
             raise RenderFailed("the tree does not come to rest: each render undoes the one before")
-        rendered = self.renderer.render(self.facts, self._loop_paths)
+        rendered = self.renderer.render(self.facts, self._loop_paths, is_stopped=self.is_stopped)
         xml = xml_of(rendered.mounted, self.renderer.workflow.name)
         before, self.rendered = self.rendered, rendered
         self._loop_paths = {**self._loop_paths, **rendered.mounted.loop_paths}
-        self._needs_render = False
+        self._needs_render = self._is_overtaken = False
         self._is_render_fresh = True
         self._ready.clear()
         places.record_places(self, rendered, before)
@@ -382,18 +386,15 @@ class Progress:
         for entry in held_back:
             heapq.heappush(self._ready, entry)
 
-    def _turn_loop(self, loop: LoopPlace) -> None:
+    def _turn(self, schedule: Schedule) -> None:
+        """Go on with the loops and Trys whose parts have ended, by a render that knew all that they brought."""
+        loops, attempts = schedule.take_ended_loops(), schedule.take_ended_tries()
+        if not (loops or attempts):
+            return
         self._needs_render = True
-        if self._is_render_fresh:  # else its `until` did not know all of the iteration
+        if self._is_render_fresh:  # else a loop's `until`, or a Try's body, may be another now
             self._idle_renders = 0
-            places.turn_loop(self, loop)
-
-    def _end_attempt(self, key: NodeKey, state: AttemptState, problem: Problem | None) -> NodeFact:
-        fact = self.facts.nodes[key]
-        self.in_flight.discard(key)
-        self.turn.attempts.append(AttemptEnd(key, fact.attempt, state, fact.started_ms, problem))
-        return fact
-
-    def _task(self, key: NodeKey) -> Task[Any] | None:
-        leaf = self.find_leaf(key)
-        return leaf.element if leaf is not None and isinstance(leaf.element, Task) else None
+            for loop in loops:
+                places.turn_loop(self, loop)
+            for attempt in attempts:
+                tries.end_phase(self, attempt)

@@ -41,14 +41,22 @@ class Renderer:
     input: Any
     auth: Auth
     guard: Guard
+    carried: Any = None  # what the run that this one goes on for has handed over
 
-    def render(self, facts: Facts, loop_paths: Mapping[str, tuple[str, ...]]) -> Rendered:
+    def render(
+        self,
+        facts: Facts,
+        loop_paths: Mapping[str, tuple[str, ...]],
+        *,
+        is_stopped: bool = False,
+    ) -> Rendered:
         """Render by these facts; raise WorkflowError, with the author's traceback, for what is no tree.
 
-        `loop_paths`: the loops in which each node stood that was ever mounted, as far as is known.
+        `loop_paths`: the loops in which each node stood that was ever mounted, as far as is known. `is_stopped`: the
+        run is ending, and only what cleans up is to go on.
         """
         for _ in range(MAX_PASSES):
-            rendered = self._render_once(facts, loop_paths)
+            rendered = self._render_once(facts, loop_paths, is_stopped=is_stopped)
             found = rendered.mounted.loop_paths
             asked = rendered.reads.outputs | rendered.reads.states
             if all(_is_as_told(facts, node_id, loop_paths, found) for node_id in asked):
@@ -56,19 +64,22 @@ class Renderer:
             loop_paths = {**loop_paths, **found}
         raise RenderFailed("the tree moves its nodes into other loops at each render")
 
-    def _render_once(self, facts: Facts, loop_paths: Mapping[str, tuple[str, ...]]) -> Rendered:
+    def _render_once(
+        self, facts: Facts, loop_paths: Mapping[str, tuple[str, ...]], *, is_stopped: bool
+    ) -> Rendered:
         reads = Reads()
         context: Context[Any] = Context(
             run_id=self.run_id,
             input=self.input,
             auth=self.auth,
+            carried=self.carried,
             facts=facts,
             loop_paths=loop_paths,
             reads=reads,
         )
         try:
             tree = self.guard(lambda: Sequence(collect((self.workflow.builder(context),))))
-            return Rendered(mount(tree, facts.loops), reads, context)
+            return Rendered(mount(tree, facts, is_stopped=is_stopped), reads, context)
         except WorkflowError:
             raise
         except BaseException as error:  # even an author's CancelledError fails this run alone

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from smithers.engine.facts import Facts, NodeKey
-from smithers.engine.mount import GroupPlace, LeafPlace, LoopPlace, Mounted
+from smithers.engine.mount import GroupPlace, LeafPlace, LoopPlace, Mounted, TryPlace
 from smithers.states import NodeState
 
 
@@ -27,6 +27,8 @@ class Schedule:
         self._reached: list[LeafPlace] = []  # nothing keeps them but, perhaps, room
         self._freed: list[GroupPlace] = []  # had room given back
         self._ended_loops: list[LoopPlace] = []
+        self._reached_tries: list[TryPlace] = []
+        self._ended_tries: list[TryPlace] = []
         self._advance(mounted.root)
         self._begun = [leaf for leaf in self._reached if self._has_begun(leaf)]
 
@@ -38,7 +40,7 @@ class Schedule:
     @property
     def has_news(self) -> bool:
         """Something was opened or has ended that nobody has taken yet."""
-        return bool(self._reached or self._freed or self._ended_loops)
+        return bool(self._reached or self._freed or self._ended_loops or self._ended_tries)
 
     def take_opened(self) -> list[LeafPlace]:
         """Hand over the leaves that have become open since the last call, in tree order."""
@@ -63,6 +65,16 @@ class Schedule:
         ended, self._ended_loops = self._ended_loops, []
         return ended
 
+    def take_reached_tries(self) -> list[TryPlace]:
+        """Hand over the Trys and Sagas whose turn has come since the last call."""
+        reached, self._reached_tries = self._reached_tries, []
+        return reached
+
+    def take_ended_tries(self) -> list[TryPlace]:
+        """Hand over the Trys and Sagas whose phase has ended since the last call: each needs a render to go on."""
+        ended, self._ended_tries = self._ended_tries, []
+        return ended
+
     def blocked(self) -> list[tuple[NodeKey, list[str]]]:
         """List the leaves whose turn has come and that still wait for others, with the others' names."""
         waits: dict[NodeKey, list[str]] = {}
@@ -78,7 +90,7 @@ class Schedule:
             waiting.unmet_count -= 1
             if waiting.unmet_count == 0 and not waiting.is_closed:
                 self._reached.append(waiting)
-        leaf = self.mounted.leaves.get(key)
+        leaf = self.mounted.leaves.get(key) or self.mounted.dying.get(key)
         if leaf is None or not leaf.is_reached or leaf.is_closed:
             return
         leaf.is_closed = True
@@ -100,6 +112,8 @@ class Schedule:
     def _advance(self, group: GroupPlace) -> bool:
         """Reach as many children as the group's order lets; say whether the whole group has closed."""
         children = group.children
+        if group.attempt is not None and not group.next_index:
+            self._reached_tries.append(group.attempt)
         while group.next_index < len(children) and not (group.is_ordered and group.unclosed_count):
             child = children[group.next_index]
             group.next_index += 1
@@ -111,6 +125,9 @@ class Schedule:
         if group.loop is not None and not group.loop.fact.is_done:
             # Stays open: whether another iteration follows is said at a render.
             self._ended_loops.append(group.loop)
+            return False
+        if group.attempt is not None and not group.attempt.fact.is_done:
+            self._ended_tries.append(group.attempt)
             return False
         group.is_closed = True
         return True

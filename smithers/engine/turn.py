@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from smithers.engine.facts import LoopFact, NodeFact, NodeKey, Problem
+from smithers.engine.facts import LoopFact, NodeFact, NodeKey, Problem, TryFact
 from smithers.engine.mount import LeafPlace
 from smithers.events import EventType
-from smithers.ids import LoopId
-from smithers.states import AttemptState, RunStatus
+from smithers.ids import LoopId, RunId, TryId
+from smithers.states import AttemptState, RunStatus, ToolCallState
 
 
 class EventDraft(NamedTuple):
@@ -50,6 +50,43 @@ class ApprovalChange(NamedTuple):
     request: str | None
 
 
+class ToolCall(NamedTuple):
+    """A call that a body made of a tool or a model, begun or over; input, output and error are JSON texts."""
+
+    call_no: int  # counts an attempt's calls, from 1
+    kind: Literal["tool", "model"]
+    tool_name: str
+    state: ToolCallState
+    is_side_effect: bool
+    is_idempotent: bool
+    input: str | None
+    output: str | None = None
+    error: str | None = None
+    took_ms: int = 0  # since it began
+
+
+class CachedOutput(NamedTuple):
+    """An output that others may have instead of making it again."""
+
+    key: NodeKey
+    cache_key: str
+    output: str
+    ttl_ms: int | None
+
+
+class ChildStart(NamedTuple):
+    """A run that is to begin with the turn; what is None it has from this one."""
+
+    key: NodeKey | None  # whose child it is; None: this run goes on as it
+    run_id: RunId
+    workflow_name: str
+    queue: str | None
+    is_solo: bool
+    workflow_export: str | None = None
+    input: str | None = None  # JSON text
+    carried: str | None = None  # JSON text, where this run goes on as it
+
+
 class Start(NamedTuple):
     """An attempt to be made once the turn is committed."""
 
@@ -79,6 +116,7 @@ class Ending:
     due_ms: int | None = None
     error: Problem | None = None
     output: NodeKey | None = None
+    successor: ChildStart | None = None  # what the run goes on as
 
 
 @dataclass(slots=True)
@@ -92,6 +130,12 @@ class Turn:
     loops: dict[LoopId, LoopFact] = field(default_factory=dict)
     approvals: list[ApprovalChange] = field(default_factory=list)
     signals: list[tuple[int, NodeKey]] = field(default_factory=list)  # (signal's seq, who took it)
+    tries: dict[TryId, TryFact] = field(default_factory=dict)
+    # A call that begins and ends in one turn is one row: (node, attempt, number) of each.
+    tool_calls: dict[tuple[NodeKey, int, int], ToolCall] = field(default_factory=dict)
+    cached: list[CachedOutput] = field(default_factory=list)
+    children: list[ChildStart] = field(default_factory=list)
+    abandoned: list[NodeKey] = field(default_factory=list)  # whose children nobody waits for now
     frame: FrameDraft | None = None
     status: RunStatus | None = None  # the run goes on, under another status
     starts: list[Start] = field(default_factory=list)
@@ -103,5 +147,12 @@ class Turn:
     def is_empty(self) -> bool:
         """Nothing to write down."""
         return not (
-            self.events or self.nodes or self.attempts or self.loops or self.status or self.ending
+            self.events
+            or self.nodes
+            or self.attempts
+            or self.loops
+            or self.tries
+            or self.tool_calls
+            or self.status
+            or self.ending
         )

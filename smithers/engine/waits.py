@@ -1,74 +1,55 @@
 """Leaves that need the outside: how they begin to wait, and what ends it. Pure; works on one run's Progress."""
 
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import orjson
 
-from smithers.context import ApprovalDecision
-from smithers.engine.facts import (
-    TOLERATED,
-    ApprovalFact,
-    NodeFact,
-    NodeKey,
-    Problem,
-    SignalFact,
-)
+from smithers.engine import children, outcomes, questions
+from smithers.engine.facts import NodeFact, NodeKey, Problem, SignalFact
 from smithers.engine.mount import LeafPlace
 from smithers.engine.retrying import moment_after
-from smithers.engine.turn import ApprovalChange, Timeout
+from smithers.engine.turn import ApprovalChange
 from smithers.errors import InvalidOutput
 from smithers.events import EventType
 from smithers.outputs import decode_output, encode_output
-from smithers.states import ApprovalStatus, NodeState, RunStatus
-from smithers.tree import Approval, Leaf, OnDeny, OnTimeout, Signal, Task, Timer
+from smithers.states import NodeState, RunStatus
+from smithers.tree import (
+    Approval,
+    ContinueAsNew,
+    HumanTask,
+    Leaf,
+    OnTimeout,
+    Signal,
+    Subflow,
+    Task,
+    Timer,
+)
 
 if TYPE_CHECKING:
     from smithers.engine.progress import Progress
-
-TIMEOUT_USER: Final = "system:timeout"
 
 
 def begin(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
     """Let a wait whose turn has come begin; one whose signal is there already, or whose time has passed, ends at once."""
     match leaf.element:
-        case Approval():
-            _ask(run, leaf, fact, now_ms)
+        case Approval() | HumanTask():
+            questions.ask(run, leaf, fact, now_ms)
         case Signal():
             _await_signal(run, leaf, fact, now_ms)
         case Timer():
             _set_timer(run, leaf, fact, now_ms)
+        case Subflow():
+            children.start(run, leaf, fact)
+        case ContinueAsNew():
+            children.go_on_as_new(run, leaf, fact)
 
 
-def is_let_through(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> bool:
-    """Say whether a task's gate is open; ask where nobody has been asked yet."""
-    decision = run.facts.approvals.get(leaf.key)
-    if decision is not None and decision.status is ApprovalStatus.APPROVED:
-        return True
-    _ask(run, leaf, fact, now_ms)
-    return False
-
-
-def take_decision(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
-    """Go on where a person has decided."""
-    decision = run.facts.approvals.get(leaf.key)
-    if decision is None or decision.status not in (ApprovalStatus.APPROVED, ApprovalStatus.DENIED):
-        return
-    is_approved = decision.status is ApprovalStatus.APPROVED
-    if isinstance(leaf.element, Task):
-        if is_approved:
-            run.put(leaf.key, fact.but(state=NodeState.PENDING, due_ms=None))
-            run.make_ready(leaf)
-        else:
-            _deny(run, leaf.key, fact, decision, is_tolerated=leaf.element.continue_on_fail)
-        return
-    on_deny = leaf.element.on_deny if isinstance(leaf.element, Approval) else OnDeny.FAIL
-    if is_approved or on_deny is OnDeny.CONTINUE:
-        _finish(run, leaf.key, fact, _decision_json(decision, is_approved=is_approved))
-    elif on_deny is OnDeny.SKIP:
-        _skip(run, leaf.key, fact)
+def take_event(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
+    """Go on where what a node waits for has come: a signal, or its child's end."""
+    if isinstance(leaf.element, Subflow):
+        children.take_end(run, leaf, fact)
     else:
-        _deny(run, leaf.key, fact, decision, is_tolerated=False)
+        take_signal(run, leaf, fact)
 
 
 def take_signal(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> bool:
@@ -89,16 +70,16 @@ def run_out(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> No
             _fire(run, leaf.key, fact, now_ms)
         case Signal():
             _give_up(run, leaf, fact, leaf.element)
-        case _ if run.is_just_asked(leaf.key):
-            run.at(fact.due_ms or now_ms, leaf.key)
-        case _ if Timeout(leaf.key) not in run.turn.timeouts:
-            run.turn.timeouts.append(Timeout(leaf.key))
+        case _:
+            questions.run_out(run, leaf, fact, now_ms)
 
 
 def withdraw(run: "Progress", key: NodeKey, fact: NodeFact) -> None:
     """Take back what a node has asked of the outside."""
     if fact.state is NodeState.WAITING_APPROVAL:
         run.turn.approvals.append(ApprovalChange(key, None))
+    elif fact.state is NodeState.WAITING_EVENT and fact.kind == "subflow":
+        run.turn.abandoned.append(key)
     elif fact.state is NodeState.WAITING_TIMER:
         run.say(EventType.TIMER_CANCELLED, key, timerId=key.node_id)
 
@@ -107,9 +88,10 @@ def fits(leaf: Leaf, state: NodeState) -> bool:
     """Say whether a leaf may be in a waiting state: not where its author has put another kind in its place."""
     match state:
         case NodeState.WAITING_APPROVAL:
-            return isinstance(leaf, Approval) or (isinstance(leaf, Task) and leaf.needs_approval)
+            is_gate = isinstance(leaf, Task) and leaf.needs_approval
+            return is_gate or isinstance(leaf, Approval | HumanTask)
         case NodeState.WAITING_EVENT:
-            return isinstance(leaf, Signal)
+            return isinstance(leaf, Signal | Subflow)
         case NodeState.WAITING_TIMER:
             return isinstance(leaf, Timer)
         case _:
@@ -129,27 +111,6 @@ def find_parked_status(run: "Progress") -> RunStatus | None:
     return None
 
 
-def _ask(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
-    element = leaf.element
-    request: dict[str, object] = {"title": element.label or element.id}
-    timeout_s = None
-    if isinstance(element, Approval):
-        timeout_s = element.timeout_s
-        request |= {"title": element.title, "summary": element.summary}
-        for name, allowed in (
-            ("allowedUsers", element.allowed_users),
-            ("allowedScopes", element.allowed_scopes),
-        ):
-            if allowed is not None:
-                request[name] = list(allowed)
-    # An answer to an earlier asking is no answer to this one.
-    run.facts.approvals.pop(leaf.key, None)
-    run.turn.approvals.append(ApprovalChange(leaf.key, orjson.dumps(request).decode()))
-    _wait(run, leaf.key, fact, NodeState.WAITING_APPROVAL, now_ms, timeout_s)
-    run.say(EventType.APPROVAL_REQUESTED, leaf.key)
-    run.say(EventType.NODE_WAITING_APPROVAL, leaf.key)
-
-
 def _await_signal(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
     if take_signal(run, leaf, fact):
         return
@@ -158,7 +119,9 @@ def _await_signal(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int)
     wait = orjson.dumps(
         {"signalName": element.event, "correlationId": element.correlation_id}
     ).decode()
-    _wait(run, leaf.key, fact.but(wait=wait), NodeState.WAITING_EVENT, now_ms, element.timeout_s)
+    outcomes.wait(
+        run, leaf.key, fact.but(wait=wait), NodeState.WAITING_EVENT, now_ms, element.timeout_s
+    )
     run.say(EventType.NODE_WAITING_EVENT, leaf.key, signalName=element.event)
 
 
@@ -185,20 +148,6 @@ def _set_timer(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) ->
     run.say(EventType.NODE_WAITING_TIMER, leaf.key, firesAtMs=due_ms)
 
 
-def _wait(
-    run: "Progress",
-    key: NodeKey,
-    fact: NodeFact,
-    state: NodeState,
-    now_ms: int,
-    timeout_s: float | None,
-) -> None:
-    due_ms = None if timeout_s is None else moment_after(now_ms, timeout_s)
-    run.put(key, fact.but(state=state, due_ms=due_ms))
-    if due_ms is not None:
-        run.at(due_ms, key)
-
-
 def _fire(run: "Progress", key: NodeKey, fact: NodeFact, now_ms: int) -> None:
     due_ms = fact.due_ms if fact.due_ms is not None else now_ms
     run.say(
@@ -209,7 +158,7 @@ def _fire(run: "Progress", key: NodeKey, fact: NodeFact, now_ms: int) -> None:
         firedAtMs=now_ms,
         delayMs=max(0, now_ms - due_ms),
     )
-    _finish(run, key, fact, None)
+    outcomes.finish(run, key, fact, None)
 
 
 def _consume(
@@ -220,63 +169,19 @@ def _consume(
     try:
         output = encode_output(decode_output(signal.data), element.output)
     except InvalidOutput as error:
-        _fail(run, key, fact, Problem("InvalidOutput", str(error), error.code, error.details))
+        outcomes.fail(
+            run, key, fact, Problem("InvalidOutput", str(error), error.code, error.details)
+        )
         return
-    _finish(run, key, fact, output)
+    outcomes.finish(run, key, fact, output)
 
 
 def _give_up(run: "Progress", leaf: LeafPlace, fact: NodeFact, element: Signal[object]) -> None:
     match element.on_timeout:
         case OnTimeout.CONTINUE:
-            _finish(run, leaf.key, fact, None)
+            outcomes.finish(run, leaf.key, fact, None)
         case OnTimeout.SKIP:
-            _skip(run, leaf.key, fact)
+            outcomes.skip(run, leaf.key, fact)
         case OnTimeout.FAIL:
             text = f"signal {element.event!r} did not come in {element.timeout_s} s"
-            _fail(run, leaf.key, fact, Problem("WaitTimedOut", text, "WAIT_TIMED_OUT"))
-
-
-def _deny(
-    run: "Progress", key: NodeKey, fact: NodeFact, decision: ApprovalFact, *, is_tolerated: bool
-) -> None:
-    if decision.decided_by == TIMEOUT_USER:
-        problem = Problem("WaitTimedOut", "nobody decided in time", "WAIT_TIMED_OUT")
-    else:
-        by = f" by {decision.decided_by}" if decision.decided_by else ""
-        note = f": {decision.note}" if decision.note else ""
-        problem = Problem("ApprovalDenied", f"denied{by}{note}", "APPROVAL_DENIED")
-    _fail(run, key, fact, problem, is_tolerated=is_tolerated)
-
-
-def _fail(
-    run: "Progress", key: NodeKey, fact: NodeFact, problem: Problem, *, is_tolerated: bool = False
-) -> None:
-    wait = TOLERATED if is_tolerated else None
-    run.put(key, fact.but(state=NodeState.FAILED, error=problem, due_ms=None, wait=wait))
-    run.say(EventType.NODE_FAILED, key, attempt=max(fact.attempt, 1), error=problem.to_wire())
-    if not is_tolerated:
-        run.fail(problem)
-    run.settle(key)
-
-
-def _finish(run: "Progress", key: NodeKey, fact: NodeFact, output: str | None) -> None:
-    run.put(key, fact.but(state=NodeState.FINISHED, output=output, due_ms=None))
-    run.say(EventType.NODE_FINISHED, key, attempt=max(fact.attempt, 1))
-    run.settle(key)
-
-
-def _skip(run: "Progress", key: NodeKey, fact: NodeFact) -> None:
-    run.put(key, fact.but(state=NodeState.SKIPPED, due_ms=None))
-    run.say(EventType.NODE_SKIPPED, key)
-    run.settle(key)
-
-
-def _decision_json(decision: ApprovalFact, *, is_approved: bool) -> str:
-    moment = decision.decided_ms
-    return ApprovalDecision(
-        approved=is_approved,
-        note=decision.note,
-        decided_by=decision.decided_by,
-        decided_at=None if moment is None else datetime.fromtimestamp(moment / 1000, UTC),
-        timed_out=decision.decided_by == TIMEOUT_USER,
-    ).model_dump_json()
+            outcomes.fail(run, leaf.key, fact, Problem("WaitTimedOut", text, "WAIT_TIMED_OUT"))

@@ -1,9 +1,13 @@
 """What a server and an operating command are told, as frozen values; their defaults stand here only."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
+
+from smithers.settings.limits import Limits
 
 DEFAULT_URL: Final = "http://127.0.0.1:7331"
 
@@ -17,6 +21,8 @@ class ServerOptions:
     port: int = 7331  # 0: any free one
     database_url: str | None = field(default=None, repr=False)  # None: an embedded Postgres
     database_direct_url: str | None = field(default=None, repr=False)
+    no_database: bool = False  # nothing is kept past the process
+    workflow_databases: Mapping[str, str] = field(default_factory=dict, repr=False)  # URLs, by name
     data_dir: Path | None = None  # of the embedded Postgres; None: in the user's state directory
     migrate: bool = False
     auth_token: str | None = field(default=None, repr=False)
@@ -26,12 +32,18 @@ class ServerOptions:
     headers_timeout_s: float = 30.0
     request_timeout_s: float = 60.0
     drain_timeout_s: float = 30.0
+    http_workers: int = 1
+    limits: Limits = Limits()  # noqa: RUF009 - a frozen value
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     runs_per_worker: int = 256
     queues: tuple[str, ...] = ("default",)
     own_queue: str | None = None  # all that is started here goes there, and nothing else is claimed
     allow_network: bool = False
+    unsafe_tools: bool = False
     pass_env: tuple[str, ...] = ()
+    retention: timedelta | None = timedelta(days=30)  # after a run's end; None: runs are kept
+    metrics_port: int = 9464  # of a process that takes no requests; 0: any free one
+    otel: bool = False  # traces: where to, the OTEL_* variables say
     log_format: str = "json"
     log_level: str = "INFO"
 

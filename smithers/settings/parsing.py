@@ -1,11 +1,17 @@
 """Read what a person wrote for a setting: a value, or a ValueError whose text says what would be right."""
 
+import re
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 from smithers.settings.options import DEFAULT_URL
 from smithers.store.dsn import InvalidDatabaseUrl, check_dsn
+
+NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}", re.ASCII)  # of a variable
+_UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
@@ -34,6 +40,24 @@ def seconds(text: str) -> float:
     if not 0 <= value <= 86_400:
         raise ValueError(problem)
     return value
+
+
+def age(text: str) -> timedelta:
+    """Read a length of time: a whole number and its unit."""
+    number, unit = text[:-1], text[-1:]
+    if unit not in _UNITS or not (number.isascii() and number.isdigit()) or len(number) > 5:
+        raise ValueError("must be a whole number with s, m, h, d or w after it, like 30d")
+    return timedelta(seconds=int(number) * _UNITS[unit])
+
+
+def age_or_off(text: str) -> timedelta | None:
+    """Read a length of time, or that there is none."""
+    if text == "off":
+        return None
+    try:
+        return age(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or off") from None
 
 
 def one_of(choices: Sequence[str], fold: Callable[[str], str]) -> Callable[[str], str]:
@@ -86,6 +110,14 @@ def database_url(text: str) -> str:
         raise ValueError("must be a URL that starts with postgresql://") from None
 
 
+def named_database(text: str) -> tuple[str, str]:
+    """Read `NAME=URL` of a workflow's own database; it is not quoted."""
+    name, _, url = text.partition("=")
+    if not NAME.fullmatch(name):
+        raise ValueError("must be NAME=URL, the name as in @workflow(database=NAME)")
+    return name, database_url(url)
+
+
 def server_url(text: str) -> str:
     """Read the URL of a server."""
     try:
@@ -96,6 +128,14 @@ def server_url(text: str) -> str:
     if not is_url:
         raise ValueError(f"must be a URL like {DEFAULT_URL}")
     return text.rstrip("/")
+
+
+def truth(text: str) -> bool:
+    """Read a flag without a value, or a variable that says yes or no."""
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if text.lower() not in words:
+        raise ValueError("must be 1 or 0")
+    return words[text.lower()]
 
 
 def switch(text: str) -> bool:

@@ -2,12 +2,18 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from smithers.errors import SmithersError
+from smithers.settings.limits import Limits
 from smithers.settings.options import ClientOptions, ServerOptions
+from smithers.settings.parsing import named_database
 from smithers.settings.table import CLIENT_SETTINGS, SETTINGS, Setting
+
+OF_A_DATABASE: Final = frozenset({"database_url", "database_direct_url", "data_dir", "migrate"})
 
 
 class InvalidSettings(SmithersError):
@@ -27,11 +33,19 @@ def read_server_options(
     """
     values, problems = _read(SETTINGS, flags, environ)
     values = {**fixed, **values}
+    values["limits"] = Limits(**dict(chain.from_iterable(values.get("limits", ()))))
     values.setdefault("log_format", "pretty" if sys.stderr.isatty() else "json")
     root = values.setdefault("root_dir", Path.cwd())
     data_dir = values.get("data_dir")
     if data_dir is not None and data_dir.is_relative_to(root):
         problems.append("--data-dir: must not lie below the root, where tasks can reach it")
+    if values.get("no_database"):
+        problems += _contradictions(flags)
+        values = {name: value for name, value in values.items() if name not in OF_A_DATABASE}
+    named = values.get("workflow_databases", ())
+    if len(dict(named)) < len(named):
+        problems.append("--workflow-database: gives one name two URLs")
+    values["workflow_databases"] = {**_databases_in(environ), **dict(named)}
     if data_dir is not None and "database_url" in values:
         problems.append("--data-dir: is for the embedded Postgres, and DATABASE_URL is set")
     if "database_direct_url" in values and "database_url" not in values:
@@ -47,6 +61,26 @@ def read_client_options(flags: Mapping[str, Any], environ: Mapping[str, str]) ->
     if problems:
         raise InvalidSettings(problems)
     return ClientOptions(**values)
+
+
+def _contradictions(flags: Mapping[str, Any]) -> list[str]:
+    """Name the flags that speak of a database although there is to be none; variables simply do not count."""
+    given = [
+        setting.flag
+        for setting in SETTINGS
+        if setting.field in OF_A_DATABASE and flags.get(setting.field)
+    ]
+    return [f"{flag}: goes with a database, and --no-database is given" for flag in given]
+
+
+def _databases_in(environ: Mapping[str, str]) -> dict[str, str]:
+    """Find the variables that hold the URL of a Postgres: a workflow may name any but the server's own."""
+    found: dict[str, str] = {}
+    for name, value in environ.items():
+        if not name.startswith("SMITHERS_") and name not in {"DATABASE_URL", "DATABASE_DIRECT_URL"}:
+            with suppress(ValueError):
+                found.update([named_database(f"{name}={value}")])
+    return found
 
 
 def _read(

@@ -4,16 +4,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from smithers.settings.limits import limits
 from smithers.settings.options import DEFAULT_URL
 from smithers.settings.parsing import (
+    age_or_off,
     database_url,
     directory,
     file,
+    named_database,
     new_directory,
     one_of,
     seconds,
     server_url,
     switch,
+    truth,
     whole,
     word,
 )
@@ -83,6 +87,26 @@ SETTINGS: Final = (
         default="DATABASE_URL",
         is_secret=True,
         help="The same Postgres past a pooler in transaction mode: for LISTEN and the liveness session.",
+    ),
+    Setting(
+        field="no_database",
+        flag="--no-database",
+        metavar="",
+        read=switch,
+        is_switch=True,
+        default="off",
+        help="Keep nothing past the end of the process; runs and approvals cannot be listed.",
+    ),
+    Setting(
+        field="workflow_databases",
+        flag="--workflow-database",
+        metavar="NAME=URL",
+        read=named_database,
+        is_many=True,
+        is_secret=True,
+        default="the variable NAME",
+        help="The Postgres of the workflows with database=NAME; may be repeated. Other users of the host see flags: "
+        "prefer the variable.",
     ),
     Setting(
         field="data_dir",
@@ -162,6 +186,24 @@ SETTINGS: Final = (
         help="How long what is under way may take at a stop.",
     ),
     Setting(
+        field="http_workers",
+        flag="--http-workers",
+        metavar="N",
+        read=whole(1, 256),
+        default="1",
+        help="How many processes take requests, on one port.",
+    ),
+    Setting(
+        field="limits",
+        flag="--limit",
+        env="SMITHERS_LIMITS",
+        metavar="NAME=N",
+        read=limits,
+        is_many=True,
+        default="the table below",
+        help="How much one of them takes on: NAME=N,…; may be repeated.",
+    ),
+    Setting(
         field="workers",
         flag="--workers",
         metavar="N",
@@ -196,6 +238,15 @@ SETTINGS: Final = (
         help="Let tools reach the network.",
     ),
     Setting(
+        field="unsafe_tools",
+        flag="--unsafe-tools",
+        metavar="",
+        read=switch,
+        is_switch=True,
+        default="off",
+        help="Run the commands of tools without a jail: they may touch all that workers may.",
+    ),
+    Setting(
         field="pass_env",
         flag="--pass-env",
         metavar="NAME",
@@ -203,6 +254,33 @@ SETTINGS: Final = (
         is_many=True,
         default="none",
         help="A variable that workers see although it looks like a secret; may be repeated.",
+    ),
+    Setting(
+        field="retention",
+        flag="--retention",
+        env="SMITHERS_RETENTION",
+        metavar="AGE",
+        read=age_or_off,
+        default="30d",
+        help="How long a run is kept after its end: a number with s, m, h, d or w, or off for ever.",
+    ),
+    Setting(
+        field="metrics_port",
+        flag="--metrics-port",
+        metavar="PORT",
+        read=whole(0, 65_535),
+        default="9464",
+        help="Of `worker`: where it serves /health, /ready and /metrics; 0 takes a free one.",
+    ),
+    Setting(
+        field="otel",
+        flag="--otel",
+        env="SMITHERS_OTEL_ENABLED",
+        metavar="",
+        read=truth,
+        is_switch=True,
+        default="off",
+        help="Tell traces to a collector over OTLP, as the OTEL_* variables say.",
     ),
     Setting(
         field="log_format",

@@ -107,9 +107,13 @@ class RootDirectory:
     Safe to use from several threads, as long as none of them closes it.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open the directory; an OSError tells that there is none."""
+    def __init__(self, path: Path, *, hidden: str | None = None) -> None:
+        """Open the directory; an OSError tells that there is none.
+
+        What lies below the directory `hidden`, or is it, is not found, also where a link leads there.
+        """
         self.path = path.resolve(strict=True)
+        self._hidden = hidden
         self._fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._openat2 = ctypes.CDLL(None, use_errno=True).syscall
         self._openat2.restype = ctypes.c_long
@@ -149,6 +153,14 @@ class RootDirectory:
             if found is not None:
                 return found
         raise SourceUnreadable(f"{path} is being written to; try again when that is done")
+
+    def open(self, relative: str, flags: int) -> int:
+        """Open what a path leads to (``""``: the root); the caller closes it. Raises as read does.
+
+        Nothing is made by it: with O_CREAT the root would be no bound for a link that leads nowhere yet.
+        """
+        assert not flags & os.O_CREAT
+        return self._open(beneath(relative) if relative else ".", _beneath(flags))
 
     def find_identity(self, relative: str) -> FileIdentity | None:
         """Say which regular file a path leads to now, without reading it; None if to none.
@@ -191,11 +203,23 @@ class RootDirectory:
 
     def _open(self, path: str, how: OpenHow) -> int:
         try:
-            if self.follows_links:
-                return self._open_resolved(path.encode(), how)
-            return self._open_stepwise(path, how.flags)
+            fd = self._open_any(path, how)
         except OSError as failure:
             raise _ours(failure, path) from failure
+        if self._hidden is not None and self._is_hidden(fd, self._hidden):
+            os.close(fd)
+            raise SourceNotFound(f"there is no file {path}")
+        return fd
+
+    def _open_any(self, path: str, how: OpenHow) -> int:
+        if self.follows_links:
+            return self._open_resolved(path.encode(), how)
+        return self._open_stepwise(path, how.flags)
+
+    def _is_hidden(self, fd: int, name: str) -> bool:
+        """Say whether the kernel finds an open file at a hidden place, by whichever links it was reached."""
+        hidden = Path(f"/proc/self/fd/{self._fd}").readlink() / name
+        return Path(f"/proc/self/fd/{fd}").readlink().is_relative_to(hidden)
 
     def _kernel_resolves(self) -> bool:
         try:

@@ -40,6 +40,17 @@ def load_module(bundle: SourceBundle) -> ModuleType:
                 raise failure from error
 
 
+def load_workflow(bundle: SourceBundle, export: str | None) -> Workflow[Any]:
+    """Load a version and pick one of its workflows; `file.py:name` names one in a module that the entry imports."""
+    file, _, name = (export or "").rpartition(":")
+    if not file:
+        return find_workflow(load_module(bundle), export)
+    load_module(bundle)  # first: modules are executed in the order in which the entry imports them
+    if file not in bundle.modules:
+        raise WorkflowNotFound(f"{file} is no part of the source of {bundle.entry}", candidates=())
+    return find_workflow(_version(bundle).load(file), name)
+
+
 def unload(source_hash: str) -> None:
     """Forget a version, if it is loaded; code of it that still runs keeps what it has."""
     package = sys.modules.get(package_name(source_hash))

@@ -3,23 +3,25 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 import orjson
 
 from smithers.engine.facts import (
     ApprovalFact,
+    EndFact,
     Facts,
     LoopFact,
     NodeFact,
     NodeKey,
     Problem,
     SignalFact,
+    TryFact,
 )
 from smithers.errors import LeaseLost
-from smithers.ids import Epoch, LoopId, RunId, SourceHash, WorkerId
-from smithers.states import ApprovalStatus, NodeState, RunStatus
+from smithers.ids import Epoch, LoopId, RunId, SourceHash, TryId, WorkerId
+from smithers.states import ApprovalStatus, NodeState, RunStatus, TryPhase
 from smithers.store.connections import driver_errors
 
 
@@ -60,8 +62,8 @@ WITH RECURSIVE alive AS MATERIALIZED (
     SELECT worker_id FROM smithers.workers WHERE worker_id = $3 AND dead_at IS NULL FOR KEY SHARE),
 LEVELS,
 due AS MATERIALIZED (
-    SELECT d.run_id, d.status_before FROM levels AS l CROSS JOIN LATERAL (
-        SELECT r.run_id, r.status AS status_before FROM smithers.runs AS r
+    SELECT d.run_id, d.status_before, d.due_at FROM levels AS l CROSS JOIN LATERAL (
+        SELECT r.run_id, r.status AS status_before, r.due_at FROM smithers.runs AS r
         WHERE r.queue = l.queue AND r.priority = l.priority AND r.due_at <= smithers.clock()
             AND r.owner_id IS NULL AND r.due_at IS NOT NULL AND NOT is_solo AND crash_count = 0
             AND EXISTS (SELECT 1 FROM alive)
@@ -73,10 +75,12 @@ claimed AS (
         status = CASE WHEN status = 'queued' THEN 'running' ELSE status END,
         started_at = coalesce(started_at, smithers.clock())
     FROM due WHERE r.run_id = due.run_id
-    RETURNING r.run_id, r.epoch, due.status_before, r.era, r.last_seq, r.last_frame_no, r.crash_count, r.is_solo,
-        r.cancel_requested_at IS NOT NULL AS is_cancelling, smithers.to_ms(r.lost_heartbeat_at) AS lost_heartbeat_ms)
+    RETURNING r.run_id, r.epoch, due.status_before, smithers.to_ms(due.due_at) AS due_ms,
+        smithers.to_ms(r.started_at) AS started_ms, r.era, r.last_seq, r.last_frame_no, r.crash_count, r.is_solo,
+        r.queue, r.parent_run_id, r.cancel_requested_at IS NOT NULL AS is_cancelling,
+        smithers.to_ms(r.lost_heartbeat_at) AS lost_heartbeat_ms)
 SELECT c.*, q.workflow_name, q.workflow_path, q.workflow_export, q.source_hash, q.input, q.config, q.auth,
-    q.trace_context, smithers.to_ms(smithers.clock()) AS now_ms
+    q.trace_context, q.carried, smithers.to_ms(smithers.clock()) AS now_ms
 FROM claimed AS c JOIN smithers.run_requests AS q ON q.run_id = c.run_id
 """.replace("LEVELS", _LEVELS)
 
@@ -138,7 +142,11 @@ SELECT r.run_id, r.last_seq, r.epoch, r.cancel_requested_at IS NOT NULL AS is_ca
             smithers.to_ms(a.decided_at), a.decision)), '[]')
         FROM smithers.approvals AS a WHERE a.run_id = r.run_id AND a.status IN ('approved', 'denied'))::text AS approvals,
     (SELECT coalesce(json_agg(json_build_array(s.seq, s.signal_name, s.correlation_id, s.data) ORDER BY s.seq), '[]')
-        FROM smithers.signals AS s WHERE s.run_id = r.run_id AND s.consumed_by IS NULL)::text AS signals
+        FROM smithers.signals AS s WHERE s.run_id = r.run_id AND s.consumed_by IS NULL)::text AS signals,
+    (SELECT coalesce(json_agg(json_build_array(k.node_id, k.iteration, k.child_run_id, k.status, k.output, k.error)), '[]')
+        FROM smithers.children AS k JOIN smithers.nodes AS n
+            ON n.run_id = k.run_id AND n.node_id = k.node_id AND n.iteration = k.iteration
+        WHERE k.run_id = r.run_id AND k.status IS NOT NULL AND n.state = 'waiting-event')::text AS ends
     -- MORE
 FROM smithers.runs AS r WHERE r.run_id = ANY ($1)
 """
@@ -153,6 +161,8 @@ LOAD_RUNS: Final = LOAD_NEWS.replace(
         FROM smithers.nodes AS n WHERE n.run_id = r.run_id)::text AS nodes,
     (SELECT coalesce(json_agg(json_build_array(l.loop_id, l.iteration, l.is_done)), '[]')
         FROM smithers.loops AS l WHERE l.run_id = r.run_id)::text AS loops,
+    (SELECT coalesce(json_agg(json_build_array(t.try_id, t.phase, t.is_done, t.problem)), '[]')
+        FROM smithers.tries AS t WHERE t.run_id = r.run_id)::text AS tries,
     (SELECT f.xml_hash FROM smithers.frames AS f WHERE f.run_id = r.run_id ORDER BY f.frame_no DESC LIMIT 1) AS xml_hash""",
 )
 
@@ -201,7 +211,12 @@ class ClaimedRun:
     config: str
     auth: str | None
     trace_context: str | None
+    due_ms: int  # since when it could have been claimed
+    started_ms: int  # its first claim
     now_ms: int
+    queue: str = "default"
+    parent_run_id: RunId | None = None  # who waits for its end
+    carried: str | None = None  # JSON: the state that it goes on with for another
 
     @property
     def is_new(self) -> bool:
@@ -219,6 +234,7 @@ class News:
     now_ms: int
     approvals: dict[NodeKey, ApprovalFact]
     signals: list[SignalFact]
+    ends: dict[NodeKey, EndFact]  # of children that nodes wait for
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,14 +300,6 @@ async def load_runs(
     ]
 
 
-async def load_run(pool: asyncpg.Pool, run_id: RunId) -> LoadedRun:
-    """Read what is known of one run."""
-    (loaded,) = await load_runs(pool, [run_id])
-    if isinstance(loaded, Exception):
-        raise loaded
-    return loaded
-
-
 async def load_news(pool: asyncpg.Pool, run_id: RunId) -> News | None:
     """Read what has come to a run from outside; None where the run is gone."""
     with driver_errors():
@@ -305,6 +313,8 @@ def _loaded(row: asyncpg.Record) -> LoadedRun:
         facts.put(NodeKey(node_id, iteration), _node_fact(*rest))
     for loop_id, iteration, is_done in orjson.loads(row["loops"]):
         facts.loops[LoopId(loop_id)] = LoopFact(iteration, is_done)
+    for try_id, phase, is_done, problem in orjson.loads(row["tries"]):
+        facts.tries[TryId(try_id)] = TryFact(TryPhase(phase), is_done, _problem_of(problem))
     return LoadedRun(facts, row["xml_hash"], _news(row))
 
 
@@ -314,8 +324,12 @@ def _news(row: asyncpg.Record) -> News:
         for node_id, iteration, status, *rest in orjson.loads(row["approvals"])
     }
     signals = [SignalFact(*fields) for fields in orjson.loads(row["signals"])]
+    ends = {
+        NodeKey(node_id, iteration): EndFact(run_id, RunStatus(status), output, _problem_of(error))
+        for node_id, iteration, run_id, status, output, error in orjson.loads(row["ends"])
+    }
     return News(
-        row["last_seq"], row["epoch"], row["is_cancelling"], row["now_ms"], approvals, signals
+        row["last_seq"], row["epoch"], row["is_cancelling"], row["now_ms"], approvals, signals, ends
     )
 
 
@@ -362,7 +376,7 @@ def _node_fact(  # noqa: PLR0917 - the columns of one row, in the order of load_
         attempt=attempt,
         failures=failures,
         output=output,
-        error=None if error is None else _problem(orjson.loads(error)),
+        error=_problem_of(error),
         due_ms=due_ms,
         started_ms=started_ms,
         wait=wait,
@@ -371,7 +385,10 @@ def _node_fact(  # noqa: PLR0917 - the columns of one row, in the order of load_
     )
 
 
-def _problem(kept: dict[str, Any]) -> Problem:
+def _problem_of(text: str | None) -> Problem | None:
+    if text is None:
+        return None
+    kept = orjson.loads(text)
     return Problem(
         kept["name"], kept["message"], kept.get("code"), kept.get("details"), kept.get("traceback")
     )

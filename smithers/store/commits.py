@@ -1,4 +1,4 @@
-"""Commit turns: many runs' changes in one call of `commit_group_v1`, each run's fate its own.
+"""Commit turns: many runs' changes in one call of `commit_group_v2`, each run's fate its own.
 
 The lane gathers what is ready while the last group was under way. A run that lost its lease, or whose row a gateway holds
 right now, does not touch the others; neither does a value that Postgres refuses: the group is then done again run by run,
@@ -17,10 +17,10 @@ import asyncpg
 import orjson
 
 from smithers.engine.facts import Problem
-from smithers.engine.turn import Turn
+from smithers.engine.turn import ChildStart, Turn
 from smithers.errors import LeaseLost, StoreError, StoreUnavailable
-from smithers.events import event_parts
-from smithers.ids import Epoch, RunId, WorkerId
+from smithers.events import EventType, correlation_json, event_parts
+from smithers.ids import Epoch, RunId, SourceHash, WorkerId
 from smithers.states import NodeState
 from smithers.store.connections import driver_errors
 from smithers.store.lanes import Lane
@@ -29,9 +29,9 @@ RETRY_PAUSE_S: Final = 0.2  # while the database is away
 LOCKED_PAUSE_S: Final = 0.005  # about a gateway's commit, which holds the row
 
 # -- name: commit_group
-# One round trip and one flush for all; see migrations/functions/commit_group_v1.sql for the why of its order.
+# One round trip and one flush for all; see migrations/functions/commit_group_v2.sql for the why of its order.
 COMMIT_GROUP: Final = """
-SELECT run_no, outcome, last_seq, now_ms FROM smithers.commit_group_v1($1, $2, $3, $4, $5, $6, $7, $8, $9)
+SELECT run_no, outcome, last_seq, now_ms FROM smithers.commit_group_v2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
 """
 
 
@@ -42,6 +42,19 @@ class Outcome(StrEnum):
     STALE = "stale"  # something came that the plan did not know of: nothing was written
     LOST = "lost"
     LOCKED = "locked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOrigin:
+    """What a run was started with, for those that it starts; the texts are JSON."""
+
+    workflow_path: str
+    workflow_export: str | None
+    source_hash: SourceHash
+    input: str
+    config: str
+    auth: str | None
+    trace_context: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +70,8 @@ class TurnCommit:
     is_cancelling: bool
     is_cleared: bool  # what was in flight when an owner died has ended
     turn: Turn
+    origin: RunOrigin | None = None  # where the turn starts others
+    has_cleanup: bool = False  # a cancel must let the owner clean up first
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +88,14 @@ class Committer:
 
     def __init__(self, dsn: str, *, worker_id: WorkerId) -> None:
         self._worker_id = worker_id
-        self._lane: Lane[TurnCommit, Committed] = Lane(dsn, role="commit", flush=self._flush)
+        self.lane: Lane[TurnCommit, Committed] = Lane(dsn, role="commit", flush=self._flush)
 
     async def __aenter__(self) -> Self:
-        await self._lane.__aenter__()
+        await self.lane.__aenter__()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self._lane.__aexit__(*exc)
+        await self.lane.__aexit__(*exc)
 
     async def commit(self, change: TurnCommit) -> Committed:
         """Commit one turn; waits for as long as the database is away.
@@ -89,7 +104,7 @@ class Committer:
         """
         while True:
             try:
-                answer = await self._lane.submit(change)
+                answer = await self.lane.submit(change)
             except StoreUnavailable:
                 await asyncio.sleep(RETRY_PAUSE_S)
                 continue
@@ -150,6 +165,10 @@ class _Rows:
         self.loops: list[tuple[Any, ...]] = []
         self.approvals: list[tuple[Any, ...]] = []
         self.signals: list[tuple[Any, ...]] = []
+        self.tries: list[tuple[Any, ...]] = []
+        self.tool_calls: list[tuple[Any, ...]] = []
+        self.children: list[tuple[Any, ...]] = []
+        self.cached: list[tuple[Any, ...]] = []
 
     def columns(self) -> tuple[list[tuple[Any, ...]], ...]:
         return (
@@ -161,6 +180,10 @@ class _Rows:
             self.loops,
             self.approvals,
             self.signals,
+            self.tries,
+            self.tool_calls,
+            self.children,
+            self.cached,
         )
 
     def add(self, number: int, change: TurnCommit) -> None:
@@ -181,12 +204,22 @@ class _Rows:
             self.frames.append((number, run_id, *turn.frame))
         for loop_id, loop in turn.loops.items():
             self.loops.append((number, run_id, loop_id, loop.iteration, loop.is_done))
-        for approval in turn.approvals:
+        # Asked and withdrawn in one turn is one change of one row.
+        for try_id, place in turn.tries.items():
+            problem = problem_json(place.problem)
+            self.tries.append((number, run_id, try_id, place.phase, place.is_done, problem))
+        for approval in {change.key: change for change in turn.approvals}.values():
             status = "cancelled" if approval.request is None else "requested"
             request = approval.request or "{}"
             self.approvals.append((number, run_id, *approval.key, status, request, None, None))
         for seq, key in turn.signals:
             self.signals.append((number, run_id, seq, *key))
+        for (key, attempt, _), call in turn.tool_calls.items():
+            self.tool_calls.append((number, run_id, *key, attempt, *call))
+        self._add_children(number, change)
+        for cached in turn.cached:
+            fields = (cached.key.node_id, cached.cache_key, cached.output, cached.ttl_ms)
+            self.cached.append((number, run_id, *fields))
 
     def _add_run(self, change: TurnCommit) -> None:
         turn, ending = change.turn, change.turn.ending
@@ -208,8 +241,17 @@ class _Rows:
                 None if ending is None else problem_json(ending.error),
                 None if output is None else output.node_id,
                 None if output is None else output.iteration,
+                change.has_cleanup or None,
             )
         )
+
+    def _add_children(self, number: int, change: TurnCommit) -> None:
+        turn, ending = change.turn, change.turn.ending
+        for key in turn.abandoned:
+            self.children.append((number, change.run_id, *key, None, True, *[None] * 13))
+        successor = None if ending is None else ending.successor
+        for child in [*turn.children, *([] if successor is None else [successor])]:
+            self.children.append(_child_row(number, change, child))
 
     def _add_nodes(self, number: int, change: TurnCommit) -> None:
         for key, fact in change.turn.nodes.items():
@@ -234,6 +276,32 @@ class _Rows:
                     problem_json(fact.error),
                 )
             )
+
+
+def _child_row(number: int, change: TurnCommit, child: ChildStart) -> tuple[Any, ...]:
+    origin = change.origin
+    if origin is None:
+        raise StoreError(f"run {change.run_id} starts another, and its own origin is not known")
+    correlation = correlation_json(child.run_id, child.workflow_name)
+    return (
+        number,
+        change.run_id,
+        *(child.key or (None, None)),
+        child.run_id,
+        False,
+        child.workflow_name,
+        origin.workflow_path,
+        child.workflow_export or origin.workflow_export,
+        origin.source_hash,
+        child.input or origin.input,
+        origin.config,
+        origin.auth,
+        origin.trace_context,
+        child.carried,
+        child.queue,
+        child.is_solo,
+        *event_parts(EventType.RUN_STARTED, child.run_id, correlation, {}),
+    )
 
 
 def problem_json(problem: Problem | None) -> str | None:

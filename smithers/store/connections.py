@@ -15,9 +15,11 @@ import asyncpg
 
 from smithers.errors import StoreError, StoreUnavailable
 from smithers.store.dsn import check_dsn
+from smithers.store.refusals import LivesElsewhere, RunExists
 
 Pool = asyncpg.Pool  # for those who hand one on and do not speak SQL
 
+TOMBSTONES: Final = "tombstones_pkey"  # the name of a run that retention removed is asked for
 COMMAND_TIMEOUT_S: Final = 30.0  # a stalled peer is not seen by TCP
 CONNECT_TIMEOUT_S: Final = 10.0
 
@@ -56,11 +58,19 @@ _GONE: Final = (
 
 @contextmanager
 def driver_errors() -> Iterator[None]:
-    """Raise StoreUnavailable for what a repetition may cure, StoreError for the rest."""
+    """Raise StoreUnavailable for what a repetition may cure, StoreError for the rest; LivesElsewhere: see refusals."""
     try:
         yield
     except _GONE as error:
         raise StoreUnavailable(f"the database did not answer: {type(error).__name__}") from error
+    except (
+        asyncpg.CheckViolationError
+    ) as error:  # the schema has one check: that mirrors are read-only
+        raise LivesElsewhere from error
+    except asyncpg.UniqueViolationError as error:
+        if error.constraint_name == TOMBSTONES:  # see tombstones_v1.sql
+            raise RunExists from error
+        raise StoreError(f"the database refused: {type(error).__name__}: {error}") from error
     except asyncpg.PostgresError as error:
         raise StoreError(f"the database refused: {type(error).__name__}: {error}") from error
 

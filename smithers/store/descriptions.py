@@ -27,8 +27,11 @@ class DescriptionRow:
 
 
 # -- name: keep_source
+# One that is there is made young again, or retention might take it before the start that it is kept for.
 KEEP_SOURCE: Final = """
-    INSERT INTO smithers.workflow_sources (source_hash, bundle) VALUES ($1, $2) ON CONFLICT DO NOTHING"""
+    INSERT INTO smithers.workflow_sources AS s (source_hash, bundle) VALUES ($1, $2)
+    ON CONFLICT (source_hash) DO UPDATE SET created_at = smithers.clock()
+    WHERE s.created_at < smithers.clock() - interval '1 hour'"""
 
 # -- name: find_description
 FIND_DESCRIPTION: Final = """
@@ -46,7 +49,9 @@ FIND_RUN_SOURCE: Final = """
     JOIN smithers.workflow_sources s USING (source_hash) WHERE q.run_id = $1"""
 
 
-async def keep_source(pool: asyncpg.Pool, source_hash: SourceHash, bundle: str) -> None:
+async def keep_source(
+    pool: asyncpg.Pool | asyncpg.Connection, source_hash: SourceHash, bundle: str
+) -> None:
     """Store a version; one that is there already stays."""
     with driver_errors():
         await pool.execute(KEEP_SOURCE, source_hash, bundle)

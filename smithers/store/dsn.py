@@ -41,3 +41,11 @@ def describe_dsn(dsn: str) -> str:
     query = dict(parse_qsl(parts.query))
     host = query.get("host") or parts.hostname or "localhost"
     return f"{host}:{query.get('port') or parts.port or 5432}{parts.path}"
+
+
+def has_password(text: str) -> bool:
+    """Say whether a text is a database URL with a password in it; raises ValueError for a URL that cannot be read."""
+    if text.partition("://")[0] not in _SCHEMES:
+        return False
+    parts = urlsplit(text)
+    return bool(parts.password) or "password" in dict(parse_qsl(parts.query))

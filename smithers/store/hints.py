@@ -19,7 +19,7 @@ MAX_PAYLOAD_BYTES: Final = 7_900  # Postgres refuses 8,000
 RECONNECT_PAUSE_S: Final = 0.2
 
 # -- name: notify
-NOTIFY: Final = "SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload"
+NOTIFY: Final = "SELECT pg_notify(channel, payload) FROM unnest($1::text[], $2::text[]) AS hint(channel, payload)"
 
 
 class Channel(StrEnum):
@@ -29,6 +29,7 @@ class Channel(StrEnum):
     DUE = "smithers_due"  # queues in which a run became claimable
     NEWS = "smithers_news"  # run ids that were decided, signalled or cancelled: for their owners
     SOURCES = "smithers_sources"  # source hashes to describe, or that have been described
+    DATABASES = "smithers_databases"  # names of workflows' own databases that came into use
 
 
 Listener = Callable[
@@ -50,6 +51,7 @@ class Hints:
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.is_connected = False
+        self.watch: Callable[[bool], None] | None = None  # told when the connection is up, or gone
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name=f"hints-{self._role}")
@@ -74,9 +76,14 @@ class Hints:
             except StoreError:
                 await asyncio.sleep(RECONNECT_PAUSE_S)
             finally:
-                self.is_connected = False
+                self._tell(is_connected=False)
                 if connection is not None:
                     connection.terminate()
+
+    def _tell(self, *, is_connected: bool) -> None:
+        self.is_connected = is_connected
+        if self.watch is not None:
+            self.watch(is_connected)
 
     async def _serve(self, connection: asyncpg.Connection) -> None:
         # Nothing is raised when a listening connection dies: only this callback tells.
@@ -84,19 +91,23 @@ class Hints:
         with driver_errors():
             for channel, listener in self._listeners.items():
                 await connection.add_listener(channel, _hear(listener))
-        self.is_connected = True
+        self._tell(is_connected=True)
         for listener in self._listeners.values():
             listener(None)
         while not connection.is_closed():
             await self._arrived.wait()
             self._arrived.clear()
             while self._pending and not connection.is_closed():
-                channel, names = self._pending.popitem()
+                pending, self._pending = self._pending, {}
+                hints = [
+                    (channel, text) for channel in pending for text in _payloads(pending[channel])
+                ]
                 try:
                     with driver_errors():
-                        await connection.fetch(NOTIFY, channel, _payloads(names))
+                        await connection.fetch(NOTIFY, *map(list, zip(*hints, strict=True)))
                 except StoreUnavailable:
-                    self.send(channel, names)  # the next connection says it
+                    for channel, names in pending.items():
+                        self.send(channel, names)  # the next connection says it
                     raise
 
 

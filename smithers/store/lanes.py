@@ -7,6 +7,7 @@ A lane keeps one hot connection, opens it anew when it is gone, and never runs t
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, Self, TypeVar
 
@@ -19,6 +20,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_BATCH: Final = 128
+
+# Takes a lane's role, how many items went out, and for how many seconds the first had waited and the call took.
+Meter = Callable[[str, int, float, float], None]
 
 
 class Lane(Generic[Item, Result]):
@@ -39,16 +43,21 @@ class Lane(Generic[Item, Result]):
         self._role = role
         self._flush = flush
         self._max_batch = max_batch
+        self._room = max_batch  # of the next batch: one after a failure, then twice as many
+        self._is_closed = False
         self._queue: list[tuple[Item, asyncio.Future[Result]]] = []
         self._arrived = asyncio.Event()
         self._connection: asyncpg.Connection | None = None
         self._task: asyncio.Task[None] | None = None
+        self._waiting_since = 0.0
+        self.meter: Meter | None = None  # told of every batch
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name=f"lane-{self._role}")
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
+        self._is_closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -66,9 +75,13 @@ class Lane(Generic[Item, Result]):
         """Put an item on the lane and wait for its result.
 
         Raises what `flush` says of this item, and StoreUnavailable where the connection broke: whether the item was
-        kept is then not known.
+        kept is then not known. So it does once the lane is closed.
         """
+        if self._is_closed:
+            raise StoreUnavailable("this process has closed its connections")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        if not self._queue:
+            self._waiting_since = time.perf_counter()
         self._queue.append((item, future))
         self._arrived.set()
         return await future
@@ -76,12 +89,17 @@ class Lane(Generic[Item, Result]):
     async def _run(self) -> None:
         while True:
             await self._arrived.wait()
-            batch = [entry for entry in self._queue[: self._max_batch] if not entry[1].cancelled()]
-            del self._queue[: self._max_batch]
+            batch = [entry for entry in self._queue[: self._room] if not entry[1].cancelled()]
+            del self._queue[: self._room]
             if not self._queue:
                 self._arrived.clear()
             if batch:
+                began, since = time.perf_counter(), self._waiting_since
+                self._waiting_since = began  # of those that this batch has no room for: about
                 await self._flush_batch(batch)
+                if self.meter is not None:
+                    took_s = time.perf_counter() - began
+                    self.meter(self._role, len(batch), began - since, took_s)
 
     async def _flush_batch(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
         results: Sequence[Result | Exception]
@@ -91,7 +109,10 @@ class Lane(Generic[Item, Result]):
                     self._connection = await connect_hot(self._dsn, role=self._role)
                 async with asyncio.timeout(COMMAND_TIMEOUT_S):
                     results = await self._flush(self._connection, [item for item, _ in batch])
+            self._room = min(2 * self._room, self._max_batch)
         except StoreUnavailable as error:
+            # It may be that all of these together take too long, whenever they are tried: each will be on its own.
+            self._room = 1
             self._drop_connection()
             results = [error] * len(batch)
         except Exception as error:  # noqa: BLE001 - the lane outlives any batch; the submitters are told

@@ -11,12 +11,14 @@ from enum import StrEnum
 from typing import Final, cast
 
 import asyncpg
+import orjson
 
 from smithers.errors import StoreError
 from smithers.ids import NodeId, RunId, SourceHash
 from smithers.store.connections import driver_errors
 from smithers.store.lanes import Lane
 from smithers.store.refusals import (
+    DecisionMisfit,
     NodeNotFound,
     NodeNotWaiting,
     NotAllowed,
@@ -40,6 +42,7 @@ class Decision:
     decision: str | None  # JSON: a selection or a ranking
     user: str | None
     scopes: tuple[str, ...] | None
+    is_timeout: bool = False  # nobody decided in time: also a form's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,12 +110,12 @@ OutsideLane = Lane[Decision | SignalSent, Wake | SignalRecord]
 # A statement in a volatile function has its own snapshot, so that each sees what those before it in the batch did.
 # An empty text of scopes is an empty array: a credential without scopes, not the absence of credentials.
 DECIDE_APPROVALS: Final = """
-    SELECT o.outcome, o.queue, o.is_owned
+    SELECT o.outcome, o.queue, o.is_owned, o.request
     FROM unnest($1::text[], $2::text[], $3::integer[], $4::boolean[], $5::text[], $6::text[], $7::text[], $8::text[],
-                $9::text[]) WITH ORDINALITY
-        AS d(run_id, node_id, iteration, is_approved, note, decided_by, decision, user_name, scopes, n),
-    LATERAL smithers.decide_approval_v1(d.run_id, d.node_id, d.iteration, d.is_approved, d.note, d.decided_by,
-        d.decision, d.user_name, string_to_array(d.scopes, ' ')) AS o
+                $9::text[], $10::boolean[]) WITH ORDINALITY
+        AS d(run_id, node_id, iteration, is_approved, note, decided_by, decision, user_name, scopes, is_timeout, n),
+    LATERAL smithers.decide_approval_v2(d.run_id, d.node_id, d.iteration, d.is_approved, d.note, d.decided_by,
+        d.decision, d.user_name, string_to_array(d.scopes, ' '), d.is_timeout) AS o
     ORDER BY d.n"""
 
 # -- name: send_signals
@@ -124,7 +127,7 @@ SEND_SIGNALS: Final = """
     ORDER BY s.n"""
 
 # -- name: cancel_run
-CANCEL_RUN: Final = "SELECT outcome, is_owned FROM smithers.cancel_run_v1($1)"
+CANCEL_RUN: Final = "SELECT outcome, is_owned, queue FROM smithers.cancel_run_v2($1)"
 
 # -- name: resume_run
 RESUME_RUN: Final = "SELECT outcome, queue FROM smithers.resume_run_v1($1, $2, $3, $4, $5, $6)"
@@ -136,7 +139,7 @@ def open_outside_lane(dsn: str) -> OutsideLane:
 
 
 async def decide(lane: OutsideLane, decision: Decision) -> Wake:
-    """Decide an approval; raises NodeNotFound, NodeNotWaiting, NotAllowed."""
+    """Decide an approval; raises NodeNotFound, NodeNotWaiting, NotAllowed, DecisionMisfit."""
     return cast("Wake", await lane.submit(decision))
 
 
@@ -213,6 +216,7 @@ async def _decide_rows(
         [item.decision for item in decisions],
         [item.user for item in decisions],
         [None if item.scopes is None else " ".join(item.scopes) for item in decisions],
+        [item.is_timeout for item in decisions],
     )
 
 
@@ -222,14 +226,23 @@ def _decided(row: asyncpg.Record) -> Wake | Exception:
             return Wake(is_new=True, queue=row["queue"], is_owned=row["is_owned"])
         case "repeated":
             return Wake(is_new=False, queue=None, is_owned=False)
+        case "misfit":
+            asked = orjson.loads(row["request"])
+            return DecisionMisfit(mode=asked["mode"], options=asked["options"])
+        case outcome:
+            return _refusal(outcome)
+
+
+def _refusal(outcome: str) -> Exception:
+    match outcome:
         case "not-found":
             return NodeNotFound()
         case "not-waiting":
             return NodeNotWaiting()
         case "forbidden":
             return NotAllowed()
-        case outcome:
-            return StoreError(f"decide_approval_v1 answered {outcome!r}")
+        case _:
+            return StoreError(f"a decision was answered with {outcome!r}")
 
 
 async def _send_all(

@@ -45,12 +45,6 @@ FROM smithers.workers AS w WHERE w.dead_at IS NULL
 # -- name: hold_liveness
 HOLD_LIVENESS: Final = "SELECT pg_advisory_lock(hashtextextended($1::uuid::text, 0))"
 
-# -- name: forget_workers
-# Rows of the long dead are history; a run's attempts keep the id.
-FORGET_WORKERS: Final = (
-    "DELETE FROM smithers.workers WHERE dead_at < smithers.clock() - interval '7 days'"
-)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessIdentity:
@@ -136,9 +130,3 @@ async def hold_liveness(connection: asyncpg.Connection, pool_id: UUID) -> None:
     """Hold, for as long as this session lives, the lock whose absence tells others that the pool is gone."""
     with driver_errors():
         await connection.execute(HOLD_LIVENESS, pool_id)
-
-
-async def forget_workers(pool: asyncpg.Pool) -> None:
-    """Drop the rows of workers that have been dead for a week."""
-    with driver_errors():
-        await pool.execute(FORGET_WORKERS)

@@ -55,6 +55,7 @@ class RunRow:
     cancel_requested_ms: int | None
     error: str | None
     config: str
+    priority: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +86,7 @@ class RunPlace:
 # created_at, alone or below workflow_name, and that of runs by status. Each lookup beside it is by a primary key, and the
 # wait only where the status says that there is one. With both filters the walk is by status.
 _LIST_RUNS: Final = """
-    SELECT q.run_id, q.parent_run_id, q.workflow_name, q.workflow_path, q.source_hash, q.config, q.created_at,
+    SELECT q.run_id, q.parent_run_id, q.workflow_name, q.workflow_path, q.source_hash, q.config, r.priority, q.created_at,
            smithers.to_ms(q.created_at) AS created_ms, smithers.to_ms(r.started_at) AS started_ms,
            smithers.to_ms(r.finished_at) AS finished_ms, smithers.to_ms(r.cancel_requested_at) AS cancel_requested_ms,
            r.error, r.status, r.owner_id::text, smithers.to_ms(w.heartbeat_at) AS heartbeat_ms,
@@ -193,6 +194,7 @@ async def list_runs(
             cancel_requested_ms=row["cancel_requested_ms"],
             error=row["error"],
             config=row["config"],
+            priority=row["priority"],
         )
         for row in rows
     ]

@@ -9,6 +9,8 @@ StoreError
     ├── RunNotActive     the run has ended (or became another one): nothing to cancel, signal or resume
     ├── NodeNotWaiting   the node asks nothing of anybody, or was decided the other way
     ├── NotAllowed       the credential may not decide this
+    ├── DecisionMisfit   the decision is none of those that were asked for
+    ├── LivesElsewhere   the run is in a database of its workflow's own; here is only its mirror
     └── KeyReused        the idempotency key stands for another request
 """
 
@@ -25,7 +27,7 @@ class RunNotFound(Refused):
     code = "NOT_FOUND"
 
     def __init__(self) -> None:
-        super().__init__("There is no run of this id.")
+        super().__init__("There is no run of this id, or not any more.")
 
 
 class NothingToResume(RunNotFound):
@@ -49,7 +51,9 @@ class RunExists(Refused):
     code = "RUN_ALREADY_EXISTS"
 
     def __init__(self) -> None:
-        super().__init__('A run of this id exists. Choose another id, or send "resume": true.')
+        super().__init__(
+            'A run of this id exists, or did. Choose another id, or send "resume": true.'
+        )
 
 
 class RunNotActive(Refused):
@@ -77,6 +81,28 @@ class NotAllowed(Refused):
 
     def __init__(self) -> None:
         super().__init__("This credential may not decide this approval.")
+
+
+class LivesElsewhere(Refused):
+    """What is here of the run is a mirror: nothing but its mirror writes there."""
+
+    code = "UNAVAILABLE"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The run lives in its workflow's own database, which this server does not know: here it can only be read."
+        )
+
+
+class DecisionMisfit(Refused):
+    """One of the options was asked for, or all of them in an order."""
+
+    code = "INVALID_REQUEST"
+
+    def __init__(self, *, mode: str, options: list[str]) -> None:
+        field, shape = ("selected", "one") if mode == "select" else ("ranked", "all, best first,")
+        super().__init__(f'decision must be {{"{field}": …}} with {shape} of the options.')
+        self.details = {"expected": {"mode": mode, "field": field, "options": options}}
 
 
 class KeyReused(Refused):

@@ -15,6 +15,7 @@ import asyncpg
 
 import smithers
 from smithers.errors import StoreError
+from smithers.store.connections import connect
 from smithers.store.dsn import sqlalchemy_url
 from smithers.store.revisions import read_revisions
 
@@ -103,3 +104,16 @@ async def require_schema(connection: asyncpg.Connection) -> None:
             f"the database {found}, and this version needs {known.head}: run `smithers db upgrade`, "
             "or start with --migrate"
         )
+
+
+async def settle_schema(dsn: str, *, migrate: bool) -> None:
+    """Return when the schema is at head or newer; raises SchemaMismatch where it is older and must stay so."""
+    connection = await connect(dsn, role="start")
+    try:
+        await require_schema(connection)
+    except SchemaMismatch:
+        if not migrate:
+            raise
+        await asyncio.to_thread(upgrade_schema, dsn)
+    finally:
+        await connection.close()

@@ -42,6 +42,14 @@ class RunStart:
     is_solo: bool = False  # each run of the workflow has a child of its own
 
 
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A key, and what was asked with it."""
+
+    key: str
+    request_hash: str
+
+
 _as_tuple: Final = attrgetter(*RunStart.__slots__)  # dataclasses.astuple copies deeply
 StartLane = Lane[RunStart, bool]
 
@@ -59,6 +67,11 @@ RESERVE_KEY: Final = """
 READ_KEY: Final = (
     "SELECT request_hash, run_id FROM smithers.idempotency_keys WHERE idempotency_key = $1"
 )
+
+# -- name: count_queued
+# Up to a limit: how many more there are is nobody's business, and the index is read no further.
+COUNT_QUEUED: Final = """
+    SELECT count(*) FROM (SELECT FROM smithers.runs WHERE status = 'queued' LIMIT $1) AS queued"""
 
 
 def open_start_lane(dsn: str) -> StartLane:
@@ -91,14 +104,37 @@ async def start_with_key(
     """
     with driver_errors():
         async with pool.acquire() as connection, connection.transaction():
-            if await connection.fetchval(RESERVE_KEY, idempotency_key, request_hash, start.run_id):
-                if not (await _start_unique(connection, [start]))[0]:
-                    raise RunExists
-                return start.run_id
-            first = await connection.fetchrow(READ_KEY, idempotency_key)
-            if first is None or first["request_hash"] != request_hash:
-                raise KeyReused
-            return RunId(first["run_id"])
+            key = IdempotencyKey(idempotency_key, request_hash)
+            first = await take_key(connection, start.run_id, key)
+            if first is not None:
+                return first
+            if not (await _start_unique(connection, [start]))[0]:
+                raise RunExists
+            return start.run_id
+
+
+async def take_key(
+    connection: asyncpg.Connection | asyncpg.pool.PoolConnectionProxy,
+    run_id: RunId,
+    key: IdempotencyKey,
+) -> RunId | None:
+    """Have a key stand for a run, in the caller's transaction; return the run that it stands for already, if any.
+
+    Raises KeyReused where the key came with another request.
+    """
+    if await connection.fetchval(RESERVE_KEY, key.key, key.request_hash, run_id):
+        return None
+    first = await connection.fetchrow(READ_KEY, key.key)
+    if first is None or first["request_hash"] != key.request_hash:
+        raise KeyReused
+    return RunId(first["run_id"])
+
+
+async def count_queued(pool: asyncpg.Pool, *, limit: int) -> int:
+    """Say how many runs no worker has taken up yet; `limit`: or more."""
+    with driver_errors():
+        count: int = await pool.fetchval(COUNT_QUEUED, limit)
+    return count
 
 
 async def each_on_its_own(

@@ -9,10 +9,12 @@ that those updates stay on their page (HOT).
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    CheckConstraint,
     Column,
     DateTime,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     SmallInteger,
     Table,
@@ -72,7 +74,24 @@ runs = Table(
     Column("error", Text),
     Column("output_node_id", Text(collation="C")),
     Column("output_iteration", Integer),
+    # Null where there is none of it: no room in the row.
+    Column("parent_run_id", Text(collation="C")),  # who waits for its end
+    Column("is_parent", Boolean),  # has started children
+    Column("has_cleanup", Boolean),  # a cancel must leave its worker time to clean up
+    # A run of a workflow's own database lives there; here is its mirror, which nobody claims and only its mirror writes.
+    Column("database", Text(collation="C")),  # where it lives; null: here
+    Column(
+        "mirrored_seq", BigInteger
+    ),  # the last event that is here; -1: the name is reserved, no more
+    # Whoever would write an event of a run that lives elsewhere, or have it claimed, is refused: a mirror is read-only.
+    CheckConstraint(
+        "mirrored_seq IS NULL OR (mirrored_seq = last_seq AND due_at IS NULL)",
+        name="runs_mirror_check",
+    ),
     postgresql_with=HOT,
+)
+Index(  # starts that did not get as far as the run's own database, or are on their way there
+    "runs_reserved_idx", runs.c.database, postgresql_where=text("mirrored_seq = '-1'::integer")
 )
 Index(
     "runs_claimable_idx",
@@ -104,6 +123,9 @@ Index(
 # For lists. A status changes with the owner, when every index gets an entry anyhow: a plain commit stays HOT.
 Index("runs_status_created_at_run_id_idx", runs.c.status, runs.c.created_at, runs.c.run_id)
 Index("runs_owner_id_idx", runs.c.owner_id, postgresql_where=text("owner_id IS NOT NULL"))
+Index(  # for retention: what has ended, oldest end first
+    "runs_finished_at_idx", runs.c.finished_at, postgresql_where=text("finished_at IS NOT NULL")
+)
 
 run_requests = Table(
     "run_requests",
@@ -117,10 +139,12 @@ run_requests = Table(
     Column("config", Text, nullable=False),
     Column("auth", Text),
     Column("trace_context", Text),
-    Column("parent_run_id", Text(collation="C")),
+    Column("parent_run_id", Text(collation="C")),  # whose child it is, or whom it goes on for
     _moment("created_at", nullable=False),
+    Column("carried", Text),  # the state that it goes on with, as JSON
 )
 Index("run_requests_created_at_run_id_idx", run_requests.c.created_at, run_requests.c.run_id)
+Index("run_requests_source_hash_idx", run_requests.c.source_hash)  # for retention: is it in use?
 Index(
     "run_requests_workflow_name_created_at_run_id_idx",
     run_requests.c.workflow_name,
@@ -235,6 +259,68 @@ signals = Table(
     UniqueConstraint("run_id", "signal_id"),
 )
 
+tries = Table(
+    "tries",
+    metadata,
+    Column("run_id", Text(collation="C"), primary_key=True),
+    Column("try_id", Text(collation="C"), primary_key=True),  # of a Try or a Saga
+    Column("phase", Text, nullable=False),
+    Column("is_done", Boolean, nullable=False),
+    Column("problem", Text),  # what went wrong in it, as JSON
+)
+
+children = Table(
+    "children",
+    metadata,
+    Column("run_id", Text(collation="C"), primary_key=True),  # the parent's
+    Column("node_id", Text(collation="C"), primary_key=True),
+    Column("iteration", Integer, primary_key=True),
+    Column("child_run_id", Text(collation="C"), nullable=False),
+    Column("status", Text),  # how it ended; null: under way
+    Column("output", Text),
+    Column("error", Text),
+    _moment("ended_at"),
+    UniqueConstraint("run_id", "child_run_id"),
+)
+
+tool_calls = Table(
+    "tool_calls",
+    metadata,
+    Column("run_id", Text(collation="C"), primary_key=True),
+    Column("node_id", Text(collation="C"), primary_key=True),
+    Column("iteration", Integer, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("call_no", Integer, primary_key=True),  # counts an attempt's calls, from 1
+    Column("kind", Text, nullable=False),  # tool or model
+    Column("tool_name", Text, nullable=False),
+    Column("state", Text, nullable=False),  # started, finished or failed
+    Column("is_side_effect", Boolean, nullable=False),
+    Column("is_idempotent", Boolean, nullable=False),
+    Column("input", Text),
+    Column("output", Text),
+    Column("error", Text),
+    _moment("started_at", nullable=False),
+    _moment("finished_at"),
+)
+
+cached_outputs = Table(
+    "cached_outputs",
+    metadata,
+    Column(
+        "cache_key", Text(collation="C"), primary_key=True
+    ),  # scope, function, version, by: hashed
+    Column("output", Text, nullable=False),
+    Column("run_id", Text(collation="C"), nullable=False),  # who put it out
+    Column("node_id", Text(collation="C"), nullable=False),
+    _moment("created_at", nullable=False),
+    _moment("expires_at"),
+)
+Index(
+    "cached_outputs_expires_at_idx",
+    cached_outputs.c.expires_at,
+    postgresql_where=text("expires_at IS NOT NULL"),
+)
+
 workers = Table(
     "workers",
     metadata,
@@ -276,11 +362,35 @@ Index(
     postgresql_where=text("description IS NULL"),
 )
 
+stream_keys = Table(  # one row: the key that stream tokens are signed with
+    "stream_keys",
+    metadata,
+    Column("key_no", SmallInteger, primary_key=True, autoincrement=False),
+    Column("secret", LargeBinary, nullable=False),
+    _moment("created_at", nullable=False, default_now=True),
+)
+
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
     Column("idempotency_key", Text, primary_key=True),
     Column("request_hash", Text, nullable=False),
     Column("run_id", Text(collation="C"), nullable=False),
+    _moment("created_at", nullable=False, default_now=True),
+)
+
+Index("idempotency_keys_run_id_idx", idempotency_keys.c.run_id)  # they go with their run
+
+tombstones = Table(  # what remains of a run that retention removed: its id is not given again
+    "tombstones",
+    metadata,
+    Column("run_id", Text(collation="C"), primary_key=True),
+    _moment("pruned_at", nullable=False),
+)
+
+own_databases = Table(  # the names of workflows' own databases that runs were started in
+    "own_databases",
+    metadata,
+    Column("name", Text(collation="C"), primary_key=True),
     _moment("created_at", nullable=False, default_now=True),
 )

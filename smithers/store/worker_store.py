@@ -9,18 +9,20 @@ from uuid import UUID
 
 import asyncpg
 
-from smithers.engine.waits import TIMEOUT_USER
+from smithers.engine.questions import TIMEOUT_USER
 from smithers.errors import StoreUnavailable
 from smithers.ids import Epoch, NodeId, RunId, SourceHash, WorkerId
-from smithers.store import claims, owners, sources
+from smithers.store import cached_outputs, claims, owners, sources, tool_calls
 from smithers.store.commits import Committed, Committer, Outcome, TurnCommit
 from smithers.store.connections import connect_hot, connect_listening, open_pool
 from smithers.store.hints import Channel, Hints, Listener
-from smithers.store.lanes import Lane
+from smithers.store.lanes import Lane, Meter
 from smithers.store.outside import Decision, OutsideLane, decide, open_outside_lane
 from smithers.store.refusals import Refused
 
 AWAY_PAUSE_S: Final = 0.2
+PREVIOUS_CALLS: Final = 1_000
+PREVIOUS_CALL_BYTES: Final = 1 << 20
 
 Answer = TypeVar("Answer")
 LoadLane = Lane[RunId, claims.LoadedRun]
@@ -53,6 +55,12 @@ class WorkerStore:
         self._claiming: asyncpg.Connection | None = None
         self._is_claim_lost = False
         self._uncommitted: dict[RunId, Epoch] = {}  # claimed here, and nothing committed yet
+
+    def watch(self, meter: Meter, hear_listening: Callable[[bool], None]) -> None:
+        """Tell from now on what goes over the lanes, and whether notifications can come."""
+        self.hints.watch = hear_listening
+        for lane in (self._committer.lane, self._loads, self._decisions):
+            lane.meter = meter
 
     async def claim(
         self, queue: str, limit: int, kind: claims.ClaimKind
@@ -96,6 +104,25 @@ class WorkerStore:
         """Read what has come to a run from outside."""
         return await _patiently(lambda: claims.load_news(self._pool, run_id))
 
+    async def find_cached(self, cache_key: str) -> str | None:
+        """Read an output that an earlier execution has left."""
+        return await _patiently(lambda: cached_outputs.find_cached(self._pool, cache_key))
+
+    async def list_previous_calls(
+        self, run_id: RunId, node_id: NodeId, iteration: int
+    ) -> list[tool_calls.ToolCallRow]:
+        """List what a node's attempts have called so far: the newest thousand, oldest first."""
+        return await _patiently(
+            lambda: tool_calls.list_tool_calls(
+                self._pool,
+                run_id,
+                node_id,
+                iteration,
+                limit=PREVIOUS_CALLS,
+                max_bytes=PREVIOUS_CALL_BYTES,
+            )
+        )
+
     async def find_news(self, cursors: dict[RunId, int]) -> list[RunId]:
         """Say which of these runs others have written to."""
         return await claims.find_news(self._pool, self.worker_id, cursors)
@@ -118,6 +145,7 @@ class WorkerStore:
             decision=None,
             user=None,
             scopes=None,
+            is_timeout=True,
         )
         try:
             await _patiently(lambda: decide(self._decisions, decision))
@@ -218,10 +246,6 @@ class PoolStore:
     async def list_living(self) -> list[owners.LivingWorker]:
         """List the workers that count as alive."""
         return await owners.list_living(self._pool)
-
-    async def forget_workers(self) -> None:
-        """Drop the rows of the long dead."""
-        await owners.forget_workers(self._pool)
 
     async def list_wanted_descriptions(self) -> list[sources.WantedDescription]:
         """List the versions to describe."""

@@ -1,6 +1,7 @@
 """Logs: one line each, a constant event name with fields; JSON for machines, `pretty` for a terminal.
 
-What is logged through the standard library (by aiohttp, by a task's `log`) takes the same form.
+What is logged through the standard library (by aiohttp, by a task's `log`) takes the same form. Where traces are on, a line
+that belongs to a run or a request carries `trace_id` and `span_id`; in a task's body every line carries the attempt's ids.
 """
 
 import logging
@@ -8,12 +9,17 @@ import sys
 from typing import Any
 
 import structlog
+from structlog.typing import EventDict
+
+from smithers.current import CURRENT
+from smithers.telemetry.tracing import find_current
 
 
 def configure_logging(log_format: str, level: str) -> None:
     """Set up this process's logs, to stderr; `log_format`: json or pretty."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        _add_place,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -42,3 +48,17 @@ def configure_logging(log_format: str, level: str) -> None:
     root.setLevel(level)
     for chatty in ("alembic", "asyncio", "httpx2"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
+
+
+def _add_place(_logger: object, _level: str, line: EventDict) -> EventDict:
+    """Say which attempt a line is of, and where in a trace it stands."""
+    task = CURRENT.get(None)
+    if task is not None:
+        line.setdefault("run_id", task.run_id)
+        line.setdefault("node_id", task.node_id)
+        line.setdefault("iteration", task.iteration)
+        line.setdefault("attempt", task.attempt)
+    place = find_current()
+    if place is not None:
+        line["trace_id"], line["span_id"] = place.trace_id.hex(), place.span_id.hex()
+    return line

@@ -71,3 +71,13 @@ def sleeps_once(ctx):
 @workflow
 def tells_environment(ctx):
     return Task("names", lambda: sorted(os.environ))
+
+
+@workflow
+def counts(ctx):
+    """Have many nodes, one after another, none of them at once."""
+
+    def wait():
+        current_task().cancelled.wait(ctx.input["pause_s"])
+
+    return Sequence(*(Task(f"n{number}", wait) for number in range(ctx.input["count"])))

@@ -2,15 +2,17 @@
 
 import hashlib
 import math
-import subprocess
+import shutil
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from examples.release_notes import Commit, compose_section, describe, kind_of
 from examples.release_notes import Section as NotesSection
-from smithers.client import Client, Event, Run
+from smithers.client import Client, Event, RequestRefused, Run
+from tests.support.repositories import git, make_repository
 from tests.support.serving import TREE
 
 WORDS = [f"word-{number}" for number in range(100)]
@@ -29,20 +31,6 @@ def run_example(
             decide = client.approve if is_approved else client.deny
             decide(run_id, event.node_id, note="read")
     return client.get(run_id), events
-
-
-def make_repository(place: Path, *messages: str) -> Path:
-    """Make a repository with an empty commit for each message."""
-    git(place, "init", "--quiet", "--initial-branch=main", ".")
-    for message in messages:
-        git(place, "commit", "--quiet", "--allow-empty", "--message", message)
-    return place
-
-
-def git(place: Path, *arguments: str) -> str:
-    who = ("-c", "user.name=Ann Author", "-c", "user.email=ann@example.org")
-    command = ["git", *who, "-c", "commit.gpgSign=false", "-C", str(place), *arguments]
-    return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
 
 
 def notes_of(client: Client, place: Path, **given: Any) -> tuple[str, Run, list[Event]]:
@@ -70,6 +58,31 @@ def test_loop_ends_when_its_result_is_good_enough(client: Client) -> None:
     run, _ = run_example(client, "loop", {"number": 10})
     assert math.isclose(run.output, math.sqrt(10), rel_tol=1e-6)
     assert 3 < run.summary["finished"] < 15
+
+
+def test_check_project_looks_over_a_directory_with_tools(client: Client) -> None:
+    folder = TREE / "demo-output" / f"check-{uuid4().hex}"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "good.py").write_text("async def answer():\n    return 42\n")
+    (folder / "sub" / "broken.py").write_text("def broken(:\n")
+    place = folder.relative_to(TREE).as_posix()
+    given = {"folder": place, "report": f"{place}/out/check.md"}
+    try:
+        run, events = run_example(client, "check_project", given)
+        assert run.status == "finished", run.error
+        report = (folder / "out" / "check.md").read_text(encoding="utf-8")
+        (written,) = client.get_node(run.run_id, "report").tool_calls
+        (searched,) = client.get_node(run.run_id, "lines").tool_calls
+    finally:
+        shutil.rmtree(folder)
+    assert "1 files with errors, 1 lines found." in report
+    assert f"- {place}/sub/broken.py:1: invalid syntax" in report
+    assert f"- {place}/good.py:1: `async def answer():`" in report
+    assert (written.tool_name, written.seq, written.state) == ("write", 1, "finished")
+    assert written.input == {"path": f"{place}/out/check.md", "text": report}
+    assert [match["line"] for match in searched.output["matches"]] == [1]
+    called = [event.field("toolName") for event in events if event.type == "ToolCallFinished"]
+    assert sorted(called) == ["bash", "grep", "write"]
 
 
 @pytest.mark.parametrize(
@@ -201,3 +214,51 @@ def test_a_commit_without_a_subject_still_has_a_line() -> None:
     assert describe(Commit(sha="1", author="a", date="d", subject="")) == "(no subject)"
     lines = compose_section(NotesSection(kind="other", lines=["a", "b", "c"]), 1)
     assert lines[-2:] == ["- a", "- … and 2 more"]
+
+
+def travel(client: Client, **given: Any) -> tuple[Run, list[Event]]:
+    """Run the trip, and answer what it asks."""
+    run_id = client.start("examples/trip.py", given)
+    events = []
+    for event in client.stream(run_id):
+        events.append(event)
+        if event.type == "NodeWaitingApproval" and event.node_id == "way":
+            client.approve(run_id, "way", selected="train")
+        elif event.type == "NodeWaitingApproval":
+            with pytest.raises(RequestRefused, match="does not fit"):
+                client.answer(run_id, "wish", {"nights": 99})
+            client.answer(run_id, "wish", {"nights": 3})
+    return client.get(run_id), events
+
+
+def test_a_trip_is_booked_for_everybody(client: Client) -> None:
+    run, events = travel(client)
+    assert run.status == "finished", run.error
+    nodes = {node.node_id: node.output for node in client.list_nodes(run.run_id)}
+    assert nodes["book-0"] == "3 nights for Ada"
+    assert nodes["say"] == "2 have been told"
+    assert [event.type for event in events].count("SubflowEnded") == 2
+
+
+def test_a_trip_without_a_bed_gives_the_way_back_and_says_so(client: Client) -> None:
+    run, events = travel(client, beds=1)
+    assert run.status == "finished", run.error
+    nodes = {node.node_id: node for node in client.list_nodes(run.run_id)}
+    assert "no bed is left for Grace" in nodes["apologise"].output
+    assert nodes["say"].output == "2 have been told"
+    started = [event for event in events if event.type == "SubflowStarted"]
+    child = started[1].field("childRunId")
+    assert client.get(child).status == "failed"
+    undone = {node.node_id: node.output for node in client.list_nodes(child)}
+    assert undone["give-way-back"] == "train of Grace given back"
+
+
+def test_code_review_reads_what_grep_found_in_this_repository(client: Client) -> None:
+    run, events = run_example(client, "code_review", {"path": "smithers"})
+    assert run.status == "finished", run.error
+    first, *lines = run.output.splitlines()
+    assert first == "3 handlers of every exception looked at in smithers"
+    assert all(line.startswith("smithers/") and line.endswith(" why") for line in lines)
+    called = [event.field("toolName") for event in events if event.type == "ToolCallFinished"]
+    assert called == ["grep", "read", "read", "read"]
+    assert sum(event.type == "TokenUsageReported" for event in events) == 5

@@ -4,14 +4,20 @@ import json
 import os
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from smithers.client import AccessRefused, Client, Event
+from tests.support.repositories import make_repository
 from tests.support.serving import (
+    TREE,
     Serving,
+    find_modules,
     find_processes,
     is_event,
     make_data_dir,
@@ -46,10 +52,6 @@ def cancel_unowned(server: Serving, run_id: str) -> None:
         assert client.get(run_id).status == "cancelled"
 
 
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 def until_started(events: Iterator[Event], node_id: str) -> None:
     for event in events:
         if event.type == "NodeStarted" and event.node_id == node_id:
@@ -62,6 +64,8 @@ def test_it_says_where_everything_is_and_drains_on_sigterm(flows: Path, data_dir
         assert server.started["data"] == str(data_dir)
         with server.client() as client:
             assert client.is_ready()
+            ready = httpx2.get(f"{server.url}/ready").json()
+            assert ready["sandbox"].startswith(("jailed", "unavailable: "))
             run_id = client.start("flows.py:repeats", {"word": "ho", "count": 3})
             assert client.wait(run_id).output == "ho ho ho"
         assert server.stop() == 0
@@ -114,8 +118,9 @@ def test_a_pool_that_was_killed_is_started_again(
     with Serving(flows, data_dir, *FLAGS) as server, server.client() as client:
         run_id = client.start("flows.py:sleeps_once", {"path": str(flag)})
         until_started(client.stream(run_id), "wait")
-        os.kill(parent_of(client.get_node(run_id, "first").output), signal.SIGKILL)
-        died = json.loads(server.talk.until(is_event("pool_died")))
+        (pool,) = find_modules(server.mark, "worker")
+        os.kill(pool, signal.SIGKILL)
+        died = json.loads(server.talk.until(is_event("process_died")))
         assert died["exit_code"] == -signal.SIGKILL
         flag.touch()
         assert client.wait(run_id).status == "finished"
@@ -195,3 +200,43 @@ def test_a_half_needs_a_database(half: str) -> None:
     result = run_command(half)
     assert result.returncode == 4
     assert "DATABASE_URL: must be set" in result.stderr
+
+
+def test_kill_9_of_everything_in_the_middle_costs_no_node_and_no_event(tmp_path: Path) -> None:
+    """The release notes of a repository, with server, workers and Postgres killed while they are written."""
+    repository = make_repository(tmp_path, *[f"feat: thing {number}" for number in range(30)])
+    shutil.copy(TREE / "examples" / "release_notes.py", tmp_path)
+    data_dir = make_data_dir()
+    request = {"repository": str(repository), "output": "NOTES.md"}
+    try:
+        with Serving(tmp_path, data_dir, *FLAGS) as first, first.client() as client:
+            run_id = client.start("release_notes.py", request)
+            for event in client.stream(run_id):
+                if (
+                    event.type == "NodeRetrying"
+                ):  # the statistics, which fail once: all is under way
+                    break
+            for pid in {*find_processes(first.mark), *find_processes(str(data_dir))}:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            first.process.wait()
+            first.talk.close()
+        with Serving(tmp_path, data_dir, *FLAGS) as second, second.client() as client:
+            events = []
+            for event in client.stream(run_id):
+                events.append(event)
+                if event.type == "NodeWaitingApproval":
+                    client.approve(run_id, "publish")
+            assert client.get(run_id).status == "finished"
+            assert second.stop() == 0
+        until_none(str(data_dir))
+    finally:
+        shutil.rmtree(data_dir, ignore_errors=True)
+    assert [event.seq for event in events] == list(range(len(events)))
+    done = Counter((e.node_id, e.iteration) for e in events if e.type == "NodeFinished")
+    assert set(done.values()) == {1}
+    assert {"read-history", "statistics", "draft-features", "publish", "write"} <= {
+        node_id for node_id, _ in done
+    }
+    assert "RunAutoResumed" in {event.type for event in events}
+    assert "Thing 29" in (tmp_path / "NOTES.md").read_text(encoding="utf-8")

@@ -8,7 +8,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from smithers.ids import is_run_id
+from smithers.ids import WorkerId, is_run_id
+from smithers.store.claims import ClaimKind, claim_runs
 from tests.support.gateway import Client, Rows, make_root, running, settings_for
 
 START = {"workflowPath": "hello.py"}
@@ -159,6 +160,44 @@ async def test_an_edited_file_is_another_version_at_the_next_start(
     second = (await client.post("/v1/runs", START)).json["runId"]
     hashes = [(await client.get(f"/v1/runs/{run}")).json["workflowHash"] for run in (first, second)]
     assert hashes[0] != hashes[1]
+
+
+async def test_of_runs_that_are_due_the_higher_priority_is_claimed_first(
+    client: Client, rows: Rows
+) -> None:
+    for run_id, config in (
+        ("low", {"priority": -100}),
+        ("plain", {}),
+        ("high", {"priority": 100, "maxConcurrency": 2}),
+        ("middle", {"priority": 7}),
+    ):
+        answer = await client.post("/v1/runs", {**START, "runId": run_id, "config": config})
+        assert answer.status == 200, answer
+    worker_id = WorkerId(await rows.add_worker())
+    taken = []
+    while claimed := await claim_runs(
+        rows.connection, worker_id=worker_id, queue="default", limit=1, kind=ClaimKind.MANY
+    ):
+        taken += [claim.run_id for claim in claimed]
+    assert taken == ["high", "middle", "plain", "low"]
+    shown = {
+        row["runId"]: json.loads(row["configJson"]) for row in (await client.get("/v1/runs")).json
+    }
+    assert shown == {
+        "low": {"priority": -100},
+        "plain": {},
+        "high": {"maxConcurrency": 2, "priority": 100},
+        "middle": {"priority": 7},
+    }
+
+
+@pytest.mark.parametrize("priority", [101, -101, 0.5, "1", True, [1]])
+async def test_a_priority_is_a_whole_number_from_minus_100_to_100(
+    client: Client, priority: object
+) -> None:
+    answer = await client.post("/v1/runs", {**START, "config": {"priority": priority}})
+    assert (answer.status, answer.code) == (400, "INVALID_REQUEST")
+    assert answer.json["error"]["details"]["errors"][0]["path"] == ["config", "priority"]
 
 
 async def test_an_idempotency_key_stands_for_one_run_however_often_and_at_once(

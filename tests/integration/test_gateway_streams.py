@@ -14,6 +14,8 @@ from structlog.testing import capture_logs
 
 from gateway.viewers import MAX_BUFFERED_BYTES
 from smithers.store.tails import PAGE_EVENTS
+from smithers.telemetry.names import DropReason
+from smithers.telemetry.sheet import Counter
 from tests.support.gateway import (
     TOKEN,
     Client,
@@ -53,8 +55,16 @@ async def client(database: str, root: Path) -> AsyncIterator[Client]:
         yield client
 
 
+def value(counter: Counter) -> float:
+    return counter._words[counter._at]
+
+
 def active(client: Client) -> float:
-    return client.gateway._services.metrics.streams_active._value.get()
+    return value(client.gateway._services.metrics.streams_active)
+
+
+def stalled(client: Client) -> float:
+    return value(client.gateway._services.metrics._drops[DropReason.STALLED])
 
 
 async def attached(client: Client, count: int) -> None:
@@ -298,8 +308,7 @@ async def test_a_reader_that_stalls_in_the_middle_of_its_replay_is_dropped(
     for _ in range(30):
         await rows.add_events("r", 1, size=300_000, hint=False)
     async with slow_reader(client):
-        dropped = client.gateway._services.metrics._dropped.labels("stalled")
-        await until(lambda: dropped._value.get() == 1)
+        await until(lambda: stalled(client) == 1)
     assert active(client) == 0
 
 
@@ -312,7 +321,7 @@ async def test_a_reader_that_stalls_behind_a_full_socket_is_dropped(
         await attached(client, 1)
         await rows.add_events("r", 1, size=900_000)
         await attached(client, 0)
-    assert client.gateway._services.metrics._dropped.labels("stalled")._value.get() == 1
+    assert stalled(client) == 1
 
 
 class slow_reader:  # noqa: N801 - reads like the function that it is
@@ -380,7 +389,7 @@ async def test_a_drain_ends_each_stream_after_a_whole_event_and_answers_what_is_
             asyncio.create_task(client.post("/v1/runs", {"workflowPath": "hello.py"}))
             for _ in range(10)
         ]
-        await until(lambda: len(client.gateway._services.metrics._kept_requests) > 0)
+        await until(lambda: len(client.gateway._services.metrics._requests) > 0)
         await client.gateway.drain()
         for stream in opened:
             seen = await stream.rest()

@@ -4,17 +4,18 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
 import pytest
 
 from smithers.engine.facts import LoopFact, NodeFact, Problem
-from smithers.engine.turn import ApprovalChange, AttemptEnd, EventDraft, FrameDraft, Turn
+from smithers.engine.turn import ApprovalChange, AttemptEnd, EventDraft, FrameDraft, ToolCall, Turn
 from smithers.errors import LeaseLost, StoreError, StoreUnavailable
 from smithers.events import EventType, event_parts
 from smithers.ids import LoopId, WorkerId
-from smithers.states import AttemptState, NodeState, RunStatus
+from smithers.states import AttemptState, NodeState, RunStatus, ToolCallState
 from smithers.store import claims, lanes, owners
 from smithers.store.commits import Committed, Committer, Outcome
 from tests.support.proxy import Mode, Proxy
@@ -389,7 +390,7 @@ async def test_what_a_turn_says_of_nodes_is_what_is_loaded(ground, worker, commi
     frame = FrameDraft(1, "hash", "keyframe", "<a/>")
     turn = Turn(nodes=facts, loops=loops, frame=frame)
     answer = await committer.commit(change(claim, turn, frame_no=1))
-    loaded = await claims.load_run(ground.sql, claim.run_id)
+    (loaded,) = await claims.load_runs(ground.sql, [claim.run_id])
     kept = {key: fact.but(started_ms=None) for key, fact in loaded.facts.nodes.items()}
     assert kept == facts
     assert loaded.facts.nodes[key_of("z")].started_ms == answer.now_ms
@@ -532,3 +533,27 @@ async def test_a_commit_lifts_the_suspicion_only_when_what_was_in_flight_has_end
     await committer.commit(change(claim, said("on"), is_cleared=is_cleared))
     row = await ground.run("a")
     assert (row["crash_count"], row["lost_heartbeat_at"]) == (0 if is_cleared else 2, None)
+
+
+async def test_a_tool_call_keeps_its_start_and_takes_its_end(ground, worker, committer):
+    (claim,) = await ground.owned(worker, "r")
+    begun = ToolCall(
+        call_no=1,
+        kind="tool",
+        tool_name="bash",
+        state=ToolCallState.STARTED,
+        is_side_effect=True,
+        is_idempotent=False,
+        input='{"cmd":"ls"}',
+    )
+    over = begun._replace(state=ToolCallState.FINISHED, output='"a"', took_ms=500)
+    quick = over._replace(call_no=2)
+    key = key_of("a")
+    await committer.commit(change(claim, said("1", tool_calls={(key, 1, 1): begun}), 1))
+    calls = {(key, 1, 1): over, (key, 1, 2): quick}
+    await committer.commit(change(claim, said("2", tool_calls=calls), 2))
+    rows = await ground.sql.fetch(
+        "SELECT call_no, state, output, finished_at - started_at AS took FROM smithers.tool_calls ORDER BY call_no"
+    )
+    assert [tuple(row)[:3] for row in rows] == [(1, "finished", '"a"'), (2, "finished", '"a"')]
+    assert rows[1]["took"] == timedelta(milliseconds=500)

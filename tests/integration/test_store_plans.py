@@ -200,7 +200,7 @@ CALLS: dict[str, tuple[str, str, list[Any]]] = {
     "decide": (
         "waiting-approval",
         DECIDE_APPROVALS,
-        [["w"], [0], [True], [None], ["x"], [None], [None], [None]],
+        [["w"], [0], [True], [None], ["x"], [None], [None], [None], [False]],
     ),
     "signal": ("waiting-timer", SEND_SIGNALS, [["s"], [None], ["1"], [None], ["id"]]),
     "cancel": ("waiting-approval", CANCEL_RUN, []),

@@ -118,6 +118,20 @@ def test_the_pool_that_starts_beside_a_decoy_worker_is_ours(installed, beside_de
     assert "use `smithers worker`" in done.stderr  # it wants its settings from whoever starts it
 
 
+def test_the_page_of_the_api_is_drawn_from_files_of_the_wheel(installed, beside_decoys):
+    program = (
+        "import gateway.documentation as documentation\n"
+        "from gateway.routes import ROUTES\n"
+        "page, _ = documentation.Documentation(ROUTES[:1])._page\n"
+        "print(documentation.__file__)\n"
+        "print(b'get_health' in page)\n"
+    )
+    found = run([str(installed / "python"), "-P", "-c", program], cwd=beside_decoys)
+    where, is_drawn = found.splitlines()
+    assert Path(where).is_relative_to(installed.parent)
+    assert is_drawn == "True"
+
+
 def test_the_migrations_are_found_where_the_wheel_put_them(installed, beside_decoys):
     program = (
         "from smithers.store.schema import head_revision, migrations_dir\n"

@@ -11,21 +11,24 @@ from typing import Any
 import orjson
 
 from smithers.context import Auth
+from smithers.engine import reports
 from smithers.engine.facts import (
     ApprovalFact,
+    EndFact,
     Facts,
     LoopFact,
     NodeFact,
     NodeKey,
     Problem,
     SignalFact,
+    TryFact,
 )
 from smithers.engine.frames import restore
 from smithers.engine.progress import Progress
 from smithers.engine.rendering import Renderer
-from smithers.engine.turn import Turn
+from smithers.engine.turn import ChildStart, Turn
 from smithers.events import EventType
-from smithers.ids import LoopId, NodeId, RunId
+from smithers.ids import LoopId, NodeId, RunId, TryId
 from smithers.outputs import decode_output, encode_output
 from smithers.states import ApprovalStatus, AttemptState, NodeState, RunStatus
 from smithers.tree import Child
@@ -34,7 +37,7 @@ from smithers.workflow import Workflow
 START_MS = 1_795_308_128_000
 TIMEOUT_USER = "system:timeout"
 BOOM = Problem("Boom", "it broke")
-TERMINAL = ("RunFinished", "RunFailed", "RunCancelled")
+TERMINAL = ("RunFinished", "RunFailed", "RunCancelled", "RunContinuedAsNew")
 
 Key = str | NodeKey
 
@@ -49,6 +52,10 @@ class Rows:
 
     nodes: dict[NodeKey, NodeFact] = field(default_factory=dict)
     loops: dict[LoopId, LoopFact] = field(default_factory=dict)
+    ends: dict[NodeKey, EndFact] = field(default_factory=dict)
+    children: list[ChildStart] = field(default_factory=list)
+    abandoned: list[NodeKey] = field(default_factory=list)
+    tries: dict[TryId, TryFact] = field(default_factory=dict)
     approvals: dict[NodeKey, ApprovalFact] = field(default_factory=dict)
     requests: dict[NodeKey, dict[str, Any]] = field(default_factory=dict)
     signals: list[SignalFact] = field(default_factory=list)  # not consumed
@@ -61,11 +68,12 @@ class Rows:
     error: Problem | None = None
     output: NodeKey | None = None
     is_cancelling: bool = False
+    has_cleanup: bool = False
     signal_count: int = 0
 
     def facts(self) -> Facts:
         """Build facts as a worker does that takes the run up."""
-        facts = Facts(loops=dict(self.loops))
+        facts = Facts(loops=dict(self.loops), tries=dict(self.tries))
         for key, fact in self.nodes.items():
             facts.put(key, fact)
         return facts
@@ -168,7 +176,7 @@ class World:
             key = self.key(node)
             del self.running[key]
             self.aborting.pop(key, None)
-            self.run.finish_attempt(key, encode_output(value))
+            reports.finish_attempt(self.run, key, encode_output(value))
         self._go()
         return self
 
@@ -176,7 +184,7 @@ class World:
         key = self.key(node)
         del self.running[key]
         self.aborting.pop(key, None)
-        self.run.fail_attempt(key, problem, self.now_ms)
+        reports.fail_attempt(self.run, key, problem, self.now_ms)
         self._go()
         return self
 
@@ -184,17 +192,24 @@ class World:
         """Let an attempt that was to be stopped be stopped."""
         key = self.key(node)
         del self.running[key]
-        self.run.abort_attempt(key, self.aborting.pop(key))
+        reports.abort_attempt(self.run, key, self.aborting.pop(key))
         self._go()
         return self
 
     def decide(
-        self, node: Key, *, is_approved: bool, by: str = "ann", note: str | None = None
+        self,
+        node: Key,
+        *,
+        is_approved: bool,
+        by: str = "ann",
+        note: str | None = None,
+        decision: Any = None,
     ) -> "World":
         key = self.key(node)
         assert self.rows.approvals[key].status is ApprovalStatus.REQUESTED
         status = ApprovalStatus.APPROVED if is_approved else ApprovalStatus.DENIED
-        self.rows.approvals[key] = ApprovalFact(status, note, by, self.now_ms)
+        text = None if decision is None else orjson.dumps(decision).decode()
+        self.rows.approvals[key] = ApprovalFact(status, note, by, self.now_ms, text)
         kind = EventType.APPROVAL_GRANTED if is_approved else EventType.APPROVAL_DENIED
         self.rows.history.append((kind, {"nodeId": key.node_id, "iteration": key.iteration}))
         self._hear()
@@ -205,6 +220,24 @@ class World:
 
     def deny(self, node: Key, **how: Any) -> "World":
         return self.decide(node, is_approved=False, **how)
+
+    def end_child(
+        self,
+        node: Key,
+        *,
+        value: Any = None,
+        status: RunStatus = RunStatus.FINISHED,
+        error: Problem | None = None,
+    ) -> "World":
+        """Let a node's child end."""
+        key = self.key(node)
+        child = next(child for child in reversed(self.rows.children) if child.key == key)
+        output = encode_output(value) if status is RunStatus.FINISHED else None
+        self.rows.ends[key] = EndFact(child.run_id, status, output, error)
+        fields = {"nodeId": key.node_id, "iteration": key.iteration, "status": status}
+        self.rows.history.append((EventType.SUBFLOW_ENDED, fields))
+        self._hear()
+        return self
 
     def signal(self, name: str, data: Any = None, correlation_id: str | None = None) -> "World":
         rows = self.rows
@@ -297,9 +330,11 @@ class World:
         if rows.status.is_parked or rows.status is RunStatus.QUEUED:
             run.note(EventType.RUN_STARTED)
             run.note_status(RunStatus.RUNNING)
+            if rows.status is RunStatus.QUEUED:
+                run.reopen()
         for key, fact in rows.nodes.items():
             if fact.state is NodeState.IN_PROGRESS:
-                run.lose_attempt(key)
+                reports.lose_attempt(run, key)
         if not self._is_new:
             self._take_news(run)
         if rows.is_cancelling:
@@ -313,6 +348,7 @@ class World:
             for key, fact in self.rows.approvals.items()
             if fact.status in (ApprovalStatus.APPROVED, ApprovalStatus.DENIED)
         }
+        run.facts.ends = {**self.rows.ends}
         taken = {seq for seq, _ in run.turn.signals}
         run.facts.signals = [signal for signal in self.rows.signals if signal.seq not in taken]
         run.take_news()
@@ -349,7 +385,7 @@ class World:
         if self.aborting and self._aborts_at_once:
             for key in sorted(self.aborting):
                 del self.running[key]
-                run.abort_attempt(key, self.aborting.pop(key))
+                reports.abort_attempt(run, key, self.aborting.pop(key))
             return True
         due_ms = run.next_due_ms()
         if due_ms is not None and due_ms <= self.now_ms:
@@ -385,6 +421,8 @@ class World:
             rows.history += [(event.type, dict(event.fields)) for event in ending.events]
             rows.status, rows.due_ms = ending.status, ending.due_ms
             rows.error, rows.output = ending.error, ending.output
+            rows.children += [] if ending.successor is None else [ending.successor]
+        rows.has_cleanup = bool(run.open_tries)
         run.commit(self.now_ms)
         if self.commit_count in self._die_after and turn.ending is None:
             raise Died
@@ -394,6 +432,11 @@ def _commit_nodes(rows: Rows, turn: Turn, now_ms: int) -> None:
     for key, fact in turn.nodes.items():
         rows.nodes[key] = fact.but(started_ms=now_ms) if key in turn.started else fact
     rows.loops |= turn.loops
+    rows.tries |= turn.tries
+    rows.children += turn.children
+    rows.abandoned += turn.abandoned
+    for child in turn.children:
+        rows.ends.pop(child.key, None)
     rows.attempts += [(_name(end.key), end.attempt, end.state) for end in turn.attempts]
 
 

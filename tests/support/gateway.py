@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -107,11 +107,17 @@ class Client:
         finally:
             writer.close()
 
-    @asynccontextmanager
-    async def stream(self, run_id: str, query: str = "", **headers: str) -> AsyncIterator["Stream"]:
+    def stream(
+        self, run_id: str, query: str = "", **headers: str
+    ) -> AbstractAsyncContextManager["Stream"]:
         """Open an event stream."""
+        return self.stream_at(f"/v1/runs/{run_id}/events{query}", **headers)
+
+    @asynccontextmanager
+    async def stream_at(self, path: str, **headers: str) -> AsyncIterator["Stream"]:
+        """Open the event stream at a path."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
-        lines = [f"GET /v1/runs/{run_id}/events{query} HTTP/1.1", "Host: localhost"]
+        lines = [f"GET {path} HTTP/1.1", "Host: localhost"]
         lines += [f"Authorization: Bearer {self.token}"] if self.token else []
         lines += [f"{name}: {value}" for name, value in headers.items()]
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")
@@ -318,8 +324,7 @@ class Rows:
             "UPDATE smithers.runs SET status = 'waiting-approval' WHERE run_id = $1", run_id
         )
 
-    async def own(self, run_id: str, *, heartbeat_age_s: int = 0) -> UUID:
-        """Have a worker own a run."""
+    async def add_worker(self, *, heartbeat_age_s: int = 0) -> UUID:
         worker_id = uuid4()
         await self.connection.execute(
             """INSERT INTO smithers.workers (worker_id, pool_id, boot_id, pid_namespace, pid, process_start, queues,
@@ -329,6 +334,11 @@ class Rows:
             worker_id,
             heartbeat_age_s,
         )
+        return worker_id
+
+    async def own(self, run_id: str, *, heartbeat_age_s: int = 0) -> UUID:
+        """Have a worker own a run."""
+        worker_id = await self.add_worker(heartbeat_age_s=heartbeat_age_s)
         await self.connection.execute(
             "UPDATE smithers.runs SET owner_id = $2, status = 'running', epoch = epoch + 1 WHERE run_id = $1",
             run_id,

@@ -111,6 +111,8 @@ class Serving:
         self.mark = uuid4().hex
         self.data_dir = data_dir
         place = () if data_dir is None else ("--data-dir", str(data_dir))
+        if command == "worker" and "--metrics-port" not in flags:
+            flags = (*flags, "--metrics-port", "0")
         self.process = subprocess.Popen(
             [*COMMAND, command, "--root-dir", str(root), *place, *flags],
             env=clean_environment(**{"SMITHERS_LOG_FORMAT": "json", MARK: self.mark, **env}),
@@ -170,6 +172,18 @@ def find_processes(text: str) -> list[int]:
         if needle in known and not is_dead:
             found.append(int(place.name))
     return found
+
+
+def find_modules(mark: str, module: str) -> list[int]:
+    """Return the pids of a server's processes that are `python -m MODULE`."""
+    return [pid for pid in find_processes(mark) if _is_module(pid, module)]
+
+
+def _is_module(pid: int, module: str) -> bool:
+    try:
+        return f"\0-m\0{module}\0".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return False
 
 
 def until_none(text: str) -> None:

@@ -20,10 +20,13 @@ from smithers.tree import (
     Loop,
     Parallel,
     Retry,
+    Saga,
     Sequence,
     Signal,
+    Step,
     Task,
     Timer,
+    Try,
 )
 from tests.support.engine import World
 
@@ -48,14 +51,14 @@ def leaves_of(spec: Spec) -> Iterator[Spec]:
         yield from leaves_of(child)
 
 
-def specs() -> st.SearchStrategy[Spec]:
+def specs(*, has_tries: bool = False) -> st.SearchStrategy[Spec]:
     """Draw a tree by its seed: hypothesis' own draws stay small, and find few nested loops."""
-    return st.integers(0, 2**32).map(lambda seed: random_spec(Random(seed)))
+    return st.integers(0, 2**32).map(lambda seed: random_spec(Random(seed), has_tries=has_tries))
 
 
-def random_spec(random: Random, max_leaves: int = 10) -> Spec:
+def random_spec(random: Random, max_leaves: int = 10, *, has_tries: bool = False) -> Spec:
     """Make a tree. Conditions and needs look only at nodes before it in its own sequence, which makes them certain."""
-    maker = _Maker(random, random.randint(1, max_leaves))
+    maker = _Maker(random, random.randint(1, max_leaves), has_tries=has_tries)
     root = maker.group(0, ())
     known = [leaf.id for leaf in leaves_of(root)]
     if known and random.random() < 0.3:
@@ -68,14 +71,17 @@ def random_spec(random: Random, max_leaves: int = 10) -> Spec:
 class _Maker:
     """One random tree on its way."""
 
-    def __init__(self, random: Random, leaf_count: int) -> None:
+    def __init__(self, random: Random, leaf_count: int, *, has_tries: bool) -> None:
         self._random = random
+        self._has_tries = has_tries
         self._left = leaf_count
         self._names = iter(f"n{number}" for number in range(1000))
         self._loops = iter(f"l{number}" for number in range(1000))
 
     def group(self, depth: int, before: tuple[str, ...]) -> Spec:
         random = self._random
+        if self._has_tries and random.random() < (0.6 if depth else 0.3):
+            return self._try()
         kind = random.choice(["seq", "par", "par", "loop", "loop", "branch", "if"])
         if (kind in ("branch", "if") and not before) or depth == 0:
             kind = random.choice(["seq", "par"])
@@ -95,6 +101,24 @@ class _Maker:
             if kind in ("seq", "loop") and child.kind == "task" and not child.options["skip_if"]:
                 inner = (*inner, child.id)
         spec.options["counted"] = next((c.id for c in spec.children if c.kind == "task"), None)
+        return spec
+
+    def _try(self) -> Spec:
+        """Make a Try or a Saga of tasks one after another: where it fails does not depend on the order of events."""
+        random = self._random
+        spec = Spec(random.choice(["try", "saga"]), next(self._loops))
+        for _ in range(2 * random.randint(1, 3)):
+            self._left -= 1
+            leaf = self._leaf(())
+            leaf.options |= {"needs_approval": False, "slow_retry": False}
+            if leaf.kind == "task" and random.random() < 0.5:
+                leaf.options |= {"failures": 1, "retries": 0, "continue_on_fail": False}
+            spec.children.append(leaf)
+        spec.options = {
+            "has_catch": random.random() < 0.6,
+            "on_failure": random.choice(["fail", "continue"]),
+            "counted": None,
+        }
         return spec
 
     def _options(self, kind: str, before: tuple[str, ...]) -> dict[str, Any]:
@@ -144,6 +168,16 @@ def _build(spec: Spec, ctx: Any) -> Child:
         return _build_leaf(spec)
     children = [_build(child, ctx) for child in spec.children]
     match spec.kind:
+        case "try":
+            *body, last = children
+            end = body.pop() if len(body) > 1 and spec.options["has_catch"] else None
+            caught = last if spec.options["has_catch"] else None
+            return Try(spec.id, *body, catch=caught, finally_=end if caught else last)
+        case "saga":
+            steps = zip(children[::2], children[1::2], strict=True)
+            return Saga(
+                spec.id, *(Step(*step) for step in steps), on_failure=spec.options["on_failure"]
+            )
         case "par":
             return Parallel(*children, max_concurrency=spec.options["limit"])
         case "loop":

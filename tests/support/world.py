@@ -59,7 +59,7 @@ class World:
         self.ledger_path = root / "ledger.txt"
         self._root = RootDirectory(root)
         self._reader = SourceReader(self._root)
-        self._pools: list[subprocess.Popen[bytes]] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
 
     async def __aenter__(self) -> Self:
         self._log = (self.root / "pool.log").open("ab")
@@ -70,10 +70,10 @@ class World:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        for pool in self._pools:
-            if pool.poll() is None:
-                pool.kill()
-            pool.communicate()
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
         self._log.close()
         self._root.close()
         await self._hints.__aexit__(*exc)
@@ -83,7 +83,14 @@ class World:
         """Write a workflow file, or a helper of one."""
         (self.root / name).write_text(textwrap.dedent(source))
 
-    def start_pool(self, *, workers: int = 2, **settings: Any) -> subprocess.Popen[bytes]:
+    def start_pool(
+        self,
+        *,
+        workers: int = 2,
+        module: str = "worker",
+        environment: dict[str, str] | None = None,
+        **settings: Any,
+    ) -> subprocess.Popen[bytes]:
         """Start a pool; it ends with the test at the latest."""
         told = PoolSettings(
             dsn=self.dsn,
@@ -92,17 +99,48 @@ class World:
             worker_count=workers,
             **settings,
         )
-        pool = subprocess.Popen(
-            [sys.executable, "-P", "-m", "worker"],
+        return self._spawn(module, told.to_json(), environment)
+
+    async def start_gateway(
+        self,
+        *,
+        port: int = 0,
+        module: str = "bench.gateway",
+        environment: dict[str, str] | None = None,
+    ) -> tuple[subprocess.Popen[bytes], int]:
+        """Start a gateway; return it and its port when it answers."""
+        order = {"dsn": self.dsn, "root_dir": str(self.root), "port": port}
+        gateway = self._spawn(module, json.dumps(order).encode(), environment, is_answering=True)
+        assert gateway.stdout is not None
+        line = await asyncio.to_thread(gateway.stdout.readline)
+        assert line.strip().isdigit(), (self.root / "pool.log").read_text()[-3000:]
+        return gateway, int(line)
+
+    def _spawn(
+        self,
+        module: str,
+        told: bytes,
+        environment: dict[str, str] | None,
+        *,
+        is_answering: bool = False,
+    ) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "LEDGER": str(self.ledger_path)},
+            stdout=subprocess.PIPE if is_answering else None,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(REPOSITORY),
+                "LEDGER": str(self.ledger_path),
+                **(environment or {}),
+            },
             stderr=self._log,
         )
-        assert pool.stdin is not None
-        pool.stdin.write(told.to_json() + b"\n")
-        pool.stdin.flush()
-        self._pools.append(pool)
-        return pool
+        assert process.stdin is not None
+        process.stdin.write(told + b"\n")
+        process.stdin.flush()
+        self._processes.append(process)
+        return process
 
     async def start(self, run_id: str, path: str, given: Any = None, **fields: Any) -> None:
         """Start a run as a gateway does."""

@@ -68,9 +68,13 @@ def test_an_answer_of_another_kind_of_server_is_said_to_be_one(content: bytes) -
 
 
 def test_what_is_none_is_not_sent_and_ids_are_encoded() -> None:
-    call = start("f.py", None, run_id=None, max_concurrency=2, idempotency_key="k")
+    call = start("f.py", None, run_id=None, max_concurrency=2, priority=None, idempotency_key="k")
     assert call.sent_body == {"workflowPath": "f.py", "input": {}, "config": {"maxConcurrency": 2}}
     assert call.headers == {"Idempotency-Key": "k"}
+    urgent = start(
+        "f.py", None, run_id=None, max_concurrency=None, priority=-3, idempotency_key=None
+    )
+    assert urgent.sent_body == {"workflowPath": "f.py", "input": {}, "config": {"priority": -3}}
     assert list_nodes("a/b ü").path == "/v1/runs/a%2Fb%20%C3%BC/nodes"
 
 

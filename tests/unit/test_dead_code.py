@@ -9,10 +9,14 @@ TREE = Path(__file__).resolve().parents[2]
 
 # Who uses what nobody here does: a name, or all below a path.
 USERS = {
+    "_translate_data": "OpenTelemetry",
     "downgrade": "Alembic",
+    "field_title_should_be_set": "pydantic",
+    "get_durable_operation_backend": "pydantic-ai",
     "handle_error": "aiohttp",
     "iteration_count": "authors",
     "latest": "authors",
+    "on_end": "OpenTelemetry",
     "output_maybe": "authors",
     "smithers/client/": "programs that speak to a server",
     "writable": "whoever prints: io's protocol of a stream",

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from smithers import Branch, Loop, Parallel, Retry, Sequence, Task, Timer
+from smithers.engine import reports
 from smithers.engine.facts import Problem
 from smithers.engine.retrying import LONGEST_S, backoff_ms
 from smithers.errors import InvalidTree
@@ -291,9 +292,9 @@ class TestRefusedTurns:
         world = World(lambda _: [Parallel(Task("a", 1), Task("b", 1)), Task("c", 1)]).begin()
         run, key = world.run, world.key("a")
         del world.running[key]
-        run.finish_attempt(key, '"poison"')
+        reports.finish_attempt(run, key, '"poison"')
         run.plan(world.now_ms)
-        run.refuse_turn(Problem("InvalidOutput", "no", "INVALID_OUTPUT"))
+        reports.refuse_turn(run, Problem("InvalidOutput", "no", "INVALID_OUTPUT"))
         world._go()
         assert code_of(world) == "INVALID_OUTPUT"
         assert world.states() == {"a": "failed", "b": "cancelled", "c": "pending"}
@@ -304,7 +305,7 @@ class TestRefusedTurns:
         world._go = lambda: None  # type: ignore[method-assign]  # nothing is committed yet
         world.begin()
         world.run.plan(world.now_ms)
-        world.run.refuse_turn(Problem("InvalidOutput", "no", "INVALID_OUTPUT"))
+        reports.refuse_turn(world.run, Problem("InvalidOutput", "no", "INVALID_OUTPUT"))
         del world._go
         world._go()
         assert code_of(world) == "INVALID_OUTPUT"

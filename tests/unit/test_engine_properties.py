@@ -110,7 +110,7 @@ def _compare_schedules(world: World) -> None:
     assert run.rendered is not None
     assert run.schedule is not None
     mounted = run.rendered.mounted
-    at_once = mount(mounted.tree, run.facts.loops)
+    at_once = mount(mounted.tree, run.facts)
     schedule = Schedule(at_once, run.facts)
     opened = {leaf.key for leaf in schedule.take_opened()}
     assert opened == {key for key, leaf in mounted.leaves.items() if leaf.is_open}

@@ -124,6 +124,7 @@ async def watch(hub: Hub, chance: random.Random, seen: list[int], patience: int)
         await asyncio.sleep(0)
     hub.leave(run, viewer)
     await ending
+    transport.write(viewer.last_words)
     seen += seqs(transport)
     return False
 

@@ -3,16 +3,20 @@
 import hashlib
 import json
 from dataclasses import replace
+from typing import Annotated
 
 import pytest
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDict, CIMultiDictProxy, MultiDict
+from pydantic import Field
 
 from gateway.access import Access, InvalidTokensFile, Scope, read_tokens
 from gateway.envelope import PROBLEMS
 from gateway.errors import GatewayError, InvalidRequest, Unauthorized
-from gateway.fields import parse_whole, read_cursor, take_whole, write_cursor
+from gateway.exchange import Exchange
+from gateway.fields import WHOLE, Body, Digits, Headers, Query, Text, read_each_once, read_fields
 from gateway.frames import MAX_PAGE_BYTES, WholeFrame, fit_page
 from gateway.inputs import check_input, compile_schema
+from gateway.paging import read_cursor, write_cursor
 from gateway.routes import ROUTES
 from gateway.routing import OPEN, Part, Route, Router
 from gateway.run_state import iso, run_state
@@ -24,6 +28,19 @@ from smithers.store.reads import OpenWait, RunLife
 from smithers.store.refusals import Refused
 from smithers.store.revisions import read_revisions
 from smithers.store.schema import head_revision
+
+
+class SomeQuery(Query):
+    limit_ms: Digits = Field(1, ge=-1, le=10)
+
+
+class SomeHeaders(Headers):
+    some: str | None = Field(None, alias="X-Some")
+
+
+class SomeBody(Body):
+    count_max: Annotated[int, Field(ge=0, le=2**31 - 1), WHOLE] | None = None
+    note: Text | None = None
 
 
 def headers(**values: str) -> CIMultiDictProxy[str]:
@@ -128,17 +145,46 @@ def test_a_line_of_the_tokens_file_is_right_or_refused_by_its_number(line: str) 
     "text", ["", " 1", "+1", "1.0", "1e3", "0x1", "\uff11", "1" * 30, "-2", "11"]
 )
 def test_a_parameter_is_digits_and_nothing_else(text: str) -> None:
-    with pytest.raises(InvalidRequest):
-        parse_whole(text, "limit", low=-1, high=10)
+    assert read_each_once(SomeQuery, MultiDict(limitMs="-1")).limit_ms == -1
+    with pytest.raises(InvalidRequest, match="limitMs: "):
+        read_each_once(SomeQuery, MultiDict(limitMs=text))
 
 
-@pytest.mark.parametrize("value", [True, 1.0, "1", -1, 2**31, None])
+def test_a_parameter_and_a_header_may_be_given_once() -> None:
+    twice = MultiDict([("limitMs", "1"), ("limitMs", "1")])
+    with pytest.raises(InvalidRequest, match="limitMs may be given once"):
+        read_each_once(SomeQuery, twice)
+    with pytest.raises(InvalidRequest, match="X-Some may be given once"):
+        read_each_once(SomeHeaders, CIMultiDict([("X-Some", "1"), ("x-some", "1")]))
+    assert read_each_once(SomeHeaders, CIMultiDict({"x-some": "1"})).some == "1"
+
+
+@pytest.mark.parametrize("value", [True, 1.5, "1", -1, 2**31, 1e300])
 def test_a_whole_number_in_a_body_is_one(value: object) -> None:
-    if value is None:
-        assert take_whole({"n": value}, "n", low=0) is None
-        return
-    with pytest.raises(InvalidRequest):
-        take_whole({"n": value}, "n", low=0)
+    assert read_fields(SomeBody, {"countMax": 3.0}).count_max == 3  # as JSON Schema has it
+    with pytest.raises(InvalidRequest) as caught:
+        read_fields(SomeBody, {"countMax": value})
+    assert caught.value.details is not None
+    assert caught.value.details["errors"][0]["path"] == ["countMax"]
+
+
+def test_null_in_a_body_is_as_not_given_and_unknown_fields_are_ignored() -> None:
+    assert read_fields(SomeBody, {"countMax": None, "other": 1}) == read_fields(SomeBody, {})
+
+
+@pytest.mark.parametrize("text", ["a\0b", "x" * 10_001, 1, ["a"]])
+def test_a_text_in_a_body_has_no_nul_and_an_end(text: object) -> None:
+    assert read_fields(SomeBody, {"note": "x" * 10_000}).note
+    with pytest.raises(InvalidRequest) as caught:
+        read_fields(SomeBody, {"note": text})
+    assert "xxx" not in str(caught.value)  # what was sent is not said back
+
+
+def test_a_handler_that_takes_what_nobody_gives_is_refused() -> None:
+    async def handler(exchange: Exchange, cookies: SomeQuery) -> None: ...
+
+    with pytest.raises(TypeError, match="takes cookies"):
+        Route("GET", "/x", OPEN, handler)
 
 
 @pytest.mark.parametrize("text", ["", "x", "e30", "WzFd", "é", "WyJcdTAwMDAiLCAiYSJd", "===="])

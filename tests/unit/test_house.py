@@ -16,12 +16,12 @@ MADE_BY_TOOLS = {"__pycache__", "build", "dist", "demo-output", "node_modules"}
 
 MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 40
-MAX_VERBS = 12
+MAX_VERBS = 13
 
 # Each with the reason why it is better long.
 LONG_MODULES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {
-    "smithers/tree.py:__init__": "a Task's options, one a line, are what authors read",
+    "smithers/tree/tasks.py:__init__": "a Task's options, one a line, are what authors read",
 }
 
 SQL = re.compile(
@@ -42,7 +42,7 @@ OF_ONE_MACHINE = re.compile(
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#]+)(?:#[^)]*)?\)")
 CODE = re.compile(r"`([^`\s]+)`")
 A_PATH = re.compile(
-    r"(?:gateway|worker|smithers|migrations|tests|docs|deploy|bench|examples|\.ci)/[\w./*-]*"
+    r"(?:gateway|worker|smithers|migrations|tests|docs|deploy|bench|chaos|examples|\.ci)/[\w./*-]*"
     r"|[\w-]+\.(?:md|toml|txt|yml)|Makefile|LICENSE"
 )
 CLOCKS = {"now", "utcnow", "today", "time", "monotonic", "perf_counter"}
@@ -265,6 +265,6 @@ def test_the_constraints_pin_what_the_bounds_allow_and_nothing_else_is_in_them()
 def test_the_makefile_has_few_verbs_and_says_what_each_does():
     text = (TREE / "Makefile").read_text(encoding="utf-8")
     phony = set(re.search(r"^\.PHONY: (.+)$", text, re.MULTILINE)[1].split())
-    told = set(re.findall(r"^(\w+):.*## \S", text, re.MULTILINE))
+    told = set(re.findall(r"^([\w-]+):.*## \S", text, re.MULTILINE))
     assert told == phony
     assert len(told) <= MAX_VERBS

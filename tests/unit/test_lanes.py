@@ -213,3 +213,22 @@ async def test_a_lane_that_closes_leaves_nobody_waiting(counter):
     assert [type(answer) for answer in answers] == [asyncio.CancelledError] * 4
     assert counter.lines[0].is_over
     assert counter.batches == [[0]]
+
+
+async def test_who_comes_after_the_close_is_told_so(counter):
+    async with laid(counter) as lane:
+        assert await lane.submit(1) == -1
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await lane.submit(2)
+
+
+async def test_after_a_failure_items_go_out_alone_and_then_in_ever_larger_batches(counter):
+    async with laid(counter, max_batch=4) as lane:
+        counter.refusal = TimeoutError()
+        async with under_way(counter, lane) as first:
+            others = submit(lane, *range(1, 12))
+            await until_waiting(lane, 11)
+        with pytest.raises(StoreUnavailable):
+            await first
+        assert await asyncio.gather(*others) == [-number for number in range(1, 12)]
+    assert [len(batch) for batch in counter.batches] == [1, 1, 2, 4, 4]

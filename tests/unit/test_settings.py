@@ -1,5 +1,6 @@
 """Settings: flags over environment over defaults, all that is wrong at once, and no secret in any text."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from smithers.settings import (
     SETTINGS,
     ClientOptions,
     InvalidSettings,
+    Limits,
     ServerOptions,
     Setting,
     read_client_options,
     read_server_options,
 )
+from smithers.settings.limits import name_of_limit
 
 TREE = Path(__file__).resolve().parents[2]
 
@@ -114,6 +117,13 @@ def test_without_settings_a_command_speaks_to_this_host() -> None:
 def test_every_setting_is_a_field(table: tuple[Setting, ...], options: type) -> None:
     fields = set(options.__dataclass_fields__)  # type: ignore[attr-defined]  # of a dataclass
     assert {setting.field for setting in table} <= fields
+
+
+def test_the_doc_has_every_limit_as_it_is() -> None:
+    text = (TREE / "docs" / "settings.md").read_text(encoding="utf-8")
+    for limit in fields(Limits):
+        row = f"| `{name_of_limit(limit.name)}` | {limit.default} | {limit.metadata['told']} |"
+        assert row in text, f"docs/settings.md lacks:\n{row}"
 
 
 def test_the_doc_has_every_setting_as_it_is() -> None:

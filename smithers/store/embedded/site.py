@@ -77,7 +77,7 @@ def default_data_dir(root: Path, *, environ: Mapping[str, str]) -> Path:
     tasks would see it: raises EmbeddedPostgresError if it would be.
     """
     resolved = root.resolve()
-    parent = _state_dir(environ).resolve()
+    parent = state_dir(environ).resolve()
     if parent.is_relative_to(resolved):
         raise EmbeddedPostgresError(
             f"The database would lie in {parent}, below the root {resolved}, where tasks can reach "
@@ -196,7 +196,8 @@ def read_last_words(site: Site) -> str:
         return f"There is no {site.log}."
 
 
-def _state_dir(environ: Mapping[str, str]) -> Path:
+def state_dir(environ: Mapping[str, str]) -> Path:
+    """Return where the state of this account's servers lies, databases and logs."""
     state_home = Path(environ.get("XDG_STATE_HOME", ""))
     if state_home.is_absolute():  # the XDG specification ignores a relative one
         return state_home / "smithers"

@@ -1,0 +1,143 @@
+"""`python -m bench.telemetry [--rounds 5] [--runs 500]`: what metrics and traces cost W2, side by side.
+
+Servers that differ in nothing else stand beside one another: one whose counting is taken out, one as it comes, and one for
+each protocol whose spans go to a collector. They take their turns with the same load, round by round, so that a busy
+minute falls upon all of them. What counts is the processor time of a run; runs/s move with whatever else the machine does.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import Pipe, Process
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import grpc
+
+from bench.meters import Meter
+from bench.server import ROOT_DIR, Server
+from bench.workloads import IN_FLIGHT, QUICK, load, warm_up
+
+EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+# Executed by every interpreter that starts: the server's own code has no switch for this.
+UNCOUNTED = """
+import gateway.metrics, worker.meters
+worker.meters.ChildMeters.count_turn = lambda *_: None
+gateway.metrics.Metrics.count_request = lambda *_: None
+gateway.metrics.Metrics.count_start = lambda *_: None
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.telemetry", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=500, help="in each round, for each server")
+    chosen = parser.parse_args()
+    rates: defaultdict[str, list[float]] = defaultdict(list)
+    costs: defaultdict[str, list[float]] = defaultdict(list)
+    with ExitStack() as stack:
+        servers = open_servers(stack)
+        for server in servers.values():
+            warm_up(server, QUICK)
+        for number in range(chosen.rounds):
+            # Every other round the other way about: whoever comes first has the colder machine.
+            for name in list(servers)[:: 1 if number % 2 == 0 else -1]:
+                with Meter(servers[name]) as meter:
+                    result = load(
+                        "many", servers[name].port, count=chosen.runs, in_flight=IN_FLIGHT
+                    )
+                rates[name].append(result["runs_per_s"])
+                costs[name].append(meter.per_run(chosen.runs)["cpu_ms_per_run"])
+                print(
+                    f"{number + 1} {name:10} {rates[name][-1]:8.1f} {costs[name][-1]:6.2f}",
+                    flush=True,
+                )
+    show(rates, costs)
+
+
+def show(rates: dict[str, list[float]], costs: dict[str, list[float]]) -> None:
+    """Print medians, and the medians of the ratios to `counted` round by round."""
+    print(f"{'':12}{'ms CPU a run':>14}{'to counted':>12}{'runs/s':>10}{'to counted':>12}")
+    for name in rates:
+        line = f"{name:12}"
+        for values, width in ((costs, 14), (rates, 10)):
+            ratios = [
+                mine / base for mine, base in zip(values[name], values["counted"], strict=True)
+            ]
+            line += f"{statistics.median(values[name]):{width}.2f}{statistics.median(ratios):12.3f}"
+        print(line)
+
+
+def open_servers(stack: ExitStack) -> dict[str, Server]:
+    """Start the servers, and collectors for those that are traced."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="smithers-uncounted-"))
+    (Path(folder) / "sitecustomize.py").write_text(UNCOUNTED)
+    servers = {
+        "uncounted": Server(environment={"PYTHONPATH": os.pathsep.join((folder, str(ROOT_DIR)))}),
+        "counted": Server(),
+    }
+    for protocol in ("http/protobuf", "grpc"):
+        url = stack.enter_context(collecting(protocol))
+        variables = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": url,
+            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+        }
+        servers[protocol.split("/")[0]] = Server(otel=variables)
+    return {name: stack.enter_context(server) for name, server in servers.items()}
+
+
+@contextmanager
+def collecting(protocol: str) -> Iterator[str]:
+    """Have a process that takes spans, and does nothing with them."""
+    mine, its = Pipe()
+    process = Process(target=take_grpc if protocol == "grpc" else take_http, args=(its,))
+    process.start()
+    try:
+        yield f"http://127.0.0.1:{mine.recv()}"
+    finally:
+        process.kill()
+        process.join()
+
+
+def take_http(told: Connection) -> None:
+    class Sink(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Sink)
+    told.send(server.server_port)
+    server.serve_forever()
+
+
+def take_grpc(told: Connection) -> None:
+    class Sink(grpc.GenericRpcHandler):
+        def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+            if details.method != EXPORT:
+                return None
+            return grpc.unary_unary_rpc_method_handler(lambda _request, _context: b"")
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=(Sink(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    told.send(port)
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""Book a trip that is booked as a whole or not at all, in a run of its own for each traveller, after two questions."""
+
+from pydantic import BaseModel, Field
+
+from smithers import (
+    Approval,
+    ApprovalDecision,
+    Context,
+    HumanTask,
+    Parallel,
+    Saga,
+    Sequence,
+    Step,
+    Subflow,
+    Task,
+    Try,
+    workflow,
+)
+
+
+class Trip(BaseModel):
+    """Who wants to travel, and by what they may go."""
+
+    travellers: list[str] = Field(default=["Ada", "Grace"], min_length=1, max_length=20)
+    ways: list[str] = Field(default=["train", "plane"], min_length=1)
+    beds: int = Field(default=2, ge=0)
+
+
+class Wish(BaseModel):
+    """What the form asks for."""
+
+    nights: int = Field(ge=1, le=30)
+
+
+class Stay(BaseModel):
+    """What one traveller's run is started with."""
+
+    traveller: str
+    way: str
+    nights: int
+    has_bed: bool
+
+
+def reserve_bed(stay: Stay) -> str:
+    """Reserve a bed, or say that there is none."""
+    if not stay.has_bed:
+        raise LookupError(f"no bed is left for {stay.traveller}")
+    return f"{stay.nights} nights for {stay.traveller}"
+
+
+@workflow(input=Stay)
+def book(ctx: Context[Stay]) -> Saga:
+    """Book the way and the bed of one traveller; without a bed, give the way back."""
+    stay = ctx.input
+    return Saga(
+        "booking",
+        Step(
+            Task("way", lambda: f"{stay.way} for {stay.traveller}"),
+            Task("give-way-back", lambda: f"{stay.way} of {stay.traveller} given back", retries=5),
+        ),
+        Step(Task("bed", lambda: reserve_bed(stay))),
+    )
+
+
+@workflow(input=Trip)
+def trip(ctx: Context[Trip]) -> Sequence:
+    """Ask how and how long, then book for everybody at once."""
+    way = ctx.output_maybe("way", ApprovalDecision)
+    wish = ctx.output_maybe("wish", Wish)
+    is_answered = way is not None and wish is not None
+    return Sequence(
+        Approval("way", title="How do they travel?", mode="select", options=ctx.input.ways),
+        HumanTask("wish", prompt="How long do they stay?", output=Wish),
+        Try(
+            "bookings",
+            is_answered
+            and Parallel(
+                Subflow(
+                    f"book-{number}",
+                    book,
+                    {
+                        "traveller": traveller,
+                        "way": way.selected,
+                        "nights": wish.nights,
+                        "has_bed": number < ctx.input.beds,
+                    },
+                )
+                for number, traveller in enumerate(ctx.input.travellers)
+            ),
+            catch=Task("apologise", lambda: f"no trip: {ctx.error('bookings').message}"),
+            finally_=Task("say", lambda: f"{len(ctx.input.travellers)} have been told"),
+        ),
+    )
+
+
+workflow = trip

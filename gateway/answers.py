@@ -1,0 +1,320 @@
+"""What answers hold: the types that handlers return, checked by mypy, and described in /openapi.json as they stand here.
+
+Names are those of the wire. Times are milliseconds since 1970 by the database's clock (`…Ms`), or ISO 8601 with Z.
+`Any` stands for an author's own JSON value.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field, WithJsonSchema
+from typing_extensions import TypedDict
+
+from smithers.events import EventType
+from smithers.states import AttemptState, NodeState, RunStatus, ToolCallState
+
+
+def one_of(states: type[StrEnum]) -> WithJsonSchema:
+    """Describe a text as one of a closed set."""
+    return WithJsonSchema({"type": "string", "enum": list(states)})
+
+
+Status = Annotated[str, one_of(RunStatus)]
+Count = Annotated[int, Field(ge=0)]
+Described = Field  # reads better in a type
+
+
+class Healthy(TypedDict):
+    """All is well."""
+
+    ok: bool
+
+
+class Ready(TypedDict):
+    """Requests may come here."""
+
+    ok: bool
+    sandbox: Annotated[
+        str | None,
+        Described(
+            description="how tools run commands here: `jailed`, `unsafe: …`, `unavailable: …`; null without workers"
+        ),
+    ]
+
+
+class RunNamed(TypedDict):
+    """Which run was meant, or made."""
+
+    runId: str
+
+
+class RunTaken(RunNamed):
+    """A run that was started, resumed, or was active all along."""
+
+    status: NotRequired[
+        Annotated[Status, Described(description="`running`: it was active, nothing has changed")]
+    ]
+
+
+class WorkflowAnswer(TypedDict):
+    """A workflow, as its newest run has it."""
+
+    workflowName: str
+    workflowPath: Annotated[
+        str, Described(description="what a start names: `path.py`, or `path.py:name`")
+    ]
+    workflowHash: str
+    lastStartedAtMs: int
+    inputSchema: Annotated[
+        dict[str, Any] | None,
+        Described(description="JSON Schema; null: any object, or not described yet"),
+    ]
+    queue: str | None
+    isolation: str | None
+    database: Annotated[str | None, Described(description="the name of its own database")]
+
+
+class Blocked(TypedDict):
+    """The first thing that a waiting run waits for."""
+
+    kind: Annotated[str, WithJsonSchema({"type": "string", "enum": ["approval", "event", "timer"]})]
+    nodeId: str
+    requestedAt: NotRequired[str | None]
+    correlationKey: NotRequired[str | None]
+    wakeAt: NotRequired[str | None]
+
+
+class Unhealthy(TypedDict):
+    """Why a run may not be moving."""
+
+    kind: str
+    lastHeartbeatAt: str
+
+
+class RunState(TypedDict):
+    """How a run is, beyond its status."""
+
+    runId: str
+    state: Annotated[
+        str,
+        Described(
+            description="running, waiting-approval, waiting-event, waiting-timer, recovering, stale, "
+            "failed, cancelled or succeeded"
+        ),
+    ]
+    computedAt: str
+    blocked: NotRequired[Blocked]
+    unhealthy: NotRequired[Unhealthy]
+
+
+class RunAnswer(TypedDict):
+    """A run by itself."""
+
+    runId: str
+    workflowName: str
+    status: Status
+    startedAtMs: int | None
+    finishedAtMs: int | None
+    runState: RunState
+    summary: Annotated[
+        Any,
+        WithJsonSchema({"type": "object", "additionalProperties": {"type": "integer"}}),
+        Described(description="node state → how many nodes"),
+    ]
+    input: Any
+    output: Annotated[Any, Described(description="what the workflow's last task put out")]
+    error: Any
+    workflowHash: str
+
+
+class RunRowAnswer(TypedDict):
+    """A run in a list; the `…Json` fields are texts of JSON."""
+
+    runId: str
+    parentRunId: str | None
+    workflowName: str
+    workflowPath: str
+    workflowHash: str
+    status: Status
+    createdAtMs: int
+    startedAtMs: int | None
+    finishedAtMs: int | None
+    heartbeatAtMs: int | None
+    runtimeOwnerId: str | None
+    cancelRequestedAtMs: int | None
+    hijackRequestedAtMs: None
+    hijackTarget: None
+    vcsType: None
+    vcsRoot: None
+    vcsRevision: None
+    errorJson: str | None
+    configJson: str
+    runState: RunState
+
+
+class AttemptAnswer(TypedDict):
+    """One try at a node that has ended."""
+
+    attempt: int
+    state: Annotated[str, one_of(AttemptState)]
+    startedAtMs: int | None
+    finishedAtMs: int
+    error: Any
+
+
+class NodeAnswer(TypedDict):
+    """A node of a run, in one iteration."""
+
+    runId: str
+    nodeId: str
+    iteration: Count
+    kind: str
+    label: str | None
+    state: Annotated[str, one_of(NodeState)]
+    attempt: Count
+    createdAtMs: int
+    startedAtMs: int | None
+    finishedAtMs: int | None
+    dueAtMs: int | None
+    wait: Any
+    output: Annotated[Any, Described(description="null also where it is larger than `maxBytes`")]
+    outputBytes: int | None
+    error: Any
+    attempts: list[AttemptAnswer]
+
+
+class ToolCallAnswer(TypedDict):
+    """A call that an attempt made of a tool or a model."""
+
+    attempt: Count
+    seq: Annotated[int, Described(description="numbers the attempt's calls, from 1")]
+    kind: str
+    toolName: str
+    state: Annotated[str, one_of(ToolCallState)]
+    sideEffect: bool
+    idempotent: bool
+    input: Annotated[Any, Described(description="null also where it is larger than `maxBytes`")]
+    inputBytes: int | None
+    output: Annotated[Any, Described(description="null also where it is larger than `maxBytes`")]
+    outputBytes: int | None
+    error: Any
+    startedAtMs: int
+    finishedAtMs: int | None
+
+
+class NodeDetailAnswer(NodeAnswer):
+    """A node, and the newest hundred calls that its attempts made, oldest first."""
+
+    toolCalls: list[ToolCallAnswer]
+
+
+class FrameAnswer(TypedDict):
+    """A committed render whose tree differs from the one before; the `…Json` fields are texts of JSON."""
+
+    runId: str
+    frameNo: Annotated[int, Field(ge=1)]
+    createdAtMs: int
+    xmlJson: str
+    xmlHash: Annotated[str, Described(description="SHA-256 of `xmlJson`")]
+    encoding: str
+    mountedTaskIdsJson: str
+    taskIndexJson: str
+    note: None
+
+
+class ApprovalAnswer(TypedDict):
+    """A question that nobody has answered yet."""
+
+    runId: str
+    nodeId: str
+    iteration: Count
+    workflowName: str
+    runStatus: Status
+    label: str | None
+    requestTitle: str | None
+    requestSummary: str | None
+    requestMode: Literal["approve", "select", "rank", "form"]
+    requestOptions: list[str] | None  # what is to be selected from, or ranked
+    requestSchema: dict[str, Any] | None  # the JSON Schema of a form
+    requestErrors: list[dict[str, Any]] | None  # why the last answer to a form would not do
+    allowedUsers: list[str] | None
+    allowedScopes: list[str] | None
+    requestedAtMs: int
+    waitingMs: Count
+    note: None
+    decidedBy: None
+
+
+class ApprovalList(TypedDict):
+    """Open questions, the oldest first."""
+
+    approvals: list[ApprovalAnswer]
+
+
+class SignalRecord(TypedDict):
+    """A signal as the run keeps it."""
+
+    runId: str
+    seq: Annotated[int, Field(ge=0, description="numbers the run's signals")]
+    signalName: str
+    correlationId: str | None
+    receivedAtMs: int
+
+
+class StreamToken(TypedDict):
+    """What opens a run's event stream, as `?token=`."""
+
+    token: str
+    expiresAtMs: int
+
+
+class Reason(TypedDict):
+    """One thing that keeps a run from moving."""
+
+    kind: str
+    text: str
+    nodeId: NotRequired[str]
+    iteration: NotRequired[int]
+    since: NotRequired[str]
+    until: NotRequired[str]
+    unblock: NotRequired[
+        Annotated[
+            dict[str, str], Described(description="the `command` and the `request` that would help")
+        ]
+    ]
+
+
+class WhyAnswer(TypedDict):
+    """Why a run does not move."""
+
+    runId: str
+    status: Status
+    computedAt: str
+    summary: str
+    reasons: list[Reason]
+
+
+class Event(TypedDict):
+    """What the `data` of a stream's event holds; `id` is its number in the run. Each type has fields of its own."""
+
+    type: Annotated[str, one_of(EventType)]
+    runId: str
+    timestampMs: int
+    nodeId: NotRequired[str]
+    iteration: NotRequired[Count]
+    attempt: NotRequired[Count]
+    correlation: dict[str, str]
+
+
+class Problem(TypedDict):
+    """What went wrong: `code` and `details` for programs, `message` for people."""
+
+    code: str
+    message: str
+    details: NotRequired[dict[str, Any]]
+
+
+class ProblemAnswer(TypedDict):
+    """Every answer that is not a success."""
+
+    error: Problem

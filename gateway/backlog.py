@@ -1,0 +1,68 @@
+"""Know roughly how many runs no worker has taken up, and start no more where these are too many.
+
+Counted at most twice a second and only while runs are started; what was started here since, or is about to be, counts as
+waiting. So a start costs no query, and the bound is passed by no more than what other processes start in half a second.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, Self
+
+import structlog
+
+from gateway.errors import Overloaded
+from smithers.errors import StoreError
+from smithers.store.connections import Pool
+from smithers.store.starts import count_queued
+
+LOG: Final = structlog.get_logger(__name__)
+PAUSE_S: Final = 0.5
+
+
+class Backlog:
+    """The runs that wait for a worker, as far as one process knows."""
+
+    def __init__(self, pool: Pool, max_count: int) -> None:
+        self._pool = pool
+        self._max_count = max_count
+        self._counted = 0
+        self._under_way = 0  # starts that may be committed or not
+        self._started = 0  # and those that were done since the last count began
+        self._wanted = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._count(), name="backlog")
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Start one more run; raises Overloaded."""
+        self._wanted.set()
+        if self._counted + self._started + self._under_way >= self._max_count:
+            raise Overloaded(details={"limit": "queued-runs"})
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            self._started += 1
+
+    async def _count(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            done_before = self._started  # and committed, so that the count has them
+            try:
+                self._counted = await count_queued(self._pool, limit=self._max_count)
+            except StoreError as error:
+                LOG.warning("backlog_not_counted", reason=str(error))
+            else:
+                self._started -= done_before
+            await asyncio.sleep(PAUSE_S)

@@ -1,0 +1,158 @@
+"""Find the database that a run lives in: the server's, or one that its workflow has to itself.
+
+What is found is the services of that database, so that a handler reads and writes where the run is and need not know. The
+server's database says where each run lives. Where no workflow's own database is in use, which a hint tells, nobody asks;
+where one is in use that this server has no URL of, its runs are shown by their mirrors, and the database lets nobody write
+to those.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Self
+
+import structlog
+
+from gateway.errors import InvalidRequest
+from smithers.errors import StoreError
+from smithers.ids import RunId
+from smithers.store.connections import Pool
+from smithers.store.hints import Hints
+from smithers.store.outside import OutsideLane
+from smithers.store.own_databases import (
+    find_home,
+    is_same_database,
+    list_own_databases,
+    use_own_database,
+)
+from smithers.store.schema import settle_schema
+from smithers.store.starts import StartLane
+
+if TYPE_CHECKING:
+    from gateway.exchange import Services
+    from gateway.hub import Hub
+    from gateway.sources import Sources
+
+LOG: Final = structlog.get_logger(__name__)
+LOOK_AGAIN_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connections:
+    """What a process has for each database: eight connections at the most."""
+
+    pool: Pool
+    starts: StartLane
+    outside: OutsideLane
+    hints: Hints
+    hub: "Hub"
+    sources: "Sources"
+
+
+class Databases:
+    """The workflows' own databases, as one gateway knows them."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        urls: Mapping[str, str],
+        connect: Callable[[str], Awaitable[Connections]],
+        *,
+        migrate: bool,
+    ) -> None:
+        """`pool`: of the server's database. `urls`: by name; `connect` opens one of them until the gateway ends."""
+        self._pool = pool
+        self._urls = urls
+        self._connect = connect
+        self._migrate = migrate
+        self._used: set[str] = set()
+        self._opening: dict[str, asyncio.Task[Services]] = {}
+        self._open: dict[str, Services] = {}
+        self._learning: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._used.update(await list_own_databases(self._pool))
+        except StoreError as error:  # the first connection that hears hints learns them
+            LOG.warning("own_databases_unknown", reason=str(error))
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        tasks = [*self._opening.values(), *([self._learning] if self._learning else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    @property
+    def are_used(self) -> bool:
+        """Whether a run may live in one of them."""
+        return not self._used.isdisjoint(self._urls)
+
+    def hear(self, names: frozenset[str] | None) -> None:
+        """Take a hint that these came into use; None: any may have."""
+        if names is not None:
+            self._used.update(names)
+        elif self._learning is None or self._learning.done():
+            self._learning = asyncio.create_task(self._learn(), name="databases-learn")
+
+    def drain(self) -> None:
+        """End the streams of their runs after a whole event."""
+        for services in self._open.values():
+            services.hub.drain()
+
+    async def find(self, home: "Services", run_id: RunId) -> "Services":
+        """Return the services of the database that a run lives in; raises StoreError."""
+        if not self.are_used:
+            return home
+        name = await find_home(self._pool, run_id)
+        return home if name is None or name not in self._urls else await self.get(home, name)
+
+    async def get(self, home: "Services", name: str) -> "Services":
+        """Return the services of a database by the name that workflows have for it, connecting to it first.
+
+        Raises InvalidRequest for a name without a URL, StoreError where it does not answer, SchemaMismatch.
+        """
+        if name not in self._urls:
+            reason = f"the workflow's database {name!r} is not known to this server"
+            told = f"set the variable {name}, or --workflow-database {name}=URL, and start it again"
+            raise InvalidRequest(f"{reason}: {told}.", details={"reason": reason})
+        if name in self._open:
+            return self._open[name]
+        opening = self._opening.get(name)
+        if opening is None:
+            opening = asyncio.create_task(self._open_one(home, name), name=f"open-{name}")
+            self._opening[name] = opening
+            opening.add_done_callback(lambda _done: self._opening.pop(name, None))
+        return await asyncio.shield(opening)
+
+    async def _open_one(self, home: "Services", name: str) -> "Services":
+        url = self._urls[name]
+        await settle_schema(url, migrate=self._migrate)
+        services = home
+        if not await is_same_database(self._pool, url):
+            opened = await self._connect(url)
+            await use_own_database(self._pool, name)
+            services = replace(
+                home,
+                database=name,
+                pool=opened.pool,
+                starts=opened.starts,
+                outside=opened.outside,
+                hints=opened.hints,
+                hub=opened.hub,
+                sources=opened.sources,
+            )
+            self._used.add(name)
+        self._open[name] = services
+        return services
+
+    async def _learn(self) -> None:
+        while True:
+            try:
+                self._used.update(await list_own_databases(self._pool))
+            except StoreError as error:
+                LOG.warning("own_databases_unknown", reason=str(error))
+                await asyncio.sleep(LOOK_AGAIN_S)
+            else:
+                return

@@ -1,0 +1,75 @@
+"""Take what people fill in: held against the form's schema here, without the workflow's code."""
+
+import json
+from typing import Any
+
+from pydantic import Field
+
+from gateway.answers import RunNamed
+from gateway.bodies import write_json
+from gateway.exchange import Exchange
+from gateway.fields import Body, Iteration, Name
+from gateway.inputs import check_value, compile_schema
+from gateway.nodes import node_ids
+from smithers.events import EventType
+from smithers.store.forms import Answer, FormChanged, answer_form, read_form
+from smithers.store.outside import Wake
+from smithers.store.refusals import NodeNotFound
+
+
+class AnswerBody(Body):
+    """What somebody filled in."""
+
+    value: Any = Field(description="fits the form's schema")
+    iteration: Iteration | None = Field(None, description="without one: 0")
+    answered_by: Name | None = Field(None, description="a credential that names somebody wins")
+
+
+async def post_answer(exchange: Exchange, body: AnswerBody) -> RunNamed:
+    """Answer a form; the same answer again changes nothing."""
+    run_id, who = exchange.run_id(), exchange.credential
+    wake = await _answer_either(
+        exchange,
+        [
+            Answer(
+                run_id=run_id,
+                node_id=node_id,
+                iteration=body.iteration or 0,
+                value=write_json(body.value),
+                answered_by=who.user or body.answered_by,
+                user=who.user,
+                scopes=who.scopes,
+            )
+            for node_id in node_ids(exchange)
+        ],
+        body.value,
+    )
+    if wake.is_new:
+        exchange.services.metrics.count_event(EventType.APPROVAL_GRANTED)
+        exchange.hint_events(run_id)
+        if wake.is_owned:
+            exchange.hint_news(run_id)
+        else:
+            exchange.hint_due(wake.queue)
+    return {"runId": run_id}
+
+
+async def _answer_either(exchange: Exchange, answers: list[Answer], value: Any) -> Wake:
+    """Answer at the first of the spellings of one node id that there is."""
+    for answer in answers[:-1]:
+        try:
+            return await _answer(exchange, answer, value)
+        except NodeNotFound:
+            continue
+    return await _answer(exchange, answers[-1], value)
+
+
+async def _answer(exchange: Exchange, answer: Answer, value: Any) -> Wake:
+    while True:
+        request = await read_form(exchange.services.pool, answer)
+        schema = json.dumps(json.loads(request)["schema"])
+        check_value(compile_schema(schema), value, "The value does not fit the form.")
+        try:
+            return await answer_form(exchange.services.pool, answer, request)
+        except FormChanged:
+            continue

@@ -1,0 +1,87 @@
+"""How much one process has taken on, and whether it takes on more: what is too much is refused before it is accepted.
+
+Whoever is refused is told to come back (429 where others may still come in, 503 where nobody may), and nothing has been
+changed. What was let in is finished: nothing here drops anything.
+"""
+
+import resource
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gateway.access import Credential
+from gateway.errors import Overloaded, TooManyRequests
+from smithers.ids import RunId
+from smithers.settings import Limits
+
+
+class Load:
+    """What is under way in one process."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._requests = 0
+        self._body_bytes = 0
+        self._streams = 0
+        self._streams_of: Counter[RunId | Credential] = Counter()
+        self.connections = 0
+
+    @property
+    def has_surplus(self) -> bool:
+        """Whether there are more connections than there should be: the newest are to be sent away."""
+        return self.connections > self._limits.connections
+
+    @property
+    def is_flooded(self) -> bool:
+        """Whether there are so many of them that they cannot even be told so."""
+        return self.connections > 2 * self._limits.connections
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Have a request under way; raises Overloaded."""
+        if self._requests >= self._limits.requests:
+            raise Overloaded(details={"limit": "requests"})
+        self._requests += 1
+        try:
+            yield
+        finally:
+            self._requests -= 1
+
+    @contextmanager
+    def body(self, size_bytes: int) -> Iterator[None]:
+        """Have a request's body in memory; raises Overloaded. One is let in whatever its size."""
+        if self._body_bytes and self._body_bytes + size_bytes > self._limits.body_bytes:
+            raise Overloaded(details={"limit": "body-bytes"})
+        self._body_bytes += size_bytes
+        try:
+            yield
+        finally:
+            self._body_bytes -= size_bytes
+
+    @contextmanager
+    def stream(self, run_id: RunId, credential: Credential) -> Iterator[None]:
+        """Have a request be a stream, which is none of those under way; raises Overloaded, TooManyRequests."""
+        if self._streams >= self._limits.streams:
+            raise Overloaded(details={"limit": "streams"})
+        if self._streams_of[run_id] >= self._limits.streams_per_run:
+            raise TooManyRequests(details={"limit": "streams-per-run"})
+        if self._streams_of[credential] >= self._limits.streams_per_credential:
+            raise TooManyRequests(details={"limit": "streams-per-credential"})
+        self._streams += 1
+        self._requests -= 1
+        self._streams_of.update((run_id, credential))
+        try:
+            yield
+        finally:
+            self._streams -= 1
+            self._requests += 1
+            for key in (run_id, credential):
+                self._streams_of[key] -= 1
+                if not self._streams_of[key]:
+                    del self._streams_of[key]
+
+
+def raise_file_limit() -> None:
+    """Let this process have as many connections as the system allows it: the usual limit is far lower."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,102 @@
+"""Serve what a host without a gateway is asked: whether it lives, whether its pool works, what it has counted."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from aiohttp import web
+
+from gateway.access import Access, Scope
+from gateway.envelope import BASE_HEADERS, problem, reply
+from gateway.errors import Forbidden, GatewayError, NotReady, RouteNotFound
+from gateway.load import Load
+from gateway.protocol import GatewayRunner
+from gateway.settings import GatewaySettings
+from smithers.telemetry.exposition import expose, merge
+from smithers.telemetry.names import BEAT_AGE, PROCESSES, Role
+from smithers.telemetry.sheet import Sheet
+
+SILENT_S: Final = (
+    5.0  # a pool that has not written its children's heartbeats for so long does not work
+)
+SHUTDOWN_S: Final = 1.0
+
+
+class MetricsSite:
+    """The handler of `/health`, `/ready` and `/metrics`; only the last needs a credential."""
+
+    def __init__(self, sheet: Sheet, access: Access, sandbox: str | None) -> None:
+        self._sheet = sheet
+        self._sandbox = sandbox
+        self._access = access
+        self.is_draining = False
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        """Answer a request."""
+        try:
+            return self._answer(request)
+        except GatewayError as error:
+            return problem(error)
+
+    def _answer(self, request: web.Request) -> web.StreamResponse:
+        path = request.raw_path.partition("?")[0]
+        if request.method not in {"GET", "HEAD"}:
+            path = ""
+        match path:
+            case "/health":
+                return reply({"ok": True})
+            case "/ready":
+                self._check()
+                return reply({"ok": True, "sandbox": self._sandbox})
+            case "/metrics":
+                if not self._access.admit(request.headers).allows(Scope.METRICS_READ):
+                    raise Forbidden
+                body, content_type = expose(self._sheet, request.headers.get("Accept", ""))
+                return web.Response(
+                    body=body, headers={**BASE_HEADERS, "Content-Type": content_type}
+                )
+        raise RouteNotFound
+
+    def _check(self) -> None:
+        """Raise NotReady where no runs are moved here."""
+        if self.is_draining:
+            raise NotReady(details={"check": "draining"})
+        totals = merge(self._sheet.read())
+        silent_s = totals.get((BEAT_AGE.name,), [float("inf")])[0]
+        if not 0 < silent_s < SILENT_S:
+            raise NotReady(details={"check": "database"})
+        if (PROCESSES.name, Role.CHILD.value) not in totals:
+            raise NotReady(details={"check": "workers"})
+
+
+@asynccontextmanager
+async def open_metrics_site(
+    settings: GatewaySettings, sheet: Sheet
+) -> AsyncIterator[tuple[MetricsSite, int]]:
+    """Serve on the settings' host and port until the block is left; yield also which port it is.
+
+    Raises InsecureSettings, InvalidTokensFile, OSError.
+    """
+    settings.check()
+    access = Access(
+        auth_token=settings.auth_token,
+        tokens_file=settings.tokens_file,
+        only_loopback_names=settings.is_loopback,
+    )
+    site = MetricsSite(sheet, access, settings.sandbox)
+    app = web.Application(client_max_size=settings.max_body_bytes)
+    app.router.add_route("*", "/{path:.*}", site.__call__)
+    runner = GatewayRunner(
+        app,
+        load=Load(settings.limits),
+        headers_s=settings.headers_timeout_s,
+        request_s=settings.request_timeout_s,
+        shutdown_s=SHUTDOWN_S,
+    )
+    await runner.setup()
+    try:
+        listening = web.TCPSite(runner, settings.host, settings.port)
+        await listening.start()
+        yield site, runner.addresses[0][1]
+    finally:
+        await runner.cleanup()

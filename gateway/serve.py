@@ -1,0 +1,170 @@
+"""Serve one run of one workflow: an application by itself, or below a prefix of another one.
+
+    host.add_subapp("/run", create_serve_app(ServeOptions(workflow=..., store=..., run_id=run_id)))
+
+It has its own small table of routes over the handlers of the whole gateway, and the same checks, limits and answers. What
+it needs is opened when the application starts, and closed with it; the run may be started before that or after it.
+"""
+
+import asyncio
+import functools
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+from aiohttp import web
+
+from gateway.access import Access, Scope
+from gateway.exchange import Exchange, Services
+from gateway.frames import get_frames
+from gateway.front import Front, leave_expectation
+from gateway.health import get_health, get_metrics
+from gateway.load import Load
+from gateway.nodes import post_approve, post_deny
+from gateway.protocol import GatewayRunner
+from gateway.routing import OPEN, Part, Route, Router
+from gateway.runs import get_run, post_cancel
+from gateway.services import open_services
+from gateway.settings import GatewaySettings
+from gateway.streams import get_events
+from smithers.ids import is_run_id
+from smithers.telemetry.sheet import Page
+
+__all__ = ["ServeOptions", "StoreAddress", "WorkflowReference", "create_serve_app", "open_run_site"]
+
+LOG: Final = structlog.get_logger(__name__)
+FRONT: Final = web.AppKey("smithers-front", Front)
+SERVICES: Final = web.AppKey("smithers-services", Services)
+REST: Final = "/{path:.*}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowReference:
+    """Which workflow it is: its file below the root, the hash of its source, its name. No code is loaded here."""
+
+    path: str
+    source_hash: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreAddress:
+    """Where the run is kept: the URL of its Postgres, and one for LISTEN where the first goes through a pooler."""
+
+    dsn: str = field(repr=False)
+    direct_dsn: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """What an application for one run is told.
+
+    Without an `auth_token` only requests that name this host as `localhost`, `127.0.0.1` or `::1` are answered.
+    """
+
+    workflow: WorkflowReference
+    store: StoreAddress
+    run_id: str
+    abort: asyncio.Event | None = None  # set when the run was cancelled here
+    auth_token: str | None = field(default=None, repr=False)
+    metrics: bool = True  # whether there is a /metrics
+
+
+def create_serve_app(options: ServeOptions, *, page: Page | None = None) -> web.Application:
+    """Make the application; raises ValueError for what can be no run's id.
+
+    `page`: where it counts, and what sheet /metrics shows; by default one of its own. Starting it may raise StoreError.
+    """
+    if not is_run_id(options.run_id):
+        raise ValueError(f"{options.run_id!r} is no run id")
+    settings = _settings(options)
+    app = web.Application(client_max_size=settings.max_body_bytes)
+    # The empty path is the prefix itself, without a slash.
+    app.router.add_route("*", "", _answer, expect_handler=leave_expectation)
+    route = app.router.add_route("*", REST, _answer, expect_handler=leave_expectation)
+
+    async def serve(app: web.Application) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            services = app[SERVICES] = await open_services(settings, stack, page)
+            app[FRONT] = Front(
+                services,
+                Access(auth_token=options.auth_token, tokens_file=None, only_loopback_names=True),
+                Router(_routes(options)),
+                prefix=_prefix_of(route),
+                leading=(Part(options.run_id),),
+            )
+            LOG.info("run_served", run_id=options.run_id, workflow=options.workflow.name)
+            yield
+
+    app.cleanup_ctx.append(serve)
+    app.on_shutdown.append(_drain)
+    return app
+
+
+@asynccontextmanager
+async def open_run_site(
+    options: ServeOptions, listener: socket.socket, page: Page, *, drain_timeout_s: float
+) -> AsyncIterator[None]:
+    """Serve one run on a socket that listens, until the block is left; raises StoreError."""
+    settings = _settings(options)
+    runner = GatewayRunner(
+        create_serve_app(options, page=page),
+        load=Load(settings.limits),
+        headers_s=settings.headers_timeout_s,
+        request_s=settings.request_timeout_s,
+        shutdown_s=drain_timeout_s / 2,  # aiohttp waits this long up to twice
+    )
+    try:
+        await runner.setup()
+        await web.SockSite(runner, listener).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def _settings(options: ServeOptions) -> GatewaySettings:
+    return GatewaySettings(
+        dsn=options.store.dsn,
+        direct_dsn=options.store.direct_dsn or options.store.dsn,
+        root_dir=None,
+        auth_token=options.auth_token,
+    )
+
+
+def _routes(options: ServeOptions) -> tuple[Route, ...]:
+    @functools.wraps(post_cancel)
+    async def cancel(exchange: Exchange, **given: Any) -> Any:
+        answer = await post_cancel(exchange, **given)
+        if options.abort is not None:
+            options.abort.set()
+        return answer
+
+    routes = (
+        Route("GET", "/health", OPEN, get_health),
+        Route("GET", "/", Scope.RUNS_READ, get_run),
+        Route("GET", "/events", Scope.RUNS_READ, get_events),
+        Route("GET", "/frames", Scope.RUNS_READ, get_frames),
+        Route("POST", "/approve/:nodeId", Scope.APPROVALS_DECIDE, post_approve),
+        Route("POST", "/deny/:nodeId", Scope.APPROVALS_DECIDE, post_deny),
+        Route("POST", "/cancel", Scope.RUNS_WRITE, cancel),
+    )
+    counted = (Route("GET", "/metrics", Scope.METRICS_READ, get_metrics),)
+    return routes + counted if options.metrics else routes
+
+
+def _prefix_of(route: web.AbstractRoute) -> str:
+    """Return the path below which the application was mounted; known when it starts."""
+    assert route.resource is not None
+    return route.resource.canonical.removesuffix("/{path}")
+
+
+async def _answer(request: web.Request) -> web.StreamResponse:
+    return await request.app[FRONT](request)
+
+
+async def _drain(app: web.Application) -> None:
+    app[SERVICES].readiness.is_draining = True
+    app[SERVICES].hub.drain()

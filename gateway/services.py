@@ -1,0 +1,140 @@
+"""Open what the handlers of one process share, in the order in which it is closed again the other way round."""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from gateway.backlog import Backlog
+from gateway.databases import Connections, Databases
+from gateway.exchange import Readiness, Services
+from gateway.hub import Hub
+from gateway.load import Load
+from gateway.metrics import Metrics
+from gateway.settings import GatewaySettings
+from gateway.sources import Sources
+from gateway.stream_tokens import StreamTokens
+from smithers.source.beneath import RootDirectory
+from smithers.source.closure import SourceReader
+from smithers.store.connections import Pool, open_pool
+from smithers.store.gauges import read_gauges
+from smithers.store.hints import Channel, Hints, Listener
+from smithers.store.outside import open_outside_lane
+from smithers.store.revisions import read_revisions
+from smithers.store.starts import open_start_lane
+from smithers.store.tails import open_tail_lane
+from smithers.telemetry.sheet import Page
+from smithers.telemetry.tracing import open_tracer
+
+SEND_SPANS_S: Final = 2.0  # for what a collector that is slow has not taken at the end
+POOL_SIZE: Final = 3  # with four lanes and the hints: the budget of eight connections
+
+
+async def open_services(
+    settings: GatewaySettings,
+    stack: AsyncExitStack,
+    page: Page | None = None,
+    otel: Mapping[str, str] | None = None,
+) -> Services:
+    """Open all; `stack` closes it. Raises StoreError, and OSError for the root.
+
+    `page`: where this process counts, on the sheet that it shares with others; by default it has one to itself.
+    `otel`: the `OTEL_*` variables where this process is to be traced.
+    """
+    reader = _open_reader(settings, stack)
+    pool = await stack.enter_async_context(_open_pool(settings.dsn))
+    metrics = Metrics(page, partial(read_gauges, pool))
+    tracer = open_tracer(otel, metrics.spans_dropped.inc, has_authors=False)
+    if tracer is not None:
+        stack.push_async_callback(asyncio.to_thread, tracer.close, SEND_SPANS_S)
+    shared = _Shared(reader, metrics, stack)
+    databases = Databases(
+        pool, settings.own_databases, partial(_connect_own, shared), migrate=settings.migrate
+    )
+    await stack.enter_async_context(databases)
+    opened = await _connect(shared, pool, settings.dsn, settings.direct_dsn, databases)
+    return Services(
+        settings=settings,
+        pool=pool,
+        starts=opened.starts,
+        outside=opened.outside,
+        hints=opened.hints,
+        hub=opened.hub,
+        sources=opened.sources,
+        stream_tokens=StreamTokens(pool),
+        metrics=metrics,
+        tracer=tracer,
+        load=Load(settings.limits),
+        backlog=await stack.enter_async_context(Backlog(pool, settings.limits.queued_runs)),
+        readiness=Readiness(),
+        revisions=read_revisions(),
+        databases=databases,
+    )
+
+
+def _open_reader(settings: GatewaySettings, stack: AsyncExitStack) -> SourceReader | None:
+    if settings.root_dir is None:
+        return None
+    root = RootDirectory(settings.root_dir)
+    stack.callback(root.close)
+    return SourceReader(root)
+
+
+def _open_pool(dsn: str) -> AbstractAsyncContextManager[Pool]:
+    return open_pool(dsn, role="gateway", max_size=POOL_SIZE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What all connections of a process share."""
+
+    reader: SourceReader | None
+    metrics: Metrics
+    stack: AsyncExitStack
+
+
+async def _connect_own(shared: _Shared, dsn: str) -> Connections:
+    """Open what there is for a workflow's own database."""
+    pool = await shared.stack.enter_async_context(_open_pool(dsn))
+    return await _connect(shared, pool, dsn, dsn, databases=None)
+
+
+async def _connect(
+    shared: _Shared, pool: Pool, dsn: str, direct_dsn: str, databases: Databases | None
+) -> Connections:
+    """Open what there is for each database; none of it waits for the database.
+
+    `databases`: who hears, in the server's database, of others that came into use.
+    """
+    hears: list[Hints] = []
+    sources = Sources(shared.reader, lambda: hears[0])
+    lanes = (
+        open_start_lane(dsn),
+        open_outside_lane(dsn),
+        open_tail_lane(dsn, role="live"),
+        open_tail_lane(dsn, role="replay"),
+    )
+    starts, outside, live, replay = lanes
+    for lane in lanes:
+        lane.meter = shared.metrics.lanes.count
+        await shared.stack.enter_async_context(lane)
+    hub = Hub(
+        live=live,
+        replay=replay,
+        pool=pool,
+        metrics=shared.metrics,
+        hears=lambda: hears[0].is_connected,
+    )
+    listeners: dict[Channel, Listener] = {Channel.EVENTS: hub.hear, Channel.SOURCES: sources.hear}
+    if databases is not None:
+        listeners[Channel.DATABASES] = databases.hear
+    hints = Hints(direct_dsn, role="gateway", listeners=listeners)
+    if databases is not None:
+        hints.watch = shared.metrics.hear_listening
+    hears.append(await shared.stack.enter_async_context(hints))
+    await shared.stack.enter_async_context(hub)
+    return Connections(
+        pool=pool, starts=starts, outside=outside, hints=hints, hub=hub, sources=sources
+    )

@@ -1,0 +1,41 @@
+"""Tell requests as spans: those that had a credential and a route, and are no streams.
+
+One span made here costs some microseconds; the library's own instrumentation of aiohttp takes nine requests of ten away.
+"""
+
+from typing import Final
+
+from aiohttp import web
+
+from smithers.telemetry.otlp import SpanKind
+from smithers.telemetry.tracing import Place, Span, Tracer, read_traceparent
+
+TRACEPARENT: Final = "traceparent"
+
+
+def read_caller(request: web.Request) -> Place | None:
+    """Read where in a trace the caller stands; None where it does not say, or says nonsense."""
+    return read_traceparent(request.headers.get(TRACEPARENT))
+
+
+def begin_request(tracer: Tracer | None, request: web.Request) -> Span | None:
+    """Begin a request's span below its caller's; None where traces are off."""
+    if tracer is None:
+        return None
+    return tracer.begin(request.method, read_caller(request), kind=SpanKind.SERVER)
+
+
+def end_request(tracer: Tracer | None, span: Span | None, route: str, status: int) -> None:
+    """Tell a request's span; `route`: the template."""
+    if tracer is None or span is None:
+        return
+    method = span.name
+    span.name = f"{method} {route}"
+    span.attributes = {
+        "http.request.method": method,
+        "http.route": route,
+        "http.response.status_code": status,
+    }
+    if status >= 500:
+        span.error_type = str(status)
+    tracer.end(span)

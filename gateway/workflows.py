@@ -1,0 +1,47 @@
+"""List the workflows that this server has run."""
+
+from typing import Final
+
+from pydantic import Field
+
+from gateway.answers import WorkflowAnswer
+from gateway.errors import DbNotConfigured
+from gateway.exchange import Exchange
+from gateway.fields import Cursor, Digits, Query
+from gateway.paging import Page, next_link, read_cursor, write_cursor
+from smithers.store.workflows import WorkflowRow, list_workflows
+
+MAX_LIST: Final = 1_000
+
+
+class WorkflowsQuery(Query):
+    """Which of the workflows."""
+
+    limit: Digits = Field(100, ge=1, le=MAX_LIST)
+    cursor: Cursor | None = None
+
+
+async def get_workflows(exchange: Exchange, query: WorkflowsQuery) -> Page[list[WorkflowAnswer]]:
+    """List the workflows that runs were started of, by name, each as its newest run has it."""
+    if not exchange.services.settings.is_kept:
+        raise DbNotConfigured
+    after = "" if query.cursor is None else read_cursor(query.cursor, str)[0]
+    rows = await list_workflows(exchange.services.pool, after=after, limit=query.limit)
+    link = None
+    if len(rows) == query.limit:
+        link = next_link(exchange.request, cursor=write_cursor(rows[-1].workflow_name))
+    return Page([_answer(row) for row in rows], link)
+
+
+def _answer(row: WorkflowRow) -> WorkflowAnswer:
+    path = row.workflow_path
+    return {
+        "workflowName": row.workflow_name,
+        "workflowPath": path if row.workflow_export is None else f"{path}:{row.workflow_export}",
+        "workflowHash": row.source_hash,
+        "lastStartedAtMs": row.last_started_ms,
+        "inputSchema": row.input_schema,
+        "queue": row.queue,
+        "isolation": row.isolation,
+        "database": row.database,
+    }

@@ -1,0 +1,99 @@
+"""Have a task's question answered: agents in their order, answers that fit, and word of what must not be done twice."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+import structlog
+
+from smithers.agents.agent import Agent, AgentTool
+from smithers.errors import InvalidOutput
+from smithers.outputs import encode_output
+from smithers.telemetry.tracing import AGENT, span
+from smithers.tools.toolbox import PreviousCall, find_toolbox
+from smithers.tree import Ask, name_of
+
+MAX_TOLD_CALLS: Final = 50
+MAX_TOLD_CHARS: Final = 1_000  # of a call's input, and of its output
+TOLD: Final = (
+    "Earlier attempts at this have already made the calls below, whose effects stand. Do not repeat one unless you have "
+    "found out that it was not done."
+)
+MISFIT: Final = "You answered:\n{answer}\n\nThat does not fit: {error}\nAnswer again."
+
+log = structlog.get_logger("smithers.agents")
+
+
+async def answer(ask: Ask, prompt: Any, model: Any) -> Any:
+    """Return the first agent's answer that fits `model` (None: any JSON); raises what the last agent has raised.
+
+    InvalidOutput: it answered, and after `ask.repairs` more answers still nothing fitted.
+    """
+    if not isinstance(prompt, str):
+        raise TypeError(f"a prompt is a text, not {type(prompt).__name__}")
+    told = _tell(find_toolbox().told_calls)
+    tools = [AgentTool(tool) for tool in ask.tools]
+    *others, last = ask.agents
+    for agent in others:
+        try:
+            return await _ask(agent, prompt + told, model, tools, ask.repairs)
+        except Exception as error:  # noqa: BLE001 - whatever an agent raises, the next one is asked
+            log.warning("agent_failed", agent=name_of(agent), error=type(error).__name__)
+    return await _ask(last, prompt + told, model, tools, ask.repairs)
+
+
+async def _ask(
+    given: Any, prompt: str, model: Any, tools: Sequence[AgentTool], repairs: int
+) -> Any:
+    name = name_of(given)
+    agent = _adapt(given, name, repairs)
+    text = prompt
+    attributes = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": name}
+    with span(AGENT, attributes):
+        for left in reversed(range(repairs + 1)):
+            found = await agent.run(text, output=model, tools=tools)
+            for usage in found.usage:
+                find_toolbox().report_usage(usage)
+            try:
+                encode_output(found.value, model)
+            except InvalidOutput as error:
+                if not left:
+                    raise
+                text = f"{prompt}\n\n{_describe_misfit(found.value, error)}"
+            else:
+                return found.value
+    raise AssertionError("the last turn returns or raises")
+
+
+def _adapt(agent: Any, name: str, repairs: int) -> Agent:
+    """Return an agent as this package knows them; whoever hands over one of pydantic-ai's has loaded that."""
+    library = sys.modules.get("pydantic_ai")
+    if library is None or not isinstance(agent, library.agent.AbstractAgent):
+        own: Agent = agent
+        return own
+    from smithers.agents.pydantic_agents import PydanticAgent
+
+    return PydanticAgent(agent, name, repairs)
+
+
+def _describe_misfit(value: Any, error: InvalidOutput) -> str:
+    try:
+        answer = encode_output(value)
+    except InvalidOutput:
+        answer = repr(value)
+    wrong = str(error) if error.details is None else f"{error}: {encode_output(error.details)}"
+    return MISFIT.format(answer=answer[:MAX_TOLD_CHARS], error=wrong)
+
+
+def _tell(calls: Sequence[PreviousCall]) -> str:
+    """Write down the calls that must not be made again, as the end of a prompt."""
+    done = [call for call in calls if call.is_side_effect and not call.is_idempotent]
+    if not done:
+        return ""
+    return "\n".join(["", "", TOLD, *map(_tell_call, done[-MAX_TOLD_CALLS:])])
+
+
+def _tell_call(call: PreviousCall) -> str:
+    came_to = call.output or call.error or "nobody knows what it came to"
+    given = (call.input or "…")[:MAX_TOLD_CHARS]
+    return f"- {call.tool_name} {given}: {call.state}, {came_to[:MAX_TOLD_CHARS]}"

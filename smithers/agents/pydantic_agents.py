@@ -1,0 +1,160 @@
+"""Agents of pydantic-ai, made durable by its own interface for that.
+
+Each model request and each call of a function or MCP tool that the agent has by itself is an operation that pydantic-ai
+hands over instead of performing it: it is recorded as a call of the attempt, and made once. Only imported where an author
+has given such an agent: the library is the extra `agents`.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from hashlib import sha256
+from typing import Any, Final, cast
+
+from pydantic import ValidationError
+from pydantic_ai import FunctionToolset, Tool
+from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.durable_exec import (
+    JSON_CODEC,
+    BaseDurabilityCapability,
+    DurabilityEngineSpec,
+    DurableOperationBackend,
+    DurableOperationId,
+    JournalCallableOperationBackend,
+    ModelCompactMessagesId,
+    ModelRequestId,
+    RoleBasedOperationConfig,
+    ToolsetCallToolId,
+)
+from pydantic_ai.exceptions import ToolFailed, UnexpectedModelBehavior
+
+from smithers.agents.agent import AgentAnswer, AgentTool
+from smithers.agents.models import ask_model
+from smithers.errors import InvalidOutput
+from smithers.outputs import encode_output
+from smithers.tools.errors import ToolError
+from smithers.tools.once import make_once
+from smithers.tools.toolbox import CallStart, TokenUsage
+
+TOOLSET_ID: Final = "smithers"
+NO_CONFIG: Final = RoleBasedOperationConfig[None](
+    model=None, event=None, capability=None, tool=None
+)
+
+Body = Callable[[], Awaitable[object]]
+
+
+class PydanticAgent:
+    """An agent of pydantic-ai as a smithers.agents.Agent; pydantic-ai gives an answer back that does not fit."""
+
+    def __init__(self, agent: AbstractAgent[Any, Any], name: str, repairs: int) -> None:
+        self._agent = agent
+        self._name = name
+        self._repairs = repairs
+
+    async def run(self, prompt: str, *, output: Any, tools: Sequence[AgentTool]) -> AgentAnswer:
+        """Answer; `output` None: with what the agent was made to put out."""
+        digest = sha256(prompt.encode("utf-8", "replace")).hexdigest()
+        given = [
+            Tool.from_schema(partial(_call, tool), tool.name, tool.description, tool.parameters)
+            for tool in tools
+        ]
+        try:
+            result = await self._agent.run(
+                prompt,
+                output_type=output,
+                retries={"output": self._repairs},
+                infer_name=False,
+                toolsets=[FunctionToolset(given, id=TOOLSET_ID)],
+                capabilities=[Durability(self._name, digest)],
+            )
+        except UnexpectedModelBehavior as error:
+            if isinstance(error.__cause__, ValidationError):
+                raise InvalidOutput(f"{self._name}: {error}: {error.__cause__}") from error
+            raise
+        return AgentAnswer(result.output)
+
+
+class Durability(BaseDurabilityCapability[Any]):
+    """What hands a run's operations to the attempt that it is part of."""
+
+    engine_spec = DurabilityEngineSpec(
+        engine_name="Smithers",
+        durable_unit_noun="call",
+        durable_container_noun="attempt",
+        codec=JSON_CODEC,
+        sequential_tools_in_durable_context=True,  # calls are known by their numbers
+    )
+    in_durable_context = True
+
+    def __init__(self, name: str, prompt_digest: str) -> None:
+        super().__init__(name=name)
+        self._prompt_digest = prompt_digest
+
+    def get_durable_operation_backend(self) -> DurableOperationBackend[None]:
+        """Return what performs operations."""
+        return Operations(self.name, self._prompt_digest)
+
+
+class Operations(JournalCallableOperationBackend[None]):
+    """Performs operations as recorded calls; what is neither a model's nor a tool's is just performed."""
+
+    def __init__(self, agent_name: str, prompt_digest: str) -> None:
+        super().__init__(agent_name=agent_name, config=NO_CONFIG)
+        self._agent_name = agent_name
+        self._prompt_digest = prompt_digest
+
+    async def execute(
+        self,
+        *,
+        operation_id: DurableOperationId,
+        name: str,
+        body: Body,
+        cache_key: tuple[object, ...],
+        config: None,  # noqa: ARG002 - pydantic-ai's parameter
+    ) -> object:
+        """Perform one operation; its result is JSON."""
+        match operation_id:
+            case ModelRequestId() | ModelCompactMessagesId():
+                model = operation_id.model_name
+                request = {"operation": name, "prompt": self._prompt_digest}
+                usage = partial(_read_usage, self._agent_name, model)
+                return await ask_model(model, request, body, read_usage=usage)
+            case ToolsetCallToolId():
+                tool_name, arguments = cache_key[:2]  # as ToolsetCallToolParams begins
+                return await _call_own_tool(str(tool_name), arguments, body)
+            case _:
+                return await body()
+
+
+async def _call_own_tool(name: str, arguments: object, body: Body) -> object:
+    """Call a tool that the agent has by itself; nobody says of it that it might be called twice."""
+    start = CallStart(
+        tool_name=name,
+        input=encode_output(arguments),
+        is_side_effect=True,
+        is_idempotent=False,
+    )
+    try:
+        return await make_once(start, lambda _number: body())
+    except ToolError as error:
+        raise ToolFailed(str(error)) from error
+
+
+async def _call(tool: AgentTool, **arguments: Any) -> Any:
+    """Call one of ours; what comes to nothing is told to the model."""
+    try:
+        return await tool.call(arguments)
+    except ToolError as error:
+        raise ToolFailed(str(error)) from error
+
+
+def _read_usage(agent: str, model: str, answer: object) -> TokenUsage:
+    """Read what a model's response, as pydantic-ai writes it, says of tokens; a streamed one lies deeper."""
+    written = cast("dict[str, Any]", answer)
+    used = written.get("response", written)["usage"]
+    return TokenUsage(
+        agent=agent,
+        model=model,
+        input_tokens=used["input_tokens"],
+        output_tokens=used["output_tokens"],
+    )

@@ -1,0 +1,85 @@
+"""Say what another version of a workflow would make of a run that waits: its builder is called, and nothing is run.
+
+A run keeps the version that it has until it is resumed with another one; this tells beforehand what that would do.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from smithers.context import Auth
+from smithers.engine.drawing import xml_of
+from smithers.engine.facts import Facts, NodeKey
+from smithers.engine.frames import hash_of
+from smithers.engine.mount import Mounted
+from smithers.engine.rendering import Guard, Renderer
+from smithers.errors import WorkflowError
+from smithers.states import NodeState
+from smithers.store.claims import LoadedRun
+from smithers.store.workflows import ParkedRun
+from smithers.workflow import Workflow
+
+OPEN_STATES = frozenset({NodeState.PENDING, NodeState.IN_PROGRESS}) | {
+    state for state in NodeState if state.is_waiting
+}
+
+
+class Verdict(StrEnum):
+    """What would become of a run."""
+
+    GOES_ON = "goes-on"  # the same tree
+    CHANGES = "changes"  # another tree, by which it can go on
+    FAILS = "fails"  # no tree, or its input does not fit any more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What would become of one run, and why."""
+
+    verdict: Verdict
+    lost: tuple[NodeKey, ...] = ()  # under way or waiting, and not in the new tree: to be cancelled
+    added: tuple[NodeKey, ...] = ()  # in the new tree, and never seen before
+    reason: str | None = None
+
+
+def check_run(
+    run: ParkedRun, loaded: LoadedRun, workflow: Workflow[Any], *, guard: Guard
+) -> Finding:
+    """Render a parked run by another version of its workflow; `guard` bounds the builder's time."""
+    given: Any = orjson.loads(run.input)
+    try:
+        if workflow.input_model is not None:
+            given = workflow.input_model.model_validate_json(run.input)
+        auth = orjson.loads(run.auth) if run.auth else {}
+        renderer = Renderer(
+            run_id=run.run_id,
+            workflow=workflow,
+            input=given,
+            auth=Auth(auth.get("user"), tuple(auth.get("scopes", ()))),
+            guard=guard,
+        )
+        mounted = renderer.render(loaded.facts, loaded.facts.loop_paths()).mounted
+    except ValidationError as error:
+        text = f"its input does not fit {workflow.name} any more: {error.error_count()} errors"
+        return Finding(verdict=Verdict.FAILS, reason=text)
+    except WorkflowError as error:
+        return Finding(verdict=Verdict.FAILS, reason=str(error))
+    if hash_of(xml_of(mounted, workflow.name)) == loaded.xml_hash:
+        return Finding(verdict=Verdict.GOES_ON)
+    return _compare(mounted, loaded.facts)
+
+
+def _compare(mounted: Mounted, facts: Facts) -> Finding:
+    leaves: Mapping[NodeKey, Any] = mounted.leaves
+    lost = [
+        key for key, fact in facts.nodes.items() if fact.state in OPEN_STATES and key not in leaves
+    ]
+    return Finding(
+        verdict=Verdict.CHANGES,
+        lost=tuple(sorted(lost)),
+        added=tuple(key for key in leaves if key not in facts.nodes),
+    )

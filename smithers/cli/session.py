@@ -1,0 +1,314 @@
+"""One run at the terminal, from its beginning to what the command returns.
+
+Everything that the run needs is in this process and below it: a gateway on a free loopback port behind a token that nobody
+else knows, and a pool that claims only this run's queue. Somebody else may see and steer the run only where it is served.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from smithers.cli.console import CommandFailed, Exit, note, print_json
+from smithers.ids import RunId
+from smithers.settings import ServerOptions
+from smithers.states import RunStatus
+
+if TYPE_CHECKING:
+    from smithers.cli.following import Answer, Ask
+    from smithers.cli.progress import Display
+    from smithers.client import Approval, AsyncClient, BadRequest, Run
+    from smithers.server import Server
+
+DRAIN_S: Final = 2.0  # what is under way when we are told to leave is given back after this
+
+
+@dataclass(frozen=True, slots=True)
+class ServePlace:
+    """Where a run is served, and to whom."""
+
+    host: str
+    port: int  # 0: any free one
+    auth_token: str | None = field(repr=False)
+    metrics: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errand:
+    """What is to be run."""
+
+    file: str  # as the person wrote it
+    workflow_path: str  # below the root
+    input: dict[str, Any]
+    run_id: str
+    is_resume: bool
+    is_yes: bool
+    serve: ServePlace | None
+
+
+def run_errand(
+    errand: Errand, options: ServerOptions, announce: Callable[[str], None] | None = None
+) -> int:
+    """Run it, and return the command's exit code; `announce` is told once at which URL the run is served."""
+    import uvloop
+
+    from smithers.telemetry.logs import configure_logging
+
+    configure_logging(options.log_format, options.log_level)
+    return uvloop.run(_run(errand, options, announce))
+
+
+async def _run(
+    errand: Errand, options: ServerOptions, announce: Callable[[str], None] | None
+) -> int:
+    from smithers.cli.progress import open_display
+    from smithers.client import AsyncClient
+    from smithers.server import start_server
+
+    with (
+        _listening(errand.serve) as listener,
+        open_display(f"{Path(errand.file).name}  {errand.run_id}") as display,
+    ):
+        async with (
+            start_server(options, environ=os.environ) as server,
+            AsyncClient(server.url, token=options.auth_token) as client,
+        ):
+            session = _Session(errand, server, client, display)
+            with session.signals():
+                if errand.is_resume:
+                    await _refuse_others(errand, server.dsn, str(options.own_queue))
+                await _begin(errand, client)
+                async with _serving(errand, server, client, listener) as url:
+                    if url is not None:
+                        display.say(f"run {errand.run_id} is served at {url}")
+                    if url is not None and announce is not None:
+                        announce(url)
+                    await session.follow()
+            display.end()  # before the drain: its seconds are none of the run's
+    return session.conclude()
+
+
+@contextmanager
+def _listening(place: ServePlace | None) -> Iterator[socket.socket | None]:
+    """Listen before the run is begun: the port may be taken."""
+    if place is None:
+        yield None
+        return
+    from gateway.app import bind
+
+    with bind(place.host, place.port) as listener:
+        yield listener
+
+
+@asynccontextmanager
+async def _serving(
+    errand: Errand, server: "Server", client: "AsyncClient", listener: socket.socket | None
+) -> AsyncIterator[str | None]:
+    """Serve the run where it was asked for, until the block is left; yield the URL."""
+    if errand.serve is None or listener is None:
+        yield None
+        return
+    from gateway.serve import ServeOptions, StoreAddress, WorkflowReference, open_run_site
+    from smithers.server import url_of
+    from smithers.telemetry.names import Role
+
+    run = await client.get(errand.run_id)
+    options = ServeOptions(
+        workflow=WorkflowReference(
+            path=errand.workflow_path, source_hash=run.workflow_hash or "", name=run.workflow_name
+        ),
+        store=StoreAddress(dsn=server.database.dsn, direct_dsn=server.database.direct_dsn),
+        run_id=errand.run_id,
+        auth_token=errand.serve.auth_token,
+        metrics=errand.serve.metrics,
+    )
+    page = server.sheet.open_page(Role.GATEWAY)
+    async with open_run_site(options, listener, page, drain_timeout_s=DRAIN_S):
+        yield url_of(errand.serve.host, listener.getsockname()[1])
+
+
+async def _refuse_others(errand: Errand, dsn: str, own_queue: str) -> None:
+    """Raise CommandFailed for a run that a server began: nobody here would ever claim it."""
+    from smithers.store.connections import connect
+    from smithers.store.reads import find_queue
+
+    connection = await connect(dsn, role="up")
+    try:
+        queue = await find_queue(connection, RunId(errand.run_id))
+    finally:
+        await connection.close()
+    if queue not in {None, own_queue}:
+        raise CommandFailed(
+            f"run {errand.run_id} was not begun by `smithers up`: it is in the queue {queue}",
+            hint=f"smithers resume {errand.run_id}, with a server that serves it",
+            exit_code=Exit.USAGE,
+        )
+
+
+async def _begin(errand: Errand, client: "AsyncClient") -> None:
+    from smithers.client import BadRequest, Conflict, NotFound
+
+    try:
+        if errand.is_resume:
+            await client.resume(errand.run_id, workflow_path=errand.workflow_path)
+        else:
+            await client.start(errand.workflow_path, errand.input, run_id=errand.run_id)
+    except BadRequest as error:
+        raise CommandFailed(_explain(error), exit_code=Exit.USAGE) from error
+    except NotFound as error:
+        hint = "leave --resume out to start it"
+        raise CommandFailed(str(error), hint=hint, exit_code=Exit.USAGE) from error
+    except Conflict as error:
+        hint = f"smithers up {errand.file} --run-id {errand.run_id} --resume"
+        raise CommandFailed(str(error), hint=hint, exit_code=Exit.USAGE) from error
+
+
+def _explain(error: "BadRequest") -> str:
+    """Say what is wrong with a start, field by field."""
+    details = error.details if isinstance(error.details, dict) else {}
+    errors = details.get("errors") or []
+    return "\n  ".join([str(error), *(json.dumps(one, ensure_ascii=False) for one in errors)])
+
+
+class _Session:
+    """One run at the terminal: who is asked, what the signals do to it, and how it ended."""
+
+    def __init__(
+        self, errand: Errand, server: "Server", client: "AsyncClient", display: "Display"
+    ) -> None:
+        self._errand = errand
+        self._display = display
+        self._server = server
+        self._client = client
+        self._interrupted = asyncio.Event()
+        self._leaving = asyncio.Event()
+        self._exit_code = Exit.OK  # of who was told to leave
+        self._cancelling: asyncio.Task[str] | None = None
+        self._run: Run | None = None
+
+    async def follow(self) -> None:
+        """Follow the run until it has ended or waits, or somebody wants us to leave; a served one always until that."""
+        from smithers.cli import following
+
+        is_served = self._errand.serve is not None
+        work = following.follow(
+            self._client,
+            self._errand.run_id,
+            self._display,
+            self._choose_ask(),
+            until_ended=is_served,
+        )
+        following_it = asyncio.create_task(work)
+        leaving = asyncio.create_task(self._leaving.wait())
+        await asyncio.wait({following_it, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        leaving.cancel()
+        if not following_it.done():
+            following_it.cancel()
+            await asyncio.wait({following_it})
+        else:
+            self._run = following_it.result()
+            if is_served and self._cancelling is None:
+                self._display.say(f"run {self._run.status}; it is served on until Ctrl-C")
+                await self._leaving.wait()
+
+    def _choose_ask(self) -> "Ask":
+        from smithers.cli import following
+
+        if self._errand.is_yes:
+            return following.approve_all
+        if self._errand.serve is not None:
+            return following.leave_open  # whoever is to be asked comes over HTTP
+        if sys.stdin.isatty() and sys.stderr.isatty():
+            return self._ask_unless_interrupted
+        return following.leave_open
+
+    async def _ask_unless_interrupted(self, approval: "Approval") -> "Answer | None":
+        from smithers.cli import following
+
+        asking = asyncio.create_task(following.ask_at_terminal(approval))
+        interrupted = asyncio.create_task(self._interrupted.wait())
+        await asyncio.wait({asking, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+        interrupted.cancel()
+        if asking.done():
+            return asking.result()
+        asking.cancel()
+        await asyncio.wait({asking})
+        return None
+
+    def conclude(self) -> int:
+        """Say what came of it, and return the exit code."""
+        run = self._run
+        if run is None:
+            self._say_how_to_go_on("released")
+            return self._exit_code
+        match run.status:
+            case RunStatus.FINISHED:
+                print_json(run.output)
+                return Exit.OK
+            case RunStatus.CONTINUED:
+                note(f"run {run.run_id} went on as another: `smithers serve` of this root does it")
+                return Exit.OK
+            case RunStatus.CANCELLED:
+                self._say_how_to_go_on("cancelled")
+                return Exit.CANCELLED if self._cancelling is None else Exit.SIGINT
+            case RunStatus.FAILED:
+                error = run.error or {}
+                raise CommandFailed(
+                    f"the run failed: {error.get('name')}: {error.get('message')}",
+                    hint=f"mend it, then: {self._command('--resume')}",
+                )
+            case _:
+                self._say_what_unblocks(run)
+                return Exit.WAITING
+
+    def _say_what_unblocks(self, run: "Run") -> None:
+        blocked = (run.run_state.blocked if run.run_state else None) or {}
+        if run.status is RunStatus.WAITING_EVENT:
+            note(f"run {run.run_id} waits for the signal {blocked.get('correlationKey')}")
+            note("a server of this root, `smithers serve`, takes it:")
+            note(f"  smithers signal {run.run_id} {blocked.get('correlationKey')}")
+            note(f"then go on with:\n  {self._command('--resume')}")
+        else:
+            note(f"run {run.run_id} waits for an approval: {blocked.get('nodeId')}")
+            note(f"approve it with:\n  {self._command('--resume', '--yes')}")
+
+    def _say_how_to_go_on(self, word: str) -> None:
+        note(f"{word}; go on with:\n  {self._command('--resume')}")
+
+    def _command(self, *flags: str) -> str:
+        return " ".join(["smithers up", self._errand.file, "--run-id", self._errand.run_id, *flags])
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Take the signals while the run is followed; those that come later hurry the drain."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, self._interrupt)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._leave, Exit.SIGTERM)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                loop.add_signal_handler(number, self._server.hurry)
+
+    def _interrupt(self) -> None:
+        if self._cancelling is not None or self._run is not None:
+            self._leave(Exit.SIGINT)
+            return
+        self._display.say("cancelling the run; Ctrl-C again to leave at once")
+        self._interrupted.set()
+        self._cancelling = asyncio.create_task(self._client.cancel(self._errand.run_id))
+
+    def _leave(self, code: Exit) -> None:
+        if self._leaving.is_set():
+            self._server.hurry()
+        else:
+            self._exit_code = code
+            self._leaving.set()

@@ -1,0 +1,155 @@
+"""Other runs that a run starts: a child whose end its node waits for, and what the run itself goes on as. Pure.
+
+Both are started in the commit that says so. A child's id is made of its parent's and its node's, so that no crash makes
+two of it, and such that a parent's id comes before its children's in every order of ids.
+"""
+
+import hashlib
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from smithers.engine import outcomes
+from smithers.engine.facts import Facts, NodeFact, NodeKey, Problem
+from smithers.engine.mount import LeafPlace
+from smithers.engine.turn import ChildStart, Ending, EventDraft
+from smithers.errors import InvalidOutput
+from smithers.events import EventType
+from smithers.ids import RunId, is_run_id
+from smithers.outputs import decode_output, encode_output
+from smithers.states import NodeState, RunStatus
+from smithers.tree import ContinueAsNew, Subflow
+
+if TYPE_CHECKING:
+    from smithers.engine.progress import Progress
+
+CONTINUATION_KIND: Final = "continue-as-new"
+_COUNTED: Final = re.compile(r"(.*)\+([0-9]{1,9})")
+
+
+def start(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
+    """Start a node's child, or take it up again that ended badly before, and let the node wait for its end."""
+    key, element = leaf.key, leaf.element
+    assert isinstance(element, Subflow)
+    run.facts.ends.pop(key, None)  # of an earlier attempt
+    fact = fact.but(attempt=fact.attempt + 1)
+    run.say(EventType.NODE_STARTED, key, attempt=fact.attempt)
+    child_id = child_run_id(run.renderer.run_id, key)
+    try:
+        given = encode_output(element.input, element.workflow.input_model)
+    except InvalidOutput as error:
+        problem = Problem("InvalidInput", str(error), "INVALID_INPUT", error.details)
+        outcomes.fail(run, key, fact, problem, is_tolerated=element.continue_on_fail)
+        return
+    if not is_run_id(child_id):
+        text = f"{child_id} is no name of a run: subflows are nested too deep, or the run's own is too long"
+        problem = Problem("SubflowTooDeep", text, "SUBFLOW_TOO_DEEP")
+        outcomes.fail(run, key, fact, problem, is_tolerated=element.continue_on_fail)
+        return
+    run.turn.children.append(
+        ChildStart(
+            key=key,
+            run_id=child_id,
+            workflow_name=element.workflow.name,
+            workflow_export=_export_of(element.workflow),
+            input=given,
+            queue=element.workflow.queue,
+            is_solo=element.workflow.isolation == "process",
+        )
+    )
+    wait = {"childRunId": child_id, "signalName": child_id}
+    fact = fact.but(wait=orjson.dumps(wait).decode(), state=NodeState.WAITING_EVENT, due_ms=None)
+    run.put(key, fact)
+    run.say(EventType.SUBFLOW_STARTED, key, childRunId=child_id)
+    run.say(EventType.NODE_WAITING_EVENT, key, signalName=child_id)
+
+
+def take_end(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
+    """Go on where a node's child has ended."""
+    end = run.facts.ends.get(leaf.key)
+    element = leaf.element
+    assert isinstance(element, Subflow)
+    if end is None or any(child.key == leaf.key for child in run.turn.children):
+        return
+    if end.status is RunStatus.FINISHED:
+        try:
+            output = end.output and encode_output(decode_output(end.output), element.output)
+        except InvalidOutput as error:
+            problem = Problem("InvalidOutput", str(error), error.code, error.details)
+        else:
+            outcomes.finish(run, leaf.key, fact, output)
+            return
+    else:
+        details: dict[str, Any] = {"childRunId": end.run_id}
+        text = f"its run {end.run_id} was {end.status}"
+        if end.error is not None:
+            details["error"] = end.error.to_wire()
+            text = f"{text}: {end.error.message}"
+        problem = Problem("SubflowFailed", text, f"SUBFLOW_{end.status.upper()}", details)
+    outcomes.fail(run, leaf.key, fact, problem, is_tolerated=element.continue_on_fail)
+
+
+def go_on_as_new(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
+    """Keep what the run is to go on with; it ends when everything else has been stopped."""
+    element = leaf.element
+    assert isinstance(element, ContinueAsNew)
+    try:
+        state = encode_output(element.state)
+    except InvalidOutput as error:
+        problem = Problem("InvalidOutput", str(error), error.code, error.details)
+        outcomes.fail(run, leaf.key, fact, problem)
+        return
+    outcomes.finish(run, leaf.key, fact, state)
+    run.continuation = leaf.key
+
+
+def find_continuation(facts: Facts) -> NodeKey | None:
+    """Find where a run was to go on as another, whose earlier owner died before it did."""
+    for key in sorted(facts.nodes):
+        fact = facts.nodes[key]
+        if fact.kind == CONTINUATION_KIND and fact.state is NodeState.FINISHED:
+            return key
+    return None
+
+
+def end_continued(run: "Progress", key: NodeKey) -> Ending:
+    """Describe the end of a run that goes on as another."""
+    state = run.facts.nodes[key].output or "null"
+    new_id = next_run_id(run.renderer.run_id)
+    fields = {
+        "newRunId": new_id,
+        "iteration": key.iteration,
+        "carriedStateSize": len(state.encode()),
+    }
+    workflow = run.renderer.workflow
+    successor = ChildStart(
+        key=None,
+        run_id=new_id,
+        workflow_name=workflow.name,
+        queue=workflow.queue,
+        is_solo=workflow.isolation == "process",
+        carried=state,
+    )
+    event = EventDraft(EventType.RUN_CONTINUED_AS_NEW, fields)
+    return Ending(status=RunStatus.CONTINUED, events=(event,), successor=successor)
+
+
+def child_run_id(run_id: RunId, key: NodeKey) -> RunId:
+    """Name a node's child, whatever happens between two askings."""
+    place = f"{key.node_id}/{key.iteration}".encode()
+    return RunId(f"{run_id}.{hashlib.blake2b(place, digest_size=6).hexdigest()}")
+
+
+def next_run_id(run_id: RunId) -> RunId:
+    """Name what a run goes on as: `nightly`, `nightly+1`, `nightly+2`."""
+    counted = _COUNTED.fullmatch(run_id)
+    if counted is None:
+        return RunId(f"{run_id}+1")
+    return RunId(f"{counted[1]}+{int(counted[2]) + 1}")
+
+
+def _export_of(workflow: Any) -> str:
+    """Say where in the source a workflow is: `file.py:name`."""
+    file = getattr(workflow.builder, "__globals__", {}).get("__file__", "")
+    return f"{file}:{workflow.name}"

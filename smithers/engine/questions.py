@@ -1,0 +1,202 @@
+"""Leaves that ask a person: approvals, forms, and the gates of tasks. Pure; works on one run's Progress."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from smithers.context import ApprovalDecision
+from smithers.engine import outcomes
+from smithers.engine.facts import ApprovalFact, NodeFact, NodeKey, Problem
+from smithers.engine.mount import LeafPlace
+from smithers.engine.turn import ApprovalChange, Timeout
+from smithers.errors import InvalidOutput, InvalidTree
+from smithers.events import EventType
+from smithers.outputs import decode_output, encode_output, find_adapter
+from smithers.states import ApprovalStatus, NodeState
+from smithers.tree import Approval, ApprovalMode, HumanTask, OnDeny, OnTimeout, Task
+
+if TYPE_CHECKING:
+    from smithers.engine.progress import Progress
+
+TIMEOUT_USER: Final = "system:timeout"
+
+
+def ask(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
+    """Put a leaf's question to people."""
+    element = leaf.element
+    timeout_s = None if isinstance(element, Task) else getattr(element, "timeout_s", None)
+    request = _request(element)
+    _put_request(run, leaf.key, request)
+    shown = {name: request[name] for name in ("mode", "options") if name in request}
+    fact = fact.but(wait=orjson.dumps(shown).decode() if shown else None)
+    outcomes.wait(run, leaf.key, fact, NodeState.WAITING_APPROVAL, now_ms, timeout_s)
+    _say_asked(run, leaf.key)
+
+
+def is_let_through(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> bool:
+    """Say whether a task's gate is open; ask where nobody has been asked yet."""
+    decision = run.facts.approvals.get(leaf.key)
+    if decision is not None and decision.status is ApprovalStatus.APPROVED:
+        return True
+    ask(run, leaf, fact, now_ms)
+    return False
+
+
+def take_decision(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
+    """Go on where a person has decided."""
+    decision = run.facts.approvals.get(leaf.key)
+    if decision is None or decision.status not in (ApprovalStatus.APPROVED, ApprovalStatus.DENIED):
+        return
+    match leaf.element:
+        case Task() as task:
+            if decision.status is ApprovalStatus.APPROVED:
+                run.put(leaf.key, fact.but(state=NodeState.PENDING, due_ms=None))
+                run.make_ready(leaf)
+            else:
+                _deny(run, leaf.key, fact, decision, is_tolerated=task.continue_on_fail)
+        case HumanTask() as form:
+            _take_answer(run, leaf.key, fact, decision, form)
+        case Approval() as approval:
+            _take_decision(run, leaf.key, fact, decision, approval)
+
+
+def run_out(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
+    """Take in that a question's time has come: one more who decides, and whoever was first wins."""
+    if run.is_just_asked(leaf.key):
+        run.at(fact.due_ms or now_ms, leaf.key)
+    elif Timeout(leaf.key) not in run.turn.timeouts:
+        run.turn.timeouts.append(Timeout(leaf.key))
+
+
+def _take_decision(
+    run: "Progress", key: NodeKey, fact: NodeFact, decision: ApprovalFact, approval: Approval
+) -> None:
+    is_approved = decision.status is ApprovalStatus.APPROVED
+    if is_approved or approval.on_deny is OnDeny.CONTINUE:
+        try:
+            output = _decision_json(decision, approval, is_approved=is_approved)
+        except InvalidOutput as error:
+            problem = Problem("InvalidOutput", str(error), error.code, error.details)
+            outcomes.fail(run, key, fact, problem)
+            return
+        outcomes.finish(run, key, fact, output)
+    elif approval.on_deny is OnDeny.SKIP:
+        outcomes.skip(run, key, fact)
+    else:
+        _deny(run, key, fact, decision, is_tolerated=False)
+
+
+def _take_answer(
+    run: "Progress", key: NodeKey, fact: NodeFact, answer: ApprovalFact, form: HumanTask[Any]
+) -> None:
+    if answer.status is ApprovalStatus.DENIED:  # only time says no to a form
+        match form.on_timeout:
+            case OnTimeout.CONTINUE:
+                outcomes.finish(run, key, fact, None)
+            case OnTimeout.SKIP:
+                outcomes.skip(run, key, fact)
+            case OnTimeout.FAIL:
+                _deny(run, key, fact, answer, is_tolerated=False)
+        return
+    try:
+        output = encode_output(decode_output(answer.decision or "null"), form.output)
+    except InvalidOutput as error:
+        # The model knows more than its schema: the same person, or another, is asked again and told why.
+        again = {**_request(form), "errors": error.details or [{"msg": str(error)}]}
+        _put_request(run, key, again)
+        run.put(key, fact)
+        _say_asked(run, key)
+        return
+    outcomes.finish(run, key, fact, output)
+
+
+def _put_request(run: "Progress", key: NodeKey, request: dict[str, Any]) -> None:
+    # An answer to an earlier asking is no answer to this one.
+    run.facts.approvals.pop(key, None)
+    run.turn.approvals.append(ApprovalChange(key, orjson.dumps(request).decode()))
+
+
+def _say_asked(run: "Progress", key: NodeKey) -> None:
+    run.say(EventType.APPROVAL_REQUESTED, key)
+    run.say(EventType.NODE_WAITING_APPROVAL, key)
+
+
+def _request(element: object) -> dict[str, Any]:
+    """Build what is shown to whoever is asked, and what an answer is held against."""
+    match element:
+        case Approval():
+            request: dict[str, Any] = {"title": element.title, "summary": element.summary}
+            if element.mode is not ApprovalMode.APPROVE:
+                request |= {"mode": element.mode, "options": element.options}
+        case HumanTask():
+            request = {"title": element.prompt, "mode": "form", "schema": _schema(element)}
+        case Task():
+            return {"title": element.label or element.id}
+        case _:
+            raise AssertionError(f"{element} asks nobody")
+    for name, allowed in (
+        ("allowedUsers", element.allowed_users),
+        ("allowedScopes", element.allowed_scopes),
+    ):
+        if allowed is not None:
+            request[name] = allowed
+    return request
+
+
+def _schema(form: HumanTask[Any]) -> Any:
+    adapter = find_adapter(form.output)
+    try:
+        if adapter is not None:
+            return adapter.json_schema()
+    except Exception as error:  # pydantic runs the author's code to make a schema
+        raise InvalidTree(f"HumanTask({form.id!r}, output=...): {error}"[:500]) from error
+    raise InvalidTree(f"HumanTask({form.id!r}, output={form.output!r}) is no model of a form")
+
+
+def _deny(
+    run: "Progress", key: NodeKey, fact: NodeFact, decision: ApprovalFact, *, is_tolerated: bool
+) -> None:
+    if decision.decided_by == TIMEOUT_USER:
+        problem = Problem("WaitTimedOut", "nobody decided in time", "WAIT_TIMED_OUT")
+    else:
+        by = f" by {decision.decided_by}" if decision.decided_by else ""
+        note = f": {decision.note}" if decision.note else ""
+        problem = Problem("ApprovalDenied", f"denied{by}{note}", "APPROVAL_DENIED")
+    outcomes.fail(run, key, fact, problem, is_tolerated=is_tolerated)
+
+
+def _decision_json(decision: ApprovalFact, approval: Approval, *, is_approved: bool) -> str:
+    moment = decision.decided_ms
+    chosen = _choice(decision, approval) if is_approved else None
+    return ApprovalDecision(
+        approved=is_approved,
+        note=decision.note,
+        decided_by=decision.decided_by,
+        decided_at=None if moment is None else datetime.fromtimestamp(moment / 1000, UTC),
+        timed_out=decision.decided_by == TIMEOUT_USER,
+        selected=chosen if approval.mode is ApprovalMode.SELECT else None,
+        ranked=chosen if approval.mode is ApprovalMode.RANK else None,
+    ).model_dump_json()
+
+
+def _choice(decision: ApprovalFact, approval: Approval) -> Any:
+    """Read which option was chosen, or all in their order; an edit of the file may have changed the options since."""
+    given = orjson.loads(decision.decision or "null")
+    chosen = given if isinstance(given, dict) else {}
+    options = approval.options
+    match approval.mode:
+        case ApprovalMode.APPROVE:
+            return None
+        case ApprovalMode.SELECT:
+            if (selected := chosen.get("selected")) in options:
+                return selected
+        case ApprovalMode.RANK:
+            ranked = chosen.get("ranked")
+            if isinstance(ranked, list) and _is_order(ranked, options):
+                return ranked
+    raise InvalidOutput(f"the decision {given} does not choose among {list(options)}")
+
+
+def _is_order(ranked: list[Any], options: tuple[str, ...]) -> bool:
+    return len(ranked) == len(options) and all(option in ranked for option in options)

@@ -1,0 +1,130 @@
+"""Take in what attempts report: how they ended, what they printed, called and said of themselves. Pure."""
+
+from typing import TYPE_CHECKING, Final
+
+from smithers.engine.facts import NodeFact, NodeKey, Problem
+from smithers.engine.outcomes import put_failed
+from smithers.engine.retrying import backoff_ms
+from smithers.engine.turn import AttemptEnd, CachedOutput, ToolCall
+from smithers.events import EventType
+from smithers.states import AttemptState, NodeState, ToolCallState
+from smithers.tree import Task
+
+if TYPE_CHECKING:
+    from smithers.engine.progress import Progress
+
+HEARTBEAT_TIMEOUT: Final = "HEARTBEAT_TIMEOUT"
+
+
+def lose_attempt(run: "Progress", key: NodeKey) -> None:
+    """Take in that an attempt's process died: the node is due again, and its retries are not touched."""
+    fact = run.facts.nodes[key]
+    end = AttemptEnd(key, fact.attempt, AttemptState.LOST, fact.started_ms, None)
+    run.turn.attempts.append(end)
+    run.put(key, fact.but(state=NodeState.PENDING))
+    run.lost.add(key)
+
+
+def finish_attempt(
+    run: "Progress", key: NodeKey, output: str, cached: CachedOutput | None = None
+) -> None:
+    """Take in an attempt's result, JSON text; `cached`: what others may have of it."""
+    if cached is not None:
+        run.turn.cached.append(cached)
+    fact = _end_attempt(run, key, AttemptState.FINISHED, None)
+    run.put(key, fact.but(state=NodeState.FINISHED, output=output, error=None))
+    run.say(EventType.NODE_FINISHED, key, attempt=fact.attempt)
+    run.settle(key)
+
+
+def fail_attempt(run: "Progress", key: NodeKey, problem: Problem, now_ms: int) -> None:
+    """Take in that an attempt failed: again after a back-off, or the node has failed."""
+    fact = _end_attempt(run, key, AttemptState.FAILED, problem)
+    leaf = run.find_leaf(key)
+    task = leaf.element if leaf is not None and isinstance(leaf.element, Task) else None
+    failures = fact.failures + 1
+    if problem.code == HEARTBEAT_TIMEOUT:
+        run.say(EventType.TASK_HEARTBEAT_TIMEOUT, key, attempt=fact.attempt)
+    run.say(EventType.NODE_FAILED, key, attempt=fact.attempt, error=problem.to_wire())
+    fact = fact.but(failures=failures, error=problem)
+    if task is not None and failures <= task.retries:
+        if (
+            run.is_ending and not run.is_cleaning
+        ):  # nothing starts any more: the other retries are for a resume
+            run.put(key, fact.but(state=NodeState.PENDING))
+            return
+        due_ms = now_ms + backoff_ms(task.retry, failures, f"{run.renderer.run_id}/{key}")
+        run.put(key, fact.but(state=NodeState.PENDING, due_ms=due_ms))
+        run.say(EventType.NODE_RETRYING, key, attempt=fact.attempt + 1)
+        run.at(due_ms, key)
+        return
+    is_tolerated = task is None or task.continue_on_fail  # None: it has left the tree
+    put_failed(run, key, fact.but(state=NodeState.FAILED), problem, is_tolerated=is_tolerated)
+
+
+def abort_attempt(run: "Progress", key: NodeKey, reason: str) -> None:
+    """Take in that an attempt was stopped on purpose."""
+    fact = _end_attempt(run, key, AttemptState.CANCELLED, None)
+    run.cancel_node(key, fact, reason)
+    if run.find_leaf(key) is None:
+        run.settle(key)  # out of the way of who waits for it
+        return
+    if run.is_ending:
+        return
+    run.put(key, fact.but(state=NodeState.PENDING))  # back in the tree meanwhile
+    run.say(EventType.NODE_PENDING, key)
+    run.ask_render()
+
+
+def print_output(run: "Progress", key: NodeKey, attempt: int, text: str, stream: str) -> None:
+    """Take in what a body has printed."""
+    sound = text.encode("utf-8", "replace").decode()
+    run.say(EventType.NODE_OUTPUT, key, attempt=attempt, text=sound, stream=stream)
+
+
+def beat(run: "Progress", key: NodeKey, attempt: int, data: str) -> None:
+    """Take in what a body has reported of itself, JSON text."""
+    run.put(key, run.facts.nodes[key].but(heartbeat=data))
+    run.say(EventType.TASK_HEARTBEAT, key, attempt=attempt)
+
+
+def call_tool(run: "Progress", key: NodeKey, attempt: int, call: ToolCall) -> None:
+    """Take in that a body has begun or ended a call of a tool or a model; only a tool's are events."""
+    run.turn.tool_calls[key, attempt, call.call_no] = call
+    if call.kind != "tool":
+        return
+    fields = {"attempt": attempt, "toolName": call.tool_name, "seq": call.call_no}
+    if call.state is ToolCallState.STARTED:
+        run.say(EventType.TOOL_CALL_STARTED, key, **fields)
+    else:
+        status = "success" if call.state is ToolCallState.FINISHED else "error"
+        run.say(EventType.TOOL_CALL_FINISHED, key, **fields, status=status)
+
+
+def use_tokens(run: "Progress", key: NodeKey, attempt: int, **usage: str | int) -> None:
+    """Take in what a model has used up, in the words of the event."""
+    run.say(EventType.TOKEN_USAGE_REPORTED, key, attempt=attempt, **usage)
+
+
+def refuse_turn(run: "Progress", problem: Problem) -> None:
+    """Take back a turn that the database does not take, and let the run fail for it, whatever it failed for before.
+
+    What had come out and cannot be kept counts as failed; what was to be started is not.
+    """
+    refused = run.drop_turn()
+    run.failure = problem
+    for end in refused.attempts:
+        fact = run.facts.nodes[end.key]
+        run.turn.attempts.append(end._replace(state=AttemptState.FAILED, error=problem))
+        run.put(end.key, fact.but(state=NodeState.FAILED, error=problem))
+        error = problem.to_wire()
+        run.say(EventType.NODE_FAILED, end.key, attempt=end.attempt, error=error)
+
+
+def _end_attempt(
+    run: "Progress", key: NodeKey, state: AttemptState, problem: Problem | None
+) -> NodeFact:
+    fact = run.facts.nodes[key]
+    run.in_flight.discard(key)
+    run.turn.attempts.append(AttemptEnd(key, fact.attempt, state, fact.started_ms, problem))
+    return fact

@@ -1,0 +1,57 @@
+"""Several HTTP processes on one socket.
+
+The socket is made here, before any of them, and inherited by all: whichever is free takes the next connection, and one that
+waits to be taken is lost with none of them. One that dies is replaced.
+"""
+
+import socket
+from typing import Self
+
+from smithers.errors import SmithersError
+from smithers.kept_process import KeptProcess, Program
+
+
+class StartFailed(SmithersError):
+    """A process did not come up."""
+
+
+class HttpProcesses:
+    """Gateways in processes of their own, on one socket: a connection that waits there is lost with none of them."""
+
+    def __init__(self, listener: socket.socket, program: Program, count: int) -> None:
+        self._listener = listener
+        self._processes = [KeptProcess(program) for _ in range(count)]
+        self.port: int = listener.getsockname()[1]
+
+    async def __aenter__(self) -> Self:
+        """Start them all; raises StartFailed where one does not come up."""
+        try:
+            await self._start()
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        for process in self._processes:
+            await process.end()
+
+    async def drain(self) -> None:
+        """Have all of them stop taking requests, end their streams, finish what is under way, and end."""
+        self._listener.close()
+        for process in self._processes:
+            process.drain()
+        for process in self._processes:
+            await process.until_ended()
+
+    def hurry(self) -> None:
+        """Wait no more for what is under way."""
+        for process in self._processes:
+            process.kill()
+
+    async def _start(self) -> None:
+        for process in self._processes:
+            await process.start()
+        for process in self._processes:
+            if not await process.until_ready():
+                raise StartFailed("an HTTP process did not start; the log says why")

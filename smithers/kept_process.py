@@ -1,0 +1,135 @@
+"""A process of our own that is kept: started again for as long as nobody has told it to drain.
+
+It is `python -P -m MODULE`, told by one line on its stdin. That stdin is the tie: while this process holds the other end it
+serves, and when the end is closed, by drain() or by a kill -9 of this process, it drains.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+LOG: Final = structlog.get_logger(__name__)
+BACK_OFF_S: Final = (0.1, 0.5, 1.0, 2.0, 5.0)  # before the next start of one that died
+HEALTHY_S: Final = 30.0  # one that lived as long begins the back-off anew
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """What is started, again and again."""
+
+    module: str
+    told: bytes  # one line, without its end; may hold secrets
+    environment: Mapping[str, str]
+    cwd: Path
+    handed_fds: tuple[int, ...] = ()  # descriptors that it inherits, under the same numbers
+    says_ready: bool = False  # by a line on its stdout, which is nobody's after that
+
+
+class KeptProcess:
+    """One process, and after its death the next one."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._process: asyncio.subprocess.Process | None = None
+        self._draining = asyncio.Event()
+        self._keeping: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start the process, and keep it."""
+        await self._spawn()
+        self._keeping = asyncio.create_task(self._keep(), name=f"keep-{self._program.module}")
+
+    async def until_ready(self) -> bool:
+        """Wait for the first process' first word; false: it died without one."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        return bool(await self._process.stdout.readline())
+
+    def drain(self) -> None:
+        """Tell the process to finish what it has, and to end."""
+        self._draining.set()
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+
+    async def until_ended(self) -> None:
+        """Wait until the process, told to drain, has ended."""
+        if self._keeping is not None:
+            await asyncio.shield(self._keeping)
+
+    async def end(self) -> None:
+        """Kill what has not ended by itself; nothing is left when this returns."""
+        self.kill()
+        await self.until_ended()
+
+    def kill(self) -> None:
+        """End the process at once, with its children."""
+        self._draining.set()
+        if self._process is not None and self._process.returncode is None:
+            # Its children are of its group, and the kernel ties them to it besides.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def _keep(self) -> None:
+        deaths = 0
+        while self._process is not None:
+            started_at = time.monotonic()
+            exit_code = await self._process.wait()
+            if self._draining.is_set():
+                return
+            deaths = 0 if time.monotonic() - started_at > HEALTHY_S else deaths
+            pause_s = BACK_OFF_S[min(deaths, len(BACK_OFF_S) - 1)]
+            deaths += 1
+            LOG.error(
+                "process_died",
+                module=self._program.module,
+                exit_code=exit_code,
+                restart_in_s=pause_s,
+            )
+            if not await self._respawn(pause_s):
+                return
+
+    async def _respawn(self, pause_s: float) -> bool:
+        """Start the process again, after a pause, as often as that takes; false: a drain came first."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._draining.wait()
+            if self._draining.is_set():
+                return False
+            try:
+                await self._spawn()
+            except OSError as error:  # no memory, no processes: there may be some later
+                LOG.warning("process_not_started", module=self._program.module, reason=str(error))
+                pause_s = BACK_OFF_S[-1]
+            else:
+                return True
+
+    async def _spawn(self) -> None:
+        program = self._program
+        # A session of its own: Ctrl-C reaches this process only, which then says in which order to stop.
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            "-m",
+            program.module,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE if program.says_ready else None,
+            cwd=program.cwd,
+            env=program.environment,
+            pass_fds=program.handed_fds,
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(program.told + b"\n")
+        with contextlib.suppress(ConnectionError):  # it is dead already: _keep sees to that
+            await self._process.stdin.drain()

@@ -1,0 +1,123 @@
+"""The pools of one server: that of its database, and one more for each workflow's own database that is in use.
+
+A database that nobody has started a run in is not connected to. Each pool has one database, so that claims, heartbeats and
+burials are the same in all of them, and a database that is down holds up no other.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from smithers.errors import StoreError
+from smithers.kept_process import KeptProcess, Program
+from smithers.retention import pruning
+from smithers.store.connections import connect
+from smithers.store.hints import Channel, Hints
+from smithers.store.own_databases import list_own_databases
+
+LOG: Final = structlog.get_logger(__name__)
+LOOK_AGAIN_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnPool:
+    """What there is for one workflow's own database."""
+
+    program: Program = field(repr=False)  # what it is told has the URL
+    dsn: str = field(repr=False)
+
+
+class Pools:
+    """The pools of one server, by one handle."""
+
+    def __init__(
+        self,
+        main: KeptProcess,
+        own: Mapping[str, OwnPool],
+        *,
+        direct_dsn: str,
+        retention: timedelta | None,
+    ) -> None:
+        """`own`: by the database's name, for those whose URL is known. `direct_dsn`: of the server's database."""
+        self._main = main
+        self._own = own
+        self._direct_dsn = direct_dsn
+        self._retention = retention
+        self._kept: dict[str, KeptProcess] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._heard = asyncio.Event()
+
+    async def start(self) -> None:
+        """Start the server's pool, and keep those of the other databases from when they are in use."""
+        await self._main.start()
+        if self._own:
+            self._tasks.append(asyncio.create_task(self._watch(), name="pools-watch"))
+
+    def drain(self) -> None:
+        """Tell the pools to let their runs come to a pause and to end."""
+        for pool in self._stop():
+            pool.drain()
+
+    async def until_ended(self) -> None:
+        """Wait until the pools, told to drain, have ended."""
+        await asyncio.gather(*(pool.until_ended() for pool in (self._main, *self._kept.values())))
+
+    def kill(self) -> None:
+        """End the pools at once; their runs go on elsewhere, or here at the next start."""
+        for pool in self._stop():
+            pool.kill()
+
+    async def end(self) -> None:
+        """Kill what has not ended by itself; nothing is left when this returns."""
+        self.kill()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await asyncio.gather(*(pool.end() for pool in (self._main, *self._kept.values())))
+
+    def _stop(self) -> Sequence[KeptProcess]:
+        """Start no more of them."""
+        for task in self._tasks:
+            task.cancel()
+        return (self._main, *self._kept.values())
+
+    async def _watch(self) -> None:
+        def hear(_names: frozenset[str] | None) -> None:
+            self._heard.set()
+
+        async with Hints(self._direct_dsn, role="pools", listeners={Channel.DATABASES: hear}):
+            while True:
+                await self._heard.wait()
+                self._heard.clear()
+                try:
+                    await self._start_used()
+                except (StoreError, OSError) as error:  # no database, no memory: there may be soon
+                    LOG.warning("own_pools_not_started", reason=str(error))
+                    await asyncio.sleep(LOOK_AGAIN_S)
+                    self._heard.set()
+
+    async def _start_used(self) -> None:
+        connection = await connect(self._direct_dsn, role="pools")
+        try:
+            names = await list_own_databases(connection)
+        finally:
+            await connection.close()
+        for name in names:
+            if name not in self._own:
+                LOG.warning("own_database_not_set", database=name)
+            elif name not in self._kept:
+                LOG.info("own_pool_starts", database=name)
+                self._kept[name] = pool = KeptProcess(self._own[name].program)
+                try:
+                    await pool.start()
+                except OSError:
+                    del self._kept[name]
+                    raise
+                self._tasks.append(asyncio.create_task(self._prune(name), name=f"prune-{name}"))
+
+    async def _prune(self, name: str) -> None:
+        async with pruning(self._own[name].dsn, self._retention):
+            await asyncio.Event().wait()

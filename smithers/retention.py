@@ -1,0 +1,58 @@
+"""Keep a server's database from growing for ever: look once an hour for runs that ended long ago.
+
+Every server of a database does this; which of them gets its turn does not matter, and the others look again later.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from smithers.errors import StoreError
+from smithers.store.retention import prune
+
+LOG: Final = structlog.get_logger(__name__)
+EVERY_S: Final = 3600.0
+FIRST_S: Final = 10.0  # after a start there is other work
+
+
+@asynccontextmanager
+async def pruning(
+    dsn: str, retention: timedelta | None, *, first_s: float = FIRST_S, every_s: float = EVERY_S
+) -> AsyncIterator[None]:
+    """Prune now and then until the block is left; never where `retention` is None."""
+    if retention is None:
+        yield
+        return
+    task = asyncio.create_task(_prune_now_and_then(dsn, retention, first_s, every_s), name="prune")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def _prune_now_and_then(
+    dsn: str, retention: timedelta, first_s: float, every_s: float
+) -> None:
+    pause_s = first_s
+    while True:
+        # Spread, so that servers that were started together do not ask together.
+        await asyncio.sleep(pause_s * random.uniform(1.0, 1.5))  # noqa: S311 - keeps no secret
+        pause_s = every_s
+        try:
+            pruned = await prune(dsn, retention)
+        except StoreError as error:
+            LOG.warning("prune_failed", error=str(error))
+            continue
+        if pruned.run_count or pruned.source_count:
+            LOG.info(
+                "runs_pruned",
+                runs=pruned.run_count,
+                events=pruned.event_count,
+                sources=pruned.source_count,
+            )

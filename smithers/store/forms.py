@@ -1,0 +1,89 @@
+"""What people fill in: read the form, and write its answer down once.
+
+The value is held against the form's schema by the caller, between the two; an answer to a form that was put anew
+meanwhile is written to none.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import asyncpg
+
+from smithers.errors import StoreError
+from smithers.ids import NodeId, RunId
+from smithers.store.connections import driver_errors
+from smithers.store.outside import Wake
+from smithers.store.refusals import NodeNotFound, NodeNotWaiting, NotAllowed
+
+# -- name: read_form
+READ_FORM: Final = "SELECT outcome, request FROM smithers.read_form_v1($1, $2, $3, $4, $5::text[])"
+
+# -- name: answer_form
+ANSWER_FORM: Final = """
+    SELECT outcome, queue, is_owned FROM smithers.answer_form_v1($1, $2, $3, $4, $5, $6, $7::text[], $8)"""
+
+
+class FormChanged(StoreError):
+    """The form was put anew since it was read: read it again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What somebody filled in; `user` and `scopes` are the credential's, None where the server has none."""
+
+    run_id: RunId
+    node_id: NodeId
+    iteration: int
+    value: str  # JSON
+    answered_by: str | None
+    user: str | None
+    scopes: tuple[str, ...] | None
+
+
+async def read_form(pool: asyncpg.Pool, answer: Answer) -> str:
+    """Read what an answer is for, as JSON; raises NodeNotFound, NodeNotWaiting, NotAllowed."""
+    with driver_errors():
+        row = await pool.fetchrow(READ_FORM, *_place(answer), answer.user, answer.scopes)
+    if row is None or row["outcome"] not in {"asked", "answered"}:
+        raise _refusal(None if row is None else row["outcome"])
+    request: str = row["request"]
+    return request
+
+
+async def answer_form(pool: asyncpg.Pool, answer: Answer, request: str) -> Wake:
+    """Write an answer down; `request`: what it was held against.
+
+    The same value again is no news; raises FormChanged, and NodeNotWaiting for another value.
+    """
+    with driver_errors():
+        row = await pool.fetchrow(
+            ANSWER_FORM,
+            *_place(answer),
+            answer.value,
+            answer.answered_by,
+            answer.user,
+            answer.scopes,
+            request,
+        )
+    if row is None or row["outcome"] not in {"decided", "repeated"}:
+        raise _refusal(None if row is None else row["outcome"])
+    is_new = row["outcome"] == "decided"
+    return Wake(is_new=is_new, queue=row["queue"], is_owned=bool(row["is_owned"]))
+
+
+def _place(answer: Answer) -> tuple[RunId, NodeId, int]:
+    return answer.run_id, answer.node_id, answer.iteration
+
+
+def _refusal(outcome: str | None) -> StoreError:
+    match outcome:
+        case "not-found":
+            return NodeNotFound()
+        case "not-waiting":
+            return NodeNotWaiting()
+        case "forbidden":
+            return NotAllowed()
+        case "changed":
+            return FormChanged("The form was put anew.")
+        case _:
+            return StoreError(f"a form was answered with {outcome!r}")

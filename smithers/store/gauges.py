@@ -1,0 +1,68 @@
+"""Read how many runs are where: what metrics say of the database."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import asyncpg
+
+from smithers.states import RunStatus
+from smithers.store.connections import driver_errors
+
+MAX_QUEUES: Final = 64
+
+# -- name: count_open_runs
+# By the index of runs by status, and by it alone: what has ended is not looked at, however much of it there is.
+COUNT_OPEN_RUNS: Final = """
+SELECT status, count(*) AS run_count FROM smithers.runs
+WHERE status IN ('queued', 'running', 'waiting-approval', 'waiting-event', 'waiting-timer') GROUP BY status
+"""
+
+# -- name: measure_queues
+# What is due and unclaimed: each half has the predicate of an index. Longest queues first: nobody looks at more.
+MEASURE_QUEUES: Final = """
+SELECT queue, count(*) AS run_count, extract(epoch FROM smithers.clock() - min(due_at))::float8 AS oldest_s FROM (
+    SELECT queue, due_at FROM smithers.runs
+    WHERE owner_id IS NULL AND due_at IS NOT NULL AND NOT is_solo AND crash_count = 0 AND due_at <= smithers.clock()
+    UNION ALL
+    SELECT queue, due_at FROM smithers.runs
+    WHERE owner_id IS NULL AND due_at IS NOT NULL AND (is_solo OR crash_count > 0) AND due_at <= smithers.clock()
+) AS due GROUP BY queue ORDER BY run_count DESC, queue LIMIT $1
+"""
+
+# -- name: measure_approvals
+MEASURE_APPROVALS: Final = """
+SELECT count(*) AS open_count, extract(epoch FROM smithers.clock() - min(requested_at))::float8 AS oldest_s
+FROM smithers.approvals WHERE status = 'requested'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits: so many, the first of them for so long."""
+
+    count: int
+    oldest_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gauges:
+    """Where the runs are that have not ended."""
+
+    runs: dict[RunStatus, int]
+    queues: dict[str, Backlog]  # due and unclaimed; at most MAX_QUEUES of them
+    approvals: Backlog
+
+
+async def read_gauges(pool: asyncpg.Pool) -> Gauges:
+    """Read them; raises StoreError."""
+    with driver_errors():
+        async with pool.acquire() as connection:
+            runs = await connection.fetch(COUNT_OPEN_RUNS)
+            queues = await connection.fetch(MEASURE_QUEUES, MAX_QUEUES)
+            approvals = await connection.fetchrow(MEASURE_APPROVALS)
+    open_count, oldest_s = approvals or (0, None)
+    return Gauges(
+        runs={RunStatus(row["status"]): row["run_count"] for row in runs},
+        queues={row["queue"]: Backlog(row["run_count"], row["oldest_s"]) for row in queues},
+        approvals=Backlog(open_count, oldest_s or 0.0),
+    )

@@ -1,0 +1,180 @@
+"""Remove runs that ended long ago: whole ones, a few at a time, leaving only their ids.
+
+A batch is one transaction that holds the runs' rows and nothing else; whoever has one of them is passed by, and between
+batches there is a pause. One process does it at a time, by a lock of its transaction: it goes through any pooler. A child
+goes after its parent is gone, so that nobody can resume a parent whose children are missing. An id that went stays taken
+(see tombstones_v1.sql); an idempotency key lives as long as its run.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+import asyncpg
+
+from smithers.store.connections import connect, driver_errors
+
+BATCH_RUNS: Final = 100
+BATCH_EVENTS: Final = 10_000  # a larger run is a batch by itself
+REST: Final = 4  # times as long as a batch took is the pause after it: a fifth of one connection
+REST_S: Final = 0.05
+UNUSED: Final = timedelta(days=1)  # far longer than a gateway trusts that a source is stored
+BATCH_TIMEOUT_S: Final = 600.0  # a single run may have millions of events
+RETENTION_LOCK: Final = 7331_0003  # any number, the same for all
+
+# -- name: take_turn
+TAKE_TURN: Final = "SELECT pg_try_advisory_xact_lock($1)"
+
+# -- name: allow_time
+ALLOW_TIME: Final = "SELECT set_config('statement_timeout', $1, true)"
+
+# -- name: lock_prunable
+# What has ended has an end's time, and a resume takes it away. SKIP LOCKED: whoever holds one is about to change it.
+# A parent that is there may be resumed, and would look for its children.
+LOCK_PRUNABLE: Final = """
+SELECT r.run_id, r.last_seq + 1 AS event_count FROM smithers.runs AS r
+WHERE r.finished_at < smithers.clock() - $1::interval
+    AND NOT EXISTS (SELECT FROM smithers.runs AS p WHERE p.run_id = r.parent_run_id)
+ORDER BY r.finished_at LIMIT $2 FOR UPDATE OF r SKIP LOCKED
+"""
+
+# -- name: prune_runs
+# One statement for all that has a run's id; the rows in `runs` are held, so that nobody adds to it meanwhile. A test
+# walks the tables and fails for one that is missing here.
+PRUNE_RUNS: Final = """
+WITH gone AS (DELETE FROM smithers.runs WHERE run_id = ANY ($1) RETURNING run_id),
+requests AS (DELETE FROM smithers.run_requests WHERE run_id = ANY ($1)),
+nodes AS (DELETE FROM smithers.nodes WHERE run_id = ANY ($1)),
+attempts AS (DELETE FROM smithers.attempts WHERE run_id = ANY ($1)),
+events AS (DELETE FROM smithers.events WHERE run_id = ANY ($1)),
+frames AS (DELETE FROM smithers.frames WHERE run_id = ANY ($1)),
+loops AS (DELETE FROM smithers.loops WHERE run_id = ANY ($1)),
+approvals AS (DELETE FROM smithers.approvals WHERE run_id = ANY ($1)),
+signals AS (DELETE FROM smithers.signals WHERE run_id = ANY ($1)),
+children AS (DELETE FROM smithers.children WHERE run_id = ANY ($1)),
+tool_calls AS (DELETE FROM smithers.tool_calls WHERE run_id = ANY ($1)),
+tries AS (DELETE FROM smithers.tries WHERE run_id = ANY ($1)),
+keys AS (DELETE FROM smithers.idempotency_keys WHERE run_id = ANY ($1))
+INSERT INTO smithers.tombstones (run_id, pruned_at) SELECT run_id, smithers.clock() FROM gone
+ON CONFLICT DO NOTHING  -- a mirror that had come back
+"""
+
+# -- name: count_prunable
+# Children included whose parents would go before them.
+COUNT_PRUNABLE: Final = """
+SELECT count(*) AS run_count, coalesce(sum(r.last_seq + 1), 0)::bigint AS event_count FROM smithers.runs AS r
+WHERE r.finished_at < smithers.clock() - $1::interval
+    AND NOT EXISTS (SELECT FROM smithers.runs AS p WHERE p.run_id = r.parent_run_id
+        AND (p.finished_at IS NULL OR p.finished_at >= smithers.clock() - $1::interval))
+"""
+
+# -- name: prune_outputs
+# The run that put it out does not matter: others read it. What is older than runs are kept is made again.
+PRUNE_OUTPUTS: Final = """
+DELETE FROM smithers.cached_outputs
+WHERE expires_at < smithers.clock() OR created_at < smithers.clock() - $1::interval
+"""
+
+# -- name: prune_sources
+# Whoever wants to start a run with a source says so every few minutes, and makes it young by that (see keep_source).
+PRUNE_SOURCES: Final = """
+DELETE FROM smithers.workflow_sources AS s WHERE s.created_at < smithers.clock() - $1::interval
+    AND NOT EXISTS (SELECT FROM smithers.run_requests AS q WHERE q.source_hash = s.source_hash)
+"""
+
+# -- name: prune_descriptions
+PRUNE_DESCRIPTIONS: Final = """
+DELETE FROM smithers.workflow_descriptions AS d WHERE d.created_at < smithers.clock() - $1::interval
+    AND NOT EXISTS (SELECT FROM smithers.workflow_sources AS s WHERE s.source_hash = d.source_hash)
+"""
+
+# -- name: prune_workers
+# An attempt keeps the id of who made it; nobody looks that up.
+PRUNE_WORKERS: Final = (
+    "DELETE FROM smithers.workers WHERE dead_at < smithers.clock() - $1::interval"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """How much was removed; of a dry run, how much would be."""
+
+    run_count: int
+    event_count: int
+    source_count: int = 0
+    is_elsewhere: bool = False  # another process has its turn: nothing was done here
+
+
+async def prune(dsn: str, older_than: timedelta) -> Pruned:
+    """Remove what ended longer ago than that, and what nobody needs after it; in batches, until nothing is left.
+
+    Raises StoreError; what was removed until then stays removed.
+    """
+    connection = await connect(dsn, role="retention")
+    loop = asyncio.get_running_loop()
+    run_count = event_count = 0
+    try:
+        while True:
+            began = loop.time()
+            batch = await prune_batch(connection, older_than)
+            if batch is None or not batch.run_count:
+                break
+            run_count += batch.run_count
+            event_count += batch.event_count
+            await asyncio.sleep(REST_S + REST * (loop.time() - began))
+        source_count = 0 if batch is None else await prune_rest(connection, older_than)
+    finally:
+        await connection.close()
+    return Pruned(
+        run_count=run_count,
+        event_count=event_count,
+        source_count=source_count,
+        is_elsewhere=batch is None,
+    )
+
+
+async def prune_batch(connection: asyncpg.Connection, older_than: timedelta) -> Pruned | None:
+    """Remove a few runs, those that ended first; None: another process is at it."""
+    with driver_errors():
+        async with connection.transaction():
+            if not await connection.fetchval(TAKE_TURN, RETENTION_LOCK):
+                return None
+            await connection.execute(ALLOW_TIME, f"{BATCH_TIMEOUT_S:.0f}s")
+            rows = await connection.fetch(LOCK_PRUNABLE, older_than, BATCH_RUNS)
+            chosen = _few(rows)
+            run_ids = [row["run_id"] for row in chosen]
+            await connection.execute(PRUNE_RUNS, run_ids, timeout=BATCH_TIMEOUT_S)
+    return Pruned(run_count=len(chosen), event_count=sum(row["event_count"] for row in chosen))
+
+
+async def prune_rest(connection: asyncpg.Connection, older_than: timedelta) -> int:
+    """Remove sources that no run has, and rows of the long dead and the expired; return how many sources."""
+    with driver_errors():
+        await connection.execute(PRUNE_OUTPUTS, older_than)
+        answer = await connection.execute(PRUNE_SOURCES, UNUSED)
+        await connection.execute(PRUNE_DESCRIPTIONS, UNUSED)
+        await connection.execute(PRUNE_WORKERS, UNUSED)
+    return int(answer.removeprefix("DELETE "))
+
+
+async def count_prunable(dsn: str, older_than: timedelta) -> Pruned:
+    """Say how much `prune` would remove."""
+    connection = await connect(dsn, role="retention")
+    try:
+        with driver_errors():
+            row = await connection.fetchrow(COUNT_PRUNABLE, older_than)
+    finally:
+        await connection.close()
+    assert row is not None
+    return Pruned(run_count=row["run_count"], event_count=row["event_count"])
+
+
+def _few(rows: list[asyncpg.Record]) -> list[asyncpg.Record]:
+    """Take runs from the front until a batch has enough events; at least one."""
+    total = 0
+    for count, row in enumerate(rows):
+        total += row["event_count"]
+        if count and total > BATCH_EVENTS:
+            return rows[:count]
+    return rows

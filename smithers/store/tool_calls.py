@@ -1,0 +1,65 @@
+"""Read what a node's attempts called."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import asyncpg
+
+from smithers.ids import NodeId, RunId
+from smithers.store.connections import driver_errors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallRow:
+    """A call of a tool or a model; `input`, `output` and `error` are JSON."""
+
+    attempt: int
+    call_no: int
+    kind: str
+    tool_name: str
+    state: str
+    is_side_effect: bool
+    is_idempotent: bool
+    input: str | None  # None also where it is larger than was asked for
+    input_bytes: int | None
+    output: str | None
+    output_bytes: int | None
+    error: str | None
+    started_ms: int
+    finished_ms: int | None
+    is_recallable: bool  # every attempt since, its own included, was lost or is under way
+
+
+# -- name: list_tool_calls
+# The newest calls of one node, by the primary key from its end; told in the order in which they were made. What is wide is
+# left where it lies: a call may hold a megabyte. An attempt that has not ended has no row among the attempts.
+LIST_TOOL_CALLS: Final = """
+    SELECT * FROM (
+        SELECT t.attempt, t.call_no, t.kind, t.tool_name, t.state, t.is_side_effect, t.is_idempotent,
+               CASE WHEN octet_length(t.input) <= $4 THEN t.input END AS input, octet_length(t.input) AS input_bytes,
+               CASE WHEN octet_length(t.output) <= $4 THEN t.output END AS output, octet_length(t.output) AS output_bytes,
+               t.error, smithers.to_ms(t.started_at) AS started_ms, smithers.to_ms(t.finished_at) AS finished_ms,
+               t.attempt > coalesce(
+                   (SELECT max(a.attempt) FROM smithers.attempts a
+                    WHERE a.run_id = $1 AND a.node_id = $2 AND a.iteration = $3 AND a.state <> 'lost'), 0) AS is_recallable
+        FROM smithers.tool_calls t
+        WHERE t.run_id = $1 AND t.node_id = $2 AND t.iteration = $3
+        ORDER BY t.attempt DESC, t.call_no DESC
+        LIMIT $5
+    ) AS newest
+    ORDER BY attempt, call_no"""
+
+
+async def list_tool_calls(
+    pool: asyncpg.Pool,
+    run_id: RunId,
+    node_id: NodeId,
+    iteration: int,
+    *,
+    limit: int,
+    max_bytes: int,
+) -> list[ToolCallRow]:
+    """List the newest calls of all of a node's attempts, oldest first; inputs and outputs above `max_bytes` are left out."""
+    with driver_errors():
+        rows = await pool.fetch(LIST_TOOL_CALLS, run_id, node_id, iteration, max_bytes, limit)
+    return [ToolCallRow(**row) for row in rows]

@@ -1,0 +1,113 @@
+"""Write spans in the bytes of OTLP: opentelemetry/proto/trace/v1/trace.proto, by hand.
+
+The library builds a message of objects for each span, which takes 60 µs; this takes some five. A test has its messages
+read what is written here.
+"""
+
+import struct
+from collections.abc import Iterable, Mapping
+from enum import IntEnum
+from functools import lru_cache
+from typing import Final
+
+Value = str | int | float | bool
+
+_VARINT, _FIXED64, _BYTES = 0, 1, 2  # wire types
+_TIMES: Final = struct.Struct("<BQBQ")
+_DOUBLE: Final = struct.Struct("<d")
+_ERROR_STATUS: Final = bytes((15 << 3 | _BYTES, 2, 3 << 3 | _VARINT, 2))
+
+
+class SpanKind(IntEnum):
+    """What a span is to the one above it."""
+
+    INTERNAL = 1
+    SERVER = 2
+    CLIENT = 3
+
+
+def encode_span(
+    name: str,
+    trace_id: bytes,
+    span_id: bytes,
+    parent_id: bytes,
+    *,
+    kind: SpanKind,
+    began_ns: int,
+    ended_ns: int,
+    attributes: bytes,
+    is_error: bool,
+) -> bytes:
+    """Return one span as it stands among a scope's; `attributes` from encode_attributes."""
+    body = b"".join(
+        (
+            b"\x0a\x10",
+            trace_id,
+            b"\x12\x08",
+            span_id,
+            b"\x22\x08" + parent_id if parent_id else b"",
+            _named(name, kind),
+            _TIMES.pack(7 << 3 | _FIXED64, began_ns, 8 << 3 | _FIXED64, ended_ns),
+            attributes,
+            _ERROR_STATUS if is_error else b"",
+        )
+    )
+    return encode_field(2, body)
+
+
+def encode_attributes(attributes: Mapping[str, Value]) -> bytes:
+    """Return attributes as they stand in a span."""
+    return b"".join([_attribute(9, key, value) for key, value in attributes.items()])
+
+
+def encode_request(
+    resource: Mapping[str, Value], scope: str, version: str, spans: Iterable[bytes]
+) -> bytes:
+    """Return the request that exports spans."""
+    told = b"".join(_attribute(1, key, value) for key, value in resource.items())
+    scope_body = encode_field(1, scope.encode()) + encode_field(2, version.encode())
+    return encode_field(
+        1, encode_field(1, told) + encode_field(2, encode_field(1, scope_body) + b"".join(spans))
+    )
+
+
+def _attribute(number: int, key: str, value: Value) -> bytes:
+    match value:
+        case bool():
+            coded = bytes((2 << 3 | _VARINT, value))
+        case int():
+            coded = b"\x18" + _varint(value & 0xFFFF_FFFF_FFFF_FFFF)
+        case float():
+            coded = b"\x21" + _DOUBLE.pack(value)
+        case _:
+            coded = encode_field(1, value.encode("utf-8", "replace"))
+    return encode_field(number, _key(key) + encode_field(2, coded))
+
+
+@lru_cache(maxsize=256)
+def _key(key: str) -> bytes:
+    return encode_field(1, key.encode())
+
+
+@lru_cache(maxsize=256)
+def _named(name: str, kind: SpanKind) -> bytes:
+    return encode_field(5, name.encode()) + bytes((6 << 3 | _VARINT, kind))
+
+
+def encode_field(number: int, value: bytes) -> bytes:
+    """Return a field that holds bytes, a text or a message."""
+    return bytes((number << 3 | _BYTES,)) + _varint(len(value)) + value
+
+
+def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return _SMALL[value]
+    coded = bytearray()
+    while value >= 0x80:
+        coded.append(value & 0x7F | 0x80)
+        value >>= 7
+    coded.append(value)
+    return bytes(coded)
+
+
+_SMALL: Final = tuple(bytes((value,)) for value in range(0x80))

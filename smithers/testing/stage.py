@@ -1,0 +1,307 @@
+"""What a rehearsal plays on: a worker's executors in this process, a database whose clock is moved by hand."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+from smithers.events import EventType, correlation_json, event_parts
+from smithers.ids import NodeId, RunId, SourceHash, WorkerId
+from smithers.outputs import encode_output
+from smithers.source.loading import find_workflow
+from smithers.store import node_reads, outside, rehearsals, starts
+from smithers.store.connections import Pool, connect, open_pool
+from smithers.store.forms import Answer, answer_form, read_form
+from smithers.store.hints import Channel
+from smithers.store.owners import register_worker
+from smithers.store.refusals import RunExists
+from smithers.store.tails import Cursor, read_tails
+from smithers.store.worker_store import WorkerStore, open_worker_store
+from smithers.telemetry.names import Role
+from smithers.telemetry.sheet import Sheet
+from smithers.workflow import Workflow
+from worker.attempts import Bodies
+from worker.claimer import Claimer
+from worker.clock import DatabaseClock
+from worker.executor import Tools
+from worker.loads import Loads
+from worker.meters import ChildMeters
+from worker.processes import identify
+from worker.settings import PoolSettings
+from worker.toolboxes import open_workshop
+
+QUEUE: Final = "default"
+LOOK_EVERY_S: Final = 0.005
+MAX_LISTED: Final = 10_000
+
+# What somebody says to a question: yes or no, {"selected": …} or {"ranked": […]}, or the value that a form asks for.
+Saying = Any
+People = Mapping[str, Saying | Callable[["Question"], Saying]]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a run asks a person."""
+
+    node_id: str
+    iteration: int
+    mode: str  # approve, select, rank or form
+    title: str | None
+    summary: str | None
+    options: Sequence[str] | None
+    schema: Mapping[str, Any] | None
+
+
+class RehearsalTimeout(AssertionError):
+    """A run did not come to rest in time."""
+
+
+class Given:
+    """The workflows that tests hand over: none is loaded from a file."""
+
+    def __init__(self) -> None:
+        self._given: dict[tuple[SourceHash, str | None], Workflow[Any]] = {}
+
+    def take(self, workflow: Workflow[Any]) -> SourceHash:
+        """Keep a workflow; what its module calls a version is the module itself."""
+        source_hash = SourceHash(workflow.builder.__module__)
+        self._given[source_hash, workflow.name] = workflow
+        return source_hash
+
+    async def get(self, source_hash: SourceHash, export: str | None) -> Workflow[Any]:
+        """Return what was given, or another workflow of the same module."""
+        found = self._given.get((source_hash, export))
+        return found or find_workflow(sys.modules[source_hash], export)
+
+
+class Stage:
+    """What a rehearsal runs on; its methods are for the loop's thread."""
+
+    def __init__(self, *, pool: Pool, connection: Any, store: WorkerStore) -> None:
+        self.pool = pool
+        self.given = Given()
+        self.clock = DatabaseClock()
+        self.claimer: Claimer
+        self.lane: outside.OutsideLane
+        self._connection = connection
+        self._store = store
+        self._offset_s = 0.0
+
+    async def start(self, workflow: Workflow[Any], run_id: RunId, given: str, auth: str) -> None:
+        """Start a run; raises RunExists."""
+        head, tail = event_parts(
+            EventType.RUN_STARTED, run_id, correlation_json(run_id, workflow.name), {}
+        )
+        start = starts.RunStart(
+            run_id=run_id,
+            workflow_name=workflow.name,
+            workflow_path=f"{workflow.builder.__module__}.py",
+            workflow_export=workflow.name,
+            source_hash=self.given.take(workflow),
+            input=given,
+            config="{}",
+            auth=auth,
+            trace_context=None,
+            parent_run_id=None,
+            queue=QUEUE,
+            priority=0,
+            head=head,
+            tail=tail,
+        )
+        (is_new,) = await starts.start_runs(self._connection, [start])
+        if isinstance(is_new, Exception):
+            raise is_new
+        if not is_new:
+            raise RunExists
+        self._wake()
+
+    async def until_at_rest(self, run_id: RunId, people: People, limit_s: float) -> None:
+        """Wait until only the outside can move a run, and the script has nothing to say; raises RehearsalTimeout."""
+        try:
+            async with asyncio.timeout(limit_s):
+                # The database has no event to wait for.
+                while not await self._is_at_rest(run_id) or await self._ask(run_id, people):  # noqa: ASYNC110 - as above
+                    await asyncio.sleep(LOOK_EVERY_S)
+        except TimeoutError:
+            rest = await rehearsals.find_rest(self._connection, run_id)
+            raise RehearsalTimeout(f"the run is still {rest.status} after {limit_s:g} s") from None
+
+    async def advance(self, by_s: float) -> None:
+        """Move the database's clock ahead, and have everybody look at it."""
+        self._offset_s += by_s
+        await rehearsals.move_clock(self._connection, self._offset_s)
+        self.clock.hear(await rehearsals.read_clock(self._connection))
+        self.claimer.hear_news(None)
+        self._wake()
+
+    async def events(self, run_id: RunId) -> list[dict[str, Any]]:
+        """Read a run's events, from the first on."""
+        payloads: list[str] = []
+        while True:
+            asked = Cursor(run_id, len(payloads) - 1)
+            (found,) = await read_tails(self._connection, [(asked,)])
+            if not found[asked].payloads:
+                return [json.loads(payload) for payload in payloads]
+            payloads += found[asked].payloads
+
+    async def questions(self, run_id: RunId) -> list[Question]:
+        """List what a run asks people."""
+        rows = await node_reads.list_approvals(self.pool, after=None, limit=MAX_LISTED)
+        return [_question(row) for row in rows if row.run_id == run_id]
+
+    async def say(self, run_id: RunId, node_id: NodeId, saying: Saying, by: str | None) -> None:
+        """Answer a question; raises what the store refuses with."""
+        asked = [one for one in await self.questions(run_id) if one.node_id == node_id]
+        iteration = asked[0].iteration if asked else 0
+        if asked and asked[0].mode == "form":
+            await self._fill_in(run_id, node_id, iteration, encode_output(saying), by)
+        else:
+            choice = saying if isinstance(saying, Mapping) else None
+            decision = outside.Decision(
+                run_id=run_id,
+                node_id=node_id,
+                iteration=iteration,
+                is_approved=bool(saying),
+                note=None,
+                decided_by=by,
+                decision=None if choice is None else json.dumps(dict(choice)),
+                user=by,
+                scopes=None,
+            )
+            await outside.decide(self.lane, decision)
+        self._tell(run_id)
+
+    async def signal(self, run_id: RunId, name: str, data: str, correlation_id: str | None) -> None:
+        """Send a signal; `data` is JSON."""
+        sent = outside.SignalSent(
+            run_id=run_id,
+            signal_name=name,
+            correlation_id=correlation_id,
+            data=data,
+            received_by=None,
+            signal_id=None,
+        )
+        await outside.send_signal(self.lane, sent)
+        self._tell(run_id)
+
+    async def cancel(self, run_id: RunId) -> None:
+        """Cancel a run."""
+        await outside.cancel_run(self.pool, run_id)
+        self._tell(run_id)
+
+    async def resume(self, run_id: RunId) -> None:
+        """Open a new era of a run."""
+        resume = outside.Resume(
+            run_id=run_id,
+            source_hash=None,
+            workflow_path=None,
+            workflow_export=None,
+            config=None,
+            changed_files=None,
+        )
+        await outside.resume_run(self.pool, resume)
+        self._tell(run_id)
+
+    async def _is_at_rest(self, run_id: RunId) -> bool:
+        rest = await rehearsals.find_rest(self._connection, run_id)
+        return rest.is_at_rest and (rest.status.is_terminal or rest.status.is_parked)
+
+    async def _ask(self, run_id: RunId, people: People) -> bool:
+        """Have the people of the script answer; say whether one of them was asked anything."""
+        is_asked = False
+        for question in await self.questions(run_id):
+            if question.node_id in people:
+                saying = people[question.node_id]
+                answer = saying(question) if callable(saying) else saying
+                await self.say(run_id, NodeId(question.node_id), answer, None)
+                is_asked = True
+        return is_asked
+
+    async def _fill_in(
+        self, run_id: RunId, node_id: NodeId, iteration: int, value: str, by: str | None
+    ) -> None:
+        answer = Answer(
+            run_id=run_id,
+            node_id=node_id,
+            iteration=iteration,
+            value=value,
+            answered_by=by,
+            user=by,
+            scopes=None,
+        )
+        await answer_form(self.pool, answer, await read_form(self.pool, answer))
+
+    def _tell(self, run_id: RunId) -> None:
+        self.claimer.hear_news(frozenset({run_id}))
+        self._wake()
+
+    def _wake(self) -> None:
+        self._store.hints.send(Channel.DUE, [QUEUE])
+        self.claimer.hear_due(None)
+
+
+async def open_stage(exits: AsyncExitStack, dsn: str, root_dir: Path) -> Stage:
+    """Set up a stage on a database; `exits` takes it down."""
+    worker_id = WorkerId(uuid4())
+    pool = await exits.enter_async_context(open_pool(dsn, role="rehearsal", max_size=2))
+    connection = await connect(dsn, role="rehearsal")
+    exits.push_async_callback(connection.close)
+    process = identify(os.getpid())
+    assert process is not None
+    await register_worker(pool, worker_id, pool_id=uuid4(), process=process, queues=(QUEUE,))
+    store = await exits.enter_async_context(open_worker_store(dsn, dsn, worker_id, {}))
+    stage = Stage(pool=pool, connection=connection, store=store)
+    stage.lane = await exits.enter_async_context(outside.open_outside_lane(dsn))
+    sheet = Sheet.create(page_count=1)
+    exits.callback(sheet.close)
+    settings = PoolSettings(dsn=dsn, direct_dsn=dsn, root_dir=str(root_dir), worker_count=1)
+    threads = ThreadPoolExecutor(thread_name_prefix="body")
+    bodies = Bodies(
+        threads=threads,
+        workshop=exits.enter_context(open_workshop(settings)),
+        root_dir=root_dir,
+        on_abandoned=lambda _reason: None,  # it ends with the test
+    )
+    tools = Tools(
+        store=store,
+        workflows=stage.given,
+        bodies=bodies,
+        clock=stage.clock,
+        meters=ChildMeters(sheet.open_page(Role.CHILD)),
+        tracer=None,
+        guard=lambda _timeout_s: (
+            lambda build: build()
+        ),  # an alarm rings in the main thread, which is the test's
+    )
+    stage.claimer = Claimer(
+        tools, queues=(QUEUE,), limit=64, is_solo=False, loads=Loads([0], [0.0]), slot=0
+    )
+    running = asyncio.create_task(stage.claimer.run(), name="claimer")
+    exits.push_async_callback(_end, stage.claimer, running)
+    return stage
+
+
+async def _end(claimer: Claimer, running: "asyncio.Task[None]") -> None:
+    claimer.drain()
+    await claimer.release_all()
+    await running
+
+
+def _question(row: node_reads.ApprovalRow) -> Question:
+    request = json.loads(row.request)
+    return Question(
+        node_id=row.node_id,
+        iteration=row.iteration,
+        mode=request.get("mode", "approve"),
+        title=request.get("title"),
+        summary=request.get("summary"),
+        options=request.get("options"),
+        schema=request.get("schema"),
+    )

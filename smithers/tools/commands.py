@@ -1,0 +1,172 @@
+"""Tools that run programs in the jail: `bash` and `grep`."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Final, ParamSpec, Self
+
+from pydantic import BaseModel, Field
+
+from smithers.source.beneath import beneath
+from smithers.source.errors import SourceError
+from smithers.tools.errors import ToolError, ToolRefused
+from smithers.tools.files import RelativePath
+from smithers.tools.tool import Tool, tool
+from smithers.tools.toolbox import Command, CommandEnd, find_toolbox
+
+P = ParamSpec("P")
+
+SHELL: Final = ("/bin/sh", "-c")
+TIMEOUT_S: Final = 120.0
+MAX_TIMEOUT_S: Final = 3_600.0
+OUTPUT_BYTES: Final = 100_000  # of each stream
+MAX_ARGUMENT_BYTES: Final = 100_000
+GREP_TIMEOUT_S: Final = 30.0
+GREP_OUTPUT_BYTES: Final = 1 << 20
+MAX_MATCHES: Final = 200
+MAX_LINE_CHARS: Final = 500
+NO_MATCH: Final = 1
+
+Timeout = Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S, description="In seconds.")]
+WorkingDirectory = Annotated[str, Field(description="Relative to the root directory.")]
+
+
+class CommandResult(BaseModel):
+    """How a command ended, and the beginning of what it printed."""
+
+    exit_code: int  # below 0: the signal that killed it
+    stdout: str
+    stderr: str
+    is_stdout_truncated: bool = False
+    is_stderr_truncated: bool = False
+
+    def check(self) -> Self:
+        """Return this result; raise ToolError where the exit code is not 0."""
+        if self.exit_code:
+            raise ToolError(
+                f"exit code {self.exit_code}: {self.stderr[-2000:] or self.stdout[-2000:]}"
+            )
+        return self
+
+
+class Match(BaseModel):
+    """A line that a pattern was found in."""
+
+    path: str
+    line: int
+    text: str
+
+
+class Matches(BaseModel):
+    """What a pattern was found in."""
+
+    matches: list[Match]
+    is_truncated: bool = False
+
+
+async def _bash(
+    cmd: str,
+    args: Sequence[str] = (),
+    *,
+    cwd: WorkingDirectory = ".",
+    stdin: str = "",
+    timeout: Timeout = TIMEOUT_S,  # noqa: ASYNC109 - the jail enforces it, with all that the command starts
+) -> CommandResult:
+    """Run a program with arguments, without a shell, in a sandbox that sees only the root directory and the system."""
+    return await _run((cmd, *args), cwd=cwd, stdin=stdin, timeout_s=timeout)
+
+
+@tool(name="shell")
+async def _shell(
+    line: str,
+    *,
+    cwd: WorkingDirectory = ".",
+    stdin: str = "",
+    timeout: Timeout = TIMEOUT_S,  # noqa: ASYNC109 - as above
+) -> CommandResult:
+    """Run a line of shell (sh) in a sandbox that sees only the root directory and the system."""
+    return await _run((*SHELL, line), cwd=cwd, stdin=stdin, timeout_s=timeout)
+
+
+@tool(side_effect=False)
+async def grep(
+    pattern: str,
+    path: RelativePath = ".",
+    *,
+    glob: Annotated[str | None, Field(description="Only files of such names, e.g. '*.py'.")] = None,
+    ignore_case: bool = False,
+    max_matches: Annotated[int, Field(ge=1, le=10_000)] = MAX_MATCHES,
+) -> Matches:
+    """Find the lines below a directory, or of a file, that a Perl-compatible regular expression matches."""
+    options = ["--ignore-case"] if ignore_case else []
+    if glob is not None:
+        options.append(f"--include={glob}")
+    # Whatever stands behind --regexp= and -- is never taken for an option.
+    argv = (
+        *("grep", "--recursive", "--line-number", "--null", "--with-filename", "--binary-files=without-match"),
+        *("--devices=skip", "--perl-regexp", f"--regexp={pattern}", *options, "--", _inside(path) or "."),
+    )  # fmt: skip
+    end = await find_toolbox().run_command(
+        Command(argv=argv, timeout_s=GREP_TIMEOUT_S, max_output_bytes=GREP_OUTPUT_BYTES)
+    )
+    if end.exit_code > NO_MATCH or end.exit_code < 0:
+        raise ToolError(f"grep: {_text(end.stderr.content)[:500] or end.exit_code}")
+    matches = [*itertools.islice(_read_matches(_text(end.stdout.content)), max_matches + 1)]
+    return Matches(
+        matches=matches[:max_matches],
+        is_truncated=end.stdout.is_truncated or len(matches) > max_matches,
+    )
+
+
+class Bash(Tool[P, CommandResult]):  # a Tool to whoever lists tools, with one more beside it
+    """`bash(cmd, args)` runs a program, `bash.shell(line)` a line of shell."""
+
+    shell = _shell
+
+
+bash: Final = Bash(_bash, name="bash")
+
+
+async def _run(argv: tuple[str, ...], *, cwd: str, stdin: str, timeout_s: float) -> CommandResult:
+    if sum(len(one.encode("utf-8", "replace")) for one in argv) > MAX_ARGUMENT_BYTES:
+        raise ToolRefused(f"arguments have at most {MAX_ARGUMENT_BYTES} bytes: use stdin or a file")
+    end: CommandEnd = await find_toolbox().run_command(
+        Command(
+            argv=argv,
+            cwd=_inside(cwd),
+            stdin=stdin.encode("utf-8", "replace"),
+            timeout_s=timeout_s,
+            max_output_bytes=OUTPUT_BYTES,
+        )
+    )
+    return CommandResult(
+        exit_code=end.exit_code,
+        stdout=_text(end.stdout.content),
+        stderr=_text(end.stderr.content),
+        is_stdout_truncated=end.stdout.is_truncated,
+        is_stderr_truncated=end.stderr.is_truncated,
+    )
+
+
+def _inside(path: str) -> str:
+    """Return a path's one spelling, "" for the root; what it leads to inside the jail is the jail's affair."""
+    if path.strip("./") == "" and ".." not in path and not path.startswith("/"):
+        return ""
+    try:
+        return beneath(path)
+    except SourceError as error:
+        raise ToolRefused(error.reason) from error
+
+
+def _read_matches(printed: str) -> Iterator[Match]:
+    """Read what grep prints, `path NUL number : text` to the end of a line; a path may hold anything but a NUL."""
+    while True:
+        path, found, rest = printed.partition("\0")
+        line, ended, printed = rest.partition("\n")
+        if not (found and ended):  # the end, or cut off
+            return
+        number, _, text = line.partition(":")
+        yield Match(path=path.removeprefix("./"), line=int(number), text=text[:MAX_LINE_CHARS])
+
+
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "replace")

@@ -1,0 +1,206 @@
+"""Tools that look into files below the root and change them: `read`, `write` and `edit`.
+
+What is opened lies beneath the root at that moment, whatever links are swapped meanwhile (`smithers.source.beneath`), is a
+regular file, and for reading has one name. A write is whole or not at all: a temporary file beside the target, then a
+rename, which replaces a link instead of following it.
+"""
+
+import errno
+import fcntl
+import os
+import secrets
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Annotated, Final
+
+from pydantic import BaseModel, Field
+
+from smithers.source.beneath import RootDirectory, beneath
+from smithers.source.errors import SourceError, SourceNotFound
+from smithers.tools.errors import ToolRefused
+from smithers.tools.tool import tool
+from smithers.tools.toolbox import find_toolbox
+
+MAX_FILE_BYTES: Final = 10 << 20
+MAX_LINES: Final = 2_000
+MAX_TEXT_CHARS: Final = 200_000
+MAX_NAME_BYTES: Final = 255
+LOCK_PATIENCE_S: Final = 10.0
+LOCK_PAUSE_S: Final = 0.02
+MODE: Final = 0o644
+
+RelativePath = Annotated[str, Field(description="Relative to the root directory; no '..'.")]
+
+
+class FileText(BaseModel):
+    """Lines of a file."""
+
+    path: str
+    text: str
+    start_line: int
+    line_count: int  # of the whole file
+    is_truncated: bool  # there is more of it, behind what is here
+
+
+class Written(BaseModel):
+    """What a write or an edit has done."""
+
+    path: str
+    bytes: int
+    is_new: bool = False
+    replacements: int = 0
+
+
+@tool(side_effect=False)
+def read(
+    path: RelativePath,
+    *,
+    start_line: Annotated[int, Field(ge=1)] = 1,
+    max_lines: Annotated[int, Field(ge=1)] = MAX_LINES,
+) -> FileText:
+    """Read a text file (UTF-8, 10 MiB at most), or some of its lines, numbered from 1."""
+    text = _read_text(find_toolbox().root, path)
+    lines = text.splitlines(keepends=True)
+    chosen = lines[start_line - 1 : start_line - 1 + max_lines]
+    found = "".join(chosen)
+    is_cut = len(found) > MAX_TEXT_CHARS
+    return FileText(
+        path=path,
+        text=found[:MAX_TEXT_CHARS],
+        start_line=start_line,
+        line_count=len(lines),
+        is_truncated=is_cut or start_line - 1 + len(chosen) < len(lines),
+    )
+
+
+@tool(idempotent=True)
+def write(path: RelativePath, text: str) -> Written:
+    """Write a whole text file (1 MiB at most), atomically; directories that are missing on the way are made."""
+    content = _encode(text)
+    root = find_toolbox().root
+    with _place(root, path, makes_directories=True) as (directory, name):
+        before = _status(directory, name, path)
+        _replace(directory, name, content, mode=MODE if before is None else before.st_mode)
+    return Written(path=path, bytes=len(content), is_new=before is None)
+
+
+@tool
+def edit(path: RelativePath, old: str, new: str, *, replace_all: bool = False) -> Written:
+    """Replace a text in a file, atomically. `old` must stand there exactly once, unless all of them are to be replaced."""
+    if not old:
+        raise ToolRefused("what is to be replaced is empty; use write for a whole file")
+    root = find_toolbox().root
+    with _place(root, path, makes_directories=False) as (directory, name):
+        text = _read_text(root, path)
+        count = text.count(old)
+        if count == 0:
+            raise ToolRefused(f"{path} does not contain that text: read it again")
+        if count > 1 and not replace_all:
+            raise ToolRefused(
+                f"{path} contains that text {count} times: give more of it, or replace all"
+            )
+        content = _encode(text.replace(old, new))
+        before = _status(directory, name, path)
+        _replace(directory, name, content, mode=MODE if before is None else before.st_mode)
+    return Written(path=path, bytes=len(content), replacements=count)
+
+
+def _read_text(root: RootDirectory, path: str) -> str:
+    try:
+        content = root.read(path, max_bytes=MAX_FILE_BYTES).content
+    except SourceError as error:
+        raise ToolRefused(error.reason) from error
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise ToolRefused(f"{path} is no text in UTF-8") from None
+
+
+def _encode(text: str) -> bytes:
+    content = text.encode()
+    if len(content) > MAX_FILE_BYTES:
+        raise ToolRefused(f"a file may have {MAX_FILE_BYTES} bytes; this has {len(content)}")
+    return content
+
+
+@contextmanager
+def _place(root: RootDirectory, path: str, *, makes_directories: bool) -> Iterator[tuple[int, str]]:
+    """Open the directory of a file, locked against our other writers; yield it and the file's name."""
+    try:
+        parent, _, name = beneath(path).rpartition("/")
+        if len(name.encode()) > MAX_NAME_BYTES:
+            raise ToolRefused(f"a file's name has at most {MAX_NAME_BYTES} bytes")
+        directory = _open_directory(root, parent, makes_directories=makes_directories)
+    except SourceError as error:
+        raise ToolRefused(error.reason) from error
+    try:
+        _lock(directory, path)
+        yield directory, name
+    except OSError as error:
+        raise ToolRefused(f"{path} cannot be written: {os.strerror(error.errno or 0)}") from error
+    finally:
+        os.close(directory)
+
+
+def _open_directory(root: RootDirectory, path: str, *, makes_directories: bool) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY
+    try:
+        return root.open(path, flags)
+    except SourceNotFound:
+        if not (makes_directories and path):
+            raise
+    parent, _, name = path.rpartition("/")
+    above = _open_directory(root, parent, makes_directories=True)
+    try:
+        with suppress(FileExistsError):  # somebody was quicker, or it is no directory: see below
+            os.mkdir(name, 0o755, dir_fd=above)
+    except OSError as error:
+        raise ToolRefused(f"{path} cannot be made: {os.strerror(error.errno or 0)}") from error
+    finally:
+        os.close(above)
+    return root.open(path, flags)
+
+
+def _lock(directory: int, path: str) -> None:
+    """Take turns with other writers to this directory: of two edits at once neither is lost."""
+    give_up_at = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > give_up_at:
+                raise ToolRefused(f"the directory of {path} is kept locked by others") from None
+            time.sleep(LOCK_PAUSE_S)
+        else:
+            return
+
+
+def _status(directory: int, name: str, path: str) -> os.stat_result | None:
+    """Look at what a write would replace; raise ToolRefused where that is not just a file."""
+    try:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        raise ToolRefused(f"{path} is not a regular file")
+    return status
+
+
+def _replace(directory: int, name: str, content: bytes, *, mode: int) -> None:
+    temporary = f".{secrets.token_hex(8)}.part"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    number = os.open(temporary, flags, stat.S_IMODE(mode) & 0o777, dir_fd=directory)
+    try:
+        with os.fdopen(number, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(number)
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError as error:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=directory)
+        if error.errno == errno.EISDIR:
+            raise ToolRefused(f"{name} is a directory") from error
+        raise

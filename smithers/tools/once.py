@@ -1,0 +1,54 @@
+"""Calls that are made once: what an attempt was answered before its process died is not asked for again."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from pydantic_core import from_json
+
+from smithers.errors import SmithersError
+from smithers.outputs import decode_output, encode_output
+from smithers.tools.errors import ToolError
+from smithers.tools.toolbox import CallStart, PreviousCall, find_toolbox
+
+Result = TypeVar("Result")
+
+
+async def make(
+    start: CallStart, body: Callable[[int], Awaitable[Result]]
+) -> tuple[Result, str, Awaitable[None]]:
+    """Make a call, `body` being told its number, and record it.
+
+    Returns the result, the JSON text that is recorded of it, and what to await to know that it is kept.
+    """
+    box = find_toolbox()
+    number = await box.begin(start)
+    try:
+        result = await body(number)
+        output = encode_output(result)
+    except BaseException as error:
+        box.finish(number, output=None, error=error)
+        raise
+    return result, output, box.finish(number, output=output, error=None)
+
+
+async def make_once(start: CallStart, body: Callable[[int], Awaitable[Any]]) -> Any:
+    """Make a call unless an attempt that died has made it; return its output as plain JSON, once that is kept.
+
+    Raises ToolError where that attempt's call came to nothing, or may have had effects that cannot be repeated, and
+    SmithersError where it broke.
+    """
+    made = find_toolbox().recall(start)
+    if made is not None:
+        return _read(made)
+    _, output, kept = await make(start, body)
+    await kept
+    return decode_output(output)
+
+
+def _read(made: PreviousCall) -> Any:
+    if made.error is not None:
+        error = from_json(made.error)
+        kind = ToolError if "code" in error else SmithersError  # what is not ours has no code
+        raise kind(error["message"])
+    assert made.output is not None
+    return decode_output(made.output)

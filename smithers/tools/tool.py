@@ -1,0 +1,188 @@
+"""A tool: a function with a name, a description, checked parameters and a record of its calls."""
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
+
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import ArgsKwargs
+
+from smithers.current import current_task
+from smithers.errors import InvalidOutput, SmithersError
+from smithers.outputs import encode_output
+from smithers.tools.errors import InvalidToolInput
+from smithers.tools.once import make, make_once
+from smithers.tools.toolbox import CALL, CallStart, CurrentCall, find_toolbox
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Tool(Generic[P, R]):
+    """Something that a task's body, or a model, may call.
+
+    `tool(...)` returns a Call, to be awaited in an async body and asked for its `result()` in a sync one.
+    """
+
+    def __init__(
+        self,
+        function: Callable[P, Awaitable[R]] | Callable[P, R],
+        *,
+        name: str | None = None,
+        side_effect: bool = True,
+        idempotent: bool = False,
+    ) -> None:
+        """Make a tool of a function whose parameters have types and whose docstring says what it does."""
+        self.name = name or function.__name__
+        self.description = inspect.getdoc(function) or ""
+        self.is_side_effect = side_effect
+        self.is_idempotent = idempotent or not side_effect
+        self._function = function
+        self._signature = inspect.signature(function)
+        if not self.description:
+            raise SmithersError(f"the tool {self.name} needs a docstring: it is what a model reads")
+        try:
+            self._adapter: TypeAdapter[Any] = TypeAdapter(cast("Any", _echo(function)))
+            self.parameters: dict[str, Any] = self._adapter.json_schema()
+        except PydanticUserError as error:
+            raise SmithersError(
+                f"the parameters of the tool {self.name} have no schema: {error}"
+            ) from error
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> "Call[R]":
+        """Write a call down; nothing happens before it is awaited or asked for its result."""
+        return Call(self, args, kwargs)
+
+    def prepare(self, arguments: Mapping[str, Any]) -> "Call[R]":
+        """Write down a call by the names of its parameters, as a model gives them."""
+        return Call(self, (), dict(arguments))
+
+    def check(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return arguments as the parameters' types want them; raise InvalidToolInput with all that is wrong."""
+        try:
+            return cast(
+                "tuple[tuple[Any, ...], dict[str, Any]]",
+                self._adapter.validate_python(ArgsKwargs(args, kwargs)),
+            )
+        except ValidationError as error:
+            misfits = "; ".join(
+                f"{'.'.join(map(str, misfit['loc'])) or 'arguments'}: {misfit['msg']}"
+                for misfit in error.errors(include_url=False, include_input=False)
+            )
+            raise InvalidToolInput(f"{self.name}: {misfits}") from None
+
+    async def perform(self, call: "Call[R]") -> R:
+        """Make a call, and record it."""
+        find_toolbox().make(call)
+        start, body = self._prepare(call)
+        result, _, _ = await make(start, body)
+        return result
+
+    async def perform_once(self, call: "Call[R]") -> Any:
+        """Make a call unless an attempt that died has made it: see smithers.tools.once."""
+        find_toolbox().make(call)
+        return await make_once(*self._prepare(call))
+
+    def _prepare(self, call: "Call[R]") -> tuple[CallStart, Callable[[int], Awaitable[R]]]:
+        args, kwargs = self.check(call.args, call.kwargs)
+        start = CallStart(
+            tool_name=self.name,
+            input=self._write_input(args, kwargs),
+            is_side_effect=self.is_side_effect,
+            is_idempotent=self.is_idempotent,
+        )
+        return start, functools.partial(self._run, args, kwargs)
+
+    def _write_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        given = dict(self._signature.bind(*args, **kwargs).arguments)
+        try:
+            return encode_output(given)
+        except InvalidOutput as error:
+            text = str(error).replace("the output", "what is given to it")
+            raise InvalidToolInput(f"{self.name}: {text}") from None
+
+    async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], number: int) -> R:
+        key = f"{current_task().idempotency_key}/{number}"
+        within = CALL.set(CurrentCall(self.name, number, key))
+        try:
+            if inspect.iscoroutinefunction(self._function):
+                return cast("R", await self._function(*args, **kwargs))
+            bound = functools.partial(self._function, *args, **kwargs)
+            return cast("R", await find_toolbox().run_in_thread(bound))
+        finally:
+            CALL.reset(within)
+
+
+class Call(Generic[R]):
+    """One call of a tool that has been written down: `await call`, or `call.result()` in a body that is not async."""
+
+    def __init__(self, tool: Tool[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.tool = tool
+        self.args = args
+        self.kwargs = kwargs
+        find_toolbox().expect(self)
+
+    def __await__(self) -> Generator[Any, None, R]:
+        """Make the call."""
+        return self.tool.perform(self).__await__()
+
+    def __repr__(self) -> str:
+        given = [repr(value) for value in self.args]
+        given += [f"{name}={value!r}" for name, value in self.kwargs.items()]
+        return f"{self.tool.name}({', '.join(given)})"[:200]
+
+    def result(self) -> R:
+        """Make the call, and block until it is done: for the body of a task that is a plain function."""
+        return find_toolbox().wait_for(self.tool.perform(self))
+
+
+@overload
+def tool(function: Callable[P, Awaitable[R]], /) -> Tool[P, R]: ...
+@overload
+def tool(function: Callable[P, R], /) -> Tool[P, R]: ...
+@overload
+def tool(
+    *, name: str | None = None, side_effect: bool = True, idempotent: bool = False
+) -> "_Decorator": ...
+def tool(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    side_effect: bool = True,
+    idempotent: bool = False,
+) -> Any:
+    """Make a tool of a function, async or not.
+
+    `side_effect=False`: it only looks. `idempotent=True`: doing it twice is doing it once. Where it is neither, its start
+    is in the database before it runs, and `previous_calls()` tells a later attempt of it.
+    """
+    decorate = _Decorator(name, side_effect, idempotent)
+    return decorate if function is None else decorate(function)
+
+
+class _Decorator:
+    """`tool` with its options."""
+
+    def __init__(self, name: str | None, side_effect: bool, idempotent: bool) -> None:
+        self._options = {"name": name, "side_effect": side_effect, "idempotent": idempotent}
+
+    @overload
+    def __call__(self, function: Callable[P, Awaitable[R]], /) -> Tool[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Tool[P, R]: ...
+    def __call__(self, function: Callable[..., Any], /) -> Any:
+        return Tool(function, **cast("dict[str, Any]", self._options))
+
+
+def _echo(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function with the same parameters that gives back what it is called with, for pydantic to check."""
+
+    @functools.wraps(function)
+    def echo(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, kwargs
+
+    return echo

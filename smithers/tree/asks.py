@@ -1,0 +1,56 @@
+"""What a task asks of agents instead of calling a function."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from smithers.errors import InvalidTree
+from smithers.tree.checks import check_text
+
+REPAIRS: Final = 2
+MAX_NAME_CHARS: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A question to agents: the next one is asked when the one before it has raised."""
+
+    agents: tuple[Any, ...]
+    prompt: (
+        str | Callable[..., Any]
+    )  # called with what the task needs, in a thread where it is not async
+    tools: tuple[Any, ...]
+    repairs: int  # how often an agent may answer again when its answer does not fit
+
+    @classmethod
+    def of(cls, agent: Any, prompt: Any, *, tools: Sequence[Any], repairs: int, where: str) -> Self:
+        """Put a question together; raise InvalidTree for one that cannot be asked."""
+        agents = (
+            tuple(agent) if isinstance(agent, Sequence) and not isinstance(agent, str) else (agent,)
+        )
+        if not agents:
+            raise InvalidTree(f"{where} has no agent")
+        for one in agents:
+            if not callable(getattr(one, "run", None)):
+                raise InvalidTree(
+                    f"{where}: {type(one).__name__} is no agent: it has no run(); see docs/agents.md"
+                )
+        for one in tools:
+            if not hasattr(one, "prepare"):
+                raise InvalidTree(f"{where}: {one!r} is no tool: write @tool above it")
+        if not callable(prompt) and check_text(prompt, f"{where[:-1]}, prompt=...)") is None:
+            raise InvalidTree(f"{where} needs a prompt: a text, or a function that returns one")
+        if repairs < 0:
+            raise InvalidTree(f"{where}: a number of repairs is not negative")
+        return cls(agents, prompt, tuple(tools), repairs)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the agents are called, in their order."""
+        return tuple(map(name_of, self.agents))
+
+
+def name_of(agent: Any) -> str:
+    """Return what an agent calls itself, else its class."""
+    name = getattr(agent, "name", None)
+    return name[:MAX_NAME_CHARS] if isinstance(name, str) and name else type(agent).__name__

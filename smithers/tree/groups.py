@@ -1,0 +1,139 @@
+"""The elements that hold others, and what may stand in them."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from smithers.errors import InvalidTree
+from smithers.tree.checks import check_id
+from smithers.tree.policies import OnFailure, OnMaxReached
+from smithers.tree.runs import ContinueAsNew, Subflow
+from smithers.tree.tasks import Task
+from smithers.tree.waits import Approval, HumanTask, Signal, Timer
+
+
+class Sequence:
+    """Children one after another."""
+
+    __slots__ = ("children",)
+
+    def __init__(self, *children: "Child") -> None:
+        self.children = collect(children)
+
+
+class Parallel:
+    """Children at once; at most `max_concurrency` of them under way."""
+
+    __slots__ = ("children", "max_concurrency")
+
+    def __init__(self, *children: "Child", max_concurrency: int | None = None) -> None:
+        if max_concurrency is not None and max_concurrency < 1:
+            raise InvalidTree(
+                f"Parallel(max_concurrency={max_concurrency}) would never start anything"
+            )
+        self.children = collect(children)
+        self.max_concurrency = max_concurrency
+
+
+class Branch:
+    """One of two; the tasks of the other are recorded as skipped."""
+
+    __slots__ = ("otherwise", "then", "when")
+
+    def __init__(self, when: object, then: "Child", otherwise: "Child" = None) -> None:
+        self.when = bool(when)
+        self.then = collect((then,))
+        self.otherwise = collect((otherwise,))
+
+
+class Loop:
+    """Children again, with the next iteration, until `until` is true at a render after an iteration has ended."""
+
+    __slots__ = ("children", "id", "max_iterations", "on_max_reached", "until")
+
+    def __init__(
+        self,
+        id: str,
+        *children: "Child",
+        until: object = False,
+        max_iterations: int = 5,
+        on_max_reached: OnMaxReached | str = OnMaxReached.RETURN_LAST,
+    ) -> None:
+        """`until` is read at each render: a value, or a callable without arguments."""
+        if max_iterations < 1:
+            raise InvalidTree(f"Loop({id!r}, max_iterations={max_iterations}) would never run")
+        self.id = check_id(id, "Loop")
+        if "," in id or "=" in id:
+            raise InvalidTree(
+                f"Loop({id!r}): commas and equals signs are kept for the paths of loops"
+            )
+        self.children = collect(children)
+        self.until = bool(until() if callable(until) else until)
+        self.max_iterations = max_iterations
+        self.on_max_reached = OnMaxReached(on_max_reached)
+
+
+class Try:
+    """Children one after another; where one fails, `catch`; in the end, whatever happened, `finally_`."""
+
+    __slots__ = ("body", "catch", "finally_", "id")
+
+    def __init__(
+        self, id: str, *body: "Child", catch: "Child" = None, finally_: "Child" = None
+    ) -> None:
+        """With `catch` the run goes on past the failure, unless `catch` fails itself; `ctx.error(id)` says what it was."""
+        self.id = check_id(id, "Try")
+        self.body = collect(body)
+        self.catch = collect((catch,))
+        self.finally_ = collect((finally_,))
+
+
+class Step:
+    """A saga's action, and what undoes it."""
+
+    __slots__ = ("action", "undo")
+
+    def __init__(self, action: "Child", undo: "Child" = None) -> None:
+        self.action = collect((action,))
+        self.undo = collect((undo,))
+
+
+class Saga:
+    """Actions one after another; where one fails, those that are done are undone, the last first."""
+
+    __slots__ = ("id", "on_failure", "steps")
+
+    def __init__(self, id: str, *steps: Step, on_failure: OnFailure | str = OnFailure.FAIL) -> None:
+        """An action is done when one of its nodes has finished. Undone, the saga fails, or the run goes on."""
+        self.id = check_id(id, "Saga")
+        for step in steps:
+            if not isinstance(step, Step):
+                raise InvalidTree(f"Saga({id!r}) is made of Step, not of {type(step).__name__}")
+        self.steps = steps
+        self.on_failure = OnFailure(on_failure)
+
+
+Leaf = Task[Any] | Approval | HumanTask[Any] | Signal[Any] | Timer | Subflow[Any] | ContinueAsNew
+Group = Sequence | Parallel | Branch | Loop | Try | Saga
+Element = Leaf | Group
+Child = Element | None | bool | Iterable["Child"]
+
+LEAVES: Final = (Task, Approval, HumanTask, Signal, Timer, Subflow, ContinueAsNew)
+GROUPS: Final = (Sequence, Parallel, Branch, Loop, Try, Saga)
+
+
+def collect(children: Iterable[Child]) -> tuple[Element, ...]:
+    """Flatten what an author wrote as children; raise InvalidTree for what is no element."""
+    found: list[Element] = []
+    for child in children:
+        given: object = child
+        if given is None or isinstance(given, bool):
+            continue
+        if isinstance(given, LEAVES + GROUPS):
+            found.append(given)
+        elif isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping):
+            found.extend(collect(given))
+        else:
+            raise InvalidTree(
+                f"a tree is made of Task, Sequence and the like, not of {type(given).__name__}"
+            )
+    return tuple(found)

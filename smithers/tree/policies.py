@@ -1,0 +1,94 @@
+"""What an element does when something goes another way: denied, timed out, used up, failed."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from smithers.durations import Duration, seconds
+from smithers.errors import InvalidTree
+
+
+class ApprovalMode(StrEnum):
+    """What a person is asked for."""
+
+    APPROVE = "approve"  # yes or no
+    SELECT = "select"  # one of the options, or no
+    RANK = "rank"  # all of the options in an order, or no
+
+
+class OnDeny(StrEnum):
+    """What a denied approval does to its run."""
+
+    FAIL = "fail"
+    CONTINUE = "continue"
+    SKIP = "skip"
+
+
+class OnTimeout(StrEnum):
+    """What a wait that ran out does to its run."""
+
+    FAIL = "fail"
+    CONTINUE = "continue"
+    SKIP = "skip"
+
+
+class OnFailure(StrEnum):
+    """What a saga does that has been undone."""
+
+    FAIL = "fail"
+    CONTINUE = "continue"
+
+
+class OnMaxReached(StrEnum):
+    """What a loop does that has used up its iterations."""
+
+    RETURN_LAST = "return-last"
+    FAIL = "fail"
+
+
+class CacheScope(StrEnum):
+    """Among whom an output is shared."""
+
+    RUN = "run"
+    WORKFLOW = "workflow"  # the runs of all workflows of this name
+    GLOBAL = "global"
+
+
+class Cache:
+    """When an output may be had from an earlier execution of the same function."""
+
+    __slots__ = ("by", "scope", "ttl_s", "version")
+
+    def __init__(
+        self,
+        *,
+        by: Any = None,
+        version: str | int = 1,
+        ttl: Duration | None = None,
+        scope: CacheScope | str = CacheScope.WORKFLOW,
+    ) -> None:
+        """`by`: what the output is made from, as JSON, beside what the task `needs`. `version`: of the function."""
+        self.by = by
+        self.version = str(version)
+        self.ttl_s = None if ttl is None else seconds(ttl)
+        self.scope = CacheScope(scope)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """How long to wait before the next attempt, in seconds: initial · factor^n, at most maximum.
+
+    With jitter, between half of that and all of it.
+    Jitter is derived from the run, the node and the attempt, so that a wait is the same wherever it is computed.
+    """
+
+    initial: Duration = 1
+    factor: float = 2
+    maximum: Duration = 60
+    jitter: bool = True
+
+    def __post_init__(self) -> None:
+        seconds(self.initial)
+        seconds(self.maximum)
+        if not 0 <= self.factor < float("inf"):
+            raise InvalidTree(f"Retry(factor={self.factor!r}) is no factor")

@@ -1,0 +1,107 @@
+"""The leaf that does work."""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Generic, TypeVar
+
+from smithers.durations import Duration, seconds
+from smithers.errors import InvalidTree
+from smithers.tree.asks import REPAIRS, Ask
+from smithers.tree.checks import check_id, check_names, check_text
+from smithers.tree.policies import Cache, Retry
+
+Output = TypeVar("Output")
+
+_DEFAULT_RETRY: Final = Retry()
+_NOTHING: Final[Any] = object()  # None is a value like any other
+
+
+class Task(Generic[Output]):
+    """A leaf that does work: a callable (sync: in a thread; async: awaited), a plain value, or a question to an agent."""
+
+    __slots__ = (
+        "ask",
+        "cache",
+        "continue_on_fail",
+        "depends_on",
+        "do",
+        "heartbeat_timeout_s",
+        "id",
+        "label",
+        "meta",
+        "needs",
+        "needs_approval",
+        "output",
+        "retries",
+        "retry",
+        "skip_if",
+        "timeout_s",
+    )
+
+    def __init__(
+        self,
+        id: str,
+        do: Callable[..., Awaitable[Output]] | Callable[..., Output] | Output = _NOTHING,
+        *,
+        agent: Any = None,
+        prompt: str | Callable[..., Any] | None = None,
+        tools: Sequence[Any] = (),
+        repairs: int = REPAIRS,
+        output: type[Output] | None = None,
+        needs: Mapping[str, str] | None = None,
+        depends_on: Iterable[str] = (),
+        retries: int = 0,
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+        heartbeat_timeout: Duration | None = None,
+        cache: Cache | None = None,
+        continue_on_fail: bool = False,
+        skip_if: object = False,
+        needs_approval: bool = False,
+        label: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Describe a task.
+
+        `output`: the model that the result must fit; default: the function's return annotation, else any JSON.
+        `needs`: argument name to node id: waits for those nodes and passes their outputs; where one of them was skipped
+        or failed, this task is skipped. `depends_on`: waits only. `retries`: attempts after the first. `timeout`: of
+        one attempt. `heartbeat_timeout`: between two heartbeats of an attempt. `cache`: where the output of an earlier
+        execution will do. `continue_on_fail`: the tree moves on past a failure. `needs_approval`: a person says yes first.
+
+        `agent` instead of `do`: a pydantic-ai agent, or a `smithers.agents.Agent`; of several, the next is asked when one
+        raises. `prompt`: a text, or a function of what the task `needs`. `tools`: what the agent may call besides its own.
+        `repairs`: how often an answer that does not fit `output` is given back to the agent.
+        """
+        if retries < 0:
+            raise InvalidTree(
+                f"Task({id!r}, retries={retries}): a number of retries is not negative"
+            )
+        self.id = check_id(id, "Task")
+        self.do = None if do is _NOTHING else do
+        self.ask = None
+        if agent is not None or prompt is not None or tools:
+            self.ask = Ask.of(agent, prompt, tools=tools, repairs=repairs, where=f"Task({id!r})")
+            if do is not _NOTHING:
+                raise InvalidTree(f"Task({id!r}) has both something to do and an agent")
+            if needs and not callable(prompt):
+                raise InvalidTree(
+                    f"Task({id!r}): a prompt that is a text takes nothing from needs=...: use a function"
+                )
+        elif do is _NOTHING:
+            raise InvalidTree(f"Task({id!r}) has nothing to do: a function, a value or an agent")
+        self.output = output
+        self.needs = dict(needs) if needs else {}
+        check_names(self.needs.values(), f"Task({id!r}, needs=...)")
+        self.depends_on = check_names(depends_on, f"Task({id!r}, depends_on=...)")
+        self.retries = retries
+        self.retry = retry or _DEFAULT_RETRY
+        self.timeout_s = None if timeout is None else seconds(timeout)
+        self.heartbeat_timeout_s = None if heartbeat_timeout is None else seconds(heartbeat_timeout)
+        if self.heartbeat_timeout_s == 0:
+            raise InvalidTree(f"Task({id!r}, heartbeat_timeout=0) would never live")
+        self.cache = cache
+        self.continue_on_fail = continue_on_fail
+        self.skip_if = bool(skip_if)
+        self.needs_approval = needs_approval
+        self.label = check_text(label, f"Task({id!r}, label=...)")
+        self.meta = dict(meta) if meta else {}

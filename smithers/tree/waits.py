@@ -1,0 +1,187 @@
+"""The leaves that need the outside: a person, a signal, time."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Generic, TypeVar
+
+from smithers.durations import Duration, seconds
+from smithers.errors import InvalidTree
+from smithers.tree.checks import check_id, check_names, check_text
+from smithers.tree.policies import ApprovalMode, OnDeny, OnTimeout
+
+Output = TypeVar("Output")
+
+
+class Approval:
+    """A leaf at which a person decides; its output is an ApprovalDecision."""
+
+    __slots__ = (
+        "allowed_scopes",
+        "allowed_users",
+        "depends_on",
+        "id",
+        "label",
+        "mode",
+        "on_deny",
+        "options",
+        "skip_if",
+        "summary",
+        "timeout_s",
+        "title",
+    )
+
+    def __init__(
+        self,
+        id: str,
+        *,
+        title: str,
+        summary: str | None = None,
+        mode: ApprovalMode | str = ApprovalMode.APPROVE,
+        options: Iterable[str] = (),
+        on_deny: OnDeny | str = OnDeny.FAIL,
+        timeout: Duration | None = None,
+        allowed_users: Iterable[str] | None = None,
+        allowed_scopes: Iterable[str] | None = None,
+        depends_on: Iterable[str] = (),
+        skip_if: object = False,
+        label: str | None = None,
+    ) -> None:
+        """Ask `title`. A `timeout` that runs out counts as a denial by `system:timeout`.
+
+        `mode`: "approve" asks for yes or no, "select" for one of `options`, "rank" for all of them in an order.
+        `allowed_users`, `allowed_scopes`: who may decide, by the credential; with both, both must hold.
+        """
+        self.id = check_id(id, "Approval")
+        self.title = check_text(title, f"Approval({id!r}, title=...)") or id
+        self.summary = check_text(summary, f"Approval({id!r}, summary=...)")
+        self.mode = ApprovalMode(mode)
+        self.options = check_names(options, f"Approval({id!r}, options=...)")
+        if (self.mode is ApprovalMode.APPROVE) == bool(self.options):
+            raise InvalidTree(f"Approval({id!r}): options= goes with mode='select' or 'rank'")
+        if len(set(self.options)) < len(self.options):
+            raise InvalidTree(f"Approval({id!r}, options=...) names one option twice")
+        self.on_deny = OnDeny(on_deny)
+        self.timeout_s = None if timeout is None else seconds(timeout)
+        self.allowed_users = _allowed(allowed_users, f"Approval({id!r}, allowed_users=...)")
+        self.allowed_scopes = _allowed(allowed_scopes, f"Approval({id!r}, allowed_scopes=...)")
+        self.depends_on = check_names(depends_on, f"Approval({id!r}, depends_on=...)")
+        self.skip_if = bool(skip_if)
+        self.label = check_text(label, f"Approval({id!r}, label=...)")
+
+
+class HumanTask(Generic[Output]):
+    """A leaf at which a person fills in a form; what they filled in is its output."""
+
+    __slots__ = (
+        "allowed_scopes",
+        "allowed_users",
+        "depends_on",
+        "id",
+        "label",
+        "on_timeout",
+        "output",
+        "prompt",
+        "skip_if",
+        "timeout_s",
+    )
+
+    def __init__(
+        self,
+        id: str,
+        *,
+        prompt: str,
+        output: type[Output],
+        timeout: Duration | None = None,
+        on_timeout: OnTimeout | str = OnTimeout.FAIL,
+        allowed_users: Iterable[str] | None = None,
+        allowed_scopes: Iterable[str] | None = None,
+        depends_on: Iterable[str] = (),
+        skip_if: object = False,
+        label: str | None = None,
+    ) -> None:
+        """Ask `prompt`. The form is the JSON Schema of `output`: an answer that does not fit it is refused."""
+        self.id = check_id(id, "HumanTask")
+        self.prompt = check_text(prompt, f"HumanTask({id!r}, prompt=...)") or id
+        self.output = output
+        self.timeout_s = None if timeout is None else seconds(timeout)
+        self.on_timeout = OnTimeout(on_timeout)
+        self.allowed_users = _allowed(allowed_users, f"HumanTask({id!r}, allowed_users=...)")
+        self.allowed_scopes = _allowed(allowed_scopes, f"HumanTask({id!r}, allowed_scopes=...)")
+        self.depends_on = check_names(depends_on, f"HumanTask({id!r}, depends_on=...)")
+        self.skip_if = bool(skip_if)
+        self.label = check_text(label, f"HumanTask({id!r}, label=...)")
+
+
+class Signal(Generic[Output]):
+    """A leaf that waits for a named signal; the signal's data is its output."""
+
+    __slots__ = (
+        "correlation_id",
+        "depends_on",
+        "event",
+        "id",
+        "label",
+        "on_timeout",
+        "output",
+        "skip_if",
+        "timeout_s",
+    )
+
+    def __init__(
+        self,
+        id: str,
+        *,
+        event: str | None = None,
+        output: type[Output] | None = None,
+        correlation_id: str | None = None,
+        timeout: Duration | None = None,
+        on_timeout: OnTimeout | str = OnTimeout.FAIL,
+        depends_on: Iterable[str] = (),
+        skip_if: object = False,
+        label: str | None = None,
+    ) -> None:
+        """Wait for the signal named `event` (default: the id); one sent earlier counts, and each counts once."""
+        self.id = check_id(id, "Signal")
+        self.event = check_text(event, f"Signal({id!r}, event=...)") or id
+        self.output = output
+        self.correlation_id = check_text(correlation_id, f"Signal({id!r}, correlation_id=...)")
+        self.timeout_s = None if timeout is None else seconds(timeout)
+        self.on_timeout = OnTimeout(on_timeout)
+        self.depends_on = check_names(depends_on, f"Signal({id!r}, depends_on=...)")
+        self.skip_if = bool(skip_if)
+        self.label = check_text(label, f"Signal({id!r}, label=...)")
+
+
+WaitForEvent = Signal  # Smithers' name for it
+
+
+class Timer:
+    """A leaf that sleeps durably."""
+
+    __slots__ = ("depends_on", "duration_s", "id", "label", "skip_if", "until")
+
+    def __init__(
+        self,
+        id: str,
+        *,
+        duration: Duration | None = None,
+        until: datetime | None = None,
+        depends_on: Iterable[str] = (),
+        skip_if: object = False,
+        label: str | None = None,
+    ) -> None:
+        """Sleep for `duration` from when the timer is reached, or `until` a moment that has a time zone."""
+        if (duration is None) == (until is None):
+            raise InvalidTree(f"Timer({id!r}) takes either duration= or until=")
+        if until is not None and until.tzinfo is None:
+            raise InvalidTree(f"Timer({id!r}, until=...): a moment needs a time zone")
+        self.id = check_id(id, "Timer")
+        self.duration_s = None if duration is None else seconds(duration)
+        self.until = until
+        self.depends_on = check_names(depends_on, f"Timer({id!r}, depends_on=...)")
+        self.skip_if = bool(skip_if)
+        self.label = check_text(label, f"Timer({id!r}, label=...)")
+
+
+def _allowed(names: Iterable[str] | None, where: str) -> tuple[str, ...] | None:
+    return None if names is None else check_names(names, where)

@@ -1,0 +1,99 @@
+"""Two gateways behind each balancer, by the files of deploy/: refused, streamed, restarted one after the other under load."""
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.support.balancers import KINDS, addresses, balancing, command, free_port
+from tests.support.following import Load
+from tests.support.serving import Serving
+
+pytestmark = pytest.mark.timeout(300)  # real processes, on machines that are busy
+TOKEN = "t0ken-for-tests"
+HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+FLOW = """
+from smithers import Sequence, Task, workflow
+
+
+@workflow
+def three(ctx):
+    return Sequence(Task("a", lambda: 1), Task("b", lambda: 2), Task("c", lambda: 3))
+"""
+STARTERS = 4
+RUNS_MOVED = 30  # answered through the balancer before, between and after the restarts
+
+
+class Fleet:
+    """Two gateways, which can be restarted, and a worker."""
+
+    def __init__(self, root: Path, dsn: str, stack: ExitStack) -> None:
+        self._root = root
+        self._stack = stack
+        self._env = {"DATABASE_URL": dsn, "SMITHERS_API_KEY": TOKEN}
+        self.ports = (free_port(), free_port())
+        self._gateways = [self._open(port) for port in self.ports]
+        stack.enter_context(Serving(root, None, "--workers", "1", command="worker", **self._env))
+
+    @property
+    def addresses(self) -> tuple[str, str]:
+        return (f"127.0.0.1:{self.ports[0]}", f"127.0.0.1:{self.ports[1]}")
+
+    def restart(self, number: int) -> None:
+        """Stop a gateway as a deploy does, and start it again on its port."""
+        assert self._gateways[number].stop() == 0
+        self._gateways[number] = self._open(self.ports[number])
+
+    def _open(self, port: int) -> Serving:
+        flags = ("--port", str(port), "--drain-timeout", "10")
+        return self._stack.enter_context(
+            Serving(self._root, None, *flags, command="gateway", **self._env)
+        )
+
+
+@contextmanager
+def fleet(root: Path, dsn: str) -> Iterator[Fleet]:
+    (root / "three.py").write_text(FLOW, encoding="utf-8")
+    with ExitStack() as stack:
+        yield Fleet(root, dsn, stack)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "root"
+    root.mkdir()
+    return root
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_balancers_own_check_accepts_the_file(kind: str, tmp_path: Path) -> None:
+    variables = addresses("127.0.0.1:18080", ("127.0.0.1:18001", "127.0.0.1:18002"))
+    words = command(kind, tmp_path, variables)
+    checking = [*words[:1], "-t", *words[1:-2]] if kind == "nginx" else [words[0], "-c", *words[2:]]
+    done = subprocess.run(
+        checking, check=False, capture_output=True, text=True, env={**os.environ, **variables}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "warn" not in done.stderr.lower(), done.stderr
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_rolling_restart_under_load_fails_no_request_and_loses_no_event(
+    kind: str, root: Path, tmp_path: Path, database: str
+) -> None:
+    with fleet(root, database) as gateways, balancing(kind, tmp_path, gateways.addresses) as url:
+        load = Load(url, "three.py")
+        async with aiohttp.ClientSession(headers=HEADERS) as session, asyncio.TaskGroup() as group:
+            for _ in range(STARTERS):
+                group.create_task(load.start_and_follow(session))
+            await load.go_on(RUNS_MOVED)
+            for number in (0, 1):
+                await asyncio.to_thread(gateways.restart, number)
+                await load.go_on(RUNS_MOVED)
+            load.is_over = True
+        assert load.answers == {200: load.followed}

@@ -1,0 +1,103 @@
+"""What distributing the tables by run_id needs of them, held against the tables themselves and deploy/citus.sql."""
+
+import re
+from pathlib import Path
+
+import asyncpg
+import pytest
+from sqlalchemy import Table, UniqueConstraint
+
+from smithers.store import commits, starts, tails
+from smithers.store.connections import TOMBSTONES
+from smithers.store.tables import metadata
+from tests.support.balancers import DEPLOY
+
+# Of no run, or found by something else than a run's id.
+REFERENCES = {
+    "cached_outputs",
+    "idempotency_keys",
+    "own_databases",
+    "stream_keys",
+    "workers",
+    "workflow_descriptions",
+    "workflow_sources",
+}
+CALL = re.compile(
+    r"^SELECT create_(distributed|reference)_table\('smithers\.(\w+)'(.*)\);$", re.MULTILINE
+)
+# In each of these, what is joined is joined by the run.
+HOT = {"commit_group": commits.COMMIT_GROUP, "start_runs": starts.START_RUNS}
+FUNCTIONS = Path(__file__).resolve().parents[2] / "migrations" / "functions"
+
+
+def distributed() -> dict[str, Table]:
+    return {table.name: table for table in metadata.sorted_tables if table.name not in REFERENCES}
+
+
+def test_a_runs_id_leads_every_primary_key():
+    for table in distributed().values():
+        assert next(iter(table.primary_key.columns)).name == "run_id", table.name
+
+
+def test_what_must_be_unique_is_unique_within_a_run():
+    for table in distributed().values():
+        for constraint in table.constraints:
+            if isinstance(constraint, UniqueConstraint):
+                assert "run_id" in constraint.columns, constraint.name
+        for index in table.indexes:
+            assert not index.unique or "run_id" in index.columns, index.name
+        assert not table.foreign_keys, table.name
+
+
+def test_the_ddl_names_every_table_once_and_keeps_a_runs_rows_together():
+    calls = CALL.findall((DEPLOY / "citus.sql").read_text(encoding="utf-8"))
+    named = [name for _kind, name, _rest in calls]
+    assert sorted(named) == sorted(table.name for table in metadata.sorted_tables)
+    for kind, name, rest in calls:
+        assert (kind == "reference") == (name in REFERENCES), name
+        if kind == "distributed":
+            assert rest.startswith(", 'run_id'"), name
+            assert ("colocate_with => 'smithers.runs'" in rest) == (name != "runs"), name
+
+
+async def test_what_is_no_call_of_citus_leaves_a_database_that_refuses_tombstones(database: str):
+    ddl = CALL.sub("", (DEPLOY / "citus.sql").read_text(encoding="utf-8"))
+    connection = await asyncpg.connect(database)
+    insert = "INSERT INTO smithers.runs (run_id, status, last_seq, created_at) VALUES ($1, 'queued', 0, now())"
+    try:
+        await connection.execute(ddl)
+        await connection.execute("INSERT INTO smithers.tombstones VALUES ('gone', now())")
+        await connection.execute(insert, "new")
+        with pytest.raises(asyncpg.UniqueViolationError) as caught:
+            await connection.execute(insert, "gone")
+        assert caught.value.constraint_name == TOMBSTONES
+        statement_level = await connection.fetch(
+            "SELECT tgname FROM pg_trigger WHERE tgrelid = 'smithers.runs'::regclass AND tgtype & 1 = 0"
+        )
+        assert statement_level == []
+    finally:
+        await connection.close()
+
+
+def function_of(query: str) -> str:
+    """Read the function that a statement calls, with what stands beside it."""
+    called = re.search(r"smithers\.(\w+)\(", query)
+    assert called is not None
+    return (FUNCTIONS / f"{called[1]}.sql").read_text(encoding="utf-8")
+
+
+def test_hot_statements_join_by_the_run_alone():
+    texts = {name: function_of(query) for name, query in HOT.items()}
+    texts |= {
+        name: value
+        for name, value in vars(tails).items()
+        if name.isupper() and isinstance(value, str) and "smithers." in value
+    }
+    joins = {
+        name: re.findall(r"JOIN smithers\.(\w+) AS \w+\s+ON\s+([^\n]+)", text)
+        for name, text in texts.items()
+    }
+    assert joins["commit_group"], "the lock joins what is to be committed to the runs"
+    for name, found in joins.items():
+        for table, condition in found:
+            assert table in REFERENCES or "run_id" in condition, (name, table, condition)

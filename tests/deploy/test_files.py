@@ -1,0 +1,326 @@
+"""The files of deploy/, as far as they can be checked where nothing of what they are for runs."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+import yaml
+
+from smithers.settings import SETTINGS
+from smithers.telemetry.names import FAMILIES, Kind
+from tests.support.balancers import DEPLOY, find_program
+
+TREE = DEPLOY.parent
+COMPOSE = yaml.safe_load((TREE / "docker-compose.yml").read_text(encoding="utf-8"))
+OURS = {"migrate", "gateway-1", "gateway-2", "worker"}
+DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
+MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+RULES = DEPLOY / "prometheus" / "rules.yml"
+RUNBOOK = (DEPLOY / "runbook.md").read_text(encoding="utf-8")
+# What is not ours: Prometheus' own, and what the collector's receiver for Postgres says.
+FOREIGN = {
+    "up",
+    "postgresql_backends",
+    "postgresql_commits_total",
+    "postgresql_connection_max",
+    "postgresql_db_size_bytes",
+    "postgresql_rollbacks_total",
+    "postgresql_rows",
+}
+LOCKED = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+
+
+def read_documents() -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in MANIFESTS:
+        for document in yaml.safe_load_all(path.read_text(encoding="utf-8")):
+            yield f"{path.name} {document['kind']}", document
+
+
+DOCUMENTS = dict(read_documents())
+PODS = {
+    name: document["spec"]["template"]["spec"]
+    for name, document in DOCUMENTS.items()
+    if document["kind"] in {"Deployment", "Job"}
+}
+
+
+def series() -> dict[str, str]:
+    """The names of series that our families make, and which family it is."""
+    found = {}
+    for family in FAMILIES:
+        if family.kind is Kind.HISTOGRAM:
+            found |= {f"{family.name}_{part}": family.name for part in ("bucket", "count", "sum")}
+        else:
+            found[family.name] = family.name
+    return found
+
+
+def alerts() -> list[dict[str, Any]]:
+    groups = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def queries() -> list[tuple[str, str]]:
+    """Every query of every panel and alert, with where it stands."""
+    of_panels = [
+        (f"{path.stem}: {panel['title']}", target["expr"])
+        for path in DASHBOARDS
+        for panel in json.loads(path.read_text(encoding="utf-8"))["panels"]
+        for target in panel["targets"]
+    ]
+    return of_panels + [(rule["alert"], rule["expr"]) for rule in alerts()]
+
+
+def run(*words: str, **how: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, check=False, capture_output=True, text=True, timeout=60, **how)
+
+
+def test_the_compose_file_fits_the_specification():
+    done = run(
+        *(sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"),
+        str(TREE / "docker-compose.yml"),
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_what_services_depend_on_is_there_and_says_how_it_is():
+    for name, service in COMPOSE["services"].items():
+        for other, wanted in service.get("depends_on", {}).items():
+            assert other in COMPOSE["services"], name
+            if wanted["condition"] == "service_healthy":
+                assert "healthcheck" in COMPOSE["services"][other], (name, other)
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_a_service_is_locked_down_and_pinned(name: str):
+    service = COMPOSE["services"][name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "privileged" not in service
+    if name in OURS:
+        assert service["image"] == "smithers:local"
+    else:
+        assert re.search(r":v?\d+\.\d+\.\d+", service["image"]) or re.search(
+            r":\d+\.\d+-", service["image"]
+        )
+    # Ours and nginx's images say themselves that they are not root's.
+    assert name in OURS | {"balancer"} or service["user"] not in {"root", "0", "0:0"}
+
+
+def test_no_secret_stands_in_any_file():
+    for name, service in COMPOSE["services"].items():
+        for variable, value in service.get("environment", {}).items():
+            if re.search("PASSWORD|KEY|TOKEN|DATABASE_URL", variable):
+                assert re.search(r"\$\{[A-Z_]+:\?", value), (name, variable)
+    for name, pod in PODS.items():
+        for variable in pod["containers"][0].get("env", []):
+            assert "value" not in variable, (name, variable)
+
+
+def test_only_loopback_is_published():
+    for service in COMPOSE["services"].values():
+        for port in service.get("ports", []):
+            assert port.startswith(("127.0.0.1:", "${BIND:-127.0.0.1}:")), port
+
+
+def test_every_file_that_is_mounted_is_there():
+    for service in COMPOSE["services"].values():
+        for volume in service.get("volumes", []):
+            if volume.startswith("./"):
+                assert (TREE / volume.split(":")[0]).exists(), volume
+
+
+def test_the_image_copies_what_is_there_and_is_nobodys():
+    text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
+    for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE):
+        for source in line.split()[:-1]:
+            assert (TREE / source).exists(), source
+            assert f"!{source}" in ignored, source
+    assert re.search(r"^USER 10001:10001$", text, re.MULTILINE)
+    assert "PYTHONSAFEPATH=1" in text
+    assert re.search(r"python:3\.11\.\d+-", text)
+
+
+def test_flags_and_variables_of_the_deployed_commands_exist():
+    flags = {setting.flag for setting in SETTINGS} | {"--direct"}
+    variables = {setting.env for setting in SETTINGS if setting.env}
+    commands = [service["command"] for name, service in COMPOSE["services"].items() if name in OURS]
+    commands += [pod["containers"][0]["args"] for pod in PODS.values()]
+    for command in commands:
+        assert command[0] in {"gateway", "worker", "db"}
+        assert {word for word in command if word.startswith("--")} <= flags, command
+    named = [*COMPOSE["services"]["worker"]["environment"]]
+    named += [one["name"] for pod in PODS.values() for one in pod["containers"][0].get("env", [])]
+    assert {name for name in named if not name.startswith("OTEL_")} <= variables
+
+
+def test_manifests_fit_the_schemas_of_kubernetes():
+    for path in MANIFESTS:
+        if path.name == "scaling.yaml":  # KEDA's own kinds
+            continue
+        done = run(sys.executable, "-m", "kubernetes_validate", "--strict", str(path))
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_a_pod_is_locked_down(name: str):
+    pod = PODS[name]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["automountServiceAccountToken"] is False
+    for container in pod["containers"]:
+        assert container["securityContext"] == LOCKED
+        assert "memory" in container["resources"]["limits"]
+
+
+@pytest.mark.parametrize("kind", ["gateway", "worker"])
+def test_deployments_are_probed_kept_and_fenced_in(kind: str):
+    deployment = DOCUMENTS[f"{kind}.yaml Deployment"]
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    assert container["livenessProbe"]["httpGet"]["path"] == "/health"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/ready"
+    budget = DOCUMENTS[f"{kind}.yaml PodDisruptionBudget"]
+    assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    policies = [
+        policy["spec"]["podSelector"]["matchLabels"]
+        for policy in yaml.safe_load_all(
+            (DEPLOY / "kubernetes" / "network.yaml").read_text(encoding="utf-8")
+        )
+    ]
+    assert any(policy.items() <= labels.items() for policy in policies)
+
+
+async def test_the_query_that_scales_counts_what_wants_a_worker_by_indexes(database: str):
+    triggers = DOCUMENTS["scaling.yaml ScaledObject"]["spec"]["triggers"]
+    query = triggers[0]["metadata"]["query"]
+    connection = await asyncpg.connect(database)
+    try:
+        await connection.execute(
+            """INSERT INTO smithers.runs (run_id, status, last_seq, created_at, due_at, owner_id) VALUES
+            ('due', 'queued', 0, now(), now(), NULL), ('later', 'waiting-timer', 0, now(), now() + interval '1 h', NULL),
+            ('parked', 'waiting-approval', 0, now(), NULL, NULL), ('owned', 'running', 0, now(), now(), gen_random_uuid())"""
+        )
+        assert await connection.fetchval(query) == 2
+        await connection.execute("SET enable_seqscan = off")
+        plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN {query}"))
+        assert {"runs_claimable_idx", "runs_owner_id_idx"} <= set(
+            re.findall(r"runs_\w+_idx", plan)
+        ), plan
+    finally:
+        await connection.close()
+
+
+def test_promtool_accepts_rules_their_tests_and_the_configuration():
+    promtool = find_program("promtool")
+    for words in (
+        ("check", "rules", str(RULES)),
+        ("test", "rules", str(RULES.with_name("rules.test.yml"))),
+        ("check", "config", "--syntax-only", str(RULES.with_name("prometheus.yml"))),
+    ):
+        done = run(promtool, *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_promtool_reads_every_query_of_a_dashboard(tmp_path: Path):
+    rules = [
+        {"record": f"query_{number}", "expr": expr.replace("$__rate_interval", "1m")}
+        for number, (_where, expr) in enumerate(queries())
+    ]
+    file = tmp_path / "queries.yml"
+    file.write_text(
+        yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}), encoding="utf-8"
+    )
+    done = run(find_program("promtool"), "check", "rules", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("where", "expr"), queries(), ids=lambda value: str(value)[:60])
+def test_a_query_names_families_and_labels_that_exist(where: str, expr: str):
+    families = {family.name: family for family in FAMILIES}
+    known = series()
+    named = re.findall(r"\b((?:smithers|postgresql)_\w+|up)\b", expr)
+    assert named, where
+    for name in named:
+        assert name in known or name in FOREIGN, f"{where}: {name}"
+    labels = {
+        label
+        for name in named
+        for label in (families[known[name]].labels if name in known else ("job", "state"))
+    }
+    asked = set(re.findall(r"[{,]\s*(\w+)\s*(?:=~|!~|!=|=)", expr))
+    for group in re.findall(r"by \(([^)]*)\)", expr):
+        asked |= {word.strip() for word in group.split(",")}
+    assert asked <= labels | {"le", "instance"}, f"{where}: {asked - labels}"
+
+
+def test_every_alert_has_its_section_in_the_runbook_and_every_section_its_alert():
+    named = [rule["alert"] for rule in alerts()]
+    assert re.findall(r"^## (Smithers\w+)$", RUNBOOK, re.MULTILINE) == named
+    for rule in alerts():
+        assert rule["annotations"]["runbook_url"] == f"deploy/runbook.md#{rule['alert'].lower()}"
+        assert rule["labels"]["severity"] in {"page", "ticket"}
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_a_dashboard_can_be_provisioned(path: Path):
+    board = json.loads(path.read_text(encoding="utf-8"))
+    assert board["uid"] == f"smithers-{path.stem}"
+    ids = [panel["id"] for panel in board["panels"]]
+    assert len(set(ids)) == len(ids)
+    cells = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board["panels"]}
+    assert len(cells) == len(ids), "panels lie on one another"
+    sources = yaml.safe_load(
+        (DEPLOY / "grafana" / "provisioning" / "datasources" / "datasources.yaml").read_text(
+            encoding="utf-8"
+        )
+    )["datasources"]
+    assert {panel["datasource"]["uid"] for panel in board["panels"]} <= {
+        source["uid"] for source in sources
+    }
+    for panel in board["panels"]:
+        assert panel["title"]
+        assert all(target["expr"] and target["legendFormat"] for target in panel["targets"])
+
+
+def test_the_collectors_pipelines_are_made_of_what_it_has():
+    told = yaml.safe_load((DEPLOY / "collector" / "collector.yaml").read_text(encoding="utf-8"))
+    used: dict[str, set[str]] = {"receivers": set(), "processors": set(), "exporters": set()}
+    for pipeline in told["service"]["pipelines"].values():
+        for part, names in used.items():
+            names |= set(pipeline[part])
+    assert used == {part: set(told[part]) for part in used}
+    assert set(told["service"]["extensions"]) == set(told["extensions"])
+    hosts = {
+        "postgres": told["receivers"]["postgresql"]["endpoint"],
+        "jaeger": told["exporters"]["otlp/traces"]["endpoint"],
+    }
+    for host, endpoint in hosts.items():
+        assert endpoint.split(":")[0] == host in COMPOSE["services"]
+
+
+def test_prometheus_asks_services_and_ports_that_exist():
+    told = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
+    asked = set()
+    for job in told["scrape_configs"]:
+        for one in job.get("dns_sd_configs", []):
+            asked |= {(name, one["port"]) for name in one["names"]}
+        for one in job.get("static_configs", []):
+            asked |= {
+                (name, int(port)) for name, port in (target.split(":") for target in one["targets"])
+            }
+    assert {name for name, _port in asked} <= set(COMPOSE["services"])
+    metrics_port = next(int(one.default) for one in SETTINGS if one.field == "metrics_port")
+    assert {("gateway-1", 7331), ("gateway-2", 7331), ("worker", metrics_port)} <= asked

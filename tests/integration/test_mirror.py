@@ -1,0 +1,253 @@
+"""A workflow's own database: what happens in it stands in the server's a little later, as it is there."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from smithers.errors import StoreError
+from smithers.ids import RunId, SourceHash
+from smithers.store.mirror import PAGE_EVENTS, MirrorStore, open_mirror
+from smithers.store.outside import SignalSent, cancel_run, open_outside_lane, send_signal
+from smithers.store.own_databases import (
+    find_home,
+    list_own_databases,
+    reserve_run,
+    use_own_database,
+)
+from smithers.store.refusals import KeyReused, LivesElsewhere, RunExists
+from smithers.store.starts import IdempotencyKey, RunStart
+from tests.support.gateway import Rows
+from tests.support.mirrors import NAME, assert_equal, two_worlds, until_mirrored
+from tests.support.world import World, until
+
+FLOW = """
+    from smithers import Approval, Loop, Parallel, Sequence, Task, workflow
+
+    def fail():
+        raise ValueError("no")
+
+    @workflow
+    def flow(ctx):
+        return Sequence(
+            Parallel(*(Task(f"p{n}", lambda: ctx.run_id) for n in range(3))),
+            Loop("again", Task("turn", lambda: ctx.iteration), until=ctx.iteration_count("turn") >= 3),
+            Task("may-fail", fail, continue_on_fail=True),
+            Approval("ask", title="Go on?"),
+            Task("last", lambda: "done"),
+        )
+"""
+
+
+@pytest.fixture
+async def worlds(
+    database: str, postgres_server: str, database_template: str, tmp_path: Path
+) -> AsyncIterator[tuple[World, World]]:
+    async with two_worlds(database, postgres_server, database_template, tmp_path) as both:
+        yield both
+
+
+@pytest.fixture
+async def mirror(worlds: tuple[World, World]) -> AsyncIterator[MirrorStore]:
+    home, own = worlds
+    async with open_mirror(own.dsn, home.dsn, NAME) as store:
+        yield store
+
+
+@pytest.fixture
+async def pool(worlds: tuple[World, World]) -> AsyncIterator[asyncpg.Pool]:
+    async with asyncpg.create_pool(worlds[0].dsn, min_size=0, max_size=2) as pool:
+        yield pool
+
+
+def a_start(run_id: str, **changes: object) -> RunStart:
+    fields = {
+        "run_id": RunId(run_id), "workflow_name": "flow", "workflow_path": "flow.py", "workflow_export": None,
+        "source_hash": SourceHash("hash"), "input": '{"a":1}', "config": "{}", "auth": None, "trace_context": None,
+        "parent_run_id": None, "queue": "q", "priority": 0, "head": "", "tail": "", **changes,
+    }  # fmt: skip
+    return RunStart(**fields)  # type: ignore[arg-type]  # its fields, by name
+
+
+async def until_waiting(world: World, run_id: str) -> None:
+    await world.until_status(run_id, "waiting-approval")
+
+
+async def test_what_workers_do_in_an_own_database_stands_in_the_servers(
+    worlds: tuple[World, World],
+) -> None:
+    home, own = worlds
+    own.write("flow.py", FLOW)
+    own.start_pool(workers=1, mirror_name=NAME, mirror_dsn=home.dsn)
+    for number in range(5):
+        await own.start(f"r{number}", "flow.py")
+    for number in range(5):
+        await until_waiting(own, f"r{number}")
+    await until_mirrored(home, own)
+    await own.decide("r0", "ask", is_approved=True)
+    await own.decide("r1", "ask", is_approved=False)
+    await own.until_status("r0", "finished")
+    await own.until_status("r1", "failed")
+    await until_mirrored(home, own)
+    assert (
+        await home.sql.fetchval("SELECT count(*) FROM smithers.runs WHERE owner_id IS NOT NULL")
+        == 0
+    )
+    assert await home.outputs("r0") == await own.outputs("r0")
+
+
+async def test_after_a_resume_the_mirror_has_the_nodes_that_no_event_named(
+    worlds: tuple[World, World], mirror: MirrorStore
+) -> None:
+    home, own = worlds
+    rows = Rows(own.sql, own.root)
+    await rows.add_run("r", status="failed")
+    await rows.add_node("r", "broken", "failed")
+    await mirror.copy([RunId("r")])
+    assert await own.resume("r") == "resumed"
+    await mirror.copy([RunId("r")])
+    assert await home.states("r") == {"broken": "pending"}
+    await assert_equal(home.sql, own.sql)
+
+
+async def test_a_long_history_is_copied_a_page_at_a_time_and_has_not_ended_before_its_last(
+    worlds: tuple[World, World], mirror: MirrorStore
+) -> None:
+    home, own = worlds
+    await Rows(own.sql, own.root).add_run("r", status="finished", events=2 * PAGE_EVENTS + 1)
+    for _ in range(2):
+        assert (await mirror.copy([RunId("r")])).unfinished == {"r"}
+        assert await home.status("r") == "running"
+    assert not (await mirror.copy([RunId("r")])).unfinished
+    assert (await mirror.copy([RunId("r")])).event_count == 0
+    await assert_equal(home.sql, own.sql)
+
+
+async def test_a_run_of_the_servers_own_database_is_never_overwritten(
+    worlds: tuple[World, World], mirror: MirrorStore
+) -> None:
+    home, own = worlds
+    await Rows(home.sql, home.root).add_run("same", events=2)
+    await Rows(own.sql, own.root).add_run("same", events=9)
+    assert await mirror.find_behind(RunId(""), 10) == ([], None)
+    assert (await mirror.copy([RunId("same")])).event_count == 0
+    assert len(await home.events("same")) == 2
+
+
+async def test_a_mirror_can_only_be_read(
+    worlds: tuple[World, World], mirror: MirrorStore, pool: asyncpg.Pool
+) -> None:
+    home, own = worlds
+    rows = Rows(own.sql, own.root)
+    await rows.add_run("r", status="running")
+    await rows.ask("r", "ask")
+    await rows.add_events("r", 1)
+    await mirror.copy([RunId("r")])
+    before = await home.sql.fetch("SELECT *, xmin::text FROM smithers.runs")
+    with pytest.raises(LivesElsewhere):
+        await cancel_run(pool, RunId("r"))
+    sent = SignalSent(
+        run_id=RunId("r"), signal_name="s", correlation_id=None, data="1", received_by=None, signal_id=None
+    )  # fmt: skip
+    async with open_outside_lane(home.dsn) as lane:
+        with pytest.raises(LivesElsewhere):
+            await send_signal(lane, sent)
+    assert await home.sql.fetch("SELECT *, xmin::text FROM smithers.runs") == before
+    assert await home.sql.fetchval("SELECT count(*) FROM smithers.signals") == 0
+
+
+async def test_the_copy_of_a_second_mirror_is_refused_as_a_whole(
+    worlds: tuple[World, World], mirror: MirrorStore
+) -> None:
+    home, own = worlds
+    await Rows(own.sql, own.root).add_run("r", events=5)
+    await mirror.copy([RunId("r")])
+    await home.sql.execute(
+        "UPDATE smithers.runs SET mirrored_seq = 1, last_seq = 1 WHERE run_id = 'r'"
+    )  # as a rival would have read it before
+    with pytest.raises(StoreError):
+        await mirror.copy([RunId("r")])
+    assert len(await home.events("r")) == 5
+
+
+async def test_one_session_is_the_mirror_and_the_next_takes_over_when_it_dies(
+    worlds: tuple[World, World], mirror: MirrorStore
+) -> None:
+    home, _ = worlds
+    taken = "SELECT pg_try_advisory_lock(hashtextextended('smithers mirror of ' || $1, 0))"
+    assert not await home.sql.fetchval(taken, NAME)
+    await home.sql.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'smithers-mirror'"
+        " AND datname = current_database()"
+    )
+
+    async def is_free() -> bool:
+        return await home.sql.fetchval(taken, NAME)
+
+    await until(is_free, "the lock is free")
+
+
+async def test_an_id_is_reserved_once_whatever_the_database(
+    worlds: tuple[World, World], pool: asyncpg.Pool
+) -> None:
+    home, _ = worlds
+    assert await reserve_run(pool, a_start("r"), database=NAME, key=None) == "r"
+    assert await reserve_run(pool, a_start("r"), database=NAME, key=None) == "r"
+    with pytest.raises(RunExists):
+        await reserve_run(pool, a_start("r"), database="OTHER", key=None)
+    await Rows(home.sql, home.root).add_run("mine")
+    with pytest.raises(RunExists):
+        await reserve_run(pool, a_start("mine"), database=NAME, key=None)
+    assert [await find_home(pool, RunId(each)) for each in ("r", "mine", "none")] == [
+        NAME,
+        None,
+        None,
+    ]
+
+
+async def test_a_key_stands_for_one_reservation(
+    worlds: tuple[World, World], pool: asyncpg.Pool
+) -> None:
+    key = IdempotencyKey("key", "request")
+    assert await reserve_run(pool, a_start("first"), database=NAME, key=key) == "first"
+    assert await reserve_run(pool, a_start("second"), database=NAME, key=key) == "first"
+    assert await find_home(pool, RunId("second")) is None
+    with pytest.raises(KeyReused):
+        await reserve_run(pool, a_start("third"), database=NAME, key=IdempotencyKey("key", "other"))
+
+
+async def test_a_start_that_stopped_half_way_is_finished_once(
+    worlds: tuple[World, World], mirror: MirrorStore, pool: asyncpg.Pool
+) -> None:
+    home, own = worlds
+    await home.sql.execute(
+        "INSERT INTO smithers.workflow_sources (source_hash, bundle) VALUES ('hash', '{}')"
+    )
+    await reserve_run(pool, a_start("r"), database=NAME, key=None)
+    assert await mirror.finish_starts() == 0  # its gateway may yet come
+    await home.sql.execute(
+        "UPDATE smithers.runs SET created_at = created_at - interval '61 s' WHERE run_id = 'r'"
+    )
+    assert await mirror.finish_starts() == 1
+    assert await mirror.finish_starts() == 0
+    assert await own.sql.fetchval("SELECT queue FROM smithers.runs WHERE due_at IS NOT NULL") == "q"
+    await mirror.copy([RunId("r")])
+    await assert_equal(home.sql, own.sql)
+    assert (await home.events("r"))[0]["type"] == "RunStarted"
+
+
+async def test_a_database_comes_into_use_once_and_is_heard_of(
+    worlds: tuple[World, World], pool: asyncpg.Pool
+) -> None:
+    home, _ = worlds
+    heard: list[object] = []
+    await home.sql.add_listener("smithers_databases", lambda *told: heard.append(told[3]))
+    for _ in range(2):
+        await use_own_database(pool, NAME)
+
+    async def is_heard() -> bool:
+        return heard == [NAME]
+
+    await until(is_heard, "the name is heard of")
+    assert await list_own_databases(pool) == [NAME]

@@ -1,0 +1,164 @@
+"""Rehearsals: a workflow in a test of its author's, people and time played by the test."""
+
+from collections.abc import Iterator
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from smithers import (
+    Approval,
+    ApprovalDecision,
+    Context,
+    HumanTask,
+    Retry,
+    Sequence,
+    Signal,
+    Task,
+    Timer,
+    workflow,
+)
+from smithers.store.refusals import NodeNotWaiting, RunExists
+from smithers.testing import Question, Rehearsal, RehearsalTimeout
+
+DAY_S = 24 * 3600
+
+
+class Brief(BaseModel):
+    topic: str
+
+
+class Stars(BaseModel):
+    stars: int
+
+
+def write(topic: str) -> str:
+    return f"all about {topic}"
+
+
+@workflow(input=Brief)
+def publish(ctx: Context[Brief]):
+    draft = ctx.output_maybe("write", str)
+    decision = ctx.output_maybe("approve", ApprovalDecision)
+    return Sequence(
+        Task("write", lambda: write(ctx.input.topic)),
+        Approval("approve", title="Publish?", summary=draft, on_deny="continue"),
+        decision and decision.approved and Task("publish", lambda: draft and draft.upper()),
+    )
+
+
+@workflow
+def patient(_ctx):
+    return Sequence(
+        Timer("night", duration=DAY_S),
+        Signal("paid", timeout=DAY_S, on_timeout="continue"),
+        Task("end", lambda: "over"),
+    )
+
+
+@workflow
+def rated(ctx):
+    return Sequence(
+        HumanTask("rate", prompt="How many?", output=Stars),
+        Task("tell", lambda: ctx.output("rate", Stars).stars),
+    )
+
+
+@workflow
+def breaks(_ctx):
+    return Task("cross", lambda: 1 / 0, retries=1, retry=Retry(initial=3600, maximum=3600))
+
+
+@workflow
+def stuck(_ctx):
+    return Task("wait", Never())
+
+
+class Never:
+    async def __call__(self) -> None:
+        import asyncio
+
+        await asyncio.Event().wait()
+
+
+@pytest.fixture(scope="module")
+def rehearsal() -> Iterator[Rehearsal]:
+    with Rehearsal() as opened:
+        yield opened
+
+
+def test_a_run_stops_at_its_question_and_goes_on_with_the_answer(rehearsal: Rehearsal) -> None:
+    run = rehearsal.start(publish, {"topic": "ferrets"}).wait()
+    assert run.status == "waiting-approval"
+    (question,) = run.questions
+    assert (question.node_id, question.title) == ("approve", "Publish?")
+    assert question.summary == "all about ferrets"
+    run.say("approve", True, by="ada")
+    assert run.wait().status == "finished"
+    assert run.output == "ALL ABOUT FERRETS"
+    assert run.states() == dict.fromkeys(["write", "approve", "publish"], "finished")
+    told = [event["type"] for event in run.events]
+    assert (told[0], told[-1]) == ("RunStarted", "RunFinished")
+    with pytest.raises(NodeNotWaiting):
+        run.say("approve", False)
+
+
+def test_people_of_a_script_answer_by_themselves(rehearsal: Rehearsal) -> None:
+    asked: list[Question] = []
+
+    def think(question: Question) -> bool:
+        asked.append(question)
+        return False
+
+    run = rehearsal.start(publish, {"topic": "foxes"}, people={"approve": think}).wait()
+    assert (run.status, run.states().get("publish")) == ("finished", None)
+    assert [question.node_id for question in asked] == ["approve"]
+    run = rehearsal.start(rated, people={"rate": {"stars": 4}}).wait()
+    assert (run.status, run.output) == ("finished", 4)
+
+
+def test_what_the_test_puts_in_place_of_a_function_is_called(
+    rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "write", lambda topic: f"nothing about {topic}")
+    run = rehearsal.start(publish, {"topic": "owls"}, people={"approve": True}).wait()
+    assert run.output == "NOTHING ABOUT OWLS"
+
+
+def test_days_pass_in_a_moment(rehearsal: Rehearsal) -> None:
+    run, paying = rehearsal.start(patient).wait(), rehearsal.start(patient).wait()
+    assert run.status == "waiting-timer"
+    rehearsal.advance(DAY_S - 60)
+    assert run.wait().status == "waiting-timer"
+    rehearsal.advance(61)
+    assert run.wait().status == "waiting-event"
+    paying.wait().signal("paid", {"amount": 12})
+    assert paying.wait().status == "finished"
+    assert run.status == "waiting-event"
+    rehearsal.advance(DAY_S)
+    assert run.wait().status == "finished"
+
+
+def test_a_failure_is_told_and_a_back_off_passes_with_the_time(rehearsal: Rehearsal) -> None:
+    run = rehearsal.start(breaks).wait()
+    assert (run.status, run.attempts("cross")) == ("waiting-timer", 1)
+    rehearsal.advance(2 * 3600)
+    assert run.wait().status == "failed"
+    assert run.attempts("cross") == 2
+    assert run.error is not None
+    assert run.error["name"] == "ZeroDivisionError"
+    run.resume()
+    assert run.wait().attempts("cross") == 3
+    run.cancel()
+    assert run.wait().status == "cancelled"
+
+
+def test_what_cannot_be_started_or_never_rests_is_said(rehearsal: Rehearsal) -> None:
+    with pytest.raises(ValidationError):
+        rehearsal.start(publish, {"subject": "ferrets"})
+    run = rehearsal.start(stuck, run_id="stuck")
+    with pytest.raises(RunExists):
+        rehearsal.start(stuck, run_id="stuck")
+    with pytest.raises(RehearsalTimeout, match="still running"):
+        run.wait(limit_s=0.3)
+    run.cancel()
+    assert run.wait().status == "cancelled"

@@ -1,0 +1,245 @@
+"""One run as an application: by itself, and below a prefix of somebody else's."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from aiohttp import web
+
+from gateway.app import bind
+from gateway.serve import (
+    ServeOptions,
+    StoreAddress,
+    WorkflowReference,
+    create_serve_app,
+    open_run_site,
+)
+from smithers.telemetry.names import Role
+from smithers.telemetry.sheet import Sheet
+from tests.support.gateway import TOKEN, Answer, Client, Rows, make_root
+
+REFERENCE = WorkflowReference(path="hello.py", source_hash="none", name="hello")
+
+
+class Port:
+    """Stands where a gateway would: only its port is known."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+
+@pytest.fixture
+async def rows(database: str, tmp_path: Path) -> AsyncIterator[Rows]:
+    connection = await asyncpg.connect(database)
+    yield Rows(connection, make_root(tmp_path))
+    await connection.close()
+
+
+def options_for(dsn: str, **changes: Any) -> ServeOptions:
+    told = {"workflow": REFERENCE, "store": StoreAddress(dsn=dsn), "run_id": "r"}
+    return ServeOptions(**{**told, "auth_token": TOKEN, **changes})
+
+
+@asynccontextmanager
+async def alone(dsn: str, *, token: str | None = TOKEN, **changes: Any) -> AsyncIterator[Client]:
+    with bind("127.0.0.1", 0) as listener:
+        options = options_for(dsn, auth_token=token, **changes)
+        page = Sheet.create().open_page(Role.GATEWAY)
+        async with open_run_site(options, listener, page, drain_timeout_s=5):
+            yield Client(Port(listener.getsockname()[1]), token=token)  # type: ignore[arg-type]  # it reads the port alone
+
+
+@asynccontextmanager
+async def mounted(dsn: str, prefix: str, **changes: Any) -> AsyncIterator[Client]:
+    """Mount the application in one that is none of ours, on aiohttp's own server."""
+
+    async def own(_request: web.Request) -> web.Response:
+        return web.Response(text="the host's own")
+
+    host = web.Application()
+    host.router.add_get("/", own)
+    host.add_subapp(prefix, create_serve_app(options_for(dsn, **changes)))
+    runner = web.AppRunner(host, access_log=None)
+    await runner.setup()
+    with bind("127.0.0.1", 0) as listener:
+        await web.SockSite(runner, listener).start()
+        try:
+            yield Client(Port(listener.getsockname()[1]))  # type: ignore[arg-type]  # it reads the port alone
+        finally:
+            await runner.cleanup()
+
+
+async def test_it_serves_its_run_and_nothing_else(database: str, rows: Rows) -> None:
+    await rows.add_run("r", events=2)
+    await rows.add_run("other")
+    async with alone(database) as client:
+        status = await client.get("/")
+        assert (status.status, status.json["runId"], status.json["status"]) == (200, "r", "queued")
+        assert (await client.get("/frames")).json == []
+        for path in ("/v1/runs", "/v1/runs/other", "/other", "//", "/ready", "/openapi.json"):
+            answer = await client.get(path)
+            assert (answer.status, answer.code) == (404, "NOT_FOUND"), path
+        assert (await client.post("/")).code == "NOT_FOUND"
+
+
+async def test_health_is_open_and_all_else_wants_the_token(database: str, rows: Rows) -> None:
+    await rows.add_run("r")
+    async with alone(database) as client:
+        client.token = None
+        health = await client.get("/health")
+        assert (health.status, health.json) == (200, {"ok": True})
+        for method, path in [
+            ("GET", "/"),
+            ("GET", "/events"),
+            ("GET", "/frames"),
+            ("GET", "/metrics"),
+            ("GET", "/nothing"),
+            ("POST", "/approve/a"),
+            ("POST", "/deny/a"),
+            ("POST", "/cancel"),
+        ]:
+            answer = await client.call(method, path)
+            assert (answer.status, answer.code) == (401, "UNAUTHORIZED"), path
+            assert_has_our_headers(answer)
+        assert (await client.get("/", **{"x-smithers-key": TOKEN})).status == 200
+
+
+def assert_has_our_headers(answer: Answer) -> None:
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["x-request-id"]
+
+
+async def test_without_a_token_only_loopback_names_are_answered(database: str, rows: Rows) -> None:
+    await rows.add_run("r")
+    async with alone(database, token=None) as client:
+        assert (await client.get("/")).status == 200
+        assert (await client.get("/", Host="rebound.example")).code == "FORBIDDEN"
+
+
+async def test_a_run_that_is_not_there_yet_is_404_and_appears(database: str, rows: Rows) -> None:
+    async with alone(database) as client:
+        for call in (client.get("/"), client.get("/events"), client.post("/cancel")):
+            assert (await call).code == "NOT_FOUND"
+        await rows.add_run("r")
+        assert (await client.get("/")).status == 200
+
+
+@pytest.mark.parametrize("query", ["afterSeq=x", "afterSeq=-2", "afterSeq=1&afterSeq=2"])
+async def test_a_bad_number_is_400(database: str, rows: Rows, query: str) -> None:
+    await rows.add_run("r")
+    async with alone(database) as client:
+        assert (await client.get(f"/events?{query}")).code == "INVALID_REQUEST"
+        assert (await client.get("/frames?limit=0")).code == "INVALID_REQUEST"
+
+
+async def test_bodies_are_held_to_the_same_limits(database: str, rows: Rows) -> None:
+    await rows.add_run("r")
+    async with alone(database) as client:
+        for body, code in [
+            (b"{", "INVALID_JSON"),
+            (b"[]", "INVALID_REQUEST"),
+            (b'{"iteration": -1}', "INVALID_REQUEST"),
+            (b" " * 1_100_000, "PAYLOAD_TOO_LARGE"),
+        ]:
+            assert (await client.post("/approve/a", body)).code == code
+
+
+async def test_an_approval_is_given_once_and_named_by_its_percent_coded_node(
+    database: str, rows: Rows
+) -> None:
+    await rows.add_run("r")
+    await rows.ask("r", "50%")
+    async with alone(database) as client:
+        approved = await client.post("/approve/50%25", {"note": "yes"})
+        assert (approved.status, approved.json) == (200, {"runId": "r"})
+        assert (await client.post("/deny/50%25")).code == "NODE_NOT_WAITING"
+        assert (await client.post("/deny/nothing")).code == "NOT_FOUND"
+
+
+async def test_a_cancel_tells_whoever_runs_the_run(database: str, rows: Rows) -> None:
+    await rows.add_run("r")
+    abort = asyncio.Event()
+    async with alone(database, abort=abort) as client:
+        assert not abort.is_set()
+        assert (await client.post("/cancel")).json == {"runId": "r"}
+        assert abort.is_set()
+        assert (await client.get("/")).json["status"] == "cancelled"
+        assert (await client.post("/cancel")).code == "RUN_NOT_ACTIVE"
+
+
+async def test_a_cancel_that_lost_tells_nobody(database: str, rows: Rows) -> None:
+    await rows.add_run("r", status="finished")
+    abort = asyncio.Event()
+    async with alone(database, abort=abort) as client:
+        assert (await client.post("/cancel")).code == "RUN_NOT_ACTIVE"
+    assert not abort.is_set()
+
+
+async def test_metrics_are_there_unless_switched_off(database: str, rows: Rows) -> None:
+    await rows.add_run("r")
+    async with alone(database) as client:
+        assert (await client.get("/frames")).status == 200
+        assert 'route="/frames"' in (await client.get("/metrics")).body.decode()
+    async with alone(database, metrics=False) as client:
+        assert (await client.get("/metrics")).code == "NOT_FOUND"
+
+
+@pytest.mark.parametrize("prefix", ["/run", "/a/b"])
+async def test_below_a_prefix_it_is_the_same(database: str, rows: Rows, prefix: str) -> None:
+    await rows.add_run("r", events=3, status="waiting-approval")
+    await rows.add_node("r", "ask", "waiting-approval", kind="approval")
+    async with mounted(database, prefix) as client:
+        assert (await client.get("/")).body == b"the host's own"
+        assert (await client.get(f"{prefix}/health")).json == {"ok": True}
+        for path in (prefix, f"{prefix}/"):
+            assert (await client.get(path)).json["runId"] == "r"
+        for path in (f"{prefix}/nothing", f"{prefix}{prefix}/health", f"{prefix}//health"):
+            answer = await client.get(path)
+            assert (answer.status, answer.code) == (404, "NOT_FOUND"), path
+            assert_has_our_headers(answer)
+        async with client.stream_at(f"{prefix}/events?afterSeq=0") as events:
+            assert await events.take(2) == [1, 2]
+            await rows.add_events("r", 1, status="finished")
+            assert await events.rest() == [3]
+        assert (await client.get(f"{prefix}/events?afterSeq=3")).status == 204
+
+
+async def test_below_a_prefix_a_viewer_that_leaves_is_forgotten(database: str, rows: Rows) -> None:
+    await rows.add_run("r", events=2)
+    async with mounted(database, "/run") as client:
+        async with client.stream_at("/run/events") as left:
+            assert await left.take(2) == [0, 1]
+            assert await count_streams(client) == 1
+        async with asyncio.timeout(10):
+            while await count_streams(client):
+                await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("place", [alone, lambda dsn: mounted(dsn, "/run")])
+async def test_the_end_of_the_application_ends_streams_after_a_whole_event(
+    database: str, rows: Rows, place: Any
+) -> None:
+    await rows.add_run("r", events=2)
+    async with AsyncExitStack() as viewing:
+        async with place(database) as client:
+            path = "/events" if place is alone else "/run/events"
+            events = await viewing.enter_async_context(client.stream_at(path))
+            assert await events.take(2) == [0, 1]
+        assert await events.rest() == []
+
+
+async def count_streams(client: Client) -> int:
+    text = (await client.get("/run/metrics")).body.decode()
+    (line,) = [line for line in text.splitlines() if line.startswith("smithers_streams_active ")]
+    return int(float(line.split()[1]))
+
+
+def test_a_run_needs_a_name_that_can_be_one() -> None:
+    with pytest.raises(ValueError, match="no run id"):
+        create_serve_app(options_for("postgresql://nowhere/none", run_id="a/b"))

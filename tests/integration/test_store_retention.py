@@ -1,0 +1,356 @@
+"""What retention removes, what it leaves, and that it is in nobody's way."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+from sqlalchemy import Table
+
+from smithers.errors import StoreError
+from smithers.ids import RunId, SourceHash
+from smithers.retention import pruning
+from smithers.store import retention
+from smithers.store.connections import open_pool
+from smithers.store.descriptions import keep_source
+from smithers.store.outside import Resume, ResumeOutcome, resume_run
+from smithers.store.refusals import KeyReused, RunExists
+from smithers.store.retention import count_prunable, prune, prune_batch
+from smithers.store.starts import RunStart, open_start_lane, start_with_key
+from smithers.store.tables import metadata
+
+MONTH = timedelta(days=30)
+OF_ITS_OWN = {  # has a run's id, and outlives the run
+    "cached_outputs",  # others read them; they go by age
+    "tombstones",
+}
+LIMIT_S = 30
+
+
+@pytest.fixture
+async def sql(database: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database)
+    yield connection
+    await connection.close()
+
+
+def a_start(run_id: str) -> RunStart:
+    return RunStart(
+        run_id=RunId(run_id),
+        workflow_name="w",
+        workflow_path="w.py",
+        workflow_export=None,
+        source_hash=SourceHash("none"),
+        input="{}",
+        config="{}",
+        auth=None,
+        trace_context=None,
+        parent_run_id=None,
+        queue="default",
+        priority=0,
+        head='{"timestampMs":',
+        tail="}",
+    )
+
+
+def run_tables() -> list[Table]:
+    return [
+        table
+        for table in metadata.sorted_tables
+        if "run_id" in table.columns and table.name not in OF_ITS_OWN
+    ]
+
+
+async def add_run(
+    sql: asyncpg.Connection,
+    run_id: str,
+    *,
+    status: str = "finished",
+    ended_days_ago: float = 31,
+    **columns: Any,
+) -> None:
+    """Write a row in every table that has a run's id."""
+    for table in run_tables():
+        values = {
+            column.name: value
+            for column in table.columns
+            if (value := _value(column, run_id)) is not None
+        }
+        if table.name == "runs":
+            ended = None if status in {"running", "queued"} else ended_days_ago
+            values |= {"status": status, **columns}
+            await _insert(sql, table, values)
+            await sql.execute(
+                "UPDATE smithers.runs SET finished_at = smithers.clock() - make_interval(days => 1) * $2 WHERE run_id = $1",
+                run_id,
+                ended,
+            )
+        else:
+            await _insert(sql, table, values)
+
+
+def _value(column: Any, run_id: str) -> Any:
+    if column.name in {"run_id", "idempotency_key"}:
+        return run_id
+    if column.nullable or column.server_default is not None:
+        return None
+    kind = str(column.type).split("(")[0].split(" ")[0]
+    return {"TEXT": "x", "BOOLEAN": False, "TIMESTAMP": "now", "DATETIME": "now"}.get(kind, 0)
+
+
+async def _insert(sql: asyncpg.Connection, table: Table, values: dict[str, Any]) -> None:
+    names = ", ".join(values)
+    row = json.dumps(values)
+    await sql.execute(
+        f"INSERT INTO {table.fullname} ({names}) "
+        f"SELECT {names} FROM jsonb_populate_record(NULL::{table.fullname}, $1::jsonb)",
+        row,
+    )
+
+
+async def tables_with(sql: asyncpg.Connection, run_id: str) -> set[str]:
+    return {
+        table.name
+        for table in run_tables()
+        if await sql.fetchval(
+            f"SELECT EXISTS (SELECT FROM {table.fullname} WHERE run_id = $1)", run_id
+        )
+    }
+
+
+async def run_ids(sql: asyncpg.Connection) -> set[str]:
+    return {row["run_id"] for row in await sql.fetch("SELECT run_id FROM smithers.runs")}
+
+
+async def test_nothing_of_a_run_is_left_in_any_table_but_its_id(database, sql):
+    await add_run(sql, "old")
+    assert await tables_with(sql, "old") == {table.name for table in run_tables()}
+    pruned = await prune(database, MONTH)
+    assert (pruned.run_count, pruned.event_count) == (1, 1)
+    assert await tables_with(sql, "old") == set()
+    assert await sql.fetchval("SELECT run_id FROM smithers.tombstones") == "old"
+
+
+async def test_what_ended_lately_or_has_not_ended_stays_whole(database, sql):
+    await add_run(sql, "young", ended_days_ago=29)
+    await add_run(sql, "parked", status="waiting-approval")
+    await sql.execute("UPDATE smithers.runs SET finished_at = NULL WHERE run_id = 'parked'")
+    await add_run(sql, "going", status="running")
+    assert (await count_prunable(database, MONTH)).run_count == 0
+    assert (await prune(database, MONTH)).run_count == 0
+    for run_id in ("young", "parked", "going"):
+        assert await tables_with(sql, run_id) == {table.name for table in run_tables()}
+
+
+async def test_a_dry_run_counts_what_a_real_one_removes(database, sql):
+    for number in range(7):
+        await add_run(sql, f"old-{number}", status=("finished", "failed", "cancelled")[number % 3])
+    await add_run(sql, "child", parent_run_id="old-0")
+    counted = await count_prunable(database, MONTH)
+    assert await run_ids(sql) == {*(f"old-{number}" for number in range(7)), "child"}
+    pruned = await prune(database, MONTH)
+    assert (
+        (counted.run_count, counted.event_count) == (pruned.run_count, pruned.event_count) == (8, 8)
+    )
+
+
+async def test_a_pruned_id_is_never_given_again(database, sql):
+    await add_run(sql, "old")
+    await prune(database, MONTH)
+    async with (
+        open_start_lane(database) as lane,
+        open_pool(database, role="test", max_size=1) as pool,
+    ):
+        outcomes = await asyncio.gather(
+            *(lane.submit(a_start(run_id)) for run_id in ("a", "old", "b")), return_exceptions=True
+        )
+        assert [outcomes[0], outcomes[2]] == [True, True], "its neighbours in the batch are started"
+        assert isinstance(outcomes[1], RunExists)
+        with pytest.raises(RunExists):
+            await start_with_key(pool, a_start("old"), idempotency_key="k", request_hash="h")
+    assert await run_ids(sql) == {"a", "b"}
+    assert (
+        await sql.fetchval("SELECT count(*) FROM smithers.run_requests WHERE run_id = 'old'") == 0
+    )
+
+
+async def test_a_start_that_waits_for_the_pruning_of_its_id_is_refused(database, sql):
+    await add_run(sql, "old")
+    async with open_start_lane(database) as lane:
+        async with asyncio.timeout(LIMIT_S):
+            transaction = sql.transaction()
+            await transaction.start()
+            await sql.execute(retention.PRUNE_RUNS, ["old"])
+            starting = asyncio.create_task(lane.submit(a_start("old")))
+            beside = await asyncpg.connect(database)
+            while not await beside.fetchval(
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            ):
+                await asyncio.sleep(0.01)
+            await beside.close()
+            await transaction.commit()
+            with pytest.raises(RunExists):
+                await starting
+
+
+async def test_an_idempotency_key_lives_as_long_as_its_run(database, sql):
+    async with open_pool(database, role="test", max_size=1) as pool:
+        first = await start_with_key(pool, a_start("one"), idempotency_key="k", request_hash="h")
+        assert first == "one"
+        await prune(database, MONTH)
+        again = await start_with_key(pool, a_start("two"), idempotency_key="k", request_hash="h")
+        assert again == "one"
+        with pytest.raises(KeyReused):
+            await start_with_key(pool, a_start("two"), idempotency_key="k", request_hash="other")
+        await sql.execute(
+            "UPDATE smithers.runs SET status = 'finished', finished_at = smithers.clock() - interval '31 days'"
+        )
+        await prune(database, MONTH)
+        fresh = await start_with_key(pool, a_start("two"), idempotency_key="k", request_hash="h")
+        assert fresh == "two"
+
+
+async def test_a_run_that_somebody_resumes_right_now_is_passed_by(database, sql):
+    await add_run(sql, "failed", status="failed")
+    await add_run(sql, "other")
+    async with sql.transaction():
+        await sql.execute("SELECT FROM smithers.runs WHERE run_id = 'failed' FOR NO KEY UPDATE")
+        async with asyncio.timeout(LIMIT_S):
+            assert (await prune(database, MONTH)).run_count == 1
+    assert await run_ids(sql) == {"failed"}
+    async with open_pool(database, role="test", max_size=1) as pool:
+        resume = Resume(
+            run_id=RunId("failed"),
+            source_hash=None,
+            workflow_path=None,
+            workflow_export=None,
+            config=None,
+            changed_files=None,
+        )
+        outcome, _queue = await resume_run(pool, resume)
+    assert outcome is ResumeOutcome.RESUMED
+    assert (await prune(database, MONTH)).run_count == 0
+    assert await tables_with(sql, "failed") == {table.name for table in run_tables()}
+
+
+async def test_a_child_stays_until_its_parent_is_gone(database, sql):
+    await add_run(sql, "parent", status="failed", ended_days_ago=1)
+    await add_run(sql, "child", parent_run_id="parent")
+    await add_run(sql, "grandchild", parent_run_id="child")
+    assert (await prune(database, MONTH)).run_count == 0
+    await sql.execute(
+        "UPDATE smithers.runs SET finished_at = smithers.clock() - interval '31 days' WHERE run_id = 'parent'"
+    )
+    assert (await prune(database, MONTH)).run_count == 3
+
+
+async def test_one_process_prunes_at_a_time(database, sql):
+    await add_run(sql, "old")
+    async with sql.transaction():
+        await sql.execute("SELECT pg_advisory_xact_lock($1)", retention.RETENTION_LOCK)
+        assert (await prune(database, MONTH)).is_elsewhere
+        assert await run_ids(sql) == {"old"}
+    pruned = await asyncio.gather(*(prune(database, MONTH) for _ in range(4)))
+    assert sum(one.run_count for one in pruned) == 1
+
+
+async def test_a_batch_is_bounded_by_events_and_takes_the_oldest_end_first(database, sql):
+    for number, size in enumerate([6_000, 3_000, 9_000, 50_000, 10]):
+        await add_run(sql, f"r{number}", ended_days_ago=50 - number)
+        await sql.execute(
+            "UPDATE smithers.runs SET last_seq = $2 WHERE run_id = $1", f"r{number}", size - 1
+        )
+    sizes = []
+    while (batch := await prune_batch(sql, MONTH)) is not None and batch.run_count:
+        sizes.append((batch.run_count, batch.event_count))
+    assert sizes == [(2, 9_000), (1, 9_000), (1, 50_000), (1, 10)]
+
+
+async def test_a_source_goes_when_no_run_has_it_and_nobody_wants_it(database, sql):
+    await sql.execute(
+        """INSERT INTO smithers.workflow_sources (source_hash, bundle, created_at)
+        SELECT name, '{}', smithers.clock() - interval '2 days' FROM unnest('{x,unused,wanted}'::text[]) AS name"""
+    )
+    await sql.execute(
+        """INSERT INTO smithers.workflow_descriptions (source_hash, workflow_export, created_at)
+        SELECT source_hash, '', created_at FROM smithers.workflow_sources"""
+    )
+    await add_run(sql, "living", status="running")  # its source is x
+    async with open_pool(database, role="test", max_size=1) as pool:
+        await keep_source(pool, SourceHash("wanted"), "{}")
+        await keep_source(pool, SourceHash("new"), "{}")
+    assert (await prune(database, MONTH)).source_count == 1
+    kept = [
+        row[0]
+        for row in await sql.fetch("SELECT source_hash FROM smithers.workflow_sources ORDER BY 1")
+    ]
+    assert kept == ["new", "wanted", "x"]
+    described = [
+        row[0]
+        for row in await sql.fetch(
+            "SELECT source_hash FROM smithers.workflow_descriptions ORDER BY 1"
+        )
+    ]
+    assert described == ["wanted", "x"]
+
+
+async def test_rows_of_the_long_dead_and_expired_outputs_go(database, sql):
+    await sql.execute(
+        """INSERT INTO smithers.workers (worker_id, pool_id, boot_id, pid_namespace, pid, process_start, queues,
+            started_at, heartbeat_at, dead_at)
+        SELECT gen_random_uuid(), gen_random_uuid(), 'b', 'n', 1, 's', '{}', smithers.clock(), smithers.clock(), dead_at
+        FROM (VALUES (smithers.clock() - interval '2 days'), (smithers.clock()), (NULL)) AS d (dead_at)"""
+    )
+    await sql.execute(
+        """INSERT INTO smithers.cached_outputs (cache_key, output, run_id, node_id, created_at, expires_at) VALUES
+        ('expired', '1', 'r', 'n', smithers.clock(), smithers.clock() - interval '1 s'),
+        ('old', '1', 'r', 'n', smithers.clock() - interval '31 days', NULL),
+        ('good', '1', 'r', 'n', smithers.clock() - interval '29 days', NULL)"""
+    )
+    await prune(database, MONTH)
+    assert await sql.fetchval("SELECT count(*) FROM smithers.workers") == 2
+    assert [row[0] for row in await sql.fetch("SELECT cache_key FROM smithers.cached_outputs")] == [
+        "good"
+    ]
+
+
+async def test_the_oldest_ends_are_found_by_their_index(sql):
+    plan = "\n".join(
+        row[0]
+        for row in await sql.fetch(
+            f"EXPLAIN {retention.LOCK_PRUNABLE.replace('$1', chr(39) + '30 days' + chr(39)).replace('$2', '100')}"
+        )
+    )
+    assert "runs_finished_at_idx" in plan
+
+
+async def test_a_server_prunes_by_itself_and_goes_on_after_an_outage(database, sql, monkeypatch):
+    await add_run(sql, "old")
+    failures = []
+
+    async def failing_once(dsn: str, older_than: timedelta) -> retention.Pruned:
+        if not failures:
+            failures.append(dsn)
+            raise StoreError("the database is away")
+        return await prune(dsn, older_than)
+
+    monkeypatch.setattr("smithers.retention.prune", failing_once)
+    async with pruning(database, MONTH, first_s=0.01, every_s=0.05), asyncio.timeout(LIMIT_S):
+        while await run_ids(sql):
+            await asyncio.sleep(0.01)
+    assert failures
+
+
+async def test_a_server_that_is_to_keep_all_asks_nothing(database, sql):
+    await add_run(sql, "old")
+    async with pruning(database, None, first_s=0, every_s=0):
+        await asyncio.sleep(0)
+        connected = await sql.fetchval(
+            """SELECT count(*) FROM pg_stat_activity
+            WHERE application_name = 'smithers-retention' AND datname = current_database()"""
+        )
+    assert connected == 0
+    assert await run_ids(sql) == {"old"}

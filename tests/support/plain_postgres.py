@@ -1,0 +1,122 @@
+"""A Postgres of the wheel that listens on TCP, as one of somebody else's would: for hosts of their own, and for drills."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from smithers.store.embedded.account import choose_account, clean_environment, run_as
+from smithers.store.embedded.binaries import _wheel_bin_dir, find_binaries
+
+LIMIT_S: Final = 60
+
+
+class PlainPostgres:
+    """A data directory, and the server on it while it is started."""
+
+    def __init__(self, folder: Path, *, host: str, port: int, prefix: Sequence[str] = ()) -> None:
+        """`prefix`: words before the server's command, such as `ip netns exec NAME`."""
+        self.data = folder / "data"
+        self.host = host
+        self.port = port
+        self._prefix = tuple(prefix)
+        folder.chmod(0o755)
+        self._account = choose_account(folder, pgdata=self.data, name=None)
+        self._bin = find_binaries(self._account)
+        self._log = folder / "postgres.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def dsn(self, database: str = "postgres") -> str:
+        return f"postgresql://postgres@{self.host}:{self.port}/{database}"
+
+    def create(self) -> None:
+        """Make the cluster; whoever reaches the port may come in."""
+        self.data.mkdir(mode=0o700)
+        self.own()
+        words = [str(self._bin / "initdb"), "-D", str(self.data), "-U", "postgres", "--auth=trust"]
+        made = run_as(self._account, [*words, "--no-sync"])
+        assert made.returncode == 0, made.stderr
+        for line in ("host all all all trust", "host replication all all trust"):
+            with (self.data / "pg_hba.conf").open("a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
+
+    def own(self) -> None:
+        """Hand the directory, which root may have made, to the server's account."""
+        if self._account.is_other:
+            for place, _, files in os.walk(self.data):
+                for path in (Path(place), *(Path(place) / name for name in files)):
+                    os.chown(path, self._account.uid, self._account.gid, follow_symlinks=False)
+
+    def start(self) -> None:
+        """Start the server, and wait until it answers."""
+        words = [str(self._bin / "postgres"), "-D", str(self.data), "-p", str(self.port)]
+        words += ["-c", "listen_addresses=*", "-c", f"unix_socket_directories={self.data}"]
+        other = self._account
+        demote = ["setpriv", f"--reuid={other.uid}", f"--regid={other.gid}", "--clear-groups"]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *self._prefix,
+                    *(demote if other.is_other else []),
+                    *words,
+                    "-c",
+                    "max_connections=200",
+                ],
+                env=clean_environment(),
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        ends = time.monotonic() + LIMIT_S
+        while (
+            b"ready to accept connections"
+            not in self._log.read_bytes().rpartition(b"starting PostgreSQL")[2]
+        ):
+            assert self._process.poll() is None, self._log.read_text()
+            assert time.monotonic() < ends, self._log.read_text()
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """End the server as a crash of its host does; nothing more is written."""
+        if self._process is not None:
+            pids = [self._process.pid, *_children(self._process.pid)]
+            for pid in pids:
+                try:
+                    os.kill(pid, 9)
+                except ProcessLookupError:
+                    continue
+            self._process.wait(LIMIT_S)
+            self._process = None
+
+    def run_tool(self, name: str, *words: str) -> None:
+        """Run one of Postgres' own tools against the server, to its end."""
+        place = ["-h", self.host, "-p", str(self.port), "-U", "postgres"]
+        done = subprocess.run(
+            [*self._prefix, str(_wheel_bin_dir() / name), *place, *words],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            env=clean_environment(),
+        )
+        assert done.returncode == 0, (name, done.stderr)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Give a directory that the server's account can reach."""
+    folder = Path(tempfile.mkdtemp(prefix="smithers-plain-", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,81 @@
+"""Tools as a task's body has them, without a run around them: what they record is kept in a list."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from smithers.current import CURRENT, CurrentTask
+from smithers.engine.turn import ToolCall
+from smithers.ids import NodeId, RunId
+from smithers.source.beneath import RootDirectory
+from smithers.store.tool_calls import ToolCallRow
+from smithers.tools.toolbox import TOOLBOX, TokenUsage
+from worker.sandbox.commands import Commands, SandboxPolicy
+from worker.sandbox.jail import HIDDEN
+from worker.toolboxes import AttemptToolbox, Workshop
+
+
+class Records:
+    """What a toolbox says of its calls; each start is kept at once."""
+
+    def __init__(self) -> None:
+        self.calls: list[ToolCall] = []
+        self.usage: list[TokenUsage] = []
+
+    def __call__(self, call: ToolCall, kept: "asyncio.Future[None] | None") -> None:
+        self.calls.append(call)
+        if kept is not None:
+            kept.set_result(None)
+
+    @property
+    def lines(self) -> list[str]:
+        return [f"{call.call_no} {call.tool_name} {call.state}" for call in self.calls]
+
+
+@contextmanager
+def lending_tools(
+    root: Path, previous: tuple[ToolCallRow, ...] = ()
+) -> Iterator[tuple[AttemptToolbox, Records]]:
+    """Let tools be called until the block is left."""
+    records = Records()
+    current = CurrentTask(
+        run_id=RunId("r"),
+        node_id=NodeId("n"),
+        iteration=0,
+        attempt=1,
+        root_dir=root,
+        _send_heartbeat=lambda data: None,
+    )
+    commands = Commands(SandboxPolicy(root=root))
+    threads = ThreadPoolExecutor(max_workers=4)
+    with RootDirectory(root, hidden=HIDDEN) as beneath:
+        workshop = Workshop(root=beneath, commands=commands, threads=threads)
+        toolbox = AttemptToolbox(
+            workshop,
+            records,
+            previous,
+            on_stuck=lambda: None,
+            report_usage=records.usage.append,
+        )
+        tokens = CURRENT.set(current), TOOLBOX.set(toolbox)
+        try:
+            yield toolbox, records
+        finally:
+            commands.close()
+            threads.shutdown()
+            CURRENT.reset(tokens[0])
+            TOOLBOX.reset(tokens[1])
+
+
+def swap_for_ever(stop: Path, one: Path, other: Path) -> None:
+    """Exchange two names as fast as the kernel lets us, until a file is there: the work of a process."""
+    import ctypes
+
+    exchange, libc = 2, ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(one), os.fsencode(other)
+    while not stop.exists():
+        for _ in range(1000):
+            libc.renameat2(-100, names[0], -100, names[1], exchange)

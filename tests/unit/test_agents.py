@@ -1,0 +1,233 @@
+"""Questions to agents: answers that fit, agents in their order, and calls that are recalled instead of made."""
+
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from smithers.agents import AgentAnswer, TokenUsage, ask_model
+from smithers.agents.answers import answer
+from smithers.errors import InvalidOutput, InvalidTree
+from smithers.ids import RunId
+from smithers.store.tool_calls import ToolCallRow
+from smithers.telemetry.tracing import Place, RunTrace, Tracer
+from smithers.tools import ToolError, tool
+from smithers.tree import Ask, Task
+from tests.support.tools import Records, lending_tools
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "agents.md"
+
+
+class Verdict(BaseModel):
+    score: int
+
+
+class Scripted:
+    """An agent of one's own: says one thing after another, and remembers what it was asked."""
+
+    name = "scripted"
+
+    def __init__(self, *values: Any) -> None:
+        self._values = list(values)
+        self.prompts: list[str] = []
+
+    async def run(self, prompt: str, *, output: Any, tools: Any) -> AgentAnswer:
+        self.prompts.append(prompt)
+        value = self._values.pop(0)
+        if isinstance(value, Exception):
+            raise value
+        if callable(value):
+            value = await value({tool.name: tool for tool in tools})
+        usage = TokenUsage(agent=self.name, model="none", input_tokens=2, output_tokens=1)
+        return AgentAnswer(value, [usage])
+
+
+@tool
+async def charge(amount: int) -> str:
+    """Take money."""
+    if amount > 9:
+        raise ToolError("too much")
+    return f"{amount} taken"
+
+
+def ask(*agents: Any, repairs: int = 2) -> Ask:
+    return Ask.of(agents, "How good?", tools=[charge], repairs=repairs, where="Task('t')")
+
+
+def row(call_no: int, name: str, given: str, **more: Any) -> ToolCallRow:
+    known: dict[str, Any] = {
+        "attempt": 1,
+        "kind": "tool",
+        "state": "finished",
+        "is_side_effect": True,
+        "is_idempotent": False,
+        "input_bytes": 1,
+        "output": None,
+        "output_bytes": 1,
+        "error": None,
+        "started_ms": 0,
+        "finished_ms": 0,
+        "is_recallable": True,
+    }
+    return ToolCallRow(**(known | {"call_no": call_no, "tool_name": name, "input": given} | more))
+
+
+@pytest.fixture
+async def records(tmp_path: Path) -> AsyncIterator[Records]:
+    with lending_tools(tmp_path) as (_, records):
+        yield records
+
+
+async def test_an_answer_that_does_not_fit_is_given_back(records: Records) -> None:
+    agent = Scripted({"score": "high"}, {"score": 4})
+    assert await answer(ask(agent), "How good?", Verdict) == {"score": 4}
+    first, second = agent.prompts
+    assert first == "How good?"
+    assert second.startswith(first)
+    assert '"score":"high"' in second
+    assert "valid integer" in second
+    assert len(records.usage) == 2
+
+
+async def test_repairs_are_bounded(records: Records) -> None:
+    agent = Scripted({"score": "a"}, {"score": "b"}, {"score": "c"})
+    with pytest.raises(InvalidOutput, match="does not fit Verdict"):
+        await answer(ask(agent, repairs=1), "How good?", Verdict)
+    assert len(agent.prompts) == 2
+
+
+async def test_the_next_agent_is_asked_when_one_raises(records: Records) -> None:
+    broken, sound = Scripted(ConnectionError("away")), Scripted({"score": 1})
+    assert await answer(ask(broken, sound), "How good?", Verdict) == {"score": 1}
+    with pytest.raises(OSError, match="last"):
+        await answer(ask(Scripted(KeyError()), Scripted(OSError("last"))), "How good?", Verdict)
+
+
+async def test_a_tool_of_an_agent_is_recorded_and_its_failure_told(records: Records) -> None:
+    async def use(tools: Any) -> Any:
+        assert tools["charge"].parameters["properties"] == {
+            "amount": {"title": "Amount", "type": "integer"}
+        }
+        with pytest.raises(ToolError, match="too much"):
+            await tools["charge"].call({"amount": 10})
+        return [await tools["charge"].call({"amount": 5})]
+
+    assert await answer(ask(Scripted(use)), "How good?", None) == ["5 taken"]
+    assert records.lines == [
+        "1 charge started",
+        "1 charge failed",
+        "2 charge started",
+        "2 charge finished",
+    ]
+
+
+async def test_what_a_tool_has_called_is_passed_over_when_the_tool_is_recalled(
+    tmp_path: Path,
+) -> None:
+    asked = []
+
+    async def ask_again() -> str:
+        asked.append(1)
+        return "new"
+
+    made = (
+        row(1, "outer", '{"amount":1}', output='"done"'),
+        row(2, "inner", "{}", output='"within"'),
+        row(3, "m", '{"no":1}', kind="model", output='"old"', is_side_effect=False),
+        row(4, "m", '{"no":2}', kind="model", output='"older"', is_side_effect=False),
+    )
+
+    @tool(name="outer")
+    async def outer(amount: int) -> str:
+        """Call another."""
+        raise AssertionError("was done")
+
+    with lending_tools(tmp_path, made) as (_, records):
+        assert await outer.perform_once(outer(1)) == "done"
+        assert await ask_model("m", {"no": 1}, ask_again) == "old"
+        assert asked == []
+        assert await ask_model("m", {"no": 3}, ask_again) == "new"
+        assert await ask_model("m", {"no": 2}, ask_again) == "new"
+        assert records.lines == ["4 m started", "4 m finished", "5 m started", "5 m finished"]
+
+
+async def test_a_question_that_failed_before_the_death_is_asked_again(tmp_path: Path) -> None:
+    async def ask_again() -> str:
+        return "now"
+
+    error = '{"name":"ConnectionError","message":"away"}'
+    made = (row(1, "m", "{}", kind="model", state="failed", error=error),)
+    with lending_tools(tmp_path, made) as (_, records):
+        assert await ask_model("m", {}, ask_again) == "now"
+        assert records.lines == ["1 m started", "1 m finished"]
+
+
+async def test_effects_of_earlier_attempts_are_told_with_the_prompt(tmp_path: Path) -> None:
+    made = (row(1, "charge", '{"amount":5}', output='"5 taken"', is_recallable=False),)
+    agent = Scripted("fine")
+    with lending_tools(tmp_path, made):
+        await answer(ask(agent), "How good?", None)
+    assert agent.prompts[0].endswith('- charge {"amount":5}: finished, "5 taken"')
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"agent": object(), "prompt": "?"}, "object is no agent"),
+        ({}, "nothing to do"),
+        ({"agent": Scripted()}, "needs a prompt"),
+        ({"prompt": "?"}, "NoneType is no agent"),
+        ({"agent": [], "prompt": "?"}, "has no agent"),
+        ({"agent": Scripted(), "prompt": "?", "do": 1}, "both something to do and an agent"),
+        ({"agent": Scripted(), "prompt": "?", "needs": {"a": "b"}}, "use a function"),
+        ({"agent": Scripted(), "prompt": "?", "tools": [print]}, "is no tool"),
+        ({"agent": Scripted(), "prompt": "?", "repairs": -1}, "not negative"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_no_task(given: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InvalidTree, match=complaint):
+        Task("t", **given)
+
+
+def test_a_task_may_still_record_nothing() -> None:
+    assert Task("t", None).do is None
+
+
+async def test_what_the_page_shows_answers(records: Records) -> None:
+    examples = re.findall(r"```python\n(.+?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    judge, echo = ({"__name__": "example"} for _ in examples)
+    for example, names in zip(examples, (judge, echo), strict=True):
+        keyless = re.sub(r'Agent\("[^"]+"', 'Agent("test"', example)
+        exec(compile(keyless, "agents.md", "exec", dont_inherit=True), names)
+    task = judge["judge"].builder(None)
+    verdict = await answer(task.ask, task.ask.prompt, task.output)
+    assert isinstance(verdict, judge["Verdict"])
+    assert {call.tool_name for call in records.calls if call.kind == "tool"} == {"read", "grep"}
+    assert await answer(ask(echo["Echo"]()), "word", None) == {"text": "WORD"}
+
+
+async def test_spans_name_the_agent_and_what_its_models_used(records: Records) -> None:
+    def read_usage(_answer: Any) -> TokenUsage:
+        return TokenUsage(agent="a", model="m", input_tokens=5, output_tokens=2)
+
+    async def think(_tools: Any) -> Any:
+        async def say() -> str:
+            return "hm"
+
+        return await ask_model("m", {}, say, read_usage=read_usage)
+
+    told: list[bytes] = []
+    sender: Any = SimpleNamespace(put=told.append, attach=lambda *_, **__: None)
+    place = Place(b"t" * 16, b"s" * 8)
+    RunTrace(Tracer(sender), RunId("r"), "w", 1, None).make_current(place)
+    await answer(ask(Scripted(think)), "How good?", None)
+    model, agent = told
+    assert b"smithers.model" in model
+    assert b"gen_ai.usage.input_tokens" in model
+    assert b"smithers.agent" in agent
+    assert b"scripted" in agent
+    assert b"How good?" not in model + agent

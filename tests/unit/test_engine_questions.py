@@ -1,0 +1,126 @@
+"""Questions to people as the engine sees them: choices, forms, and what becomes of an answer that does not fit."""
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, field_validator
+
+from smithers import Approval, HumanTask, Sequence, Task
+from smithers.errors import InvalidTree
+from smithers.tree import OnTimeout
+from tests.support.engine import World
+
+
+class Answer(BaseModel):
+    text: str
+
+    @field_validator("text")
+    @classmethod
+    def is_short(cls, text: str) -> str:
+        if len(text) > 3:
+            raise ValueError("too long")
+        return text
+
+
+def choosing(mode: str, **options: Any) -> World:
+    return World(lambda _ctx: Approval("a", title="?", mode=mode, options=["x", "y"], **options))
+
+
+@pytest.mark.parametrize(
+    ("mode", "decision", "field"),
+    [("select", {"selected": "y"}, "selected"), ("rank", {"ranked": ["y", "x"]}, "ranked")],
+)
+def test_a_choice_stands_in_the_output(mode, decision, field):
+    world = choosing(mode).begin()
+    assert world.rows.requests[world.key("a")]["options"] == ["x", "y"]
+    world.approve("a", decision=decision)
+    assert world.output("a")[field] == decision[field]
+    assert world.output("a")["approved"] is True
+
+
+@pytest.mark.parametrize(
+    ("mode", "decision"),
+    [
+        ("select", None),
+        ("select", {"selected": "z"}),
+        ("select", {"selected": None}),
+        ("rank", {"ranked": ["x"]}),
+        ("rank", {"ranked": ["x", "x", "y"]}),
+        ("rank", {"ranked": [1, None]}),
+        ("rank", {"ranked": "xy"}),
+    ],
+)
+def test_a_choice_among_options_that_an_edit_took_away_fails_by_name(mode, decision):
+    world = choosing(mode).begin().approve("a", decision=decision)
+    assert world.rows.error.code == "INVALID_OUTPUT"
+
+
+def test_who_denies_a_choice_need_not_choose():
+    world = choosing("select", on_deny="continue").begin().deny("a")
+    assert world.output("a")["approved"] is False
+    assert world.output("a")["selected"] is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mode": "select"},
+        {"options": ["a"]},
+        {"mode": "rank", "options": ["a", "a"]},
+        {"mode": "select", "options": "abc"},
+    ],
+)
+def test_options_go_with_a_mode_that_has_them(wrong):
+    with pytest.raises(InvalidTree):
+        Approval("a", title="?", **wrong)
+
+
+def test_a_form_is_asked_by_its_schema_and_its_answer_is_the_output():
+    world = World(lambda _ctx: HumanTask("f", prompt="Say", output=Answer)).begin()
+    request = world.rows.requests[world.key("f")]
+    assert (request["title"], request["mode"]) == ("Say", "form")
+    assert request["schema"]["required"] == ["text"]
+    assert world.fact("f").kind == "human-task"
+    world.approve("f", decision={"text": "yes"})
+    assert world.output("f") == {"text": "yes"}
+    assert world.events[-2:] == ["NodeFinished f 1", "RunFinished"]
+
+
+def test_an_answer_that_only_the_model_refuses_is_asked_for_again_and_the_time_runs_on():
+    world = World(lambda _ctx: HumanTask("f", prompt="Say", output=Answer, timeout=60)).begin()
+    due_ms = world.fact("f").due_ms
+    world.pass_s(10).approve("f", decision={"text": "much too long"})
+    assert "too long" in str(world.rows.requests[world.key("f")]["errors"])
+    assert world.fact("f").due_ms == due_ms
+    world.approve("f", decision={"text": "ok"})
+    assert world.output("f") == {"text": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("on_timeout", "end"),
+    [("fail", "RunFailed"), ("continue", "RunFinished"), ("skip", "RunFinished")],
+)
+def test_a_form_that_nobody_fills_in(on_timeout, end):
+    world = World(
+        lambda _ctx: HumanTask("f", prompt="?", output=Answer, timeout=5, on_timeout=on_timeout)
+    ).begin()
+    world.pass_s(6)
+    assert world.events[-1] == end
+    expected = {"fail": "failed", "continue": "finished", "skip": "skipped"}[on_timeout]
+    assert world.state("f") == expected
+    if on_timeout == OnTimeout.FAIL:
+        assert world.rows.error.code == "WAIT_TIMED_OUT"
+
+
+def test_what_is_no_form_fails_the_run_by_name():
+    world = World(lambda _ctx: HumanTask("f", prompt="?", output=World)).begin()
+    assert "HumanTask('f'" in world.rows.error.message
+
+
+def test_a_no_that_is_heard_at_take_up_asks_nothing_more():
+    world = World(
+        lambda _ctx: Sequence(Approval("a", title="?"), Approval("b", title="?"), Task("c", 1))
+    ).begin()
+    world.deny("a")
+    assert "ApprovalRequested b" not in world.events
+    assert world.state("b") == "pending"

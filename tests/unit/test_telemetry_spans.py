@@ -1,0 +1,294 @@
+"""Spans: our bytes are OTLP's, they arrive over both protocols, and a collector that is gone costs nothing but them."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from opentelemetry import trace
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from smithers.ids import RunId
+from smithers.telemetry import otlp, tracing
+from smithers.telemetry.otel_variables import InvalidTelemetry
+from smithers.telemetry.sending import Sender
+from smithers.telemetry.tracing import Place, RunTrace, Tracer, read_traceparent, span
+from tests.support.collector import collecting
+
+PARENT = Place(bytes(range(16)), bytes(range(8)))
+FAST = {"OTEL_BSP_SCHEDULE_DELAY": "10"}
+TEXTS = some.text(max_size=300)
+VALUES = TEXTS | some.booleans() | some.integers(-(2**63), 2**63 - 1) | some.floats(allow_nan=False)
+
+
+class Kept:
+    """A sender that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.told: list[bytes] = []
+
+    def put(self, told: bytes) -> None:
+        self.told.append(told)
+
+    def is_sampled(self, _trace_id: bytes, _name: str) -> bool:
+        return True
+
+    def attach(self, *_: object, **__: object) -> None:
+        pass
+
+    def spans(self):
+        request = otlp.encode_request({"service.name": "s"}, "scope", "1", self.told)
+        read = ExportTraceServiceRequest.FromString(request)
+        return list(read.resource_spans[0].scope_spans[0].spans)
+
+
+def dropping(lost: list[int]):
+    return lost.append
+
+
+@settings(deadline=None)
+@given(
+    name=TEXTS,
+    attributes=some.dictionaries(some.text(min_size=1, max_size=40), VALUES, max_size=8),
+    began_ns=some.integers(0, 2**64 - 1),
+    is_error=some.booleans(),
+    kind=some.sampled_from(otlp.SpanKind),
+    parent_id=some.just(b"") | some.binary(min_size=8, max_size=8),
+)
+def test_what_is_written_by_hand_is_what_the_librarys_messages_read(
+    name, attributes, began_ns, is_error, kind, parent_id
+):
+    told = otlp.encode_span(
+        name,
+        bytes(range(16)),
+        bytes(range(8)),
+        parent_id,
+        kind=kind,
+        began_ns=began_ns,
+        ended_ns=7,
+        attributes=otlp.encode_attributes(attributes),
+        is_error=is_error,
+    )
+    request = otlp.encode_request({"service.name": "x" * 200, "n": 3}, "scope", "1.2", [told, told])
+    read = ExportTraceServiceRequest.FromString(request)
+    (resource,) = read.resource_spans
+    assert [item.key for item in resource.resource.attributes] == ["service.name", "n"]
+    (scope,) = resource.scope_spans
+    assert (scope.scope.name, scope.scope.version, len(scope.spans)) == ("scope", "1.2", 2)
+    found = scope.spans[1]
+    assert (found.name, found.kind, found.parent_span_id) == (name, kind, parent_id)
+    assert (found.trace_id, found.span_id) == (bytes(range(16)), bytes(range(8)))
+    assert (found.start_time_unix_nano, found.end_time_unix_nano) == (began_ns, 7)
+    assert (found.status.code == 2) == is_error
+    values = {
+        item.key: getattr(item.value, item.value.WhichOneof("value")) for item in found.attributes
+    }
+    assert values == attributes
+    assert read.SerializeToString()  # and nothing in it is unknown to them
+    assert not read.FindInitializationErrors()
+
+
+def test_a_runs_span_has_the_same_name_for_whoever_tells_it():
+    one, other = Kept(), Kept()
+    for kept in (one, other):
+        RunTrace(Tracer(kept), RunId("r1"), "flow", 0, PARENT.traceparent).tell_run(
+            "finished", None, began_ms=1, ended_ms=2
+        )
+    assert one.spans() == other.spans()
+    (told,) = one.spans()
+    assert (told.trace_id, told.parent_span_id) == (PARENT.trace_id, PARENT.span_id)
+
+
+def test_each_era_of_a_run_has_its_own_span_in_one_trace():
+    places = [RunTrace(Tracer(Kept()), RunId("r1"), "flow", era, None).place for era in (0, 1)]
+    assert places[0].trace_id == places[1].trace_id
+    assert places[0].span_id != places[1].span_id
+
+
+def test_a_caller_who_does_not_want_a_trace_gets_none():
+    kept = Kept()
+    unsampled = Place(PARENT.trace_id, PARENT.span_id, is_sampled=False)
+    run = RunTrace(Tracer(kept), RunId("r1"), "flow", 0, unsampled.traceparent)
+    run.end_attempt(run.begin_attempt("a", 0, 1), "finished", None)
+    run.tell_run("finished", None, began_ms=1, ended_ms=2)
+    assert kept.told == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "00-0-0-01",
+        f"00-{'0' * 32}-{'1' * 16}-01",
+        f"00-{'1' * 32}-{'0' * 16}-01",
+        f"00-{'g' * 32}-{'1' * 16}-01",
+        f"ff-{'1' * 32}-{'1' * 16}-01",
+        f"00-{'1' * 32}-{'1' * 16}-0\u0661",
+        f"00-{'1' * 32}-{'1' * 16}-01-more",
+        f"00-{'A' * 32}-{'1' * 16}-01",
+    ],
+)
+def test_a_traceparent_that_says_nothing_is_none(text):
+    assert read_traceparent(text) is None
+
+
+def test_a_traceparent_is_written_as_it_was_read():
+    for flags in ("00", "01"):
+        text = f"00-{'ab' * 16}-{'cd' * 8}-{flags}"
+        assert read_traceparent(text).traceparent == text
+
+
+def test_off_a_block_is_only_a_block():
+    with span("anything", {"a": 1}) as attributes:
+        attributes["b"] = 2
+    assert tracing._CURRENT.get() is None
+
+
+def test_blocks_stand_below_the_attempt_and_in_one_another():
+    kept = Kept()
+    run = RunTrace(Tracer(kept), RunId("r1"), "flow", 0, None)
+    attempt = run.begin_attempt("a", 0, 1)
+    run.make_current(attempt.place)
+    with pytest.raises(ValueError, match="x"):
+        raise_within_blocks()
+    run.end_attempt(attempt, "failed", "ValueError")
+    inner, outer, task = kept.spans()
+    assert [inner.parent_span_id, outer.parent_span_id] == [outer.span_id, task.span_id]
+    assert task.parent_span_id == run.place.span_id
+    assert {item.key for item in inner.attributes} == {
+        *("smithers.run_id", "smithers.workflow_name"),
+        *("n", "m", "error.type"),
+    }
+    assert b"x" not in {item.value.string_value.encode() for item in inner.attributes}
+
+
+def raise_within_blocks() -> None:
+    with span("outer"), span("inner", {"n": 1}) as attributes:
+        attributes["m"] = True
+        raise ValueError("x")
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_spans_arrive(protocol):
+    with collecting(protocol) as collector:
+        told = {**collector.variables, **FAST, "OTEL_EXPORTER_OTLP_HEADERS": "x-key=k1"}
+        sender = Sender(told, dropping([]))
+        tracer = Tracer(sender)
+        begun = tracer.begin("one", PARENT)
+        tracer.end(begun)
+        collector.until(lambda spans: len(spans) == 1)
+        (seen,) = collector.spans
+        assert (seen.name, seen.trace_id) == ("one", PARENT.trace_id.hex())
+        assert seen.resource["service.name"] == "smithers"
+        headers = {name.lower(): value for name, value in collector.headers[0].items()}
+        assert headers["x-key"] == "k1"
+        tracer.close(5)
+
+
+def test_what_is_there_at_the_end_is_sent():
+    with collecting("http/protobuf") as collector:
+        sender = Sender({**collector.variables, "OTEL_BSP_SCHEDULE_DELAY": "60000"}, dropping([]))
+        tracer = Tracer(sender)
+        for number in range(1_000):
+            tracer.end(tracer.begin(f"span-{number}", PARENT))
+        tracer.close(10)
+        assert len(collector.spans) == 1_000
+
+
+def test_spans_of_opentelemetrys_own_api_stand_below_the_attempt():
+    code = """
+import sys
+from opentelemetry import trace
+from smithers.ids import RunId
+from smithers.telemetry.tracing import RunTrace, open_tracer
+tracer = open_tracer({"OTEL_EXPORTER_OTLP_ENDPOINT": sys.argv[1]}, print, has_authors=True)
+run = RunTrace(tracer, RunId("r1"), "flow", 0, None)
+attempt = run.begin_attempt("a", 0, 1)
+run.make_current(attempt.place)
+with trace.get_tracer("author").start_as_current_span("chat m1", attributes={"gen_ai.request.model": "m1"}):
+    pass
+run.end_attempt(attempt, "finished", None)
+tracer.close(10)
+"""
+    with collecting("http/protobuf") as collector:
+        subprocess.run([sys.executable, "-c", code, collector.url], check=True, timeout=60)
+        chat, task = collector.spans
+        assert (chat.name, chat.attributes) == ("chat m1", {"gen_ai.request.model": "m1"})
+        assert (chat.parent_id, chat.trace_id) == (task.span_id, task.trace_id)
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_a_collector_that_is_gone_costs_its_spans_and_no_time(protocol):
+    with collecting(protocol) as collector:
+        told = {**collector.variables, **FAST, "OTEL_BSP_MAX_QUEUE_SIZE": "50"}
+    lost: list[int] = []
+    tracer = Tracer(Sender(told, dropping(lost)))
+    began = time.monotonic()
+    for _ in range(5_000):
+        tracer.end(tracer.begin("one", PARENT))
+    assert time.monotonic() - began < 2
+    assert len(tracer._sender._queue) <= 50
+    began = time.monotonic()
+    tracer.close(0.5)
+    assert time.monotonic() - began < 1.5
+
+
+def test_what_is_dropped_is_counted():
+    lost: list[int] = []
+    sender = Sender({"OTEL_BSP_MAX_QUEUE_SIZE": "10", **FAST}, dropping(lost))
+    held, sent = threading.Event(), threading.Event()
+
+    def export(_request: bytes, _count: int) -> bool:
+        sent.set()
+        return held.wait(30)
+
+    sender._export = export
+    sender.put(b"")
+    assert sent.wait(30)
+    for _ in range(25):
+        sender.put(b"")
+    held.set()
+    sender.close(30)
+    assert sum(lost) == 15
+
+
+def test_what_cannot_be_meant_is_refused_at_the_start():
+    with pytest.raises(InvalidTelemetry, match="OTEL_EXPORTER_OTLP_PROTOCOL"):
+        Sender({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, dropping([]))
+    with pytest.raises(InvalidTelemetry, match="OTEL_BSP_SCHEDULE_DELAY"):
+        Sender({"OTEL_BSP_SCHEDULE_DELAY": "soon"}, dropping([]))
+
+
+def test_the_variables_are_in_the_environment_for_a_moment_only(monkeypatch):
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
+    sender = Sender({"OTEL_EXPORTER_OTLP_HEADERS": "authorization=secret"}, dropping([]))
+    sender.close(5)
+    import os
+
+    assert "OTEL_EXPORTER_OTLP_HEADERS" not in os.environ
+    assert os.environ["OTEL_SERVICE_NAME"] == "mine"
+
+
+def test_a_ratio_decides_what_begins_here():
+    sender = Sender(
+        {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0"}, dropping([])
+    )
+    assert not Tracer(sender).begin("root", None).place.is_sampled
+    assert Tracer(sender).begin("child", PARENT).place.is_sampled
+    sender.close(5)
+
+
+def test_off_nothing_of_the_sdk_is_imported():
+    code = (
+        "import sys, gateway.app, worker.child, worker.pool, smithers.server\n"
+        "from smithers.telemetry.tracing import open_tracer\n"
+        "assert open_tracer(None, print, has_authors=True) is None\n"
+        "print([name for name in sys.modules if name.startswith('opentelemetry')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert trace  # here it is

@@ -1,0 +1,389 @@
+"""What tools promise to the body of a task: where they reach, what they record, how they are called."""
+
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+from pydantic import BaseModel, Field
+
+from smithers.errors import SmithersError
+from smithers.tools import (
+    InvalidToolInput,
+    Tool,
+    ToolError,
+    ToolRefused,
+    ToolTimedOut,
+    bash,
+    current_call,
+    edit,
+    grep,
+    read,
+    tool,
+    write,
+)
+from smithers.tools.files import MAX_FILE_BYTES
+from tests.support.tools import Records, lending_tools, swap_for_ever
+from worker.toolboxes import AttemptToolbox
+
+CANARY = "canary-51c0"
+SWAPS = 10_000
+MAX_CALL_BYTES = 1 << 20
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret.txt").write_text(CANARY)
+    return tmp_path / "root"
+
+
+@pytest.fixture
+async def lent(root: Path) -> AsyncIterator[tuple[AttemptToolbox, Records]]:
+    with lending_tools(root) as found:
+        yield found
+
+
+async def test_what_is_written_is_read_and_edited(root: Path, lent: object) -> None:
+    written = await write("notes/today.md", "one\ntwo\nthree\n")
+    assert (written.bytes, written.is_new) == (14, True)
+    changed = await edit("notes/today.md", "two", "2")
+    assert changed.replacements == 1
+    part = await read("notes/today.md", start_line=2, max_lines=1)
+    assert (part.text, part.line_count, part.is_truncated) == ("2\n", 3, True)
+    assert not (await write("notes/today.md", "new")).is_new
+    assert [path.name for path in (root / "notes").iterdir()] == ["today.md"]
+
+
+@pytest.mark.parametrize("old", ["absent", "twice", ""])
+async def test_an_edit_that_is_not_certain_changes_nothing(
+    root: Path, lent: object, old: str
+) -> None:
+    (root / "a.txt").write_text("twice twice")
+    with pytest.raises(ToolRefused):
+        await edit("a.txt", old, "x")
+    assert (root / "a.txt").read_text() == "twice twice"
+
+
+async def test_all_of_a_text_is_replaced_when_asked_for(root: Path, lent: object) -> None:
+    (root / "a.txt").write_text("twice twice")
+    (root / "a.txt").chmod(0o750)
+    assert (await edit("a.txt", "twice", "once", replace_all=True)).replacements == 2
+    assert (root / "a.txt").read_text() == "once once"
+    assert (root / "a.txt").stat().st_mode & 0o777 == 0o750
+
+
+async def test_of_edits_at_once_none_is_lost(root: Path, lent: object) -> None:
+    (root / "a.txt").write_text("".join(f"<{number}>" for number in range(20)))
+    await asyncio.gather(*(edit("a.txt", f"<{number}>", f"[{number}]") for number in range(20)))
+    assert (root / "a.txt").read_text() == "".join(f"[{number}]" for number in range(20))
+
+
+def lay_traps(root: Path) -> dict[str, str]:
+    """Make what must not be followed; return it by its kind."""
+    outside = root.parent / "outside"
+    (root / "link").symlink_to(outside / "secret.txt")
+    (root / "up").symlink_to("../outside/secret.txt")
+    (root / "folder").symlink_to(outside)
+    (root / "dangling").symlink_to(outside / "new.txt")
+    (root / "magic").symlink_to("/proc/self/cwd")
+    os.link(outside / "secret.txt", root / "hard")
+    os.mkfifo(root / "fifo")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(root / "socket"))
+    (root / ".smithers").mkdir()
+    (root / ".smithers" / "state").write_text(CANARY)
+    (root / "way").symlink_to(".smithers")
+    (root / "inner").mkdir()
+    return {
+        "parent": "../outside/secret.txt",
+        "hidden parent": "inner/../../outside/secret.txt",
+        "absolute": str(outside / "secret.txt"),
+        "link": "link",
+        "relative link": "up",
+        "through a link": "folder/secret.txt",
+        "dangling link": "dangling",
+        "magic link": "magic/secret.txt",
+        "hard link": "hard",
+        "fifo": "fifo",
+        "socket": "socket",
+        "directory": "inner",
+        "hidden": ".smithers/state",
+        "link to hidden": "way/state",
+        "nul": "a\0b",
+        "long": "x" * 300,
+        "nothing": "",
+    }
+
+
+async def test_read_follows_no_way_out(root: Path, lent: tuple[object, Records]) -> None:
+    for kind, path in lay_traps(root).items():
+        with pytest.raises(ToolRefused) as refusal:
+            await asyncio.wait_for(read(path), 5)
+        assert CANARY not in str(refusal.value), kind
+    assert not [call for call in lent[1].calls if CANARY in f"{call.output}{call.error}"]
+
+
+async def test_write_and_edit_change_nothing_outside(root: Path, lent: object) -> None:
+    outside = root.parent / "outside"
+    traps = lay_traps(root)
+    del traps["hard link"]  # written, it becomes a file of its own; see below
+    for path in traps.values():
+        for call in (write(path, "mine"), edit(path, CANARY, "mine")):
+            with pytest.raises(ToolRefused):
+                await asyncio.wait_for(call, 5)
+    for path in ("folder/new.txt", ".smithers/new", "way/new/deep.txt", "folder/new/deep.txt"):
+        with pytest.raises(ToolRefused):
+            await write(path, "mine")
+    await write("hard", "mine")
+    assert (root / "hard").read_text() == "mine"
+    assert {path.name: path.read_text() for path in outside.iterdir()} == {"secret.txt": CANARY}
+    assert [path.name for path in (root / ".smithers").iterdir()] == ["state"]
+    assert (root / ".smithers" / "state").read_text() == CANARY
+
+
+async def test_no_swap_of_links_opens_a_way_out(root: Path, lent: object) -> None:
+    """Ten thousand reads and writes while another process exchanges a directory and a link that leads out."""
+    outside, stop = root.parent / "outside", root.parent / "stop"
+    (root / "d").mkdir()
+    (root / "d" / "secret.txt").write_text("harmless")
+    (root / "other").symlink_to(outside)
+    context = multiprocessing.get_context("spawn")
+    swapper = context.Process(target=swap_for_ever, args=(stop, root / "d", root / "other"))
+    swapper.start()
+    read_file, write_file = read._function, write._function
+    outcomes = {"read": 0, "refused": 0, "written": 0, "unwritten": 0}
+    try:
+        for number in range(SWAPS):
+            try:
+                assert read_file("d/secret.txt").text == "harmless"
+                outcomes["read"] += 1
+            except ToolRefused:
+                outcomes["refused"] += 1
+            if number % 10 == 0:
+                try:
+                    write_file("d/other.txt", "mine")
+                    outcomes["written"] += 1
+                except ToolRefused:
+                    outcomes["unwritten"] += 1
+    finally:
+        stop.touch()
+        swapper.join(30)
+    assert min(outcomes.values()) > 0, outcomes
+    assert {path.name: path.read_text() for path in outside.iterdir()} == {"secret.txt": CANARY}
+
+
+async def test_large_and_binary_files_are_refused(root: Path, lent: object) -> None:
+    (root / "binary").write_bytes(b"\xff\xfe\x00")
+    with (root / "large").open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    (root / "long").write_text("x" * 1_000_000)
+    for path in ("binary", "large"):
+        with pytest.raises(ToolRefused):
+            await read(path)
+    for text in ("x" * (MAX_CALL_BYTES + 1), "\ud800"):
+        with pytest.raises(InvalidToolInput):
+            await write("new", text)
+    assert not (root / "new").exists()
+    long = await read("long")
+    assert (len(long.text), long.is_truncated) == (200_000, True)
+
+
+async def test_a_program_is_run_without_a_shell_and_a_line_with_one(
+    root: Path, lent: object
+) -> None:
+    assert (await bash("echo", ["$HOME; ls *", "-n"])).stdout == "$HOME; ls * -n\n"
+    ended = await bash.shell("echo $((6 * 7)); cat; echo wrong >&2; exit 3", stdin="in\n")
+    assert (ended.exit_code, ended.stdout, ended.stderr) == (3, "42\nin\n", "wrong\n")
+    with pytest.raises(ToolError, match="exit code 3: wrong"):
+        ended.check()
+    (root / "sub").mkdir()
+    assert (await bash("pwd", cwd="sub")).stdout == f"{root}/sub\n"
+
+
+@pytest.mark.parametrize("cwd", ["..", "/", "/etc", "sub/../..", ".smithers/../.."])
+async def test_a_command_works_below_the_root_only(lent: object, cwd: str) -> None:
+    with pytest.raises(ToolRefused):
+        await bash("pwd", cwd=cwd)
+
+
+async def test_what_a_command_prints_is_cut_at_its_limit(lent: object) -> None:
+    ended = await bash.shell("head -c 300000 /dev/zero | tr '\\0' x; echo short >&2")
+    assert (len(ended.stdout), ended.is_stdout_truncated) == (100_000, True)
+    assert (ended.stderr, ended.is_stderr_truncated) == ("short\n", False)
+    assert (await bash("yes")).exit_code < 0
+
+
+async def test_a_command_that_takes_too_long_is_over_in_time(lent: object) -> None:
+    began = time.monotonic()
+    with pytest.raises(ToolTimedOut):
+        await bash.shell("trap '' TERM; sleep 3600", timeout=0.2)
+    assert time.monotonic() - began < 5
+
+
+async def test_grep_finds_lines(root: Path, lent: object) -> None:
+    (root / "a.py").write_text("import os\nx = 1\n")
+    (root / "sub").mkdir()
+    (root / "sub" / "b: c.py").write_text("import sys  # 42\n")
+    (root / "c.txt").write_text("import nothing\n")
+    (root / "two\nlines.py").write_text("x = 2\n")
+    os.mkfifo(root / "fifo")
+    (root / "binary").write_bytes(b"import \0")
+    found = await grep(r"^import \w+\b", glob="*.py")
+    assert sorted((match.path, match.line, match.text) for match in found.matches) == [
+        ("a.py", 1, "import os"),
+        ("sub/b: c.py", 1, "import sys  # 42"),
+    ]
+    assert [match.path for match in (await grep("= 2")).matches] == ["two\nlines.py"]
+    assert (await grep("nothing at all")).matches == []
+    assert [match.line for match in (await grep("X = ", "a.py", ignore_case=True)).matches] == [2]
+    few = await grep("import", max_matches=1)
+    assert (len(few.matches), few.is_truncated) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["-r", "--version", "-f/etc/passwd", "--file=/etc/passwd", "-e", "--"]
+)
+async def test_a_pattern_is_never_an_option(root: Path, lent: object, pattern: str) -> None:
+    (root / "a.txt").write_text(f"a {pattern} b\nroot:x:0:0\n")
+    found = await grep(pattern)
+    assert [match.text for match in found.matches] == [f"a {pattern} b"]
+
+
+@pytest.mark.parametrize("path", ["-r", "--file=/etc/passwd", "--help"])
+async def test_a_path_is_never_an_option(root: Path, lent: object, path: str) -> None:
+    (root / path.replace("/", "_")).write_text("found\n")
+    if "/" in path:
+        with pytest.raises(ToolError):
+            await grep("found", path)
+        return
+    assert [match.path for match in (await grep("found", path)).matches] == [path]
+
+
+async def test_a_glob_is_never_an_option(root: Path, lent: object) -> None:
+    (root / "a.txt").write_text("found\n")
+    assert (await grep("found", glob="* --file=/etc/passwd")).matches == []
+
+
+async def test_a_pattern_that_is_none_or_takes_for_ever_is_an_error(
+    root: Path, lent: object
+) -> None:
+    (root / "a.txt").write_text("a" * 40 + "!\n")
+    with pytest.raises(ToolError):
+        await grep("(unclosed")
+    began = time.monotonic()
+    with contextlib.suppress(ToolError):
+        await grep("^(a|a?)+$")
+    assert time.monotonic() - began < 35
+
+
+async def test_each_call_is_recorded_with_its_number(lent: tuple[object, Records]) -> None:
+    await write("a.txt", "text")
+    with pytest.raises(ToolRefused):
+        await read("absent.txt")
+    await bash("true")
+    records = lent[1]
+    assert records.lines == [
+        "1 write started",
+        "1 write finished",
+        "2 read started",
+        "2 read failed",
+        "3 bash started",
+        "3 bash finished",
+    ]
+    write_end, read_end = records.calls[1], records.calls[3]
+    assert json.loads(write_end.input or "") == {"path": "a.txt", "text": "text"}
+    assert json.loads(write_end.output or "")["bytes"] == 4
+    assert json.loads(read_end.error or "")["code"] == "TOOL_REFUSED"
+    assert (write_end.is_side_effect, write_end.is_idempotent) == (True, True)
+    assert (read_end.is_side_effect, read_end.is_idempotent) == (False, True)
+    assert (records.calls[5].is_side_effect, records.calls[5].is_idempotent) == (True, False)
+
+
+class Receipt(BaseModel):
+    key: str
+
+
+@tool
+async def charge(
+    amount: Annotated[int, Field(gt=0, description="In cents.")], card: str = "visa"
+) -> Receipt:
+    """Take money."""
+    return Receipt(key=current_call().idempotency_key)
+
+
+@tool(side_effect=False)
+def add(first: int, second: int) -> int:
+    """Add two numbers."""
+    return first + second
+
+
+async def test_a_tool_of_ones_own_has_a_schema_and_an_idempotency_key(
+    lent: tuple[object, Records],
+) -> None:
+    assert (charge.name, charge.description) == ("charge", "Take money.")
+    assert charge.parameters["required"] == ["amount"]
+    assert charge.parameters["properties"]["amount"]["description"] == "In cents."
+    assert (await charge(300)).key == "r/n/0/1"
+    assert (await charge.prepare({"amount": "4"})).key == "r/n/0/2"
+    assert await add(1, second=2) == 3
+    assert json.loads(lent[1].calls[3].input or "") == {"amount": 4, "card": "visa"}
+
+
+@pytest.mark.parametrize("arguments", [{}, {"amount": 0}, {"amount": 1, "colour": "red"}])
+async def test_arguments_that_do_not_fit_are_said_to_a_model_in_full(
+    lent: tuple[object, Records], arguments: dict[str, object]
+) -> None:
+    with pytest.raises(InvalidToolInput, match="charge: "):
+        await charge.prepare(arguments)
+    assert lent[1].calls == []
+
+
+def test_a_tool_says_what_it_does() -> None:
+    def mute(value: int) -> int:
+        return value
+
+    with pytest.raises(SmithersError, match="docstring"):
+        tool(mute)
+    assert all(
+        isinstance(one, Tool) and one.description and one.parameters["type"] == "object"
+        for one in (bash, bash.shell, read, write, edit, grep)
+    )
+
+
+async def test_a_plain_function_asks_for_the_result(lent: object) -> None:
+    def body() -> str:
+        write("a.txt", "text").result()
+        return read("a.txt").result().text + bash("echo", ["more"]).result().stdout
+
+    assert await asyncio.to_thread(body) == "textmore\n"
+
+
+async def test_a_result_is_not_asked_for_where_it_would_block_others(
+    lent: tuple[AttemptToolbox, Records],
+) -> None:
+    with pytest.raises(SmithersError, match="await"):
+        add(1, 2).result()
+
+
+async def test_a_call_that_was_never_made_is_told(lent: tuple[AttemptToolbox, Records]) -> None:
+    toolbox, records = lent
+    await add(1, 2)
+    toolbox.check_all_made()
+    write("a.txt", text="x")
+    with pytest.raises(ToolError, match=r"write\('a.txt', text='x'\) was never made"):
+        toolbox.check_all_made()
+    assert len(records.calls) == 2
+
+
+def test_tools_are_for_the_body_of_a_task() -> None:
+    with pytest.raises(SmithersError, match="body of a task"):
+        read("a.txt")

@@ -1,0 +1,156 @@
+"""The processes that a body started by itself, past the tools: they end with its attempt when that is stopped.
+
+What a plain function's thread has started is known to the kernel, which keeps each thread's children; what an async body
+starts through asyncio passes through the loop of the child (BodyLoop). Both are taken with all that descends from them.
+A process that has cut itself loose from its parents (a double fork) belongs to nobody here: see docs/sandbox.md.
+"""
+
+import asyncio
+import os
+import select
+import signal
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+import uvloop
+
+from smithers.ids import WorkerId
+
+MARK: Final = "SMITHERS_WORKER_ID"  # in the environment of whatever a worker's bodies start
+LOOK_EVERY_S: Final = 0.02
+
+log = structlog.get_logger("worker.descendants")
+
+# Where the processes of the attempt under way are noted.
+STARTED: Final[ContextVar["list[Process] | None"]] = ContextVar("smithers_started", default=None)
+
+
+class Process:
+    """A process that is held, so that its number cannot become another's."""
+
+    def __init__(self, pid: int) -> None:
+        """Hold it; ProcessLookupError where it is gone."""
+        self.pid = pid
+        self._pidfd = os.pidfd_open(pid)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended."""
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return not poll.poll(0)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, to this process or to none."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    def close(self) -> None:
+        """Let go."""
+        os.close(self._pidfd)
+
+
+class BodyLoop(uvloop.Loop):
+    """The loop of a child: it notes which attempt started a process."""
+
+    async def subprocess_exec(self, *args: Any, **kwargs: Any) -> Any:
+        """Start a program."""
+        return _note(await super().subprocess_exec(*args, **kwargs))
+
+    async def subprocess_shell(self, *args: Any, **kwargs: Any) -> Any:
+        """Start a line of shell."""
+        return _note(await super().subprocess_shell(*args, **kwargs))
+
+
+class ThreadChildren:
+    """What the calling thread starts from now on: it may have served others before."""
+
+    def __init__(self) -> None:
+        self._thread_id = threading.get_native_id()
+        self._before = frozenset(_children_of_task(os.getpid(), self._thread_id))
+
+    def find(self) -> list[Process]:
+        """Return what still lives of it; from any thread."""
+        pids = _children_of_task(os.getpid(), self._thread_id)
+        return [held for pid in pids if pid not in self._before and (held := _hold(pid))]
+
+
+async def end_all(processes: Iterable[Process], grace_s: float) -> None:
+    """Tell processes, and all below them, to end; kill those that still live after `grace_s`. Lets go of all of them."""
+    held = list(processes)
+    for process in held:  # grows while it is walked
+        held += [child for pid in _living_children(process) if (child := _hold(pid))]
+    loop = asyncio.get_running_loop()
+    kill_at = loop.time() + grace_s
+    try:
+        for process in held:
+            process.send(signal.SIGTERM)
+        while any(process.is_alive for process in held) and loop.time() < kill_at:  # noqa: ASYNC110 - many at once
+            await asyncio.sleep(LOOK_EVERY_S)
+    finally:  # a second cancellation cuts the grace short, not the end
+        for process in held:
+            process.send(signal.SIGKILL)
+            process.close()
+
+
+async def sweep(worker_id: WorkerId) -> None:
+    """Kill what the bodies of a dead worker have left on this host: its runs are about to be begun again."""
+    count = await asyncio.to_thread(_kill_marked, worker_id)
+    if count:
+        log.warning("strays_killed", worker_id=str(worker_id), count=count)
+
+
+def _kill_marked(worker_id: WorkerId) -> int:
+    mark = f"{MARK}={worker_id}".encode()
+    count = 0
+    for place in Path("/proc").iterdir():
+        if not place.name.isdigit():
+            continue
+        with suppress(OSError):  # gone meanwhile, or somebody else's
+            if mark in (place / "environ").read_bytes().split(b"\0"):
+                os.kill(int(place.name), signal.SIGKILL)
+                count += 1
+    return count
+
+
+def _note(started: Any) -> Any:
+    processes = STARTED.get()
+    if processes is not None:
+        process = _hold(started[0].get_pid())
+        if process is not None:
+            processes.append(process)
+    return started
+
+
+def _hold(pid: int | None) -> Process | None:
+    if pid is None:  # over already
+        return None
+    try:
+        return Process(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _living_children(process: Process) -> list[int]:
+    return _children(process.pid) if process.is_alive else []
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += _children_of_task(pid, int(task.name))
+    return found
+
+
+def _children_of_task(pid: int, thread_id: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{pid}/task/{thread_id}/children").read_text(encoding="ascii")
+    except OSError:
+        return []
+    return [int(word) for word in text.split()]

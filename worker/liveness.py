@@ -1,0 +1,22 @@
+"""A pool's liveness: a session that holds a lock, whose end tells other hosts that the pool is gone."""
+
+import asyncio
+from uuid import UUID
+
+import structlog
+
+from smithers.errors import StoreError
+from smithers.store.worker_store import open_liveness
+
+log = structlog.get_logger("worker.liveness")
+
+
+async def keep_liveness(direct_dsn: str, pool_id: UUID) -> None:
+    """Hold the liveness lock; take it anew when its session has gone."""
+    while True:
+        try:
+            async with open_liveness(direct_dsn, pool_id) as gone:
+                await gone.wait()
+        except StoreError as error:
+            log.warning("liveness_failed", error=str(error))
+            await asyncio.sleep(0.5)

@@ -1,0 +1,162 @@
+"""Count what a child does: everything that its commits say has happened, and what it takes up and lets go.
+
+Counted is what was committed: a turn that the database did not take has not happened. From the loop's thread only.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from smithers.engine.facts import NodeFact, NodeKey
+from smithers.engine.turn import AttemptEnd, Ending, EventDraft, ToolCall, Turn
+from smithers.events import EventType
+from smithers.states import AttemptState, NodeState, RunStatus, ToolCallState
+from smithers.store.claims import ClaimedRun
+from smithers.telemetry import names
+from smithers.telemetry.lanes import LaneMeter
+from smithers.telemetry.names import Role
+from smithers.telemetry.sheet import Counter, Histogram, Page
+
+
+@dataclass(slots=True)
+class RunTimes:
+    """What durations of one claimed run are measured from."""
+
+    started_ms: int  # its first claim
+    first_starts: dict[NodeKey, int] = field(default_factory=dict)  # of nodes that are tried again
+
+
+class ChildMeters:
+    """The counters of one child."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._events = {event: page.counter(names.EVENTS, event.value) for event in EventType}
+        self._runs = {
+            status: page.histogram(names.RUN_DURATION, status.value)
+            for status in (RunStatus.FINISHED, RunStatus.FAILED, RunStatus.CANCELLED)
+        }
+        self._nodes = {
+            state: page.histogram(names.NODE_DURATION, state.value)
+            for state in (NodeState.FINISHED, NodeState.FAILED, NodeState.CANCELLED)
+        }
+        self._attempts = {
+            state: page.histogram(names.ATTEMPT_DURATION, state.value)
+            for state in AttemptState
+            if state is not AttemptState.LOST  # when it died is not known
+        }
+        self._queue_wait = page.histogram(names.QUEUE_WAIT)
+        self._approval_wait = page.histogram(names.APPROVAL_WAIT)
+        self._timer_delay = page.histogram(names.TIMER_DELAY)
+        self._tool_calls: dict[tuple[str, str], Counter] = {}
+        self._tool_durations: dict[str, Histogram] = {}
+        self._tokens: dict[tuple[str, str, str], Counter] = {}
+        self._listening = page.gauge(names.LISTENER_AGE, Role.CHILD)
+        self._runs_started = page.counter(names.RUNS_STARTED)
+        self.leases_lost = page.counter(names.LEASES_LOST)
+        self.spans_dropped = page.counter(names.SPANS_DROPPED)
+        self.active = page.gauge(names.NODES_ACTIVE)
+        self.lanes = LaneMeter(page)
+
+    def hear_listening(self, is_connected: bool) -> None:
+        """Take in that the connection for hints is up, or gone."""
+        self._listening.set(time.monotonic() if is_connected else 0.0)
+
+    def count_claim(self, claim: ClaimedRun) -> RunTimes:
+        """Take in that a run was claimed."""
+        self._queue_wait.observe(max(0, claim.now_ms - claim.due_ms) / 1000)
+        return RunTimes(claim.started_ms)
+
+    def count_turn(
+        self, turn: Turn, times: RunTimes, now_ms: int, before: Mapping[NodeKey, NodeFact]
+    ) -> None:
+        """Take in that a turn was committed at the database's `now_ms`; `before`: the facts that it replaces."""
+        self._count_events(turn.events)
+        for end in turn.attempts:
+            self._count_attempt(end, turn, times, now_ms)
+        self._runs_started.inc(len(turn.children))
+        for call in turn.tool_calls.values():
+            self._count_call(call)
+        for key, fact in turn.nodes.items():
+            known = before.get(key)
+            if known is not None and known.state is NodeState.WAITING_APPROVAL is not fact.state:
+                self._count_answer(known, now_ms)
+        if turn.ending is not None:
+            self._count_ending(turn.ending, now_ms - times.started_ms)
+
+    def _count_events(self, events: Sequence[EventDraft]) -> None:
+        for event in events:
+            self._events[event.type].inc()
+            if event.type is EventType.TIMER_FIRED:
+                self._timer_delay.observe(event.fields["delayMs"] / 1000)
+            elif event.type is EventType.TOKEN_USAGE_REPORTED:
+                self._count_tokens(event.fields)
+
+    def _count_tokens(self, used: Mapping[str, Any]) -> None:
+        for direction in ("input", "output"):
+            labels = (direction, used["agent"], used["model"])
+            counter = self._tokens.get(labels)
+            if counter is None:
+                counter = self._tokens[labels] = self._page.counter(names.TOKENS, *labels)
+            counter.inc(used[f"{direction}Tokens"])
+
+    def _count_ending(self, ending: Ending, took_ms: int) -> None:
+        self._count_events(ending.events)
+        self._runs_started.inc(ending.successor is not None)
+        duration = self._runs.get(ending.status)
+        if duration is not None:
+            duration.observe(took_ms / 1000)
+
+    def _count_answer(self, question: NodeFact, now_ms: int) -> None:
+        if question.started_ms is not None:
+            self._approval_wait.observe((now_ms - question.started_ms) / 1000)
+
+    def _count_attempt(self, end: AttemptEnd, turn: Turn, times: RunTimes, now_ms: int) -> None:
+        if end.started_ms is None or end.state is AttemptState.LOST:
+            return
+        self._attempts[end.state].observe((now_ms - end.started_ms) / 1000)
+        state = turn.nodes[end.key].state
+        if state is NodeState.PENDING:
+            times.first_starts.setdefault(end.key, end.started_ms)
+            return
+        node = self._nodes.get(state)
+        if node is not None:
+            started_ms = times.first_starts.pop(end.key, end.started_ms)
+            node.observe((now_ms - started_ms) / 1000)
+
+    def _count_call(self, call: ToolCall) -> None:
+        if call.state is ToolCallState.STARTED or call.kind != "tool":
+            return
+        ended = (call.tool_name, call.state.value)
+        counter = self._tool_calls.get(ended)
+        if counter is None:
+            counter = self._tool_calls[ended] = self._page.counter(names.TOOL_CALLS, *ended)
+        counter.inc()
+        duration = self._tool_durations.get(call.tool_name)
+        if duration is None:
+            duration = self._page.histogram(names.TOOL_DURATION, call.tool_name)
+            self._tool_durations[call.tool_name] = duration
+        duration.observe(call.took_ms / 1000)
+
+
+class PoolMeters:
+    """The counters of a pool's parent."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._beat = page.gauge(names.BEAT_AGE)
+
+    def count_beat(self) -> None:
+        """Take in that the children's heartbeats are written."""
+        self._beat.set(time.monotonic())
+
+    def count_burial(self, death: str, run_count: int) -> None:
+        """Take in that a worker was given up for dead, with so many runs; `death`: how that was noticed."""
+        self._page.counter(names.TAKEOVERS, death).inc(run_count)
+
+    def count_end(self, exit_code: int | None, killed_for: str | None, run_count: int) -> None:
+        """Take in that a child of this pool has ended, and that so many runs were handed back."""
+        self.count_burial("exit", run_count)
+        reason = killed_for or ("exit" if exit_code == 0 else "crash")
+        self._page.counter(names.CHILDREN_ENDED, reason).inc()

@@ -1,0 +1,148 @@
+"""Keep the server's database up to date with a workflow's own: whatever happens there is copied, so that lists show it.
+
+Hints name the runs that moved; a slow walk over all runs finds those that no hint named, e.g. because nobody was there to
+hear it, and the starts that stopped half way. Any number of pools may try: one of them is the mirror.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+import structlog
+
+from smithers.errors import StoreError, StoreUnavailable
+from smithers.ids import RunId
+from smithers.store.hints import Channel, Hints
+from smithers.store.mirror import Copied, MirrorStore, open_mirror
+from worker.settings import PoolSettings
+
+BATCH: Final = 32  # runs in one copy
+WALK_PAGE: Final = 2_000
+WALK_EVERY_S: Final = 1.0  # between two pages of the walk; none after one that found something
+RETRY_S: Final = 1.0
+REPORT_EVERY_S: Final = 10.0
+
+log = structlog.get_logger("worker.mirror")
+
+
+class Mirror:
+    """The mirror of one database, or one that stands by."""
+
+    def __init__(self, name: str, *, own_dsn: str, own_direct_dsn: str, home_dsn: str) -> None:
+        """`name`: as the workflows name it. `home_dsn` is the server's database, direct."""
+        self._name = name
+        self._own_dsn = own_dsn
+        self._own_direct_dsn = own_direct_dsn
+        self._home_dsn = home_dsn
+        self._moved: set[RunId] = set()
+        self._woken = asyncio.Event()
+        self._walked = RunId("")  # how far the walk has come
+        self._report = _Report(name)
+
+    def hear(self, run_ids: frozenset[str] | None) -> None:
+        """Take a hint that these runs have new events; None: the walk finds which."""
+        self._moved.update(RunId(run_id) for run_id in run_ids or ())
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Copy until cancelled."""
+        listeners = {Channel.EVENTS: self.hear}
+        async with Hints(self._own_direct_dsn, role="mirror", listeners=listeners):
+            while True:
+                try:
+                    async with open_mirror(self._own_dsn, self._home_dsn, self._name) as store:
+                        log.info("mirror_started", database=self._name)
+                        await self._follow(store)
+                except StoreError as error:
+                    log.warning("mirror_failed", database=self._name, error=str(error))
+                    await asyncio.sleep(RETRY_S)
+
+    async def _follow(self, store: MirrorStore) -> None:
+        loop = asyncio.get_running_loop()
+        walk_at = loop.time()
+        while True:
+            self._woken.clear()
+            if loop.time() >= walk_at:
+                has_found = await self._walk(store)
+                walk_at = loop.time() + (0 if has_found else WALK_EVERY_S)
+            batch = [self._moved.pop() for _ in range(min(len(self._moved), BATCH))]
+            if batch:
+                await self._copy(store, batch)
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(walk_at):
+                    await self._woken.wait()
+
+    async def _walk(self, store: MirrorStore) -> bool:
+        """Look at the next page of all runs; say whether some were behind."""
+        behind, last = await store.find_behind(self._walked, WALK_PAGE)
+        self._moved.update(behind)
+        self._walked = last or RunId("")
+        if last is None and (count := await store.finish_starts()):
+            log.warning("starts_finished", database=self._name, run_count=count)
+        return bool(behind)
+
+    async def _copy(self, store: MirrorStore, run_ids: list[RunId]) -> None:
+        """Copy a batch; where the database refuses it, run by run, and only the culprit stays behind."""
+        try:
+            copied = await store.copy(run_ids)
+        except StoreUnavailable:
+            self._moved.update(run_ids)
+            raise
+        except StoreError as error:
+            if len(run_ids) > 1:
+                for run_id in run_ids:
+                    await self._copy(store, [run_id])
+            else:  # the walk brings it back
+                log.warning(
+                    "mirror_refused", database=self._name, run_id=run_ids[0], error=str(error)
+                )
+            return
+        self._moved |= copied.unfinished
+        self._report.take(copied, behind_count=len(self._moved))
+
+
+@asynccontextmanager
+async def mirroring(settings: PoolSettings) -> AsyncIterator[None]:
+    """Mirror a pool's database until the block is left, where that is told."""
+    if settings.mirror_dsn is None or settings.mirror_name is None:
+        yield
+        return
+    mirror = Mirror(
+        settings.mirror_name,
+        own_dsn=settings.dsn,
+        own_direct_dsn=settings.direct_dsn,
+        home_dsn=settings.mirror_dsn,
+    )
+    task = asyncio.create_task(mirror.run(), name="mirror")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+class _Report:
+    """Says now and then how far the mirror is behind."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._said_at = float("-inf")
+        self._event_count = 0
+        self._lag_ms = 0
+
+    def take(self, copied: Copied, *, behind_count: int) -> None:
+        self._event_count += copied.event_count
+        self._lag_ms = max(self._lag_ms, copied.lag_ms)
+        now = asyncio.get_running_loop().time()
+        if not self._event_count or now - self._said_at < REPORT_EVERY_S:
+            return
+        log.info(
+            "mirrored",
+            database=self._name,
+            event_count=self._event_count,
+            max_lag_s=self._lag_ms / 1000,
+            runs_behind=behind_count,
+        )
+        self._said_at, self._event_count, self._lag_ms = now, 0, 0

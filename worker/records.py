@@ -1,0 +1,52 @@
+"""Tell what the commits of one claimed run make true: counted for metrics, and as spans where traces are on."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from smithers.engine.facts import NodeFact, NodeKey
+from smithers.engine.turn import Turn
+from smithers.store.claims import ClaimedRun
+from smithers.telemetry.tracing import RunTrace, Tracer
+from worker.meters import ChildMeters
+
+_WAITING: Final = "waiting-"
+
+
+class RunRecord:
+    """One claimed run, as telemetry has it."""
+
+    def __init__(self, claim: ClaimedRun, meters: ChildMeters, tracer: Tracer | None) -> None:
+        self._meters = meters
+        self._times = meters.count_claim(claim)
+        self.trace: RunTrace | None = None  # where traces are off
+        if tracer is not None:
+            self.trace = RunTrace(
+                tracer, claim.run_id, claim.workflow_name, claim.era, claim.trace_context
+            )
+
+    def begin(self) -> None:
+        """Have what this asyncio task logs and traces stand below the run."""
+        if self.trace is not None:
+            self.trace.make_current(self.trace.place)
+
+    def lose(self) -> None:
+        """Take in that another owner has the run."""
+        self._meters.leases_lost.inc()
+
+    def tell(self, turn: Turn, before: Mapping[NodeKey, NodeFact], now_ms: int) -> None:
+        """Take in that a turn was committed at the database's `now_ms`; `before`: the facts that it replaces."""
+        self._meters.count_turn(turn, self._times, now_ms, before)
+        if self.trace is None:
+            return
+        for key, fact in turn.nodes.items():
+            known = before.get(key)
+            if known is None or not known.state.is_waiting or fact.state is known.state:
+                continue
+            if known.started_ms is not None:
+                reason = known.state.removeprefix(_WAITING)
+                self.trace.tell_wait(*key, reason, began_ms=known.started_ms, ended_ms=now_ms)
+        ending = turn.ending
+        if ending is not None and ending.status.is_terminal:
+            error_type = None if ending.error is None else ending.error.name
+            began_ms = self._times.started_ms
+            self.trace.tell_run(ending.status, error_type, began_ms=began_ms, ended_ms=now_ms)

@@ -1,0 +1,315 @@
+"""Run commands in jails, from the loop of a child; or openly, where tools were declared unsafe.
+
+Every command has an end: its own, its time limit's, or its attempt's. However it ends, none of its processes is alive when
+`run` returns: they are told to end (SIGTERM), and a second later killed with their namespace.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from smithers.tools.errors import SandboxUnavailable, ToolError, ToolTimedOut
+from smithers.tools.toolbox import Captured, Command, CommandEnd
+from worker.sandbox.jailer import MAX_REQUEST_BYTES
+from worker.sandbox.request import JailLimits, JailRequest
+
+TERM_GRACE_S: Final = 1.0
+KILL_GRACE_S: Final = 2.0
+MAX_COMMANDS: Final = 64  # at a time; a child has only so many descriptors
+MAX_PRINTED_BYTES: Final = 64 << 20  # of a stream, past what is kept
+STATUS_BYTES: Final = 16_384
+SEND_PAUSE_S: Final = 0.005
+CHUNK_BYTES: Final = 65_536
+ADVICE: Final = (
+    "commands cannot be jailed here: {reason}. See docs/sandbox.md for what the host or the container must grant, "
+    "or start the server with --unsafe-tools to run them without a jail"
+)
+# Being written to, they would not be the system's any more.
+UNFIT_ROOTS: Final = frozenset(
+    {"/", "/bin", "/dev", "/etc", "/lib", "/proc", "/sbin", "/sys", "/usr"}
+)
+PROGRAM: Final = (
+    "import sys; sys.path.append(sys.argv[2]); from worker.sandbox.jailer import main; main()"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxPolicy:
+    """What commands may touch: the worker's to say, nobody else's."""
+
+    root: Path
+    is_jailed: bool = True
+    allow_network: bool = False
+    limits: JailLimits = field(default_factory=JailLimits)
+
+
+class Commands:
+    """A jailer, and the commands that it started for this child."""
+
+    def __init__(self, policy: SandboxPolicy) -> None:
+        self._policy = policy
+        self._process: subprocess.Popen[bytes] | None = None
+        self._requests: socket.socket | None = None
+        self._room = asyncio.Semaphore(MAX_COMMANDS)
+
+    def close(self) -> None:
+        """End the jailer, and with it whatever is still in a jail."""
+        if self._requests is not None:
+            self._requests.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._requests = self._process = None
+
+    async def run(self, command: Command) -> CommandEnd:
+        """Run a command to its end.
+
+        Raises SandboxUnavailable where there is no jail to be had; ToolTimedOut; ToolError for a program that cannot be
+        started, and for one that was stopped because the disk is nearly full. Nobody reads on from one that prints
+        without end: SIGPIPE ends it.
+        """
+        async with self._room:
+            running = _Running(command)
+            try:
+                await self._send(self._request(command), running)
+            except BaseException:
+                running.close()
+                raise
+            finally:
+                running.close_far_ends()
+            try:
+                return await _follow(running, command)
+            finally:
+                running.close()
+
+    async def look_around(self) -> dict[str, Any]:
+        """Say what can be reached from inside of a jail; raises SandboxUnavailable."""
+        looking = Command(argv=(), timeout_s=30, max_output_bytes=CHUNK_BYTES)
+        end = await self.run(looking)
+        found: dict[str, Any] = json.loads(end.stdout.content)
+        return found
+
+    def _request(self, command: Command) -> bytes:
+        root = str(self._policy.root)
+        if root in UNFIT_ROOTS:
+            raise SandboxUnavailable(ADVICE.format(reason=f"the root directory is {root}"))
+        request = JailRequest(
+            argv=command.argv,
+            cwd=f"{root}/{command.cwd}" if command.cwd else root,
+            root=root,
+            read_only=tuple(sorted({sys.base_prefix, sys.prefix})),
+            is_jailed=self._policy.is_jailed,
+            allow_network=self._policy.allow_network,
+            limits=self._policy.limits,
+        ).to_json()
+        if len(request) > MAX_REQUEST_BYTES:
+            raise ToolError(f"a command has at most {MAX_REQUEST_BYTES} bytes, escapes included")
+        return request
+
+    async def _send(self, request: bytes, running: "_Running") -> None:
+        """Hand a command to the jailer; to a new one where the last has died."""
+        is_new = False
+        while True:
+            if self._requests is None or self._process is None or self._process.poll() is not None:
+                if is_new:
+                    raise SandboxUnavailable(ADVICE.format(reason="the jailer does not live"))
+                self.close()
+                self._start_jailer()
+                is_new = True
+                continue
+            try:
+                socket.send_fds(self._requests, [request], running.far_ends)
+            except BlockingIOError:  # it has much to do
+                await asyncio.sleep(SEND_PAUSE_S)
+            except (BrokenPipeError, ConnectionResetError):
+                self.close()
+            else:
+                return
+
+    def _start_jailer(self) -> None:
+        # In the loop's own thread, which lives as long as the process: the kernel ties the jailer to the thread that made it.
+        requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        packages = Path(__file__).parents[2]
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - our own program, fixed words
+                [sys.executable, "-I", "-S", "-c", PROGRAM, str(theirs.fileno()), str(packages)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                cwd="/",
+                env={},
+            )
+        requests.setblocking(False)
+        self._requests = requests
+
+
+class _Running:
+    """One command's descriptors on this side: what it prints, what is told of it, and the line that it lives by."""
+
+    def __init__(self, command: Command) -> None:
+        self.far_ends: list[int] = []
+        self._control = -1
+        self._captures: list[_Capture] = []
+        try:
+            self.far_ends.append(_stdin_of(command.stdin))
+            self.stdout = self._capture(command.max_output_bytes)
+            self.stderr = self._capture(command.max_output_bytes)
+            self.status = self._capture(STATUS_BYTES)
+            far, self._control = os.pipe()
+            self.far_ends.append(far)
+        except OSError as error:
+            self.close_far_ends()
+            self.close()
+            raise ToolError(f"no descriptors left for a command: {error.strerror}") from error
+
+    @property
+    def captures(self) -> "list[_Capture]":
+        """All that is read."""
+        return self._captures
+
+    def tell_to_end(self) -> None:
+        """Have SIGTERM sent to all of its processes."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._control, b"T")
+
+    def kill(self) -> None:
+        """Cut the line: the first process of the jail ends, and the kernel kills the others."""
+        control, self._control = self._control, -1
+        if control >= 0:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(control, b"K")  # a body that forks may hold a copy of this end
+            os.close(control)
+
+    def close_far_ends(self) -> None:
+        """Give up what the jailer has copies of: only so is an end seen."""
+        for number in self.far_ends:
+            os.close(number)
+        self.far_ends = []
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.kill()
+        for capture in self._captures:
+            capture.close()
+
+    def _capture(self, limit_bytes: int) -> "_Capture":
+        near, far = os.pipe()
+        self.far_ends.append(far)
+        capture = _Capture(near, limit_bytes)
+        self._captures.append(capture)
+        return capture
+
+
+class _Capture:
+    """What comes out of a pipe; the beginning is kept, the rest is counted."""
+
+    def __init__(self, number: int, limit_bytes: int) -> None:
+        os.set_blocking(number, False)
+        self._number = number
+        self._limit_bytes = limit_bytes
+        self._content = bytearray()
+        self._loop = asyncio.get_running_loop()
+        self.count = 0
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_reader(number, self._read)
+
+    @property
+    def captured(self) -> Captured:
+        """What was kept."""
+        return Captured(content=bytes(self._content), is_truncated=self.count > len(self._content))
+
+    def close(self) -> None:
+        """Read no more."""
+        number, self._number = self._number, -1
+        if number >= 0:
+            self._loop.remove_reader(number)
+            os.close(number)
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def _read(self) -> None:
+        try:
+            chunk = os.read(self._number, CHUNK_BYTES)
+        except BlockingIOError:
+            return
+        if not chunk:
+            self.close()
+            return
+        self.count += len(chunk)
+        self._content += chunk[: self._limit_bytes - len(self._content)]
+        if self.count > self._limit_bytes + MAX_PRINTED_BYTES:
+            self.close()
+
+
+async def _follow(running: _Running, command: Command) -> CommandEnd:
+    """Wait for a command's end, or bring it about."""
+    ends = [capture.ended for capture in running.captures]
+    try:
+        async with asyncio.timeout(command.timeout_s):
+            await asyncio.wait([running.status.ended, running.stdout.ended, running.stderr.ended])
+    except TimeoutError:
+        await _stop(running, ends)
+        raise ToolTimedOut(f"{command.argv[0]} took longer than {command.timeout_s:g} s") from None
+    except asyncio.CancelledError:
+        # The attempt ends: nothing of it may live on, so this takes its second before it lets itself be cancelled.
+        await _stop(running, ends)
+        raise
+    return _judge(running)
+
+
+async def _stop(running: _Running, ends: list[asyncio.Future[None]]) -> None:
+    """Bring all of a command's processes to their end; a cancellation meanwhile is raised when that is done."""
+    running.tell_to_end()
+    was_cancelled = await _wait_through(ends, TERM_GRACE_S)
+    running.kill()
+    if await _wait_through(ends, KILL_GRACE_S) or was_cancelled:
+        raise asyncio.CancelledError
+
+
+async def _wait_through(ends: list[asyncio.Future[None]], limit_s: float) -> bool:
+    """Wait for the ends, whoever cancels; say whether somebody did."""
+    waiting = asyncio.ensure_future(asyncio.wait(ends, timeout=limit_s))
+    was_cancelled = False
+    while not waiting.done():
+        try:
+            await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            was_cancelled = True
+    return was_cancelled
+
+
+def _judge(running: _Running) -> CommandEnd:
+    text = running.status.captured.content
+    told: dict[str, Any] = json.loads(text) if text else {}
+    if "refused" in told:
+        raise SandboxUnavailable(ADVICE.format(reason=told["refused"]))
+    if "not_started" in told:
+        raise ToolError(told["not_started"])
+    if "stopped" in told:
+        raise ToolError(f"the command was stopped: {told['stopped']}")
+    if "exit_code" not in told:
+        raise ToolError(
+            "the command was killed from outside, with all that it had started: memory may be short"
+        )
+    return CommandEnd(
+        exit_code=told["exit_code"],
+        stdout=running.stdout.captured,
+        stderr=running.stderr.captured,
+    )
+
+
+def _stdin_of(content: bytes) -> int:
+    """Return a descriptor that gives this, and then the end."""
+    if not content:
+        return os.open(os.devnull, os.O_RDONLY)
+    number = os.memfd_create("stdin")
+    with os.fdopen(os.dup(number), "wb") as file:
+        file.write(content)
+    os.lseek(number, 0, os.SEEK_SET)
+    return number

@@ -1,0 +1,252 @@
+"""The first process of a jail: it starts the command, and its end is the end of all that the command started.
+
+It listens to one descriptor that the child holds: `T` means that everything is to be told to end (SIGTERM), anything else,
+and its closing, that everything ends now. The child's death closes it too; the jailer's death has the kernel kill this
+process. Without namespaces (tools declared unsafe) orphans fall to it, and it kills them one by one.
+"""
+
+import errno
+import json
+import os
+import resource
+import select
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from worker.sandbox import syscalls
+from worker.sandbox.jail import build_jail
+from worker.sandbox.request import JailRequest
+from worker.sandbox.seccomp import install_filter
+
+PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_CLOSE_ROUNDS: Final = 1000
+_LOOK_EVERY_MS: Final = 500
+
+
+class Descriptors:
+    """What travels beside a request, in this order."""
+
+    def __init__(self, numbers: list[int]) -> None:
+        self.stdin, self.stdout, self.stderr, self.status, self.control = numbers
+        self.all = numbers
+
+
+def run_first(request: JailRequest, descriptors: Descriptors, uid: int, gid: int) -> None:
+    """Be the first process of a jail; never returns."""
+    try:
+        _keep_only(descriptors.all)
+        if request.is_jailed:
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, int(signal.SIGKILL))
+            build_jail(request, uid, gid)
+        else:  # killed like that, it could not kill the others: it has its descriptor to live by
+            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+        # The command has our uid: it must not look into us.
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        _supervise(request, descriptors)
+    except OSError as error:
+        _tell(descriptors.status, {"refused": str(error)})
+    finally:
+        os._exit(1)
+
+
+def _supervise(request: JailRequest, descriptors: Descriptors) -> None:
+    waker, woken = os.pipe()
+    os.set_blocking(woken, False)
+    os.set_blocking(waker, False)
+    signal.set_wakeup_fd(woken)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    failure, told = os.pipe()
+    command = os.fork()
+    if command == 0:
+        _become_command(request, descriptors, told)
+    os.close(told)
+    for number in (descriptors.stdin, descriptors.stdout, descriptors.stderr):
+        os.close(number)
+    if text := os.read(failure, 4096):  # nothing: the command was executed
+        _tell(descriptors.status, json.loads(text))
+        return
+    told_last = _await_end(command, descriptors.control, waker, request)
+    if not request.is_jailed:
+        _kill_descendants(os.getpid())
+    _tell(descriptors.status, told_last)
+    os._exit(0)
+
+
+def _await_end(command: int, control: int, waker: int, request: JailRequest) -> dict[str, Any]:
+    """Wait until the command ends, the child wants it all gone, or the disk fills; return what to tell."""
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    poll.register(waker, select.POLLIN)
+    while True:
+        for number, _ in poll.poll(_LOOK_EVERY_MS):
+            heard = os.read(number, 512)
+            if number == control and heard != b"T":
+                return {}
+            if number == control:
+                _tell_all_to_end()
+        with suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                if ended[0] == command:
+                    return {"exit_code": os.waitstatus_to_exitcode(ended[1])}
+        if _is_full(request):
+            return {"stopped": "the filesystem of the root is nearly full"}
+
+
+def _is_full(request: JailRequest) -> bool:
+    space = os.statvfs(request.root)
+    return space.f_bavail * space.f_frsize < request.limits.free_bytes
+
+
+def _tell_all_to_end() -> None:
+    if os.getpid() == 1:
+        with suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGTERM)
+        return
+    for pid in _descendants(os.getpid()):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
+
+def _kill_descendants(pid: int) -> None:
+    """Kill until there is nothing left to kill: whoever forks meanwhile is found in the next round."""
+    for _ in range(_CLOSE_ROUNDS):
+        living = _descendants(pid)
+        for one in living:
+            with suppress(ProcessLookupError):
+                os.kill(one, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if not living:
+            return
+
+
+def _descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        one = waiting.pop()
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for task in Path(f"/proc/{one}/task").iterdir():
+                below = [int(word) for word in (task / "children").read_text().split()]
+                found += below
+                waiting += below
+    return found
+
+
+def _become_command(request: JailRequest, descriptors: Descriptors, told: int) -> None:
+    """Become the command, or say why not; never returns."""
+    try:
+        signal.set_wakeup_fd(-1)
+        os.setsid()
+        for number, target in (
+            (descriptors.stdin, 0),
+            (descriptors.stdout, 1),
+            (descriptors.stderr, 2),
+        ):
+            os.dup2(number, target, inheritable=True)
+        for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_DFL)
+        _limit(request)
+        _enter(request.cwd)
+        if request.is_jailed:
+            syscalls.drop_capabilities()
+            install_filter(allow_network=request.allow_network)
+        else:
+            syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+        if not request.argv:
+            _look_around()
+        _execute(request.argv, [f"{place}/bin" for place in request.read_only])
+    except _NotStarted as failure:
+        os.write(told, json.dumps({"not_started": str(failure)}).encode())
+    except OSError as error:
+        os.write(told, json.dumps({"refused": str(error)}).encode())
+    finally:
+        os._exit(127)
+
+
+class _NotStarted(Exception):
+    """The jail is there; this command is not, or its directory."""
+
+
+def _enter(cwd: str) -> None:
+    try:
+        os.chdir(cwd)
+    except OSError as error:
+        raise _NotStarted(f"there is no directory to work in: {error.strerror}") from error
+
+
+def _execute(argv: tuple[str, ...], programs: list[str]) -> None:
+    path = ":".join([PATH, *programs])
+    environment = {"PATH": path, "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}  # noqa: S108 - the jail's own
+    try:
+        os.execvpe(argv[0], argv, environment)  # noqa: S606 - without a shell on purpose
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            raise _NotStarted(f"there is no command {argv[0]!r}") from error
+        raise _NotStarted(f"{argv[0]!r} cannot be executed: {error.strerror}") from error
+    except ValueError as error:  # a NUL in an argument
+        raise _NotStarted(str(error)) from error
+
+
+def _limit(request: JailRequest) -> None:
+    limits = request.limits
+    for kind, value in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, limits.open_files),
+        (resource.RLIMIT_FSIZE, limits.file_bytes),
+        (resource.RLIMIT_DATA, limits.memory_bytes),
+        (resource.RLIMIT_MEMLOCK, 0),
+    ):
+        _lower(kind, value)
+    if (
+        request.is_jailed
+    ):  # counted in this user namespace; outside of one it would count the host's
+        _lower(resource.RLIMIT_NPROC, limits.processes)
+
+
+def _lower(kind: int, value: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))
+
+
+def _look_around() -> None:
+    """Say what can be reached from inside; instead of a command."""
+    seen: dict[str, Any] = {
+        "uid": os.getuid(),
+        "processes": [int(name) for name in os.listdir("/proc") if name.isdigit()],
+        "has_proc": Path("/proc/self").exists(),
+        "filter": syscalls.prctl(syscalls.PR_GET_SECCOMP),
+        "no_new_privileges": syscalls.prctl(syscalls.PR_GET_NO_NEW_PRIVS),
+        "writable": [path for path in ("/", "/usr", "/etc", "/proc") if os.access(path, os.W_OK)],
+        "interfaces": [name for _, name in socket.if_nameindex()] if _may_look() else [],
+    }
+    os.write(1, json.dumps(seen).encode())
+    os._exit(0)
+
+
+def _may_look() -> bool:
+    try:
+        socket.socket(socket.AF_INET).close()
+    except OSError:
+        return False
+    return True
+
+
+def _keep_only(numbers: list[int]) -> None:
+    for number in numbers:
+        os.set_inheritable(number, False)
+    low = 3
+    for number in sorted(numbers):
+        os.closerange(low, number)
+        low = number + 1
+    os.closerange(low, 1 << 16)
+
+
+def _tell(status: int, told: dict[str, Any]) -> None:
+    with suppress(BrokenPipeError):
+        os.write(status, json.dumps(told).encode())

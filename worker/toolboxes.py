@@ -1,0 +1,289 @@
+"""The tools of one attempt: they are numbered, recorded, and over when the attempt is.
+
+A call that cannot be repeated waits until its start is in the database, and then is made; of every other, start and end go
+into whichever turn comes next. So a call costs one commit at the most that somebody waits for.
+"""
+
+import asyncio
+import concurrent.futures
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
+
+import orjson
+
+from smithers.engine.turn import ToolCall
+from smithers.errors import SmithersError
+from smithers.source.beneath import RootDirectory
+from smithers.states import ToolCallState
+from smithers.store.tool_calls import ToolCallRow
+from smithers.tools.errors import CallLost, ToolError
+from smithers.tools.toolbox import CallStart, Command, CommandEnd, PreviousCall, TokenUsage
+from worker.sandbox.commands import Commands, SandboxPolicy
+from worker.sandbox.jail import HIDDEN
+from worker.settings import PoolSettings
+from worker.threads import call_in_thread
+
+MAX_THREADS: Final = 32
+MAX_ERROR_CHARS: Final = 4_000
+LOST_CALL: Final = (
+    "{name} was called before, and the process died before it answered: nobody knows whether it was done. Find out before "
+    "calling it again."
+)
+CLOSE_S: Final = 4.0  # a second to be told, three to be killed
+
+Result = TypeVar("Result")
+# Takes a call's newest state; with a future where somebody waits for it to be in the database.
+CallSink = Callable[[ToolCall, "asyncio.Future[None] | None"], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workshop:
+    """What the toolboxes of a child share."""
+
+    root: RootDirectory
+    commands: Commands
+    threads: ThreadPoolExecutor  # not those of bodies: each of them may wait for a tool
+
+
+@contextmanager
+def open_workshop(settings: PoolSettings) -> Iterator[Workshop]:
+    """Lay out what a child's tools need; whatever is in a jail dies at the end."""
+    threads = ThreadPoolExecutor(max_workers=MAX_THREADS, thread_name_prefix="tool")
+    with RootDirectory(settings.root, hidden=HIDDEN) as root:
+        policy = SandboxPolicy(
+            root=root.path,
+            is_jailed=not settings.unsafe_tools,
+            allow_network=settings.allow_network,
+        )
+        commands = Commands(policy)
+        try:
+            yield Workshop(root=root, commands=commands, threads=threads)
+        finally:
+            commands.close()
+
+
+class AttemptToolbox:
+    """What one attempt works with; see smithers.tools.toolbox.Toolbox."""
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        sink: CallSink,
+        previous_calls: tuple[ToolCallRow, ...],
+        on_stuck: Callable[[], None],
+        report_usage: Callable[[TokenUsage], None],
+    ) -> None:
+        self._workshop = workshop
+        self._sink = sink
+        self._on_stuck = on_stuck
+        self._previous_calls = previous_calls
+        # By number; where several attempts died, what the newest of them made of it.
+        self._recalled = {row.call_no: row for row in previous_calls if row.is_recallable}
+        self.report_usage = report_usage
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._is_closed = False
+        self._count = 0
+        self._expected: set[object] = set()
+        self._under_way: dict[int, _UnderWay] = {}
+        self._waits: set[concurrent.futures.Future[Any]] = set()
+
+    @property
+    def root(self) -> RootDirectory:
+        """The directory that tools work below."""
+        return self._workshop.root
+
+    @property
+    def previous_calls(self) -> tuple[PreviousCall, ...]:
+        """What earlier attempts called."""
+        return tuple(_to_previous(row) for row in self._previous_calls if row.kind == "tool")
+
+    @property
+    def told_calls(self) -> tuple[PreviousCall, ...]:
+        """What earlier attempts called that this one does not recall."""
+        return tuple(
+            _to_previous(row)
+            for row in self._previous_calls
+            if row.kind == "tool" and not row.is_recallable
+        )
+
+    def recall(self, start: CallStart) -> PreviousCall | None:
+        """Take a call for one that an attempt made whose process died; None: it is to be made."""
+        self._check_open()
+        made = self._recalled.get(self._count + 1)
+        while made is not None and not _is_same(made, start) and made.kind == "tool":
+            made = self._recalled.get(made.call_no + 1)  # that one was made by the tool before it
+        if made is None or not _is_same(made, start):
+            self._recalled.clear()  # what those attempts did from here on went another way
+            return None
+        is_lost = made.state == ToolCallState.STARTED
+        if is_lost and _is_repeatable(start):
+            return None
+        if made.state == ToolCallState.FAILED and made.kind == "model":
+            return None  # it has answered nothing
+        self._count = made.call_no
+        return _to_previous(self._lose(made, start) if is_lost else made)
+
+    def expect(self, call: object) -> None:
+        """Take note of a call that is still to be made."""
+        self._expected.add(call)
+
+    def make(self, call: object) -> None:
+        """Take note that it is made."""
+        self._expected.discard(call)
+
+    def check_all_made(self) -> None:
+        """Raise ToolError where a body has returned without making a call that it wrote down."""
+        for call in self._expected:
+            raise ToolError(
+                f"{call!r} was never made: await it, or ask for its result() in a plain function"
+            )
+
+    async def begin(self, start: CallStart) -> int:
+        """Number a call and record its start; wait until that is kept where it could do harm twice."""
+        self._check_open()
+        self._count += 1
+        call = _begun(self._count, start)
+        task = asyncio.current_task()
+        assert task is not None
+        self._under_way[call.call_no] = _UnderWay(call, task, time.monotonic())
+        if not _is_repeatable(start):
+            kept: asyncio.Future[None] = self._loop.create_future()
+            self._sink(call, kept)
+            try:
+                await kept
+            except asyncio.CancelledError as error:
+                self.finish(call.call_no, output=None, error=error)  # it was not even begun
+                raise
+        else:
+            self._sink(call, None)
+        return call.call_no
+
+    def finish(
+        self, call_no: int, *, output: str | None, error: BaseException | None
+    ) -> "asyncio.Future[None]":
+        """Record how a call ended; what is returned is done when that is in the database."""
+        ended = self._under_way.pop(call_no)
+        state = ToolCallState.FINISHED if error is None else ToolCallState.FAILED
+        call = ended.call._replace(
+            state=state,
+            output=output,
+            error=None if error is None else _error_json(error),
+            took_ms=round((time.monotonic() - ended.began_at) * 1000),
+        )
+        kept: asyncio.Future[None] = self._loop.create_future()
+        self._sink(call, kept)
+        return kept
+
+    async def run_command(self, command: Command) -> CommandEnd:
+        """Run a program in the jail."""
+        return await self._workshop.commands.run(command)
+
+    async def run_in_thread(self, function: Callable[[], Result]) -> Result:
+        """Call what blocks."""
+        return await call_in_thread(
+            self._workshop.threads, function, on_cancel=lambda: None, on_stuck=self._on_stuck
+        )
+
+    def wait_for(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """Have the loop run this, and block until it is done."""
+        if threading.get_ident() == self._loop_thread:
+            coroutine.close()
+            raise SmithersError("result() would block every run of this worker here: use await")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        self._waits.add(future)
+        if self._is_closed:
+            future.cancel()
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            # Not an Exception, so that a body that catches those still ends.
+            raise asyncio.CancelledError from None
+        finally:
+            self._waits.discard(future)
+
+    def stop(self) -> None:
+        """Let no further call be made, wake the threads that wait for one, and stop what is under way."""
+        self._is_closed = True
+        for future in list(self._waits):
+            future.cancel()
+        for call in self._under_way.values():
+            if call.task is not asyncio.current_task():
+                call.task.cancel()
+
+    async def close(self) -> None:
+        """Stop, and return when nothing is left of any call."""
+        self.stop()
+        own = asyncio.current_task()
+        tasks = {call.task for call in self._under_way.values()} - {own}
+        if tasks:
+            _, stuck = await asyncio.wait(tasks, timeout=CLOSE_S)
+            if stuck:
+                self._on_stuck()
+
+    def _lose(self, made: ToolCallRow, start: CallStart) -> ToolCallRow:
+        """Record that nobody knows of a call whether it was done, so that a further attempt is told the same."""
+        error = _error_json(CallLost(LOST_CALL.format(name=start.tool_name)))
+        call = _begun(self._count, start)._replace(state=ToolCallState.FAILED, error=error)
+        self._sink(call, None)
+        return replace(made, state=call.state, error=error)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise asyncio.CancelledError
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A call under way, the task that makes it, and when it began (monotonic)."""
+
+    call: ToolCall
+    task: "asyncio.Task[Any]"
+    began_at: float
+
+
+def _begun(number: int, start: CallStart) -> ToolCall:
+    return ToolCall(
+        call_no=number,
+        kind=start.kind,
+        tool_name=start.tool_name,
+        state=ToolCallState.STARTED,
+        is_side_effect=start.is_side_effect,
+        is_idempotent=start.is_idempotent,
+        input=start.input,
+    )
+
+
+def _is_repeatable(start: CallStart) -> bool:
+    return start.is_idempotent or not start.is_side_effect
+
+
+def _is_same(made: ToolCallRow, start: CallStart) -> bool:
+    return (made.kind, made.tool_name, made.input) == (start.kind, start.tool_name, start.input)
+
+
+def _to_previous(row: ToolCallRow) -> PreviousCall:
+    """Return a call of an earlier attempt as a body is told of it."""
+    return PreviousCall(
+        attempt=row.attempt,
+        call_no=row.call_no,
+        tool_name=row.tool_name,
+        state=row.state,
+        is_side_effect=row.is_side_effect,
+        is_idempotent=row.is_idempotent,
+        input=row.input,
+        output=row.output,
+        error=row.error,
+    )
+
+
+def _error_json(error: BaseException) -> str:
+    text = str(error)[:MAX_ERROR_CHARS].encode("utf-8", "replace").decode().replace("\x00", "")
+    code = error.code if isinstance(error, SmithersError) else None
+    known = {"name": type(error).__name__, "message": text or type(error).__name__}
+    return orjson.dumps(known if code is None else {**known, "code": code}).decode()
