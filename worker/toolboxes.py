@@ -8,7 +8,7 @@ import asyncio
 import concurrent.futures
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -82,8 +82,7 @@ class AttemptToolbox:
         self._sink = sink
         self._on_stuck = on_stuck
         self._previous_calls = previous_calls
-        # By number; where several attempts died, what the newest of them made of it.
-        self._recalled = {row.call_no: row for row in previous_calls if row.is_recallable}
+        self._recalled = _recallable(previous_calls)
         self.report_usage = report_usage
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
@@ -261,6 +260,22 @@ def _begun(number: int, start: CallStart) -> ToolCall:
 
 def _is_repeatable(start: CallStart) -> bool:
     return start.is_idempotent or not start.is_side_effect
+
+
+def _recallable(rows: Iterable[ToolCallRow]) -> dict[int, ToolCallRow]:
+    """Return the calls of attempts that died by their numbers, each as the newest of them has it; `rows`: oldest first.
+
+    Where one of them went another way than those before it, what those did from there on is forgotten.
+    """
+    found: dict[int, ToolCallRow] = {}
+    for row in rows:
+        if not row.is_recallable:
+            continue
+        known = found.get(row.call_no, row)
+        if (known.kind, known.tool_name, known.input) != (row.kind, row.tool_name, row.input):
+            found = {number: call for number, call in found.items() if number < row.call_no}
+        found[row.call_no] = row
+    return found
 
 
 def _is_same(made: ToolCallRow, start: CallStart) -> bool:

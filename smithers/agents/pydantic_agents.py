@@ -5,9 +5,10 @@ hands over instead of performing it: it is recorded as a call of the attempt, an
 has given such an agent: the library is the extra `agents`.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from hashlib import sha256
+from itertools import count
 from typing import Any, Final, cast
 
 from pydantic import ValidationError
@@ -89,19 +90,21 @@ class Durability(BaseDurabilityCapability[Any]):
     def __init__(self, name: str, prompt_digest: str) -> None:
         super().__init__(name=name)
         self._prompt_digest = prompt_digest
+        self._turns = count(1)  # shared by the copies that pydantic-ai makes of this
 
     def get_durable_operation_backend(self) -> DurableOperationBackend[None]:
         """Return what performs operations."""
-        return Operations(self.name, self._prompt_digest)
+        return Operations(self.name, self._prompt_digest, self._turns)
 
 
 class Operations(JournalCallableOperationBackend[None]):
     """Performs operations as recorded calls; what is neither a model's nor a tool's is just performed."""
 
-    def __init__(self, agent_name: str, prompt_digest: str) -> None:
+    def __init__(self, agent_name: str, prompt_digest: str, turns: Iterator[int]) -> None:
         super().__init__(agent_name=agent_name, config=NO_CONFIG)
         self._agent_name = agent_name
         self._prompt_digest = prompt_digest
+        self._turns = turns
 
     async def execute(
         self,
@@ -116,7 +119,11 @@ class Operations(JournalCallableOperationBackend[None]):
         match operation_id:
             case ModelRequestId() | ModelCompactMessagesId():
                 model = operation_id.model_name
-                request = {"operation": name, "prompt": self._prompt_digest}
+                request = {
+                    "operation": name,
+                    "prompt": self._prompt_digest,
+                    "turn": next(self._turns),
+                }
                 usage = partial(_read_usage, self._agent_name, model)
                 return await ask_model(model, request, body, read_usage=usage)
             case ToolsetCallToolId():

@@ -14,11 +14,11 @@ Result = TypeVar("Result")
 
 
 async def make(
-    start: CallStart, body: Callable[[int], Awaitable[Result]]
-) -> tuple[Result, str, Awaitable[None]]:
-    """Make a call, `body` being told its number, and record it.
+    start: CallStart, body: Callable[[int], Awaitable[Result]], *, until_kept: bool = False
+) -> tuple[Result, str]:
+    """Make a call, `body` being told its number, and record it; `until_kept`: go on when how it ended is in the database.
 
-    Returns the result, the JSON text that is recorded of it, and what to await to know that it is kept.
+    Returns the result, and the JSON text that is recorded of it.
     """
     box = find_toolbox()
     number = await box.begin(start)
@@ -26,9 +26,14 @@ async def make(
         result = await body(number)
         output = encode_output(result)
     except BaseException as error:
-        box.finish(number, output=None, error=error)
+        kept = box.finish(number, output=None, error=error)
+        if until_kept and isinstance(error, Exception):  # who is cancelled does not wait
+            await kept
         raise
-    return result, output, box.finish(number, output=output, error=None)
+    kept = box.finish(number, output=output, error=None)
+    if until_kept:
+        await kept
+    return result, output
 
 
 async def make_once(start: CallStart, body: Callable[[int], Awaitable[Any]]) -> Any:
@@ -40,8 +45,7 @@ async def make_once(start: CallStart, body: Callable[[int], Awaitable[Any]]) -> 
     made = find_toolbox().recall(start)
     if made is not None:
         return _read(made)
-    _, output, kept = await make(start, body)
-    await kept
+    _, output = await make(start, body, until_kept=True)
     return decode_output(output)
 
 

@@ -78,7 +78,7 @@ class Tool(Generic[P, R]):
         """Make a call, and record it."""
         find_toolbox().make(call)
         start, body = self._prepare(call)
-        result, _, _ = await make(start, body)
+        result, _ = await make(start, body)
         return result
 
     async def perform_once(self, call: "Call[R]") -> Any:

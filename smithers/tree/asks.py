@@ -16,9 +16,7 @@ class Ask:
     """A question to agents: the next one is asked when the one before it has raised."""
 
     agents: tuple[Any, ...]
-    prompt: (
-        str | Callable[..., Any]
-    )  # called with what the task needs, in a thread where it is not async
+    prompt: str | Callable[..., Any]  # called with what the task needs
     tools: tuple[Any, ...]
     repairs: int  # how often an agent may answer again when its answer does not fit
 

@@ -108,28 +108,27 @@ async def test_answered_calls_are_not_made_again_after_two_deaths(world: World) 
         "count": 1,
         "look": 1,
     }
-    assert await rows(world) == [
+    # Whether an open question's start was kept before the death is a matter of milliseconds.
+    assert [row for row in await rows(world) if row[4] != "started"] == [
         (1, 1, "model", "scripted", "finished"),
         (1, 2, "tool", "read", "finished"),
         (1, 3, "model", "scripted", "finished"),
         (1, 4, "tool", "count", "finished"),
-        (1, 5, "model", "scripted", "started"),
         (2, 5, "model", "scripted", "finished"),
         (2, 6, "tool", "look", "finished"),
         (2, 7, "model", "scripted", "finished"),
         (2, 8, "tool", "read", "failed"),
-        (2, 9, "model", "scripted", "started"),
         (3, 9, "model", "scripted", "finished"),
     ]
     # What a recalled call is known by must not change while attempts are under way.
-    (known_by,) = await world.sql.fetch(
-        "SELECT DISTINCT input FROM smithers.tool_calls WHERE kind = 'model'"
+    known_by = await world.sql.fetch(
+        "SELECT DISTINCT call_no, input FROM smithers.tool_calls WHERE kind = 'model' ORDER BY 1"
     )
     digest = hashlib.sha256(b"Review it.").hexdigest()
-    assert json.loads(known_by["input"]) == {
-        "operation": "reviewer__model.request",
-        "prompt": digest,
-    }
+    assert [json.loads(row["input"]) for row in known_by] == [
+        {"operation": "reviewer__model.request", "prompt": digest, "turn": turn}
+        for turn in range(1, 6)
+    ]
     used = [event for event in await world.events("r") if event["type"] == "TokenUsageReported"]
     assert len(used) == 5
     assert {event["agent"] for event in used} == {"reviewer"}

@@ -224,7 +224,7 @@ async def test_a_frozen_worker_that_was_displaced_writes_nothing(world: World) -
     for pid in (frozen.pid, child):
         os.kill(pid, signal.SIGSTOP)
     await world.sql.execute(
-        "UPDATE smithers.workers SET heartbeat_at = smithers.clock() - interval '31 s'"
+        "UPDATE smithers.workers SET heartbeat_at = smithers.clock() - interval '31 s', boot_id = 'another host'"
     )
     world.start_pool(workers=1)
     await assert_each_ran_once(world, "r")

@@ -155,6 +155,22 @@ async def test_what_a_tool_has_called_is_passed_over_when_the_tool_is_recalled(
         assert records.lines == ["4 m started", "4 m finished", "5 m started", "5 m finished"]
 
 
+async def test_what_a_later_attempt_did_another_way_stands(tmp_path: Path) -> None:
+    async def ask_again() -> str:
+        return "new"
+
+    model = {"kind": "model", "is_side_effect": False}
+    made = (
+        row(1, "m", '{"no":1}', output='"one"', **model),
+        row(2, "m", '{"no":2}', output='"two"', **model),
+        row(3, "m", '{"no":3}', output='"three"', **model),
+        row(2, "m", '{"no":8}', output='"eight"', attempt=2, **model),
+    )
+    with lending_tools(tmp_path, made):
+        found = [await ask_model("m", {"no": number}, ask_again) for number in (1, 8, 3)]
+    assert found == ["one", "eight", "new"]
+
+
 async def test_a_question_that_failed_before_the_death_is_asked_again(tmp_path: Path) -> None:
     async def ask_again() -> str:
         return "now"
