@@ -82,6 +82,30 @@ def test_ctrl_c_gives_back_what_does_not_end(flows: Path, data_dir: Path) -> Non
         cancel_unowned(next_one, run_id)
 
 
+def test_a_signal_to_all_of_its_processes_lets_what_is_under_way_end(
+    flows: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """A service manager tells every process of a group, the fork server and the children too."""
+    flag = tmp_path / "flag"
+    with Serving(flows, data_dir, *FLAGS) as server, server.client() as client:
+        run_id = client.start("flows.py:sleeps_once", {"path": str(flag)})
+        until_started(client.stream(run_id), "wait")
+        for pid in find_processes(server.mark):
+            if b"postgres" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGTERM)
+        server.talk.until(is_event("pool_drains"))
+        flag.touch()
+        assert server.process.wait(60) == 0
+        server.talk.close()
+    ended = [json.loads(line) for line in server.talk.lines if is_event("child_ended")(line)]
+    assert [child["exit_code"] for child in ended] == [0]
+    with (
+        Serving(flows, data_dir, *FLAGS, "--workers", "0") as next_one,
+        next_one.client() as client,
+    ):
+        assert client.get(run_id).status == "finished"
+
+
 def test_a_second_signal_does_not_wait(flows: Path, data_dir: Path) -> None:
     with Serving(flows, data_dir, *FLAGS, "--drain-timeout", "600") as server:
         with server.client() as client:
