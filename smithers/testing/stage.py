@@ -19,11 +19,10 @@ from smithers.source.loading import find_workflow
 from smithers.store import node_reads, outside, rehearsals, starts
 from smithers.store.connections import Pool, connect, open_pool
 from smithers.store.forms import Answer, answer_form, read_form
-from smithers.store.hints import Channel
 from smithers.store.owners import register_worker
 from smithers.store.refusals import RunExists
 from smithers.store.tails import Cursor, read_tails
-from smithers.store.worker_store import WorkerStore, open_worker_store
+from smithers.store.worker_store import open_worker_store
 from smithers.telemetry.names import Role
 from smithers.telemetry.sheet import Sheet
 from smithers.workflow import Workflow
@@ -84,14 +83,13 @@ class Given:
 class Stage:
     """What a rehearsal runs on; its methods are for the loop's thread."""
 
-    def __init__(self, *, pool: Pool, connection: Any, store: WorkerStore) -> None:
+    def __init__(self, *, pool: Pool, connection: Any) -> None:
         self.pool = pool
         self.given = Given()
         self.clock = DatabaseClock()
         self.claimer: Claimer
         self.lane: outside.OutsideLane
         self._connection = connection
-        self._store = store
         self._offset_s = 0.0
 
     async def start(self, workflow: Workflow[Any], run_id: RunId, given: str, auth: str) -> None:
@@ -120,7 +118,7 @@ class Stage:
             raise is_new
         if not is_new:
             raise RunExists
-        self._wake()
+        self.claimer.hear_due(None)
 
     async def until_at_rest(self, run_id: RunId, people: People, limit_s: float) -> None:
         """Wait until only the outside can move a run, and the script has nothing to say; raises RehearsalTimeout."""
@@ -139,7 +137,7 @@ class Stage:
         await rehearsals.move_clock(self._connection, self._offset_s)
         self.clock.hear(await rehearsals.read_clock(self._connection))
         self.claimer.hear_news(None)
-        self._wake()
+        self.claimer.hear_due(None)
 
     async def events(self, run_id: RunId) -> list[dict[str, Any]]:
         """Read a run's events, from the first on."""
@@ -240,10 +238,6 @@ class Stage:
 
     def _tell(self, run_id: RunId) -> None:
         self.claimer.hear_news(frozenset({run_id}))
-        self._wake()
-
-    def _wake(self) -> None:
-        self._store.hints.send(Channel.DUE, [QUEUE])
         self.claimer.hear_due(None)
 
 
@@ -257,7 +251,7 @@ async def open_stage(exits: AsyncExitStack, dsn: str, root_dir: Path) -> Stage:
     assert process is not None
     await register_worker(pool, worker_id, pool_id=uuid4(), process=process, queues=(QUEUE,))
     store = await exits.enter_async_context(open_worker_store(dsn, dsn, worker_id, {}))
-    stage = Stage(pool=pool, connection=connection, store=store)
+    stage = Stage(pool=pool, connection=connection)
     stage.lane = await exits.enter_async_context(outside.open_outside_lane(dsn))
     sheet = Sheet.create(page_count=1)
     exits.callback(sheet.close)
