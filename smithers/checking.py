@@ -61,6 +61,7 @@ def check_run(
             input=given,
             auth=Auth(auth.get("user"), tuple(auth.get("scopes", ()))),
             guard=guard,
+            carried=None if run.carried is None else orjson.loads(run.carried),
         )
         mounted = renderer.render(loaded.facts, loaded.facts.loop_paths()).mounted
     except ValidationError as error:
