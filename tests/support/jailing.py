@@ -18,7 +18,7 @@ from smithers.tools.errors import ToolError
 from smithers.tools.toolbox import Command
 from worker.sandbox.commands import Commands, SandboxPolicy
 from worker.sandbox.request import JailLimits
-from worker.sandbox.seccomp import install_filter
+from worker.sandbox.seccomp import compile_filter, install_filter
 
 REPOSITORY = Path(__file__).parents[2]
 CANARY = "canary-7f3a1c"
@@ -111,7 +111,7 @@ def main() -> None:
     if request["user"] != os.geteuid():
         become(request["user"])
     if request["is_filtered"]:  # as the default profile of a container is: no new namespaces
-        install_filter(allow_network=False)
+        install_filter(compile_filter(allow_network=False))
     sys.stdout.write(json.dumps(asyncio.run(_run_all(request))))
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 from smithers.tools.errors import SandboxUnavailable, ToolError, ToolTimedOut
 from smithers.tools.toolbox import Captured, Command, CommandEnd
 from worker.sandbox.jailer import MAX_REQUEST_BYTES
-from worker.sandbox.request import JailLimits, JailRequest
+from worker.sandbox.request import JailLimits, JailPolicy, JailRequest
 
 TERM_GRACE_S: Final = 1.0
 KILL_GRACE_S: Final = 2.0
@@ -100,15 +100,8 @@ class Commands:
         root = str(self._policy.root)
         if root in UNFIT_ROOTS:
             raise SandboxUnavailable(ADVICE.format(reason=f"the root directory is {root}"))
-        request = JailRequest(
-            argv=command.argv,
-            cwd=f"{root}/{command.cwd}" if command.cwd else root,
-            root=root,
-            read_only=tuple(sorted({sys.base_prefix, sys.prefix})),
-            is_jailed=self._policy.is_jailed,
-            allow_network=self._policy.allow_network,
-            limits=self._policy.limits,
-        ).to_json()
+        cwd = f"{root}/{command.cwd}" if command.cwd else root
+        request = JailRequest(argv=command.argv, cwd=cwd).to_json()
         if len(request) > MAX_REQUEST_BYTES:
             raise ToolError(f"a command has at most {MAX_REQUEST_BYTES} bytes, escapes included")
         return request
@@ -145,7 +138,15 @@ class Commands:
                 cwd="/",
                 env={},
             )
+        policy = JailPolicy(
+            root=str(self._policy.root),
+            read_only=tuple(sorted({sys.base_prefix, sys.prefix})),
+            is_jailed=self._policy.is_jailed,
+            allow_network=self._policy.allow_network,
+            limits=self._policy.limits,
+        )
         requests.setblocking(False)
+        requests.send(policy.to_json())
         self._requests = requests
 
 

@@ -2,7 +2,8 @@
 
 It listens to one descriptor that the child holds: `T` means that everything is to be told to end (SIGTERM), anything else,
 and its closing, that everything ends now. The child's death closes it too; the jailer's death has the kernel kill this
-process. Without namespaces (tools declared unsafe) orphans fall to it, and it kills them one by one.
+process. Without namespaces (tools declared unsafe) orphans fall to it, and it kills them one by one. It takes its rights
+and what it may use of the machine from itself, and then starts the command, which so never has more.
 """
 
 import errno
@@ -17,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from worker.sandbox import syscalls
-from worker.sandbox.jail import build_jail
-from worker.sandbox.request import JailRequest
+from worker.sandbox.jail import Mould, build_jail
+from worker.sandbox.request import JailPolicy, JailRequest
 from worker.sandbox.seccomp import install_filter
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -33,49 +34,68 @@ class Descriptors:
         self.stdin, self.stdout, self.stderr, self.status, self.control = numbers
         self.all = numbers
 
+    def close(self) -> None:
+        """Give them up."""
+        for number in self.all:
+            os.close(number)
 
-def run_first(request: JailRequest, descriptors: Descriptors, uid: int, gid: int) -> None:
+
+def run_first(request: JailRequest, descriptors: Descriptors, mould: Mould) -> None:
     """Be the first process of a jail; never returns."""
+    policy = mould.policy
     try:
-        _keep_only(descriptors.all)
-        if request.is_jailed:
+        signal.set_wakeup_fd(-1)
+        if policy.is_jailed:
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, int(signal.SIGKILL))
-            build_jail(request, uid, gid)
+            build_jail(mould)
         else:  # killed like that, it could not kill the others: it has its descriptor to live by
             syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+        _keep_only(descriptors.all)
         # The command has our uid: it must not look into us.
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-        _supervise(request, descriptors)
+        _confine(mould)
+        if request.argv:
+            _tell(descriptors.status, _supervise(request, descriptors, policy))
+        else:
+            _look_around(descriptors.stdout, mould.cgroup_limits)
+            _tell(descriptors.status, {"exit_code": 0})
+    except _NotStarted as failure:
+        _tell(descriptors.status, {"not_started": str(failure)})
     except OSError as error:
         _tell(descriptors.status, {"refused": str(error)})
     finally:
-        os._exit(1)
+        os._exit(0)
 
 
-def _supervise(request: JailRequest, descriptors: Descriptors) -> None:
+def _confine(mould: Mould) -> None:
+    """Keep no right and little room; what is started here inherits that."""
+    _limit(mould.policy)
+    if mould.policy.is_jailed:
+        syscalls.drop_capabilities()
+        install_filter(mould.filter)
+    else:
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _supervise(
+    request: JailRequest, descriptors: Descriptors, policy: JailPolicy
+) -> dict[str, Any]:
+    """Run the command to its end; return what to tell."""
     waker, woken = os.pipe()
     os.set_blocking(woken, False)
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(woken)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    failure, told = os.pipe()
-    command = os.fork()
-    if command == 0:
-        _become_command(request, descriptors, told)
-    os.close(told)
+    command = _start(request, descriptors, [f"{place}/bin" for place in policy.read_only])
     for number in (descriptors.stdin, descriptors.stdout, descriptors.stderr):
         os.close(number)
-    if text := os.read(failure, 4096):  # nothing: the command was executed
-        _tell(descriptors.status, json.loads(text))
-        return
-    told_last = _await_end(command, descriptors.control, waker, request)
-    if not request.is_jailed:
+    told = _await_end(command, descriptors.control, waker, policy)
+    if not policy.is_jailed:
         _kill_descendants(os.getpid())
-    _tell(descriptors.status, told_last)
-    os._exit(0)
+    return told
 
 
-def _await_end(command: int, control: int, waker: int, request: JailRequest) -> dict[str, Any]:
+def _await_end(command: int, control: int, waker: int, policy: JailPolicy) -> dict[str, Any]:
     """Wait until the command ends, the child wants it all gone, or the disk fills; return what to tell."""
     poll = select.poll()
     poll.register(control, select.POLLIN)
@@ -91,13 +111,13 @@ def _await_end(command: int, control: int, waker: int, request: JailRequest) -> 
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 if ended[0] == command:
                     return {"exit_code": os.waitstatus_to_exitcode(ended[1])}
-        if _is_full(request):
+        if _is_full(policy):
             return {"stopped": "the filesystem of the root is nearly full"}
 
 
-def _is_full(request: JailRequest) -> bool:
-    space = os.statvfs(request.root)
-    return space.f_bavail * space.f_frsize < request.limits.free_bytes
+def _is_full(policy: JailPolicy) -> bool:
+    space = os.statvfs(policy.root)
+    return space.f_bavail * space.f_frsize < policy.limits.free_bytes
 
 
 def _tell_all_to_end() -> None:
@@ -137,63 +157,52 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
-def _become_command(request: JailRequest, descriptors: Descriptors, told: int) -> None:
-    """Become the command, or say why not; never returns."""
-    try:
-        signal.set_wakeup_fd(-1)
-        os.setsid()
-        for number, target in (
-            (descriptors.stdin, 0),
-            (descriptors.stdout, 1),
-            (descriptors.stderr, 2),
-        ):
-            os.dup2(number, target, inheritable=True)
-        for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_DFL)
-        _limit(request)
-        _enter(request.cwd)
-        if request.is_jailed:
-            syscalls.drop_capabilities()
-            install_filter(allow_network=request.allow_network)
-        else:
-            syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
-        if not request.argv:
-            _look_around()
-        _execute(request.argv, [f"{place}/bin" for place in request.read_only])
-    except _NotStarted as failure:
-        os.write(told, json.dumps({"not_started": str(failure)}).encode())
-    except OSError as error:
-        os.write(told, json.dumps({"refused": str(error)}).encode())
-    finally:
-        os._exit(127)
-
-
 class _NotStarted(Exception):
     """The jail is there; this command is not, or its directory."""
 
 
-def _enter(cwd: str) -> None:
-    try:
-        os.chdir(cwd)
-    except OSError as error:
-        raise _NotStarted(f"there is no directory to work in: {error.strerror}") from error
-
-
-def _execute(argv: tuple[str, ...], programs: list[str]) -> None:
+def _start(request: JailRequest, descriptors: Descriptors, programs: list[str]) -> int:
+    """Start the command, in its directory and a session of its own; return its pid."""
+    name = request.argv[0]
     path = ":".join([PATH, *programs])
     environment = {"PATH": path, "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}  # noqa: S108 - the jail's own
     try:
-        os.execvpe(argv[0], argv, environment)  # noqa: S606 - without a shell on purpose
+        os.chdir(request.cwd)
+    except OSError as error:
+        raise _NotStarted(f"there is no directory to work in: {error.strerror}") from error
+    try:
+        # Not a fork: the memory of this process, which the command never sees, need not be copied for it.
+        return os.posix_spawn(
+            _find_program(name, path),
+            request.argv,
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, descriptors.stdin, 0),
+                (os.POSIX_SPAWN_DUP2, descriptors.stdout, 1),
+                (os.POSIX_SPAWN_DUP2, descriptors.stderr, 2),
+            ],
+            setsid=True,
+            setsigdef=[signal.SIGINT, signal.SIGPIPE],
+        )
     except OSError as error:
         if error.errno == errno.ENOENT:
-            raise _NotStarted(f"there is no command {argv[0]!r}") from error
-        raise _NotStarted(f"{argv[0]!r} cannot be executed: {error.strerror}") from error
+            raise _NotStarted(f"there is no command {name!r}") from error
+        raise _NotStarted(f"{name!r} cannot be executed: {error.strerror}") from error
     except ValueError as error:  # a NUL in an argument
         raise _NotStarted(str(error)) from error
 
 
-def _limit(request: JailRequest) -> None:
-    limits = request.limits
+def _find_program(name: str, path: str) -> str:
+    """Return the first program of this name that can be executed, as execvp would take it."""
+    if "/" in name:
+        return name
+    places = [f"{directory}/{name}" for directory in path.split(":")]
+    found = [place for place in places if os.path.isfile(place)]
+    return next((place for place in found if os.access(place, os.X_OK)), (found or places)[-1])
+
+
+def _limit(policy: JailPolicy) -> None:
+    limits = policy.limits
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, limits.open_files),
@@ -202,9 +211,7 @@ def _limit(request: JailRequest) -> None:
         (resource.RLIMIT_MEMLOCK, 0),
     ):
         _lower(kind, value)
-    if (
-        request.is_jailed
-    ):  # counted in this user namespace; outside of one it would count the host's
+    if policy.is_jailed:  # counted in this user namespace; outside of one it would count the host's
         _lower(resource.RLIMIT_NPROC, limits.processes)
 
 
@@ -214,7 +221,7 @@ def _lower(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value, value))
 
 
-def _look_around() -> None:
+def _look_around(stdout: int, cgroup_limits: str) -> None:
     """Say what can be reached from inside; instead of a command."""
     seen: dict[str, Any] = {
         "uid": os.getuid(),
@@ -224,9 +231,9 @@ def _look_around() -> None:
         "no_new_privileges": syscalls.prctl(syscalls.PR_GET_NO_NEW_PRIVS),
         "writable": [path for path in ("/", "/usr", "/etc", "/proc") if os.access(path, os.W_OK)],
         "interfaces": [name for _, name in socket.if_nameindex()] if _may_look() else [],
+        "cgroup_limits": cgroup_limits,
     }
-    os.write(1, json.dumps(seen).encode())
-    os._exit(0)
+    os.write(stdout, json.dumps(seen).encode())
 
 
 def _may_look() -> bool:
@@ -238,11 +245,11 @@ def _may_look() -> bool:
 
 
 def _keep_only(numbers: list[int]) -> None:
-    for number in numbers:
-        os.set_inheritable(number, False)
     low = 3
     for number in sorted(numbers):
-        os.closerange(low, number)
+        os.set_inheritable(number, False)
+        if low < number:
+            os.closerange(low, number)
         low = number + 1
     os.closerange(low, 1 << 16)
 

@@ -1,27 +1,32 @@
-"""Build the jail around the calling process, the first of its namespaces.
+"""Build jails: once, around the jailer, what all of them have in common; around the first process of each, its own part.
 
-What is seen from inside: the system's programs and libraries, read-only; the root at its own path, to write to, with
-`.smithers` hidden; a private /tmp; six devices; /proc of these processes alone, read-only (as host root a writable one
-would hand out the kernel's settings). Nothing else of the host's tree is mounted, so there is nothing to be kept from:
-no home, no socket of a database, no credential of a service.
+The common part, the mould, is a mount namespace that the jailer moves into. Each jail has a copy of it, in a user namespace
+of its own, and so the kernel locks all that is mounted there. What is seen from inside: the system's programs and libraries,
+read-only; the root at its own path, to write to, with `.smithers` hidden; a private /tmp; six devices; /proc of these
+processes alone, read-only (as host root a writable one would hand out the kernel's settings). Nothing else of the host's tree
+is mounted, so there is nothing to be kept from: no home, no socket of a database, no credential of a service.
 
 Each step raises OSError, and no command is run unless all of them were taken. /proc alone may be left empty: where a
 container hides parts of its own, the kernel refuses another (docs/sandbox.md).
 """
 
+import errno
 import os
+import signal
 import socket
 import stat
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 from worker.sandbox import syscalls
-from worker.sandbox.request import JailRequest
+from worker.sandbox.request import JailPolicy
+from worker.sandbox.seccomp import compile_filter
 from worker.sandbox.syscalls import (
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOSUID,
     MOUNT_ATTR_RDONLY,
     MS_BIND,
+    MS_MOVE,
     MS_NODEV,
     MS_NOEXEC,
     MS_NOSUID,
@@ -32,6 +37,7 @@ from worker.sandbox.syscalls import (
 _OLD: Final = "/.old"
 _TMP: Final = "/tmp"  # noqa: S108 - the jail's own, where nobody else is
 _SHM: Final = "/dev/shm"  # noqa: S108 - as above
+_STAGE: Final = "/mnt"
 _HOST_NAME: Final = "sandbox"
 HIDDEN: Final = ".smithers"
 _SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
@@ -49,61 +55,129 @@ _OWN_PID_MAX: Final = (6, 14)
 _LEAST_PID_MAX: Final = 301
 
 
-def namespaces(*, allow_network: bool) -> int:
-    """Return the flags of clone(2) for a jail."""
+class Mould(NamedTuple):
+    """What is made once for all jails of a jailer."""
+
+    policy: JailPolicy
+    cgroup_limits: str  # whether there are any, and why not
+    uid: int
+    gid: int
+    proc: int  # the host's /proc: where a process finds itself before its jail has one
+    filter: bytes
+
+
+def namespaces(policy: JailPolicy) -> int:
+    """Return the flags of clone(2) for a jail, beside what the mould holds."""
+    if not policy.is_jailed:
+        return 0
     flags = (
         syscalls.CLONE_NEWUSER
         | syscalls.CLONE_NEWNS
         | syscalls.CLONE_NEWPID
         | syscalls.CLONE_NEWIPC
-        | syscalls.CLONE_NEWUTS
         | syscalls.CLONE_NEWCGROUP
     )
-    return flags if allow_network else flags | syscalls.CLONE_NEWNET
+    return flags if policy.allow_network else flags | syscalls.CLONE_NEWNET
 
 
-def build_jail(request: JailRequest, uid: int, gid: int) -> None:
-    """Put the calling process, the first of new namespaces, into the jail; `uid` and `gid` are what it was before."""
-    _map_ids(uid, gid)
+def make_mould(policy: JailPolicy, *, cgroup_limits: str) -> Mould:
+    """Move the calling process, which has one thread, into what all of its jails have in common."""
+    mould = Mould(
+        policy=policy,
+        cgroup_limits=cgroup_limits,
+        uid=os.getuid(),
+        gid=os.getgid(),
+        proc=os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC),
+        filter=compile_filter(allow_network=policy.allow_network),
+    )
+    if not policy.is_jailed:
+        return mould
+    syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS | syscalls.CLONE_NEWUTS)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, int(signal.SIGKILL))  # other credentials may clear it
+    _map_ids(mould)
     socket.sethostname(_HOST_NAME)
     syscalls.mount("none", "/", None, MS_REC | MS_PRIVATE)
     # On the root's own path, which is known to be there; the pivot takes it away again.
-    syscalls.mount("tmpfs", request.root, "tmpfs", _FLAGS, "mode=0755,size=1m")
-    os.chdir(request.root)
+    syscalls.mount("tmpfs", policy.root, "tmpfs", _FLAGS, "mode=0755,size=1m")
+    os.chdir(policy.root)
     os.mkdir(_OLD[1:])
     syscalls.pivot_root(".", _OLD[1:])
     os.chdir("/")
-    _mount_private(request)
-    _mount_system(request)
-    _mount_etc(uid, gid, allow_network=request.allow_network)
-    _mount_root(request.root)
+    _mount_common(policy)
+    _mount_etc(mould.uid, mould.gid, allow_network=policy.allow_network)
+    _bind(policy.root, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
     syscalls.detach_mount(_OLD)
     os.rmdir(_OLD)
     syscalls.restrict_mounts("/", _CLOSED, is_recursive=False)
+    return mould
 
 
-def _map_ids(uid: int, gid: int) -> None:
+def build_jail(mould: Mould) -> None:
+    """Put the calling process, the first of new namespaces, into its jail."""
+    policy = mould.policy
+    _map_ids(mould)
+    bound = [policy.root, *_extra(policy)]
+    _mount_own(_TMP, _FLAGS, policy.limits.tmp_bytes, bound)
+    _mount_own(_SHM, _FLAGS | MS_NOEXEC, policy.limits.tmp_bytes, bound)
+    with suppress(PermissionError):
+        syscalls.mount("proc", "/proc", "proc", _FLAGS | MS_NOEXEC)
+        _limit_pids(policy.limits.processes)
+        syscalls.restrict_mounts("/proc", _CLOSED, is_recursive=False)
+    _hide(f"{policy.root}/{HIDDEN}")
+
+
+def _map_ids(mould: Mould) -> None:
     """Be inside who one is outside: no other id exists there."""
-    _write("/proc/self/setgroups", "deny")
-    _write("/proc/self/uid_map", f"{uid} {uid} 1")
-    _write("/proc/self/gid_map", f"{gid} {gid} 1")
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{mould.uid} {mould.uid} 1"),
+        ("gid_map", f"{mould.gid} {mould.gid} 1"),
+    ):
+        _write(f"self/{name}", text, directory=mould.proc)
 
 
-def _mount_private(request: JailRequest) -> None:
-    options = f"mode=1777,size={request.limits.tmp_bytes}"
-    for place in (_TMP, "/dev", _SHM, "/proc", "/var"):
+def _mount_common(policy: JailPolicy) -> None:
+    for place in (_TMP, "/dev", _SHM, "/proc", "/var", _STAGE):
         os.mkdir(place)
     os.symlink(_TMP, f"/var{_TMP}")
-    syscalls.mount("tmpfs", _TMP, "tmpfs", _FLAGS, options)
-    syscalls.mount("tmpfs", _SHM, "tmpfs", _FLAGS | MS_NOEXEC, options)
     for name in _DEVICES:
         _bind(f"/dev/{name}", MOUNT_ATTR_NOSUID)
     for name, number in (("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2"), ("fd", "")):
         os.symlink(f"/proc/self/fd{number}", f"/dev/{name}")
-    with suppress(PermissionError):
-        syscalls.mount("proc", "/proc", "proc", _FLAGS | MS_NOEXEC)
-        _limit_pids(request.limits.processes)
-        syscalls.restrict_mounts("/proc", _CLOSED, is_recursive=False)
+    _mount_dead_proc()
+    _mount_system(policy)
+
+
+def _mount_dead_proc() -> None:
+    """Mount the /proc of a namespace whose only process is gone: the kernel lets a jail have one only where one is seen."""
+    pid = syscalls.clone(syscalls.CLONE_NEWPID)
+    if pid == 0:
+        try:
+            syscalls.mount("proc", "/proc", "proc", _FLAGS | MS_NOEXEC)
+        except OSError as error:
+            os._exit(error.errno or errno.EIO)
+        finally:
+            os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code not in {0, errno.EPERM}:
+        raise OSError(code, f"mount /proc: {os.strerror(abs(code))}")
+
+
+def _mount_own(place: str, flags: int, size_bytes: int, bound: list[str]) -> None:
+    """Put an empty directory in memory over a place, and on it what is bound below that place; no root is covered."""
+    if place in bound:
+        return
+    options = f"mode=1777,size={size_bytes}"
+    inside = [path for path in bound if path.startswith(f"{place}/")]
+    if not inside:
+        syscalls.mount("tmpfs", place, "tmpfs", flags, options)
+        return
+    syscalls.mount("tmpfs", _STAGE, "tmpfs", flags, options)
+    for path in inside:
+        staged = _STAGE + path.removeprefix(place)
+        os.makedirs(staged, exist_ok=True)
+        syscalls.mount(path, staged, None, MS_BIND | MS_REC)
+    syscalls.mount(_STAGE, place, None, MS_MOVE)
 
 
 def _limit_pids(count: int) -> None:
@@ -113,10 +187,14 @@ def _limit_pids(count: int) -> None:
         _write("/proc/sys/kernel/pid_max", str(max(count, _LEAST_PID_MAX)))
 
 
-def _mount_system(request: JailRequest) -> None:
-    inside = (request.root.rstrip("/") + "/", "/usr/")
-    extra = [path for path in request.read_only if not f"{path}/".startswith(inside)]
-    for path in (*_SYSTEM, *extra):
+def _extra(policy: JailPolicy) -> list[str]:
+    """Return what is shown beside the system and the root, and lies in neither."""
+    inside = (policy.root.rstrip("/") + "/", "/usr/")
+    return [path for path in policy.read_only if not f"{path}/".startswith(inside)]
+
+
+def _mount_system(policy: JailPolicy) -> None:
+    for path in (*_SYSTEM, *_extra(policy)):
         try:
             mode = os.lstat(_OLD + path).st_mode
         except (FileNotFoundError, PermissionError):
@@ -138,9 +216,7 @@ def _mount_etc(uid: int, gid: int, *, allow_network: bool) -> None:
     _write("/etc/group", f"sandbox:x:{gid}:\n")
 
 
-def _mount_root(root: str) -> None:
-    _bind(root, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
-    hidden = f"{root}/{HIDDEN}"
+def _hide(hidden: str) -> None:
     try:
         mode = os.lstat(hidden).st_mode
     except FileNotFoundError:
@@ -164,8 +240,8 @@ def _bind(path: str, attributes: int) -> None:
     syscalls.restrict_mounts(path, attributes, is_recursive=True)
 
 
-def _write(path: str, text: str) -> None:
-    number = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+def _write(path: str, text: str, *, directory: int | None = None) -> None:
+    number = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644, dir_fd=directory)
     try:
         os.write(number, text.encode())
     finally:

@@ -1,50 +1,133 @@
 """The jailer: a process beside a child, with one thread, that forks the first process of each jail.
 
-It reads requests from its socket, each with five descriptors, and keeps nothing: jails are spoken to through their own
-descriptors. It ends when the socket closes or the child dies, and with it end all jails.
+From its socket it reads a policy, and then requests, each with five descriptors. What all jails have in common it makes once,
+around itself; jails are spoken to through their own descriptors. It ends when the socket closes or the child dies, and with
+it end all jails.
 """
 
 import gc
 import json
 import os
+import select
 import signal
 import socket
 import sys
+from contextlib import suppress
 from typing import Final
 
 from worker.sandbox import syscalls
+from worker.sandbox.cgroups import Cgroups, NoCgroups, find_place
 from worker.sandbox.init import Descriptors, run_first
-from worker.sandbox.jail import namespaces
-from worker.sandbox.request import JailRequest
+from worker.sandbox.jail import Mould, make_mould, namespaces
+from worker.sandbox.request import JailPolicy, JailRequest
 
 MAX_REQUEST_BYTES: Final = 128 * 1024
 DESCRIPTOR_COUNT: Final = 5
+Asked = tuple[JailRequest, Descriptors]
 
 
-def serve(requests: socket.socket) -> None:
-    """Answer requests until the other end closes."""
-    uid, gid = os.getuid(), os.getgid()
-    while True:
-        text, numbers, _, _ = socket.recv_fds(requests, MAX_REQUEST_BYTES, DESCRIPTOR_COUNT)
-        if not text:
-            return
-        descriptors = Descriptors(numbers)
+class Jailer:
+    """The mould of all jails, and those whose end is still to be seen."""
+
+    def __init__(self, mould: Mould, cgroups: Cgroups | None) -> None:
+        self._mould = mould
+        self._cgroups = cgroups
+        self._cgroup_of: dict[int, str] = {}  # by the pid of a jail's first process
+        self._dying: list[str] = []
+
+    def serve(self, requests: socket.socket, asked: Asked | None) -> None:
+        """Answer requests, the one that has come first, until the other end closes."""
+        woken = _wake_on_child_ends()
+        poll = select.poll()
+        poll.register(requests, select.POLLIN)
+        poll.register(woken, select.POLLIN)
+        while asked is not None:
+            self._start(*asked)
+            while requests.fileno() not in dict(poll.poll()):
+                os.read(woken, 512)
+                self._see_ends()
+            asked = _receive(requests)
+
+    def _start(self, request: JailRequest, descriptors: Descriptors) -> None:
         try:
-            _start(JailRequest.from_json(text), descriptors, uid, gid)
-        finally:
-            for number in numbers:
-                os.close(number)
+            name, cgroup = self._make_cgroup()
+            try:
+                pid = syscalls.clone(namespaces(self._mould.policy), cgroup=cgroup)
+            finally:
+                if cgroup is not None:
+                    os.close(cgroup)
+        except OSError as error:
+            _refuse(descriptors, str(error))
+            return
+        if pid == 0:
+            run_first(request, descriptors, self._mould)
+        descriptors.close()
+        if name is not None:
+            self._cgroup_of[pid] = name
+
+    def _make_cgroup(self) -> tuple[str, int] | tuple[None, None]:
+        if self._cgroups is None:
+            return None, None
+        return self._cgroups.make(self._mould.policy.limits)
+
+    def _see_ends(self) -> None:
+        with suppress(ChildProcessError):
+            while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
+                if pid in self._cgroup_of:
+                    self._dying.append(self._cgroup_of.pop(pid))
+        if self._cgroups is not None:
+            self._dying = [name for name in self._dying if not self._cgroups.remove(name)]
 
 
-def _start(request: JailRequest, descriptors: Descriptors, uid: int, gid: int) -> None:
-    flags = namespaces(allow_network=request.allow_network) if request.is_jailed else 0
-    try:
-        pid = syscalls.clone(flags)
-    except OSError as error:
-        os.write(descriptors.status, json.dumps({"refused": str(error)}).encode())
+def run(requests: socket.socket) -> None:
+    """Make the mould when the first command comes, and serve; where it cannot be made, say why to whoever has asked."""
+    policy = JailPolicy.from_json(requests.recv(MAX_REQUEST_BYTES))
+    asked = _receive(requests)
+    if asked is None:
         return
-    if pid == 0:
-        run_first(request, descriptors, uid, gid)
+    cgroups, told = _find_cgroups()
+    try:
+        mould = make_mould(policy, cgroup_limits=told)
+    except OSError as error:
+        # Whoever asks later meets a closed door and starts another jailer, for which things may stand better.
+        requests.shutdown(socket.SHUT_RD)
+        while asked is not None:
+            _refuse(asked[1], str(error))
+            asked = _receive(requests)
+        return
+    gc.disable()
+    gc.freeze()  # a fork then copies fewer pages: the collector does not write to what is there
+    Jailer(mould, cgroups).serve(requests, asked)
+
+
+def _find_cgroups() -> tuple[Cgroups | None, str]:
+    try:
+        cgroups = Cgroups(find_place())
+    except NoCgroups as reason:
+        return None, f"no, because {reason}"
+    except OSError as error:
+        return None, f"no, because {error}"
+    return cgroups, f"yes ({', '.join(cgroups.controllers)})"
+
+
+def _receive(requests: socket.socket) -> Asked | None:
+    text, numbers, _, _ = socket.recv_fds(requests, MAX_REQUEST_BYTES, DESCRIPTOR_COUNT)
+    return (JailRequest.from_json(text), Descriptors(numbers)) if text else None
+
+
+def _refuse(descriptors: Descriptors, reason: str) -> None:
+    with suppress(BrokenPipeError):
+        os.write(descriptors.status, json.dumps({"refused": reason}).encode())
+    descriptors.close()
+
+
+def _wake_on_child_ends() -> int:
+    woken, waking = os.pipe()
+    for number in (woken, waking):
+        os.set_blocking(number, False)
+    signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    return woken
 
 
 def main() -> None:
@@ -54,12 +137,9 @@ def main() -> None:
     if os.getppid() != parent:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # jails tell their ends themselves
     if os.getuid() == 0:
         os.setgroups([])
     os.umask(0o022)
-    gc.disable()
-    gc.freeze()  # a fork then copies fewer pages: the collector does not write to what is there
     with socket.socket(fileno=int(sys.argv[1])) as requests:
         requests.set_inheritable(False)
-        serve(requests)
+        run(requests)

@@ -3,12 +3,12 @@
 It decides nothing: a command is run only when its own jail stands, whatever was found here.
 """
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 from smithers.tools.errors import ToolError
 from worker.sandbox.commands import Commands, SandboxPolicy
 
-UNAVAILABLE: Final = "unavailable: "
 JAILED: Final = "jailed"
 UNSAFE: Final = "unsafe: the commands of tools run without a jail"
 WITHOUT_PROC: Final = "jailed, without /proc"
@@ -16,20 +16,38 @@ SECCOMP_FILTER: Final = 2
 OWN_PROCESSES: Final = 2  # the first, and the command
 
 
-async def probe_sandbox(policy: SandboxPolicy) -> str:
-    """Say in a few words how commands are run here; a sentence that starts with `unavailable:` says why they are not."""
-    if not policy.is_jailed:
-        return UNSAFE
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """How commands are run here, in a few words."""
+
+    standing: str
+    is_available: bool
+    cgroup_limits: str  # yes or no, with a reason
+
+    def __str__(self) -> str:
+        """Say all of it."""
+        if not self.is_available:
+            return f"unavailable: {self.standing}"
+        return f"{self.standing}; cgroup limits: {self.cgroup_limits}"
+
+
+async def probe_sandbox(policy: SandboxPolicy) -> Probed:
+    """Run nothing in a jail, and look around in it."""
     commands = Commands(policy)
     try:
         seen = await commands.look_around()
     except ToolError as error:
-        return f"{UNAVAILABLE}{error}"
+        return Probed(standing=str(error), is_available=False, cgroup_limits="no")
     finally:
         commands.close()
+    limits: str = seen["cgroup_limits"]
+    if not policy.is_jailed:
+        return Probed(standing=UNSAFE, is_available=True, cgroup_limits=limits)
     if leaks := _find_leaks(seen, policy):
-        return f"{UNAVAILABLE}a jail does not hold here: {', '.join(leaks)}"
-    return JAILED if seen["has_proc"] else WITHOUT_PROC
+        standing = f"a jail does not hold here: {', '.join(leaks)}"
+        return Probed(standing=standing, is_available=False, cgroup_limits=limits)
+    standing = JAILED if seen["has_proc"] else WITHOUT_PROC
+    return Probed(standing=standing, is_available=True, cgroup_limits=limits)
 
 
 def _find_leaks(seen: dict[str, Any], policy: SandboxPolicy) -> list[str]:

@@ -111,6 +111,7 @@ _RETURN: Final = 0x06
 _ALLOW: Final = 0x7FFF_0000
 _KILL: Final = 0x8000_0000
 _ERRNO: Final = 0x0005_0000
+_INSTRUCTION_BYTES: Final = 8
 _NR_OFFSET: Final = 0
 _ARCH_OFFSET: Final = 4
 
@@ -130,12 +131,16 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
-def install_filter(*, allow_network: bool) -> None:
-    """Put this process, and all that it starts, under the filter; no way leads back."""
+def compile_filter(*, allow_network: bool) -> bytes:
+    """Return the filter for this machine as the kernel takes it."""
     program = assemble(syscalls.machine(), allow_network=allow_network)
-    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+def install_filter(code: bytes) -> None:
+    """Put this process, and all that it starts, under a filter; no way leads back."""
+    filtering = ctypes.byref(_Program(len(code) // _INSTRUCTION_BYTES, code))
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
-    filtering = ctypes.byref(_Program(len(program), code))
     syscalls.prctl(syscalls.PR_SET_SECCOMP, syscalls.SECCOMP_MODE_FILTER, filtering)
 
 

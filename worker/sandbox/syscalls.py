@@ -19,6 +19,7 @@ MS_NOSUID: Final = 0x2
 MS_NODEV: Final = 0x4
 MS_NOEXEC: Final = 0x8
 MS_BIND: Final = 0x1000
+MS_MOVE: Final = 0x2000
 MS_REC: Final = 0x4000
 MS_PRIVATE: Final = 0x40000
 MNT_DETACH: Final = 0x2
@@ -40,6 +41,8 @@ SECCOMP_MODE_FILTER: Final = 2
 
 _AT_FDCWD: Final = -100
 _AT_RECURSIVE: Final = 0x8000
+_CLONE_INTO_CGROUP: Final = 0x2_0000_0000
+_CLONE3: Final = 435
 _MOUNT_SETATTR: Final = 442  # the same on every machine, like all that came after 2018
 _CAPABILITY_VERSION_3: Final = 0x2008_0522
 _NUMBERS: Final = {  # clone, pivot_root, capset
@@ -60,13 +63,24 @@ class _MountAttr(ctypes.Structure):
     )
 
 
-def clone(flags: int) -> int:
-    """Fork into new namespaces; like fork(2) it returns the child's pid, and 0 in the child.
+def clone(flags: int, *, cgroup: int | None = None) -> int:
+    """Fork into new namespaces, and into a cgroup by its descriptor; the child's pid is returned, and 0 in the child.
 
     For a process with one thread: handlers that libraries have registered for a fork are not called.
     """
     sigchld = 17
-    return _syscall("clone", _number(0), flags | sigchld, 0, 0, 0, 0)
+    if cgroup is None:
+        return _syscall("clone", _number(0), flags | sigchld, 0, 0, 0, 0)
+    # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, its size, tls, set_tid, its size, cgroup
+    arguments = (ctypes.c_uint64 * 11)(
+        flags | _CLONE_INTO_CGROUP, 0, 0, 0, sigchld, 0, 0, 0, 0, 0, cgroup
+    )
+    return _syscall("clone3", _CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments))
+
+
+def unshare(flags: int) -> None:
+    """Move this process, which has one thread, into new namespaces."""
+    _check("unshare", _LIBC.unshare(flags))
 
 
 def mount(
@@ -114,14 +128,12 @@ def prctl(option: int, *arguments: object) -> int:
 
 def drop_capabilities() -> None:
     """Give up every capability, now and for whatever is executed later."""
+    nothing = ctypes.c_ulong(0)
     for capability in range(64):
-        try:
-            prctl(PR_CAPBSET_DROP, capability)
-        except OSError:  # one more than the kernel knows
-            break
+        if _LIBC.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), nothing, nothing, nothing):
+            break  # one more than the kernel knows
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    nothing = (ctypes.c_uint32 * 6)()
-    _syscall("capset", _number(2), ctypes.byref(header), ctypes.byref(nothing))
+    _syscall("capset", _number(2), ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
 
 
 def machine() -> str:
