@@ -16,8 +16,8 @@ install: $(INSTALLED)  ## make .venv: what pyproject.toml names, in the versions
 demo: install  ## run an example on a server of its own, to its end
 	@$(BIN)/python -m examples.demo
 
-test: install  ## run the tests; ARGS="-k name" chooses
-	@$(BIN)/python -m pytest $(ARGS)
+test: install  ## run the tests, two files at a time; ARGS="-k name" chooses, one at a time
+	@$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 2 --dist loadfile)
 
 check: lint test  ## all that the gate runs
 
@@ -34,8 +34,8 @@ constraints: install  ## take the newest versions that pyproject.toml allows
 	@$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-emit-index-url --no-annotate --no-header \
 		--group dev pyproject.toml --output-file constraints.txt
 
-bench: install  ## measure; QUICK=1 is a smoke test, ARGS names workloads
-	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(ARGS)
+bench: install  ## measure; QUICK=1 is a smoke test, RIVALS=1 is beside others, ARGS names workloads
+	@$(BIN)/python -m bench$(if $(RIVALS),.rivals) $(if $(QUICK),--quick) $(ARGS)
 
 faults: install  ## all of tests/faults, also what is too long for the gate: crash points, machines, Postgres
 	@$(BIN)/python -m pytest -m 'slow or not slow' tests/faults $(ARGS)

@@ -262,8 +262,9 @@ def check_eras(runs: Runs) -> Iterator[Violation]:
 
 
 def check_nodes(runs: Runs) -> Iterator[Violation]:
-    """G6: a node finishes once, and nothing of it starts after that."""
+    """G6: a node finishes once, and nothing of it starts after that; a timer fires once, when it is due."""
     for run, stored in runs.items():
+        yield from _check_timers(run, stored)
         finished: set[tuple[str, int]] = set()
         started: set[tuple[tuple[str, int], int]] = set()
         for event in stored.events:
@@ -278,6 +279,16 @@ def check_nodes(runs: Runs) -> Iterator[Violation]:
                 if event.node in finished:
                     yield Violation("G6", run, f"{event.node} finished twice")
                 finished.add(event.node)
+
+
+def _check_timers(run: str, stored: StoredRun) -> Iterator[Violation]:
+    fired = [event for event in stored.events if event.type == "TimerFired"]
+    for node, count in Counter(event.node for event in fired).items():
+        if count > 1:
+            yield Violation("G6", run, f"{node} fired {count} times")
+    for event in fired:
+        if event.body["timestampMs"] < event.body["firesAtMs"]:
+            yield Violation("G6", run, f"{event.node} fired before it was due")
 
 
 def check_ledger(history: History, runs: Runs, ledger: list[Line]) -> Iterator[Violation]:

@@ -172,8 +172,16 @@ class Life:
             return False
         self.resume_count += 1
         path = f"/v1/runs/{self.run_id}/resume"
+        phases: list[str] = []
+
+        async def once() -> str:
+            phases.append(await self._ask("resume", "POST", path, {}))
+            return phases[-1]
+
         # Not again once it is known: somebody's cancel may end the new era at any time.
-        return await self._until_known(lambda: self._ask("resume", "POST", path, {})) == "ok"
+        await self._until_known(once)
+        # A refusal after an unknown outcome may be of the era that the first one opened: whoever follows will see.
+        return phases != ["refused"]
 
     async def _follow(self) -> None:
         """Follow the run to its end, over any number of broken streams, and answer what it asks."""

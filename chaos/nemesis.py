@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
 
+from chaos import clocks
 from chaos.proxy import Proxy, Way
 from chaos.recorder import Recorder
 from chaos.site import Part, Site
@@ -20,6 +21,8 @@ from chaos.site import Part, Site
 SHORT_S: Final = (0.2, 3.0)
 # Past the time that a database call may take: what waits for it has given up, and must have come to know how it ended.
 LONG_S: Final = 33.0
+SKEWS_S: Final = (-600, 0, 600)
+LEAPS: Final = 20
 BURIAL_LIMIT_S: Final = 45.0  # silence counts from the start of Postgres at the earliest
 
 # On another host nobody can kill what is frozen here; on the same one its processes are dead before others go on.
@@ -40,6 +43,7 @@ FAULT_NAMES: Final = (
     *("stall-database", "half-stall-database", "stall-database-long", "reset-database"),
     *("lose-database-answer", "stall-clients", "half-stall-clients", "reset-clients"),
     "lose-clients-answer",
+    *(("skew-clocks", "leap-clock") if clocks.CAN_MOVE else ()),
 )
 
 Fault = Callable[[], Awaitable[dict[str, Any]]]
@@ -82,6 +86,8 @@ class Nemesis:
             "half-stall-clients": lambda: self._stall(self._any_door(), self._short(), Way.BACK),
             "reset-clients": lambda: self._reset(self._any_door()),
             "lose-clients-answer": lambda: self._lose_answer(self._any_door()),
+            "skew-clocks": self._skew_clocks,
+            "leap-clock": self._leap_clock,
         }
 
     async def hurt(self, names: list[str], *, pause_s: float, is_over: asyncio.Event) -> None:
@@ -231,6 +237,21 @@ class Nemesis:
         await self._pause()
         proxy.heal()
         return {"lost": proxy.lost_count - before}
+
+    async def _skew_clocks(self) -> dict[str, Any]:
+        """Set each host's clock ten minutes ahead, behind, or right, for all that comes after."""
+        skews = {part.name: self._chance.choice(SKEWS_S) for part in self._site.parts}
+        for part in self._site.parts:
+            part.clock.move(skews[part.name])
+        return {"skews": skews}
+
+    async def _leap_clock(self) -> dict[str, Any]:
+        """Have a host's clock leap to and fro, as a broken time service would."""
+        part, seconds = self._any_part(), self._short()
+        for _ in range(LEAPS):
+            part.clock.move(self._chance.choice(SKEWS_S))
+            await asyncio.sleep(seconds / LEAPS)
+        return {"part": part.name, "seconds": seconds}
 
     def _any_part(self) -> Part:
         return self._chance.choice(self._site.parts)

@@ -12,6 +12,7 @@ from enum import Enum, auto
 from typing import Final, Self
 
 CHUNK_BYTES: Final = 65_536
+END_LIMIT_S: Final = 2.0
 NO_LINGER: Final = struct.pack("ii", 1, 0)  # closing sends a reset
 
 
@@ -65,6 +66,9 @@ class Proxy:
     async def __aexit__(self, *_exc: object) -> None:
         self._listener.close()
         self.reset()
+        self.heal()  # what is held back goes on, to its end
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=END_LIMIT_S)
         for task in self._serving:
             task.cancel()
         if self._serving:

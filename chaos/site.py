@@ -19,10 +19,10 @@ from typing import Any, Self
 import asyncpg
 
 from bench import processes
+from chaos import clocks
 from chaos.postgres import PostgresServer, free_port
 from chaos.proxy import Proxy
 from smithers.store.schema import upgrade_schema
-from worker.settings import PoolSettings
 
 TREE = Path(__file__).resolve().parent.parent
 FLOWS_DIR = Path(__file__).with_name("flows")
@@ -31,10 +31,13 @@ START_LIMIT_S = 60.0
 
 
 class Part:
-    """A process of the server and the proxies before and behind it."""
+    """A process of the server, its host's clock, and the proxies before and behind it."""
 
-    def __init__(self, name: str, database: Proxy, door: Proxy | None = None) -> None:
+    def __init__(
+        self, name: str, clock: clocks.Clock, database: Proxy, door: Proxy | None = None
+    ) -> None:
         self.name = name
+        self.clock = clock
         self.database = database
         self.door = door  # of a gateway: what clients connect to
         self.process: subprocess.Popen[bytes] | None = None
@@ -80,11 +83,15 @@ class Site:
         pools: int = 2,
         children: int = 2,
         tree: Path = TREE,
+        trees: dict[str, Path] | None = None,
         flows: Path = FLOWS_DIR,
         environment: dict[str, str] | None = None,
         modules: dict[str, str] | None = None,
     ) -> None:
-        """`tree`: whose code is run. `modules`: what to run instead of `bench.gateway` and `worker`."""
+        """`tree`: whose code is run; `trees`: by part, such as `pool-1`, whose code that part runs.
+
+        `modules`: what to run instead of `bench.gateway` and `worker`.
+        """
         self.place = Path(tempfile.mkdtemp(prefix="smithers-chaos-", dir="/tmp"))
         self.place.chmod(0o755)  # run as root, Postgres is another account's
         self.root = self.place / "root"
@@ -96,20 +103,22 @@ class Site:
         self._wanted = (gateways, pools)
         self._child_count = children
         self._tree = tree
+        self._trees = trees or {}
         self._environment = environment or {}
         self._modules = {"gateway": "bench.gateway", "worker": "worker", **(modules or {})}
+        self._clock_library: Path | None = None
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         try:
             await asyncio.to_thread(self.postgres.__enter__)
             await asyncio.to_thread(upgrade_schema, self.postgres.dsn)
+            self._clock_library = await asyncio.to_thread(clocks.build, self.place)
             for number in range(self._wanted[0]):
                 door = await self._stack.enter_async_context(Proxy(free_port()))
-                part = Part(f"gateway-{number}", await self._database_proxy(), door)
-                self.gateways.append(part)
+                self.gateways.append(await self._part(f"gateway-{number}", door))
             for number in range(self._wanted[1]):
-                self.pools.append(Part(f"pool-{number}", await self._database_proxy()))
+                self.pools.append(await self._part(f"pool-{number}"))
             await asyncio.gather(*[self.start(part) for part in self.parts])
         except BaseException:
             await self.__aexit__()
@@ -156,16 +165,19 @@ class Site:
         part.close()
         dsn = f"postgresql://postgres@127.0.0.1:{part.database.port}/postgres?sslmode=disable"
         if part.door is None:
-            settings = PoolSettings(
-                dsn=dsn,
-                direct_dsn=dsn,
-                root_dir=str(self.root),
-                worker_count=self._child_count,
+            told = {  # what every version knows
+                "dsn": dsn,
+                "direct_dsn": dsn,
+                "root_dir": str(self.root),
+                "worker_count": self._child_count,
+                "queues": ["default"],
+            }
+            part.process = self._spawn(
+                part, "worker", json.dumps(told).encode(), is_answering=False
             )
-            part.process = self._spawn("worker", settings.to_json(), is_answering=False)
             return
         order = {"dsn": dsn, "root_dir": str(self.root), "port": part.door.target[1]}
-        part.process = self._spawn("gateway", json.dumps(order).encode(), is_answering=True)
+        part.process = self._spawn(part, "gateway", json.dumps(order).encode(), is_answering=True)
         assert part.process.stdout is not None
         async with asyncio.timeout(START_LIMIT_S):
             line = await asyncio.to_thread(part.process.stdout.readline)
@@ -183,8 +195,9 @@ class Site:
         part.close()
 
     def heal(self) -> None:
-        """Let every proxy pass everything."""
+        """Let every proxy pass everything, and every clock tell the time."""
         for part in self.parts:
+            part.clock.move(0)
             part.database.heal()
             if part.door is not None:
                 part.door.heal()
@@ -197,18 +210,27 @@ class Site:
         """Remove all that the site has left on the disk."""
         shutil.rmtree(self.place, ignore_errors=True)
 
-    async def _database_proxy(self) -> Proxy:
-        return await self._stack.enter_async_context(Proxy(self.postgres.port))
+    async def _part(self, name: str, door: Proxy | None = None) -> Part:
+        database = await self._stack.enter_async_context(Proxy(self.postgres.port))
+        return Part(name, clocks.Clock(self.place / f"{name}.clock"), database, door)
 
-    def _spawn(self, kind: str, told: bytes, *, is_answering: bool) -> subprocess.Popen[bytes]:
+    def _spawn(
+        self, part: Part, kind: str, told: bytes, *, is_answering: bool
+    ) -> subprocess.Popen[bytes]:
         inherited: dict[str, Any] = {
             name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
         }
+        tree = self._trees.get(part.name, self._tree)
         with self.log_path.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", self._modules[kind]],
-                cwd=self._tree,
-                env={**inherited, "PYTHONPATH": str(self._tree), **self._environment},
+                cwd=tree,
+                env={
+                    **inherited,
+                    "PYTHONPATH": str(tree),
+                    **part.clock.environment(self._clock_library),
+                    **self._environment,
+                },
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE if is_answering else log,
                 stderr=log,

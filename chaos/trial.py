@@ -80,9 +80,12 @@ class Verdict:
         return "\n".join(lines)
 
 
-async def run_trial(options: Options) -> Verdict:
-    """Run a trial; the site is removed when its verdict is sound or its files were kept elsewhere."""
-    site = Site()
+async def run_trial(options: Options, *, trees: dict[str, Path] | None = None) -> Verdict:
+    """Run a trial; the site is removed when its verdict is sound or its files were kept elsewhere.
+
+    `trees`: parts, such as `pool-1`, that run another version's code.
+    """
+    site = Site(trees=trees)
     history_path = site.place / "history.jsonl"
     verdict = Verdict(options=options)
     try:
@@ -170,6 +173,9 @@ def figures(history: History, runs: Runs, ledger: list[dict[str, Any]]) -> dict[
         "cancels": types["RunCancelled"],
         "resumes": sum(run.era for run in runs.values()),
         "takeovers": types["RunAutoResumed"],
+        "runs claimed more than once": sum(
+            max((event.epoch for event in run.events), default=0) > 1 for run in runs.values()
+        ),
         "bodies begun": sum(line["what"] == "begin" for line in ledger),
     }
 

@@ -88,12 +88,12 @@ async def demonstrate(data_dir: Path, notes: Path) -> Run:
             say("its events, as they happen")
             detail(f"GET {server.url}/v1/runs/{run_id}/events")
             with open_display(workflow) as display:
-                run = await follow(client, run_id, display, choose_ask(), until_ended=False)
+                left = await follow(client, run_id, display, choose_ask(), until_ended=False)
         say("everything stopped")
     detail(
         f"{time.monotonic() - began_s:.1f} s in all; the gateway first, then the workers, then Postgres"
     )
-    return run
+    return left.run
 
 
 def choose_example(notes: Path) -> tuple[str, dict[str, Any]]:

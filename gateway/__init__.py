@@ -1,5 +1,16 @@
 """The HTTP front door: requests become rows, rows become event streams."""
 
-from gateway.serve import ServeOptions, StoreAddress, WorkflowReference, create_serve_app
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gateway.serve import ServeOptions, StoreAddress, WorkflowReference, create_serve_app
 
 __all__ = ["ServeOptions", "StoreAddress", "WorkflowReference", "create_serve_app"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is imported from here when somebody asks: who wants a part of the gateway need not load all of it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("gateway.serve"), name)

@@ -11,6 +11,7 @@ from typing import Final
 
 import uvloop
 
+import smithers.telemetry.without_rich  # noqa: F401 - first
 from gateway.app import open_gateway
 from gateway.load import raise_file_limit
 from gateway.settings import HttpProcessSettings

@@ -37,7 +37,14 @@ class Ready(TypedDict):
     sandbox: Annotated[
         str | None,
         Described(
-            description="how tools run commands here: `jailed`, `unsafe: …`, `unavailable: …`; null without workers"
+            description="how tools run commands here: `jailed; cgroup limits: …`, `unsafe: …`, `unavailable: …`; "
+            "null without workers"
+        ),
+    ]
+    database: Annotated[
+        str | None,
+        Described(
+            description="what is lost on the way to the database, and what to do; null: nothing"
         ),
     ]
 

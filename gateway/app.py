@@ -6,7 +6,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
 from aiohttp import web
@@ -30,11 +30,12 @@ GRACE_S: Final = 0.2  # between "no more requests, please" and closing idle conn
 class Gateway:
     """A gateway that serves."""
 
-    def __init__(self, runner: GatewayRunner, services: Services, port: int) -> None:
+    def __init__(self, runner: GatewayRunner, services: Services, listener: socket.socket) -> None:
         self._runner = runner
         self._services = services
+        self._listener = listener
         self._is_drained = False
-        self.port = port
+        self.port: int = listener.getsockname()[1]
 
     async def drain(self) -> None:
         """Stop taking requests, end the streams after a whole event, finish what is under way; once."""
@@ -42,14 +43,24 @@ class Gateway:
             return
         self._is_drained = True
         self._services.readiness.is_draining = True
+        waiting = accept_waiting(self._listener)
         for site in self._runner.sites:
-            await site.stop()
+            await site.stop()  # closes the listener before it awaits anything
         self._services.hub.drain()
         self._services.databases.drain()
+        await self._serve(waiting)
         # A balancer may just have sent something down a connection that it keeps: that is still answered, with
         # Connection: close.
         await asyncio.sleep(GRACE_S)
         await self._runner.cleanup()
+
+    async def _serve(self, connections: list[socket.socket]) -> None:
+        server = self._runner.server
+        if server is None:
+            return
+        loop = asyncio.get_running_loop()
+        for connection in connections:
+            await loop.connect_accepted_socket(server, connection)
 
     def hurry(self) -> None:
         """Wait no more for what is under way; whoever drains is to be cancelled after this."""
@@ -84,7 +95,7 @@ async def open_gateway(
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.SockSite(runner, bound, backlog=BACKLOG).start()
-        gateway = Gateway(runner, services, bound.getsockname()[1])
+        gateway = Gateway(runner, services, bound)
         stack.push_async_callback(gateway.drain)
         yield gateway
 
@@ -105,6 +116,17 @@ def build_app(services: Services, access: Access) -> web.Application:
     front = Front(services, access, Router(ROUTES))
     app.router.add_route("*", "/{path:.*}", front.__call__, expect_handler=leave_expectation)
     return app
+
+
+def accept_waiting(listener: socket.socket) -> list[socket.socket]:
+    """Take what the kernel has connected and nobody has accepted: closing the listener would reset it, requests and all."""
+    waiting = []
+    with suppress(OSError):  # none is left, or there is no descriptor for it
+        while True:
+            connection, _ = listener.accept()
+            connection.setblocking(False)
+            waiting.append(connection)
+    return waiting
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -33,7 +33,8 @@ async def get_ready(exchange: Exchange) -> Ready:
         readiness.checked_at = time.monotonic()
     if readiness.failing is not None:
         raise NotReady(details={"check": readiness.failing})
-    return {"ok": True, "sandbox": exchange.services.settings.sandbox}
+    settings = exchange.services.settings
+    return {"ok": True, "sandbox": settings.sandbox, "database": settings.database_warning}
 
 
 async def get_metrics(

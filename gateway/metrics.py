@@ -12,7 +12,7 @@ from typing import Final
 from smithers.errors import StoreError
 from smithers.events import EventType
 from smithers.states import TERMINAL_STATUSES, RunStatus
-from smithers.store.gauges import Gauges
+from smithers.store.gauges import MAX_QUEUES, Backlog, Gauges
 from smithers.telemetry import names
 from smithers.telemetry.exposition import expose
 from smithers.telemetry.lanes import LaneMeter
@@ -22,6 +22,8 @@ from smithers.telemetry.sheet import Counter, Histogram, Key, Page, Sheet
 METHODS: Final = frozenset({"GET", "HEAD", "POST"})
 KEPT_S: Final = 5.0
 READ_TIMEOUT_S: Final = 2.0
+DEFAULT_QUEUE: Final = "default"
+EMPTY: Final = Backlog(0, 0.0)
 
 ReadGauges = Callable[[], Awaitable[Gauges]]  # may raise StoreError
 
@@ -93,6 +95,7 @@ class _KeptGauges:
     def __init__(self, read: ReadGauges) -> None:
         self._read = read
         self._kept: dict[Key, float] = {}
+        self._queues = {DEFAULT_QUEUE}  # and those that ever had runs which waited
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
 
@@ -102,20 +105,27 @@ class _KeptGauges:
             if time.monotonic() - self._read_at > KEPT_S:
                 try:
                     async with asyncio.timeout(READ_TIMEOUT_S):
-                        self._kept = _as_series(await self._read())
+                        gauges = await self._read()
                 except (TimeoutError, StoreError):
                     self._kept = {(names.DB_UP.name,): 0.0}
+                else:
+                    self._queues |= gauges.queues.keys()
+                    if len(self._queues) > MAX_QUEUES:
+                        self._queues = {DEFAULT_QUEUE, *gauges.queues}
+                    self._kept = _as_series(gauges, self._queues)
                 self._read_at = time.monotonic()
             return self._kept
 
 
-def _as_series(gauges: Gauges) -> dict[Key, float]:
+def _as_series(gauges: Gauges, queues: set[str]) -> dict[Key, float]:
+    """Return what is read as series; a queue that has become empty is shown as such."""
     series: dict[Key, float] = {
         (names.RUNS.name, status.value): gauges.runs.get(status, 0)
         for status in RunStatus
         if status not in TERMINAL_STATUSES
     }
-    for queue, backlog in gauges.queues.items():
+    for queue in queues:
+        backlog = gauges.queues.get(queue, EMPTY)
         series[names.QUEUE_DEPTH.name, queue] = backlog.count
         series[names.QUEUE_OLDEST.name, queue] = backlog.oldest_s
     series[names.APPROVALS_PENDING.name,] = gauges.approvals.count

@@ -25,9 +25,9 @@ SHUTDOWN_S: Final = 1.0
 class MetricsSite:
     """The handler of `/health`, `/ready` and `/metrics`; only the last needs a credential."""
 
-    def __init__(self, sheet: Sheet, access: Access, sandbox: str | None) -> None:
+    def __init__(self, sheet: Sheet, access: Access, settings: GatewaySettings) -> None:
         self._sheet = sheet
-        self._sandbox = sandbox
+        self._settings = settings
         self._access = access
         self.is_draining = False
 
@@ -47,7 +47,10 @@ class MetricsSite:
                 return reply({"ok": True})
             case "/ready":
                 self._check()
-                return reply({"ok": True, "sandbox": self._sandbox})
+                told = self._settings
+                return reply(
+                    {"ok": True, "sandbox": told.sandbox, "database": told.database_warning}
+                )
             case "/metrics":
                 if not self._access.admit(request.headers).allows(Scope.METRICS_READ):
                     raise Forbidden
@@ -83,7 +86,7 @@ async def open_metrics_site(
         tokens_file=settings.tokens_file,
         only_loopback_names=settings.is_loopback,
     )
-    site = MetricsSite(sheet, access, settings.sandbox)
+    site = MetricsSite(sheet, access, settings)
     app = web.Application(client_max_size=settings.max_body_bytes)
     app.router.add_route("*", "/{path:.*}", site.__call__)
     runner = GatewayRunner(

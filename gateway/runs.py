@@ -12,12 +12,11 @@ from pydantic import Field, Strict, StringConstraints
 from gateway.access import Credential
 from gateway.answers import RunAnswer, RunNamed, RunRowAnswer, RunTaken
 from gateway.bodies import write_json
+from gateway.configs import RunConfig, StartConfig, write_config
 from gateway.errors import DbNotConfigured, InvalidRequest, NoWorker, RunIdRequired
 from gateway.exchange import Exchange
 from gateway.fields import (
-    MAX_INTEGER,
     NO_NUL,
-    WHOLE,
     AnyBody,
     Body,
     Cursor,
@@ -48,22 +47,6 @@ ISOLATED: Final = "process"
 MAX_LIST: Final = 1_000
 
 WorkflowPath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=NO_NUL)]
-
-
-class RunConfig(Body):
-    """What a caller may set, and nothing else: a request narrows, it never widens."""
-
-    max_concurrency: Annotated[int, Field(ge=1, le=MAX_INTEGER), WHOLE] | None = Field(
-        None, description="how many attempts of the run are under way at once"
-    )
-
-
-class StartConfig(RunConfig):
-    """What a caller may set at the start."""
-
-    priority: Annotated[int, Field(ge=-100, le=100), WHOLE] | None = Field(
-        None, description="of the runs that are due the higher is taken up first; without one: 0"
-    )
 
 
 class ResumeBody(Body):
@@ -149,10 +132,13 @@ async def post_resume(exchange: Exchange, body: ResumeBody) -> RunTaken:
 async def post_cancel(exchange: Exchange, body: AnyBody) -> RunNamed:  # noqa: ARG001 - must be an object
     """Cancel a run; what is under way is stopped."""
     run_id = exchange.run_id()
-    if await cancel_run(exchange.services.pool, run_id) is CancelOutcome.CANCELLED:
+    outcome, due_queue = await cancel_run(exchange.services.pool, run_id)
+    if outcome is CancelOutcome.CANCELLED:
         exchange.services.metrics.count_event(EventType.RUN_CANCELLED)
         exchange.hint_events(run_id)
         await _tell_cancelled(exchange, run_id)
+    elif due_queue is not None:
+        exchange.hint_due(due_queue)
     else:
         exchange.hint_news(run_id)
     return {"runId": run_id}
@@ -271,7 +257,7 @@ async def _resume(
             source_hash=source,
             workflow_path=None if bundle is None else bundle.entry,
             workflow_export=None if bundle is None else bundle.workflow_name,
-            config=None if config is None else _config_json(config),
+            config=None if config is None else write_config(config),
             changed_files=changed,
         ),
     )
@@ -334,7 +320,7 @@ def _build_start(
         workflow_export=bundle.workflow_name,
         source_hash=bundle.source_hash,  # type: ignore[arg-type]  # a SourceHash by its nature
         input=write_json(body.input or {}),
-        config=_config_json(body.config),
+        config=write_config(body.config),
         auth=_auth(exchange.credential),
         trace_context=exchange.trace_context,
         parent_run_id=None,
@@ -352,12 +338,6 @@ def _auth(credential: Credential) -> str | None:
     if credential.scopes is None:
         return None
     return write_json({"user": credential.user, "scopes": list(credential.scopes)})
-
-
-def _config_json(config: RunConfig | None) -> str:
-    """Write what is kept for the run's workers; a priority is the claimers', and a column."""
-    limit = None if config is None else config.max_concurrency
-    return "{}" if limit is None else write_json({"maxConcurrency": limit})
 
 
 def _shown_config(row: RunRow) -> str:

@@ -35,6 +35,7 @@ class GatewaySettings:
     limits: Limits = Limits()  # noqa: RUF009 - a frozen value
     insecure: bool = False
     sandbox: str | None = None  # how tools run commands on this host; None: no workers here
+    database_warning: str | None = None  # what is lost on the way to the database
     is_kept: bool = True  # false: the database ends with the server, and nothing is listed
     own_databases: Mapping[str, str] = field(default_factory=dict, repr=False)  # URLs, by name
     migrate: bool = False  # bring the schema of those up to date

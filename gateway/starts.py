@@ -44,11 +44,10 @@ async def start_run(
     if key is None:
         if not await home.starts.submit(start):
             raise RunExists
-        run_id = start.run_id
-    else:
-        run_id = await start_with_key(
-            home.pool, start, idempotency_key=key.key, request_hash=key.request_hash
-        )
+        return start.run_id
+    run_id = await start_with_key(
+        home.pool, start, idempotency_key=key.key, request_hash=key.request_hash
+    )
     exchange.hint_due(start.queue)  # and no hint of events: nobody can follow what was not there
     return run_id
 
@@ -75,9 +74,7 @@ async def _start_in(
     is_new = await own.starts.submit(_named(start, run_id))
     if not is_new and key is None:
         raise RunExists
-    there = replace(exchange, services=own)
-    there.hint_due(start.queue)
-    there.hint_events(run_id)  # for the mirror
+    replace(exchange, services=own).hint_events(run_id)  # for the mirror
     return run_id
 
 

@@ -47,6 +47,8 @@ class EventStream(EventSourceResponse):
         """Send the head; aiohttp calls this again when the handler has returned."""
         if self.prepared:
             return self._payload_writer
+        if request.transport is None:
+            raise ConnectionResetError("the reader left before the head was sent")
         self._set_tcp_user_timeout(request)
         connection = request.get_extra_info("socket")
         if connection is not None:
@@ -112,9 +114,10 @@ async def get_events(
     every stream ends, after a whole event, when the server drains: come back with the last id. A run that only waits
     keeps its stream open.
     """
-    run_id = exchange.run_id()
+    run_id, cursor = exchange.run_id(), max(query.after_seq, headers.last_event_id)
+    del query, headers  # this frame lives as long as the stream
     with exchange.services.load.stream(run_id, exchange.credential):
-        return await _stream(exchange, run_id, max(query.after_seq, headers.last_event_id))
+        return await _stream(exchange, run_id, cursor)
 
 
 async def _stream(exchange: Exchange, run_id: RunId, cursor: int) -> web.StreamResponse:

@@ -91,7 +91,7 @@ def _of_active(row: WhyRow) -> list[Reason]:
         command = f"smithers worker --queue {shlex.quote(row.queue)}"
         reasons.append(_reason("no-worker", text, since=since, unblock={"command": command}))
     elif row.crash_count:
-        text = f"{row.crash_count} workers died while they ran it: it waits to be tried alone"
+        text = f"{row.crash_count} workers died while they ran it: it waits to be tried apart from others"
         reasons.append(_reason("quarantined", text, since=since))
     else:
         text = f"it is due, and waits for one of {row.worker_count} workers to have room"
@@ -105,7 +105,9 @@ def _of_node(run_id: RunId, node: OpenNode, now_ms: int) -> Reason:
     place = {"nodeId": node.node_id, "iteration": node.iteration}
     match node.state:
         case NodeState.WAITING_APPROVAL:
-            text = f"{node.node_id} waits for a person to {_ASKED[_mode(node)]}"
+            said = orjson.loads(node.wait) if node.wait else {}
+            spent = f"the agents have spent {said['spent']}: " if "spent" in said else ""
+            text = f"{spent}{node.node_id} waits for a person to {_ASKED[_mode(node)]}"
             unblock = _approve(run_id, node)
             return _reason("approval", text, since=since, until=until, unblock=unblock, **place)
         case NodeState.WAITING_EVENT:

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-import orjson
 from pydantic import ValidationError
 
-from smithers.context import Auth
 from smithers.engine.drawing import xml_of
 from smithers.engine.facts import Facts, NodeKey
 from smithers.engine.frames import hash_of
 from smithers.engine.mount import Mounted
-from smithers.engine.rendering import Guard, Renderer
+from smithers.engine.rendering import Guard, build_renderer
 from smithers.errors import WorkflowError
 from smithers.states import NodeState
 from smithers.store.claims import LoadedRun
@@ -50,18 +48,15 @@ def check_run(
     run: ParkedRun, loaded: LoadedRun, workflow: Workflow[Any], *, guard: Guard
 ) -> Finding:
     """Render a parked run by another version of its workflow; `guard` bounds the builder's time."""
-    given: Any = orjson.loads(run.input)
     try:
-        if workflow.input_model is not None:
-            given = workflow.input_model.model_validate_json(run.input)
-        auth = orjson.loads(run.auth) if run.auth else {}
-        renderer = Renderer(
+        renderer = build_renderer(
+            workflow,
             run_id=run.run_id,
-            workflow=workflow,
-            input=given,
-            auth=Auth(auth.get("user"), tuple(auth.get("scopes", ()))),
+            input_json=run.input,
+            auth_json=run.auth,
+            carried_json=run.carried,
+            config_json=run.config,
             guard=guard,
-            carried=None if run.carried is None else orjson.loads(run.carried),
         )
         mounted = renderer.render(loaded.facts, loaded.facts.loop_paths()).mounted
     except ValidationError as error:

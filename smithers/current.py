@@ -3,7 +3,7 @@
 import logging
 import threading
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -18,9 +18,12 @@ class HeartbeatSink(Protocol):
         """Take one heartbeat; may be called from any thread."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+_CREATING: Final = threading.Lock()
+
+
+@dataclass(slots=True, kw_only=True)
 class CurrentTask:
-    """The attempt under way."""
+    """The attempt under way; for reading."""
 
     run_id: RunId
     node_id: NodeId
@@ -28,9 +31,23 @@ class CurrentTask:
     attempt: int  # from 1
     root_dir: Path
     last_heartbeat: Any = None  # what an earlier attempt of this node last reported
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    log: logging.Logger = field(default_factory=lambda: logging.getLogger("smithers.task"))
     _send_heartbeat: HeartbeatSink
+    _cancelled: threading.Event | None = (
+        None  # made when somebody asks for it: most bodies never do
+    )
+
+    @property
+    def cancelled(self) -> threading.Event:
+        """What is set when the body is to end: for plain functions, which nothing can interrupt."""
+        with _CREATING:
+            if self._cancelled is None:
+                self._cancelled = threading.Event()
+            return self._cancelled
+
+    @property
+    def log(self) -> logging.Logger:
+        """Writes lines that carry the attempt's ids."""
+        return logging.getLogger("smithers.task")
 
     @property
     def idempotency_key(self) -> str:

@@ -12,6 +12,7 @@ SmithersError
 └── StoreError              see below
     ├── LeaseLost           another worker holds the run now: stop at once, write nothing
     └── StoreUnavailable    the database does not answer: nothing is known to have happened
+        └── CallTooLong     it answers, and has given a call up for its length: nothing of it was kept
 """
 
 from typing import Any
@@ -87,3 +88,25 @@ class StoreUnavailable(StoreError):
     """The database does not answer; whether the last write was kept is not known."""
 
     code = "UNAVAILABLE"
+
+
+def text_of(error: BaseException) -> str:
+    """Return an exception's text as it can be sent and stored; its class is an author's, and may raise there itself."""
+    try:
+        text = str(error)
+    except BaseException:  # noqa: BLE001 - even a sys.exit() in __str__ is only a text that cannot be had
+        return "(its text cannot be had)"
+    return sound(text)
+
+
+def sound(text: str) -> str:
+    """Return a text without what no database takes: NUL, and halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode().replace("\x00", "")
+
+
+class StoreStarting(StoreUnavailable):
+    """The database has been started, and takes no connections yet."""
+
+
+class CallTooLong(StoreUnavailable):
+    """The database has given a call up that took too long; nothing of it was kept."""

@@ -18,8 +18,10 @@ class StartFailed(SmithersError):
 class HttpProcesses:
     """Gateways in processes of their own, on one socket: a connection that waits there is lost with none of them."""
 
-    def __init__(self, listener: socket.socket, program: Program, count: int) -> None:
+    def __init__(self, listener: socket.socket, program: Program, told: bytes, count: int) -> None:
+        """`told`: a line for each of them; may hold secrets."""
         self._listener = listener
+        self._told = told
         self._processes = [KeptProcess(program) for _ in range(count)]
         self.port: int = listener.getsockname()[1]
 
@@ -51,7 +53,7 @@ class HttpProcesses:
 
     async def _start(self) -> None:
         for process in self._processes:
-            await process.start()
+            await process.start(self._told)
         for process in self._processes:
             if not await process.until_ready():
                 raise StartFailed("an HTTP process did not start; the log says why")

@@ -20,6 +20,7 @@ import structlog
 
 LOG: Final = structlog.get_logger(__name__)
 BACK_OFF_S: Final = (0.1, 0.5, 1.0, 2.0, 5.0)  # before the next start of one that died
+LEAVING_S: Final = 0.5  # who told a process to end has told us too, by then
 HEALTHY_S: Final = 30.0  # one that lived as long begins the back-off anew
 
 
@@ -28,7 +29,6 @@ class Program:
     """What is started, again and again."""
 
     module: str
-    told: bytes  # one line, without its end; may hold secrets
     environment: Mapping[str, str]
     cwd: Path
     handed_fds: tuple[int, ...] = ()  # descriptors that it inherits, under the same numbers
@@ -40,13 +40,22 @@ class KeptProcess:
 
     def __init__(self, program: Program) -> None:
         self._program = program
+        self._told = b""  # one line, without its end; may hold secrets
         self._process: asyncio.subprocess.Process | None = None
         self._draining = asyncio.Event()
+        self._leaving = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Start the process, and keep it."""
+    async def load(self) -> None:
+        """Start the process before it is known what it will be told: it loads its modules, and waits."""
         await self._spawn()
+
+    async def start(self, told: bytes) -> None:
+        """Tell the process what it is to do, start it unless it is there, and keep it."""
+        self._told = told
+        if self._process is None:
+            await self._spawn()
+        await self._tell()
         self._keeping = asyncio.create_task(self._keep(), name=f"keep-{self._program.module}")
 
     async def until_ready(self) -> bool:
@@ -55,8 +64,13 @@ class KeptProcess:
         assert self._process.stdout is not None
         return bool(await self._process.stdout.readline())
 
+    def expect_end(self) -> None:
+        """Start no successor of a process that has drained by itself: its group was told to stop, and so were we."""
+        self._leaving.set()
+
     def drain(self) -> None:
         """Tell the process to finish what it has, and to end."""
+        self._leaving.set()
         self._draining.set()
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
@@ -65,6 +79,8 @@ class KeptProcess:
         """Wait until the process, told to drain, has ended."""
         if self._keeping is not None:
             await asyncio.shield(self._keeping)
+        elif self._process is not None:
+            await self._process.wait()
 
     async def end(self) -> None:
         """Kill what has not ended by itself; nothing is left when this returns."""
@@ -84,7 +100,7 @@ class KeptProcess:
         while self._process is not None:
             started_at = time.monotonic()
             exit_code = await self._process.wait()
-            if self._draining.is_set():
+            if self._draining.is_set() or (exit_code == 0 and await self._is_leaving()):
                 return
             deaths = 0 if time.monotonic() - started_at > HEALTHY_S else deaths
             pause_s = BACK_OFF_S[min(deaths, len(BACK_OFF_S) - 1)]
@@ -98,6 +114,12 @@ class KeptProcess:
             if not await self._respawn(pause_s):
                 return
 
+    async def _is_leaving(self) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVING_S):
+                await self._leaving.wait()
+        return self._leaving.is_set()
+
     async def _respawn(self, pause_s: float) -> bool:
         """Start the process again, after a pause, as often as that takes; false: a drain came first."""
         while True:
@@ -108,6 +130,7 @@ class KeptProcess:
                 return False
             try:
                 await self._spawn()
+                await self._tell()
             except OSError as error:  # no memory, no processes: there may be some later
                 LOG.warning("process_not_started", module=self._program.module, reason=str(error))
                 pause_s = BACK_OFF_S[-1]
@@ -129,7 +152,10 @@ class KeptProcess:
             pass_fds=program.handed_fds,
             start_new_session=True,
         )
+
+    async def _tell(self) -> None:
+        assert self._process is not None
         assert self._process.stdin is not None
-        self._process.stdin.write(program.told + b"\n")
+        self._process.stdin.write(self._told + b"\n")
         with contextlib.suppress(ConnectionError):  # it is dead already: _keep sees to that
             await self._process.stdin.drain()

@@ -5,12 +5,12 @@ InvalidOutput, and says where.
 """
 
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from smithers.errors import InvalidOutput
+from smithers.errors import InvalidOutput, sound, text_of
 
 MAX_OUTPUT_BYTES: Final = 1_048_576
 MAX_MISFITS: Final = 20  # told of one value
@@ -36,10 +36,12 @@ def find_adapter(model: Any) -> TypeAdapter[Any] | None:
 def encode_output(value: Any, model: Any = None, *, max_bytes: int = MAX_OUTPUT_BYTES) -> str:
     """Return a task's result as JSON text; raise InvalidOutput where it does not fit `model` or is no JSON.
 
-    What is returned can be read back: as JSON, and as `model`.
+    What is returned can be read back: as JSON, and as `model`. What is far too large is not even written.
     """
     try:
-        text = to_json(value, inf_nan_mode="constants") if model is None else _dump(value, model)
+        _refuse_iterator(type(value))
+        text = _dump(value, max_bytes) if model is None else _dump_as(model, value, max_bytes)
+        _check_size(len(text), max_bytes)
         from_json(text, allow_inf_nan=False)
     except ValidationError as error:
         count = error.error_count()
@@ -47,15 +49,55 @@ def encode_output(value: Any, model: Any = None, *, max_bytes: int = MAX_OUTPUT_
             f"the output does not fit {_name(model)}: {count} error{'s'[: count != 1]}",
             details=_misfits(error),
         ) from error
+    except InvalidOutput:
+        raise
     except Exception as error:  # an author's validators and serializers raise whatever they like
-        raise InvalidOutput(f"the output is no JSON: {_text_of(error)}") from error
-    if len(text) > max_bytes:
-        raise InvalidOutput(
-            f"the output has {len(text)} bytes, more than the {max_bytes} that are kept: store it elsewhere, and put out "
-            "where it is",
-            details={"bytes": len(text), "maxBytes": max_bytes},
-        )
+        raise InvalidOutput(f"the output is no JSON: {text_of(error)[:500]}") from error
     return text.decode()
+
+
+class Weight(NamedTuple):
+    """How large a value will be as JSON, at the least, in bytes; and whether it is made of plain values alone."""
+
+    size: int
+    is_plain: bool
+
+
+def weigh(value: Any, limit: int) -> Weight:
+    """Weigh a value by its texts and the number of its parts, no further than to `limit`; nothing of it is called."""
+    size, is_plain, left = 0, True, [value]
+    while left and size <= limit:
+        one = left.pop()
+        kind = type(one)
+        size += 1
+        if kind is str:
+            size += len(one)
+        elif kind is int:
+            size += one.bit_length() // 4
+        elif kind is dict or kind is list or kind is tuple:
+            size += len(one)
+            if size <= limit:
+                left += one
+                left += one.values() if kind is dict else ()
+        elif one is not None and kind is not bool and kind is not float:
+            _refuse_iterator(kind)
+            is_plain = False
+    return Weight(size, is_plain)
+
+
+def _refuse_iterator(kind: type[Any]) -> None:
+    if hasattr(kind, "__next__"):  # it would be run to its end, which may be none
+        raise InvalidOutput(
+            f"the output is no JSON: a {kind.__name__}; put out a list of what it gives"
+        )
+
+
+def _check_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise InvalidOutput(
+            f"the output has {size} bytes or more, and {max_bytes} are kept: store it elsewhere, and put out where it is",
+            details={"bytes": size, "maxBytes": max_bytes},
+        )
 
 
 def decode_output(text: str, model: Any = None) -> Any:
@@ -65,7 +107,12 @@ def decode_output(text: str, model: Any = None) -> Any:
     return adapter_for(model).validate_json(text)
 
 
-def _dump(value: Any, model: Any) -> bytes:
+def _dump(plain: Any, max_bytes: int) -> bytes:
+    _check_size(weigh(plain, max_bytes).size, max_bytes)
+    return to_json(plain, inf_nan_mode="constants")
+
+
+def _dump_as(model: Any, value: Any, max_bytes: int) -> bytes:
     """Write a value as its model writes it, in the first way in which the model can read it back."""
     adapter = adapter_for(model)
     value = adapter.validate_python(value)
@@ -74,7 +121,7 @@ def _dump(value: Any, model: Any) -> bytes:
         plain = adapter.dump_python(
             value, mode="json", by_alias=by_alias, round_trip=round_trip, warnings=False
         )
-        text = to_json(plain, inf_nan_mode="constants")
+        text = _dump(plain, max_bytes)
         try:
             adapter.validate_json(text)
         except ValidationError:
@@ -90,23 +137,12 @@ def _misfits(error: ValidationError) -> list[dict[str, Any]]:
     found = error.errors(include_url=False, include_context=False, include_input=False)
     return [
         {
-            "loc": [part if isinstance(part, int) else _sound(str(part)) for part in misfit["loc"]],
-            "msg": _sound(misfit["msg"]),
+            "loc": [part if isinstance(part, int) else sound(str(part)) for part in misfit["loc"]],
+            "msg": sound(misfit["msg"]),
             "type": misfit["type"],
         }
         for misfit in found[:MAX_MISFITS]
     ]
-
-
-def _text_of(error: Exception) -> str:
-    try:
-        return _sound(str(error))[:500] or type(error).__name__
-    except Exception:  # noqa: BLE001 - not even its text can be had
-        return type(error).__name__
-
-
-def _sound(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
 
 
 def _name(model: Any) -> str:

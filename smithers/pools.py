@@ -15,7 +15,7 @@ import structlog
 from smithers.errors import StoreError
 from smithers.kept_process import KeptProcess, Program
 from smithers.retention import pruning
-from smithers.store.connections import connect
+from smithers.store.connections import open_connection
 from smithers.store.hints import Channel, Hints
 from smithers.store.own_databases import list_own_databases
 
@@ -27,7 +27,8 @@ LOOK_AGAIN_S: Final = 1.0
 class OwnPool:
     """What there is for one workflow's own database."""
 
-    program: Program = field(repr=False)  # what it is told has the URL
+    program: Program
+    told: bytes = field(repr=False)
     dsn: str = field(repr=False)
 
 
@@ -37,13 +38,18 @@ class Pools:
     def __init__(
         self,
         main: KeptProcess,
+        told: bytes,
         own: Mapping[str, OwnPool],
         *,
         direct_dsn: str,
         retention: timedelta | None,
     ) -> None:
-        """`own`: by the database's name, for those whose URL is known. `direct_dsn`: of the server's database."""
+        """`told`: what the main pool is told at its start. `own`: by the database's name, for those whose URL is known.
+
+        `direct_dsn`: of the server's database.
+        """
         self._main = main
+        self._told = told
         self._own = own
         self._direct_dsn = direct_dsn
         self._retention = retention
@@ -53,9 +59,14 @@ class Pools:
 
     async def start(self) -> None:
         """Start the server's pool, and keep those of the other databases from when they are in use."""
-        await self._main.start()
+        await self._main.start(self._told)
         if self._own:
             self._tasks.append(asyncio.create_task(self._watch(), name="pools-watch"))
+
+    def expect_end(self) -> None:
+        """Let pools that end by themselves now be: everything here was told to stop."""
+        for pool in self._stop():
+            pool.expect_end()
 
     def drain(self) -> None:
         """Tell the pools to let their runs come to a pause and to end."""
@@ -100,11 +111,8 @@ class Pools:
                     self._heard.set()
 
     async def _start_used(self) -> None:
-        connection = await connect(self._direct_dsn, role="pools")
-        try:
+        async with open_connection(self._direct_dsn, role="pools") as connection:
             names = await list_own_databases(connection)
-        finally:
-            await connection.close()
         for name in names:
             if name not in self._own:
                 LOG.warning("own_database_not_set", database=name)
@@ -112,7 +120,7 @@ class Pools:
                 LOG.info("own_pool_starts", database=name)
                 self._kept[name] = pool = KeptProcess(self._own[name].program)
                 try:
-                    await pool.start()
+                    await pool.start(self._own[name].told)
                 except OSError:
                     del self._kept[name]
                     raise

@@ -72,6 +72,7 @@ class AttemptState(StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    PARKED = "parked"  # it was about to ask a model, and the run's budget is spent
     LOST = "lost"  # its process died before the result was committed
 
 

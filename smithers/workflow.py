@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from smithers.context import Context
 from smithers.durations import Duration, seconds
-from smithers.tree import Child
+from smithers.tree import Budget, Child
 
 Input = TypeVar("Input", bound=BaseModel)
 Builder = Callable[[Context[Any]], Child]
@@ -28,6 +28,7 @@ class Workflow(Generic[Input]):
     queue: str | None = None
     isolation: str | None = None  # "process": each run has a child of its own
     database: str | None = None  # the environment variable with its URL
+    budget: Budget | None = None  # what a run's agents may use up
     render_timeout_s: float = RENDER_TIMEOUT_S
 
     def __call__(self, ctx: Context[Input]) -> Child:
@@ -46,6 +47,7 @@ def workflow(
     queue: str | None = None,
     isolation: str | None = None,
     database: str | None = None,
+    budget: Budget | None = None,
     render_timeout: Duration = RENDER_TIMEOUT_S,
 ) -> Callable[[Callable[[Context[Input]], Child]], Workflow[Input]]: ...
 def workflow(
@@ -58,6 +60,7 @@ def workflow(
     queue: str | None = None,
     isolation: str | None = None,
     database: str | None = None,
+    budget: Budget | None = None,
     render_timeout: Duration = RENDER_TIMEOUT_S,
 ) -> Any:
     """Make a builder a workflow, bare or with options.
@@ -65,7 +68,8 @@ def workflow(
     `input`: the pydantic model of a run's input; without one `ctx.input` is a plain mapping. `name`: default, the function's
     name in kebab case. `output`: the id of the node whose output is the run's; default, the last task's. `queue`: which
     workers may run it. `isolation="process"`: each run in a child of its own. `database`: the environment variable that holds
-    the URL of the workflow's own database. `render_timeout`: how long one render may take.
+    the URL of the workflow's own database. `budget`: what a run's agents may use up before a person is asked.
+    `render_timeout`: how long one render may take.
     """
 
     def make(function: Callable[..., Child]) -> Workflow[Any]:
@@ -77,6 +81,7 @@ def workflow(
             queue=queue,
             isolation=isolation,
             database=database,
+            budget=budget,
             render_timeout_s=seconds(render_timeout),
         )
 

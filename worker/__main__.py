@@ -13,6 +13,7 @@ def main() -> None:
     nursery = open_nursery()  # first of all: it loads beside us
     import uvloop
 
+    import smithers.telemetry.without_rich  # noqa: F401 - before structlog
     from smithers.telemetry.logs import configure_logging
     from worker.pool import run_pool
 

@@ -10,11 +10,9 @@ import inspect
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 from pydantic_core import to_json
@@ -22,20 +20,21 @@ from pydantic_core import to_json
 from smithers.agents.answers import answer
 from smithers.current import CURRENT, CurrentTask
 from smithers.engine.facts import NodeKey, Problem
-from smithers.engine.rendering import author_traceback
 from smithers.engine.reports import HEARTBEAT_TIMEOUT
-from smithers.engine.turn import CachedOutput, Start, ToolCall
+from smithers.engine.turn import CachedOutput, Start, TokenUsage, ToolCall
 from smithers.errors import InvalidOutput
 from smithers.ids import NodeId, RunId
-from smithers.outputs import decode_output, encode_output, find_adapter
-from smithers.states import AttemptState
+from smithers.outputs import decode_output
 from smithers.store.tool_calls import ToolCallRow
 from smithers.telemetry.tracing import RunTrace, Span
-from smithers.tools.errors import ToolError
-from smithers.tools.toolbox import TOOLBOX, TokenUsage
+from smithers.tools.toolbox import TOOLBOX
 from smithers.tree import Task
+from worker.bodies import Bodies
 from worker.caching import Caching
 from worker.descendants import STARTED, Process, end_all
+from worker.ends import end_raised, end_returned, is_quick, outcome_of
+from worker.forks import Steps
+from worker.functions import is_async, returned_model
 from worker.happenings import (
     Aborted,
     Beaten,
@@ -43,29 +42,22 @@ from worker.happenings import (
     Failed,
     Finished,
     Happening,
+    Parked,
     Printed,
     Used,
 )
+from worker.loops import RUNNER
 from worker.prints import PRINTS, Prints
-from worker.threads import STOP_GRACE_S, call_in_thread
-from worker.toolboxes import AttemptToolbox, Workshop
+from worker.speech import Speech
+from worker.threads import STOP_GRACE_S
+from worker.toolboxes import AttemptToolbox, Desk
 
 HEARTBEAT_EVERY_S: Final = 1.0
 MAX_HEARTBEAT_BYTES: Final = 16_384
-MAX_ERROR_CHARS: Final = 8_000
+MODEL_STREAM: Final = "stdout"  # the wire knows two; whoever reads either sees what a model says
 
 
 LoadCalls = Callable[[NodeId, int], Awaitable[list[ToolCallRow]]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bodies:
-    """What all attempts of a child share."""
-
-    threads: ThreadPoolExecutor
-    workshop: Workshop
-    root_dir: Path
-    on_abandoned: Callable[[str], None]  # a body could not be stopped: this child must be replaced
 
 
 class Attempts:
@@ -93,16 +85,27 @@ class Attempts:
         self._loop = asyncio.get_running_loop()
         self._under_way: dict[NodeKey, _Attempt] = {}
 
-    def start(self, start: Start, *, needs: Mapping[str, Any], last_heartbeat: str | None) -> None:
-        """Begin an attempt; a plain value has ended before this returns."""
+    def start(
+        self,
+        start: Start,
+        *,
+        needs: Mapping[str, Any],
+        last_heartbeat: str | None,
+        is_budget_spent: Callable[[int], bool],
+    ) -> None:
+        """Begin an attempt; a plain value has ended before this returns.
+
+        `is_budget_spent` is asked before each question to a model, with what the attempt has taken in ms since it was
+        last counted.
+        """
         task = start.leaf.element
         assert isinstance(task, Task)
         key = start.leaf.key
-        attempt = _Attempt(key, start.attempt, task, dict(needs))
+        attempt = _Attempt(key, start.attempt, task, dict(needs), is_budget_spent)
         if self._trace is not None:
             attempt.span = self._trace.begin_attempt(*key, start.attempt)
         if task.ask is None and not callable(task.do):
-            self._end(attempt, _encode(key, start.attempt, task.do, task.output))
+            self._end(attempt, end_returned(key, start.attempt, task.do, task.output))
             return
         attempt.current = self._current(attempt, last_heartbeat)
         self._under_way[key] = attempt
@@ -146,7 +149,12 @@ class Attempts:
         )
 
     async def _perform(self, attempt: "_Attempt") -> None:
+        with self._bodies.attempt():
+            await self._make(attempt)
+
+    async def _make(self, attempt: "_Attempt") -> None:
         prints = Prints(partial(self._print, attempt))
+        RUNNER.set(attempt.runner)
         CURRENT.set(attempt.current)
         PRINTS.set(prints)
         STARTED.set(attempt.processes)
@@ -166,7 +174,11 @@ class Attempts:
         except BaseException as error:  # noqa: BLE001 - an author's sys.exit() ends an attempt, not this process
             # A cancellation is swallowed only here, at the end of the task that was to be cancelled.
             is_stop = isinstance(error, asyncio.CancelledError) and attempt.stopped_by is not None
-            end = attempt.stopped_by if is_stop and attempt.stopped_by else _failed(attempt, error)
+            end = (
+                attempt.stopped_by
+                if is_stop and attempt.stopped_by
+                else end_raised(attempt.key, attempt.number, error)
+            )
         finally:
             PRINTS.set(None)
             if timer is not None:
@@ -184,29 +196,38 @@ class Attempts:
         where = f"{self._run_id}/{attempt.key.node_id}"
         return AttemptToolbox(
             self._bodies.workshop,
-            partial(self._call_tool, attempt),
+            Desk(
+                take_call=partial(self._call_tool, attempt),
+                report_usage=partial(self._report_usage, attempt),
+                may_ask=partial(self._may_ask, attempt),
+                speech=Speech(partial(self._print, attempt, stream=MODEL_STREAM)),
+                on_stuck=lambda: self._bodies.on_abandoned(f"a tool of {where} does not stop"),
+            ),
             tuple(previous),
-            lambda: self._bodies.on_abandoned(f"a tool of {where} does not stop"),
-            partial(self._report_usage, attempt),
         )
 
     async def _produce(self, attempt: "_Attempt", toolbox: AttemptToolbox) -> Happening:
         """Have the output from an earlier execution, or call the body."""
         task, cache = attempt.task, attempt.task.cache
-        model = task.output or _returned_model(task.do)
+        model = task.output or returned_model(task.do)
         cache_key = None
         if cache is not None:
             cache_key = self._caching.key_of(task, cache, attempt.needs)
             output = await self._caching.find(cache_key, model)
             if output is not None:
                 return Finished(attempt.key, attempt.number, output)
-        value = await self._call(attempt)
+        value = await Steps(self._call(attempt))
         toolbox.check_all_made()
-        end = _encode(attempt.key, attempt.number, value, model)
+        end = await self._judge(attempt, value, model)
         if cache is None or cache_key is None or not isinstance(end, Finished):
             return end
         ttl_ms = None if cache.ttl_s is None else round(cache.ttl_s * 1000)
         return replace(end, cached=CachedOutput(attempt.key, cache_key, end.output, ttl_ms))
+
+    async def _judge(self, attempt: "_Attempt", value: Any, model: Any) -> Finished | Failed:
+        """Say what a returned value comes to; where an author's code may have a say in that, within the attempt's time."""
+        judge = partial(end_returned, attempt.key, attempt.number, value, model)
+        return judge() if is_quick(value, model) else await self._call_in_thread(attempt, judge)
 
     async def _call(self, attempt: "_Attempt") -> Any:
         ask = attempt.task.ask
@@ -219,18 +240,16 @@ class Attempts:
 
     async def _call_function(self, attempt: "_Attempt", do: Any) -> Any:
         needs = attempt.needs
-        if _is_async(do):
+        if is_async(do):
             return await do(**needs)
         value = await self._call_in_thread(attempt, partial(do, **needs))
         return await value if inspect.isawaitable(value) else value
 
     async def _call_in_thread(self, attempt: "_Attempt", body: Callable[[], Any]) -> Any:
-        where = f"{self._run_id}/{attempt.key.node_id}"
-        return await call_in_thread(
-            self._bodies.threads,
+        return await self._bodies.call_in_thread(
             body,
+            where=f"{self._run_id}/{attempt.key.node_id}",
             on_cancel=attempt.current.cancelled.set,
-            on_stuck=lambda: self._bodies.on_abandoned(f"the thread of {where} does not stop"),
         )
 
     def _end(self, attempt: "_Attempt", end: Happening) -> None:
@@ -239,7 +258,7 @@ class Attempts:
         if not attempt.is_reported:
             attempt.is_reported = True
             if self._trace is not None and attempt.span is not None:
-                self._trace.end_attempt(attempt.span, *_outcome(end))
+                self._trace.end_attempt(attempt.span, *outcome_of(end))
             self._report(end)
 
     def _time_out(self, attempt: "_Attempt", timeout_s: float) -> None:
@@ -261,6 +280,8 @@ class Attempts:
 
     def _stop(self, attempt: "_Attempt", end: Happening) -> None:
         """Cancel a body; a second later its attempt has ended so, whether the body heard or not."""
+        if attempt.stopped_by is not None or attempt.is_reported:
+            return
         attempt.stopped_by = end
         attempt.cancel()
         self._loop.call_later(2 * STOP_GRACE_S, self._give_up, attempt, end)
@@ -282,7 +303,17 @@ class Attempts:
         self._report_soon(attempt, Called(attempt.key, attempt.number, call, kept))
 
     def _report_usage(self, attempt: "_Attempt", usage: TokenUsage) -> None:
-        self._report_soon(attempt, Used(attempt.key, attempt.number, usage))
+        self._report_soon(attempt, Used(attempt.key, attempt.number, usage, attempt.lap_ms()))
+        attempt.counted_at = time.monotonic()
+
+    def _may_ask(self, attempt: "_Attempt") -> bool:
+        """Say whether the run's budget has room for a question; else have the attempt stopped in a moment."""
+        took_ms = attempt.lap_ms()
+        if not attempt.is_budget_spent(took_ms):
+            return True
+        end = Parked(attempt.key, attempt.number, took_ms)
+        self._loop.call_soon(self._stop, attempt, end)  # not the task that asks: the whole attempt
+        return False
 
     def _beat(self, attempt: "_Attempt", data: Any) -> None:
         text = to_json(data)
@@ -307,11 +338,20 @@ class Attempts:
 class _Attempt:
     """One attempt under way."""
 
-    def __init__(self, key: NodeKey, number: int, task: Task[Any], needs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        key: NodeKey,
+        number: int,
+        task: Task[Any],
+        needs: dict[str, Any],
+        is_budget_spent: Callable[[int], bool],
+    ) -> None:
         self.key = key
         self.number = number
         self.task = task
         self.needs = needs
+        self.is_budget_spent = is_budget_spent
+        self.counted_at = time.monotonic()  # when its time was last counted against a budget
         self.stopped_by: Happening | None = None  # how it ends once it has been told to stop
         self.is_reported = False
         self.beaten_at = float("-inf")
@@ -323,6 +363,10 @@ class _Attempt:
         self.ending: asyncio.Task[None] | None = None
         self.current: CurrentTask
         self.runner: asyncio.Task[None]
+
+    def lap_ms(self) -> int:
+        """Say how long it has been at work since that was last counted."""
+        return round((time.monotonic() - self.counted_at) * 1000)
 
     def cancel(self) -> None:
         """Tell the body, its tools, its processes and whoever waits for them that it is over."""
@@ -344,51 +388,3 @@ class _Attempt:
         else:
             for process in self.processes:
                 process.close()
-
-
-def _outcome(end: Happening) -> tuple[str, str | None]:
-    """Say how an attempt ended, and the name of its error: for traces, which hold no content."""
-    match end:
-        case Failed(_, _, problem):
-            return AttemptState.FAILED, problem.name
-        case Aborted():
-            return AttemptState.CANCELLED, None
-        case _:
-            return AttemptState.FINISHED, None
-
-
-def _is_async(do: Any) -> bool:
-    while isinstance(do, partial):
-        do = do.func
-    return inspect.iscoroutinefunction(do) or inspect.iscoroutinefunction(type(do).__call__)
-
-
-def _returned_model(do: Any) -> Any:
-    """Return what a body is annotated to return, where pydantic can check it."""
-    while isinstance(do, partial):
-        do = do.func
-    annotation = getattr(do, "__annotations__", {}).get("return")
-    if isinstance(annotation, str):
-        try:
-            annotation = inspect.get_annotations(do, eval_str=True).get("return")
-        except Exception:  # noqa: BLE001 - an annotation that names what is not there says nothing
-            return None
-    if annotation is None or find_adapter(annotation) is None:
-        return None
-    return annotation
-
-
-def _encode(key: NodeKey, number: int, value: Any, model: Any) -> Happening:
-    try:
-        return Finished(key, number, encode_output(value, model))
-    except InvalidOutput as error:
-        problem = Problem("InvalidOutput", str(error), error.code, error.details)
-        return Failed(key, number, problem)
-
-
-def _failed(attempt: _Attempt, error: BaseException) -> Failed:
-    text = str(error)[:MAX_ERROR_CHARS] or type(error).__name__
-    text = text.encode("utf-8", "replace").decode().replace("\x00", "")
-    code = error.code if isinstance(error, ToolError | InvalidOutput) else None
-    problem = Problem(type(error).__name__, text, code, traceback=author_traceback(error))
-    return Failed(attempt.key, attempt.number, problem)

@@ -8,11 +8,10 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Final
-from uuid import UUID
 
 import structlog
 import uvloop
@@ -23,53 +22,48 @@ from smithers.store.hints import Channel
 from smithers.store.worker_store import WorkerStore, open_worker_store
 from smithers.telemetry.logs import configure_logging
 from smithers.telemetry.names import Role
-from smithers.telemetry.sheet import Sheet
 from smithers.telemetry.tracing import open_tracer
-from worker.attempts import Bodies
+from worker.bodies import Bodies
 from worker.claimer import Claimer
 from worker.clock import DatabaseClock
-from worker.descendants import MARK, BodyLoop
+from worker.descendants import mark_this_process
 from worker.executor import Tools
 from worker.loads import Loads
+from worker.loops import BodyLoop
 from worker.meters import ChildMeters
+from worker.outlets import divert
+from worker.premises import Premises
 from worker.prints import route_prints
-from worker.processes import die_with_parent
-from worker.rendering import install_alarm
-from worker.settings import PoolSettings
+from worker.processes import die_with_parent, volunteer_for_oom
+from worker.rendering import install_alarm, render_guard
+from worker.settings import DRAIN, ChildSettings
 from worker.toolboxes import open_workshop
 from worker.workflows import Workflows
 
 BEAT_EVERY_S: Final = 0.25
+WATCH_EVERY_S: Final = 1.0
 SEND_SPANS_S: Final = 2.0  # for what a collector that is slow has not taken at the end
 MAX_THREADS: Final = 512
-DRAIN: Final = "drain"  # what the parent says through the pipe
 
 log = structlog.get_logger("worker.child")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChildSettings:
-    """What a child is told through the pipe."""
-
-    worker_id: UUID
-    slot: int  # where in the shared array it beats
-    is_solo: bool  # for one run that wants a child of its own
-    pool: PoolSettings
-    sheet: Sheet  # where the server's processes count
-
-
-def run_child(settings: ChildSettings, loads: Loads, orders: Connection) -> None:
-    """Be a child until told to end; the entry point of the process."""
+def run_child(
+    settings: ChildSettings, loads: Loads, orders: Connection, outlet: Connection
+) -> None:
+    """Be a child until told to end; what its code writes to descriptors 1 and 2 goes to `outlet`."""
     die_with_parent()
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C goes to the whole group: the parent decides
     install_alarm()
-    configure_logging(settings.pool.log_format, settings.pool.log_level)
+    configure_logging(settings.pool.log_format, settings.pool.log_level, divert(outlet))
     route_prints()
     os.chdir(settings.pool.root_dir)
-    os.environ[MARK] = str(settings.worker_id)
+    mark_this_process(WorkerId(settings.worker_id))
+    volunteer_for_oom()
     uvloop.run(_live(settings, loads, orders), loop_factory=BodyLoop)
+    loads.bid_farewell(settings.slot)
     # Threads that do not stop must not keep the process: everything that counts is in the database.
     os._exit(0)
 
@@ -80,7 +74,10 @@ async def _live(settings: ChildSettings, loads: Loads, orders: Connection) -> No
     draining = asyncio.Event()
     loop.add_reader(orders.fileno(), _take_order, orders, draining)
     loop.add_signal_handler(signal.SIGTERM, draining.set)
-    threads = ThreadPoolExecutor(max_workers=MAX_THREADS, thread_name_prefix="body")
+    premises = Premises(settings.pool.root)
+    threads = ThreadPoolExecutor(
+        max_workers=MAX_THREADS, thread_name_prefix="body", initializer=premises.enter_thread
+    )
 
     def retire(reason: str) -> None:
         log.warning("child_retires", reason=reason)
@@ -92,8 +89,11 @@ async def _live(settings: ChildSettings, loads: Loads, orders: Connection) -> No
             workshop=workshop,
             root_dir=settings.pool.root,
             on_abandoned=retire,
+            premises=premises,
         )
+        watching = loop.create_task(_watch(premises, retire), name="watch")
         await _serve(settings, loads, bodies, draining)
+    watching.cancel()
     beating.cancel()
 
 
@@ -135,12 +135,15 @@ async def _serve(
 
 def _make_tools(settings: ChildSettings, store: WorkerStore, bodies: Bodies) -> Tools:
     meters = ChildMeters(settings.sheet.open_page(Role.CHILD))
+    premises = bodies.premises
+    assert premises is not None
     store.watch(meters.lanes.count, meters.hear_listening)
     return Tools(
         store=store,
-        workflows=Workflows(store),
+        workflows=Workflows(store, bodies),
         bodies=bodies,
         clock=DatabaseClock(),
+        guard=lambda timeout_s: premises.around(render_guard(timeout_s)),
         meters=meters,
         tracer=open_tracer(settings.pool.otel, meters.spans_dropped.inc, has_authors=True),
     )
@@ -169,6 +172,15 @@ def _take_order(orders: Connection, draining: asyncio.Event) -> None:
     except (EOFError, OSError):
         # The parent is gone, and nobody would notice our death: what we hold is found by our pid.
         os._exit(1)
+
+
+async def _watch(premises: Premises, retire: Callable[[str], None]) -> None:
+    """Have this child replaced when bodies have used up what it lives on."""
+    while True:
+        if premises.lacks_descriptors():
+            retire("its bodies have left too many descriptors open")
+            return
+        await asyncio.sleep(WATCH_EVERY_S)
 
 
 async def _beat(loads: Loads, slot: int) -> None:

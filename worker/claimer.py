@@ -18,7 +18,11 @@ from worker.executor import Executor, Tools
 from worker.loads import GONE, Loads
 
 MAX_CLAIM: Final = 16  # then whoever holds the fewest goes on
+MAX_SUSPECTS: Final = (
+    32  # tried together: what is poison takes so many with it, who are then tried one by one
+)
 MAX_SLEEP_S: Final = 1.0
+TRIAL_SLEEP_S: Final = 0.25  # an acquittal tells nobody, and makes room for the next
 NEWS_EVERY_S: Final = 1.0
 SECOND_LOOK_S: Final = 0.05  # after a hint that was another child's
 
@@ -38,7 +42,7 @@ class Claimer:
         loads: Loads,
         slot: int,
     ) -> None:
-        """`is_solo`: for runs that want a child of their own, and for those under suspicion; `slot` is ours in `loads`."""
+        """`is_solo`: for a run that wants a child of its own, or those under suspicion; `slot` is ours in `loads`."""
         self._tools = tools
         self._queues = queues
         self._limit = limit
@@ -104,7 +108,7 @@ class Claimer:
         try:
             is_more = await (self._claim_solo(group) if self._is_solo else self._claim(group))
             if is_more and self.active_count < self._limit:
-                if self._loads.is_next(self._slot):
+                if self._is_solo or self._loads.is_next(self._slot):
                     return
                 self._tools.store.hints.send(Channel.DUE, self._queues)
             wake_at = await self._find_wake_time()
@@ -130,19 +134,34 @@ class Claimer:
         return is_more
 
     async def _claim_solo(self, group: asyncio.TaskGroup) -> bool:
-        """Try suspects one after another; a run that wants the child to itself gets it. Drained when none is left."""
-        if any(executor.is_suspect for executor, _ in self._executors.values()):
-            return False
-        kind = ClaimKind.SUSPECT if self._executors else ClaimKind.SOLO
-        for queue in self._queues:
-            for claim in await self._tools.store.claim(queue, 1, kind):
+        """Try suspects; a run that wants the child to itself gets it. Drained when none is left; say if one was found."""
+        kind, room = self._choose_solo()
+        for queue in self._queues if room > 0 else ():
+            claimed = await self._tools.store.claim(queue, room, kind)
+            for claim in claimed:
                 self._begin(group, claim)
                 if claim.is_solo:
                     self.drain()
-                return False
+            if claimed:
+                return True
         if not self._executors:
             self.drain()
         return False
+
+    def _choose_solo(self) -> tuple[ClaimKind, int]:
+        """Say what may come beside what is here, and how many: what was in flight in two dead children is tried alone."""
+        if not self._executors:
+            return ClaimKind.SOLO, 1
+        suspects = self._find_suspects()
+        if not suspects:
+            return ClaimKind.SUSPECT, 1
+        if any(claim.crash_count > 1 for claim in suspects):
+            return ClaimKind.FIRST_TIME, 0
+        room = min(MAX_SUSPECTS - len(suspects), self._limit - self.active_count, MAX_CLAIM)
+        return ClaimKind.FIRST_TIME, room
+
+    def _find_suspects(self) -> list[ClaimedRun]:
+        return [one.claim for one, _ in self._executors.values() if one.is_suspect]
 
     def _begin(self, group: asyncio.TaskGroup, claim: ClaimedRun) -> None:
         executor = Executor(claim, self._tools)
@@ -184,7 +203,7 @@ class Claimer:
         """Say when to look again, by the loop's clock: when the next run is due, in a second at the latest."""
         now = self._loop.time()
         if self._is_solo or self.active_count >= self._limit:
-            return now + MAX_SLEEP_S
+            return now + (TRIAL_SLEEP_S if self._find_suspects() else MAX_SLEEP_S)
         if now >= self._known_due_at:
             due = [await self._tools.store.find_next_due_ms(queue) for queue in self._queues]
             soonest_s = min((ms / 1000 for ms in due if ms is not None), default=MAX_SLEEP_S)

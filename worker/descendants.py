@@ -1,7 +1,7 @@
 """The processes that a body started by itself, past the tools: they end with its attempt when that is stopped.
 
 What a plain function's thread has started is known to the kernel, which keeps each thread's children; what an async body
-starts through asyncio passes through the loop of the child (BodyLoop). Both are taken with all that descends from them.
+starts through asyncio passes through the loop of the child (worker.loops). Both are taken with all that descends from them.
 A process that has cut itself loose from its parents (a double fork) belongs to nobody here: see docs/sandbox.md.
 """
 
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
-import uvloop
 
 from smithers.ids import WorkerId
 
@@ -55,16 +54,10 @@ class Process:
         os.close(self._pidfd)
 
 
-class BodyLoop(uvloop.Loop):
-    """The loop of a child: it notes which attempt started a process."""
-
-    async def subprocess_exec(self, *args: Any, **kwargs: Any) -> Any:
-        """Start a program."""
-        return _note(await super().subprocess_exec(*args, **kwargs))
-
-    async def subprocess_shell(self, *args: Any, **kwargs: Any) -> Any:
-        """Start a line of shell."""
-        return _note(await super().subprocess_shell(*args, **kwargs))
+def mark_this_process(worker_id: WorkerId) -> None:
+    """Have all that this process starts from now on known as its own: programs by their environment, forks by a file."""
+    os.environ[MARK] = str(worker_id)
+    os.memfd_create(_mark(worker_id))  # stays open; a program does not inherit it, a fork does
 
 
 class ThreadChildren:
@@ -78,6 +71,16 @@ class ThreadChildren:
         """Return what still lives of it; from any thread."""
         pids = _children_of_task(os.getpid(), self._thread_id)
         return [held for pid in pids if pid not in self._before and (held := _hold(pid))]
+
+
+def note_started(started: Any) -> Any:
+    """Take note of a process for the attempt under way: what asyncio has answered to whoever started it."""
+    processes = STARTED.get()
+    if processes is not None:
+        process = _hold(started[0].get_pid())
+        if process is not None:
+            processes.append(process)
+    return started
 
 
 async def end_all(processes: Iterable[Process], grace_s: float) -> None:
@@ -106,25 +109,28 @@ async def sweep(worker_id: WorkerId) -> None:
 
 
 def _kill_marked(worker_id: WorkerId) -> int:
-    mark = f"{MARK}={worker_id}".encode()
+    mark = _mark(worker_id)
     count = 0
     for place in Path("/proc").iterdir():
         if not place.name.isdigit():
             continue
         with suppress(OSError):  # gone meanwhile, or somebody else's
-            if mark in (place / "environ").read_bytes().split(b"\0"):
+            if _has_mark(place, mark):
                 os.kill(int(place.name), signal.SIGKILL)
                 count += 1
     return count
 
 
-def _note(started: Any) -> Any:
-    processes = STARTED.get()
-    if processes is not None:
-        process = _hold(started[0].get_pid())
-        if process is not None:
-            processes.append(process)
-    return started
+def _mark(worker_id: WorkerId) -> str:
+    return f"{MARK}={worker_id}"
+
+
+def _has_mark(place: Path, mark: str) -> bool:
+    """Say whether a process, by its place in /proc, was started by such a worker."""
+    if mark.encode() in (place / "environ").read_bytes().split(b"\0"):
+        return True
+    links = (os.readlink(entry.path) for entry in os.scandir(place / "fd"))  # noqa: PTH115 - there may be thousands
+    return any(link.startswith(f"/memfd:{mark} ") for link in links)
 
 
 def _hold(pid: int | None) -> Process | None:

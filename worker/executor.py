@@ -14,11 +14,10 @@ import orjson
 import structlog
 from pydantic import ValidationError
 
-from smithers.context import Auth
-from smithers.engine import reports
+from smithers.engine import budgets, reports
 from smithers.engine.facts import Facts, NodeKey, Problem
 from smithers.engine.progress import DEFAULT_CONCURRENCY, Progress
-from smithers.engine.rendering import Guard, Renderer
+from smithers.engine.rendering import Guard, Renderer, build_renderer
 from smithers.engine.turn import Turn
 from smithers.errors import LeaseLost, StoreError
 from smithers.events import EventType, correlation_json
@@ -26,31 +25,23 @@ from smithers.outputs import decode_output
 from smithers.states import NodeState, RunStatus
 from smithers.store.claims import ClaimedRun, News
 from smithers.store.commits import Committed, Outcome, RunOrigin, TurnCommit
-from smithers.store.hints import Channel
 from smithers.store.worker_store import WorkerStore
 from smithers.telemetry.tracing import Tracer
 from smithers.tree import Task
 from smithers.workflow import Workflow
-from worker.attempts import Attempts, Bodies
+from worker.attempts import Attempts
+from worker.bodies import Bodies
 from worker.caching import Caching
 from worker.clock import DatabaseClock
-from worker.happenings import (
-    Aborted,
-    Beaten,
-    Called,
-    Failed,
-    Finished,
-    Happening,
-    Printed,
-    Used,
-)
-from worker.kin import hint_kin
+from worker.happenings import Called, Happening, take
+from worker.kin import kin_hints
 from worker.meters import ChildMeters
 from worker.records import RunRecord
 from worker.rendering import render_guard
 from worker.workflows import Library, LoadFailed
 
-SURVIVE_S: Final = 2.0  # how long a run under suspicion is tried alone
+SURVIVE_S: Final = 2.0  # how long a run under suspicion is tried, at first
+MAX_DOUBLINGS: Final = 10  # of that: by each attempt cut off before those deaths
 
 log = structlog.get_logger("worker.executor")
 
@@ -91,6 +82,7 @@ class Executor:
         self._commit_no = 0
         self.is_suspect = claim.crash_count > 0 and not claim.is_solo
         self._acquit_at = float("inf")
+        self._survive_s = SURVIVE_S
         self._suspects: set[NodeKey] = set()  # what was in flight when the last owner died
 
     @property
@@ -138,13 +130,13 @@ class Executor:
                 return None
             self._perform(run, turn)
             if self.is_suspect:
-                self._acquit_at = min(self._acquit_at, self._loop.time() + SURVIVE_S)
+                self._acquit_at = min(self._acquit_at, self._loop.time() + self._survive_s)
             await self._happening(run)
             if self._loop.time() >= self._acquit_at:
                 await self._acquit(run)
 
     async def _acquit(self, run: Progress) -> None:
-        """Lift the suspicion from a run that has been tried alone for a while and has not done it again."""
+        """Lift the suspicion from a run that has been tried for a while and has not done it again."""
         await self._tools.store.acquit(self.claim.run_id, self.claim.epoch)
         self.is_suspect, self._acquit_at = False, float("inf")
         run.start_only(None)
@@ -203,35 +195,35 @@ class Executor:
         for key, fact in list(run.facts.nodes.items()):
             if fact.state is NodeState.IN_PROGRESS:
                 self._suspects.add(key)
+                # What kills later than it was tried for would be acquitted each time, and never be stopped.
+                doublings = min(fact.attempt - fact.failures - claim.crash_count, MAX_DOUBLINGS)
+                self._survive_s = max(self._survive_s, SURVIVE_S * 2**doublings)
                 reports.lose_attempt(run, key)
         if self.is_suspect:
             run.start_only(self._suspects)
 
     async def _renderer(self) -> tuple[Renderer, Problem | None]:
         """Load the workflow and its input; what is wrong with either fails the run, not the child."""
-        claim, problem = self.claim, None
-        workflow: Workflow[Any] = Workflow(name=claim.workflow_name, builder=lambda _ctx: None)
-        given: Any = orjson.loads(claim.input)
+        claim = self.claim
+        build = partial(
+            build_renderer,
+            run_id=claim.run_id,
+            input_json=claim.input,
+            auth_json=claim.auth,
+            carried_json=claim.carried,
+            config_json=claim.config,
+        )
         try:
             workflow = await self._tools.workflows.get(claim.source_hash, claim.workflow_export)
-            if workflow.input_model is not None:
-                given = workflow.input_model.model_validate_json(claim.input)
+            return build(workflow, guard=self._tools.guard(workflow.render_timeout_s)), None
         except LoadFailed as error:
             problem = error.problem
         except ValidationError as error:
             details = error.errors(include_url=False, include_context=False, include_input=False)
-            text = f"the input does not fit {workflow.name}: {error.error_count()} errors"
+            text = f"the input does not fit {claim.workflow_name}: {error.error_count()} errors"
             problem = Problem("InvalidInput", text, "INVALID_INPUT", details)
-        auth = orjson.loads(claim.auth) if claim.auth else {}
-        renderer = Renderer(
-            run_id=claim.run_id,
-            workflow=workflow,
-            input=given,
-            auth=Auth(auth.get("user"), tuple(auth.get("scopes", ()))),
-            guard=self._tools.guard(workflow.render_timeout_s),
-            carried=None if claim.carried is None else orjson.loads(claim.carried),
-        )
-        return renderer, problem
+        empty: Workflow[Any] = Workflow(name=claim.workflow_name, builder=lambda _ctx: None)
+        return build(empty, guard=self._tools.guard(empty.render_timeout_s)), problem
 
     async def _commit(self, run: Progress, turn: Turn) -> bool:
         """Commit a turn; False: something came that it did not know of, and it is to be planned again."""
@@ -249,6 +241,7 @@ class Executor:
             has_cleanup=bool(run.open_tries),
             origin=self._origin,
             turn=turn,
+            hints=kin_hints(claim, turn),
         )
         try:
             answer = await tools.store.commit(change)
@@ -265,10 +258,7 @@ class Executor:
         return True
 
     def _take_in(self, run: Progress, turn: Turn, answer: Committed) -> None:
-        tools, run_id = self._tools, self.claim.run_id
-        tools.clock.hear(answer.now_ms)
-        tools.store.hints.send(Channel.EVENTS, (run_id,))
-        hint_kin(tools.store.hints, self.claim, turn)
+        self._tools.clock.hear(answer.now_ms)
         written = len(turn.events) + (0 if turn.ending is None else len(turn.ending.events))
         if answer.last_seq != self.last_seq + written:
             self._has_news = True  # a gateway wrote in between
@@ -296,6 +286,7 @@ class Executor:
                 start,
                 needs=_outputs_needed(run, task),
                 last_heartbeat=run.facts.nodes[start.leaf.key].heartbeat,
+                is_budget_spent=partial(budgets.is_spent, run),
             )
         for abort in turn.aborts:
             self._attempts.abort(abort.key, abort.reason)
@@ -319,7 +310,7 @@ class Executor:
         inbox, self._inbox = self._inbox, []
         now_ms = self._tools.clock.now_ms()
         for happening in inbox:
-            _take(run, happening, now_ms)
+            take(run, happening, now_ms)
             if isinstance(happening, Called) and happening.kept is not None:
                 self._awaiting_commit.append(happening.kept)
         if self._has_news:
@@ -355,32 +346,6 @@ class Executor:
     def _report(self, happening: Happening) -> None:
         self._inbox.append(happening)
         self._arrived.set()
-
-
-def _take(run: Progress, happening: Happening, now_ms: int) -> None:
-    match happening:
-        case Finished(key, _, output, cached):
-            reports.finish_attempt(run, key, output, cached)
-        case Failed(key, _, problem):
-            reports.fail_attempt(run, key, problem, now_ms)
-        case Aborted(key, _, reason):
-            reports.abort_attempt(run, key, reason)
-        case Printed(key, attempt, text, stream):
-            reports.print_output(run, key, attempt, text, stream)
-        case Beaten(key, attempt, data):
-            reports.beat(run, key, attempt, data)
-        case Called(key, attempt, call, _):
-            reports.call_tool(run, key, attempt, call)
-        case Used(key, attempt, usage):
-            reports.use_tokens(
-                run,
-                key,
-                attempt,
-                agent=usage.agent,
-                model=usage.model,
-                inputTokens=usage.input_tokens,
-                outputTokens=usage.output_tokens,
-            )
 
 
 def _outputs_needed(run: Progress, task: Task[Any]) -> dict[str, Any]:

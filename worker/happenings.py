@@ -1,11 +1,12 @@
-"""What attempts report to their run's executor."""
+"""What attempts report to their run's executor, and how the run takes it in."""
 
 import asyncio
 from dataclasses import dataclass
 
+from smithers.engine import reports
 from smithers.engine.facts import NodeKey, Problem
-from smithers.engine.turn import CachedOutput, ToolCall
-from smithers.tools.toolbox import TokenUsage
+from smithers.engine.progress import Progress
+from smithers.engine.turn import CachedOutput, TokenUsage, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,15 @@ class Aborted:
     key: NodeKey
     attempt: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """An attempt stopped before a question to a model: the run's budget is spent."""
+
+    key: NodeKey
+    attempt: int
+    took_ms: int  # since it was last counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +82,28 @@ class Used:
     key: NodeKey
     attempt: int
     usage: TokenUsage
+    took_ms: int  # since the attempt was last counted
 
 
-Happening = Finished | Failed | Aborted | Printed | Beaten | Called | Used
+Happening = Finished | Failed | Aborted | Parked | Printed | Beaten | Called | Used
+
+
+def take(run: Progress, happening: Happening, now_ms: int) -> None:
+    """Let a run take in what has happened."""
+    match happening:
+        case Finished(key, _, output, cached):
+            reports.finish_attempt(run, key, output, cached)
+        case Failed(key, _, problem):
+            reports.fail_attempt(run, key, problem, now_ms)
+        case Aborted(key, _, reason):
+            reports.abort_attempt(run, key, reason)
+        case Parked(key, _, took_ms):
+            reports.park_attempt(run, key, took_ms)
+        case Printed(key, attempt, text, stream):
+            reports.print_output(run, key, attempt, text, stream)
+        case Beaten(key, attempt, data):
+            reports.beat(run, key, attempt, data)
+        case Called(key, attempt, call, _):
+            reports.call_tool(run, key, attempt, call)
+        case Used(key, attempt, usage, took_ms):
+            reports.use_tokens(run, key, attempt, usage, took_ms)

@@ -6,7 +6,7 @@ from uuid import UUID
 import structlog
 
 from smithers.errors import StoreError
-from smithers.store.worker_store import open_liveness
+from smithers.store.pool_store import open_liveness
 
 log = structlog.get_logger("worker.liveness")
 

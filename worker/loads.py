@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 GONE: Final = -1
+ENDED: Final = float("inf")  # in place of a beat
 FRESH_S: Final = 1.0  # who has not beaten for so long is blocked, or dead, and does not count
 
 
@@ -22,6 +23,10 @@ class Loads:
     def tell(self, slot: int, count: int) -> None:
         """Say how many runs a child holds; GONE: it claims no more."""
         self.counts[slot] = count
+
+    def bid_farewell(self, slot: int) -> None:
+        """Say that a child ends because it is done."""
+        self.beats[slot] = ENDED
 
     def is_next(self, slot: int) -> bool:
         """Say whether no other child that claims holds fewer; of equals it is the first one's turn."""

@@ -6,17 +6,30 @@ Counted is what was committed: a turn that the database did not take has not hap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from smithers.engine.facts import NodeFact, NodeKey
 from smithers.engine.turn import AttemptEnd, Ending, EventDraft, ToolCall, Turn
 from smithers.events import EventType
 from smithers.states import AttemptState, NodeState, RunStatus, ToolCallState
 from smithers.store.claims import ClaimedRun
+from smithers.store.pool_store import Burial
 from smithers.telemetry import names
 from smithers.telemetry.lanes import LaneMeter
 from smithers.telemetry.names import Role
 from smithers.telemetry.sheet import Counter, Histogram, Page
+
+# Counted from 0 on: of a series that begins with its first case, Prometheus does not see that case as a growth.
+DEATHS: Final = ("exit", "process-gone", "silent", "disconnected")
+ENDS: Final = (
+    "exit",
+    "crash",
+    "silent",
+    "memory",
+    "displaced",
+    "not-registered",
+    "drain-timeout",
+)
 
 
 @dataclass(slots=True)
@@ -146,17 +159,20 @@ class PoolMeters:
     def __init__(self, page: Page) -> None:
         self._page = page
         self._beat = page.gauge(names.BEAT_AGE)
+        self._takeovers = {death: page.counter(names.TAKEOVERS, death) for death in DEATHS}
+        self._ends = {end: page.counter(names.CHILDREN_ENDED, end) for end in ENDS}
 
     def count_beat(self) -> None:
         """Take in that the children's heartbeats are written."""
         self._beat.set(time.monotonic())
 
-    def count_burial(self, death: str, run_count: int) -> None:
-        """Take in that a worker was given up for dead, with so many runs; `death`: how that was noticed."""
-        self._page.counter(names.TAKEOVERS, death).inc(run_count)
+    def count_burial(self, death: str, burial: Burial) -> None:
+        """Take in that a worker was given up for dead; `death`: how that was noticed."""
+        self._takeovers[death].inc(burial.handed_back)
+        for event in burial.events:
+            self._page.counter(names.EVENTS, event.value).inc()
 
-    def count_end(self, exit_code: int | None, killed_for: str | None, run_count: int) -> None:
-        """Take in that a child of this pool has ended, and that so many runs were handed back."""
-        self.count_burial("exit", run_count)
-        reason = killed_for or ("exit" if exit_code == 0 else "crash")
-        self._page.counter(names.CHILDREN_ENDED, reason).inc()
+    def count_end(self, reason: str, burial: Burial) -> None:
+        """Take in that a child of this pool has ended, one of ENDS, and what became of its runs."""
+        self.count_burial("exit", burial)
+        self._ends[reason].inc()

@@ -22,33 +22,32 @@ import structlog
 from smithers.errors import StoreError
 from smithers.ids import WorkerId
 from smithers.store.hints import Channel
-from smithers.store.owners import HEARTBEAT_LIMIT_S, LivingWorker
-from smithers.store.worker_store import PoolStore, open_pool_store
+from smithers.store.owners import ProcessIdentity
+from smithers.store.pool_store import PoolStore, open_pool_store
 from smithers.telemetry.names import Role
 from smithers.telemetry.sheet import Sheet
 from worker import processes
-from worker.child import DRAIN, ChildSettings, run_child
+from worker.births import be_child
+from worker.death_watch import DeathWatch
 from worker.descendants import sweep
 from worker.describing import describe_in_process
 from worker.liveness import keep_liveness
-from worker.loads import GONE, Loads
+from worker.loads import ENDED, GONE, Loads
+from worker.memory import resident_bytes
 from worker.meters import PoolMeters
 from worker.mirroring import mirroring
-from worker.settings import PoolSettings
+from worker.outlets import Outlet
+from worker.settings import DRAIN, MAX_SOLO, ChildSettings, PoolSettings
 
 BEAT_EVERY_S: Final = 1.0
 SILENT_CHILD_S: Final = 20.0
+WEIGH_EVERY_S: Final = 0.1  # a body fills some hundred MiB in that time
 WANTED_EVERY_S: Final = 2.0
 START_GRACE_S: Final = 60.0  # a child that has not beaten yet is still importing
 BACK_OFF_S: Final = (0.0, 0.1, 0.5, 1.0, 5.0)  # before the next start of a child that died young
 YOUNG_S: Final = 5.0
-DISCONNECTED_S: Final = 2.0
 SOLO_PAUSE_S: Final = 0.2
-SOLO_START_S: Final = (
-    10.0  # how long a new one may take to claim its run: a second one would slow it down
-)
-MAX_SOLO: Final = 4  # children with one run each, beside the others
-SERVER_GRACE_S: Final = 10.0  # after a restart of Postgres nobody counts as disconnected
+SOLO_START_S: Final = 10.0  # for a new one to claim its run: a second one would slow it down
 
 log = structlog.get_logger("worker.pool")
 
@@ -61,7 +60,9 @@ class Child:
     slot: int
     process: ForkServerProcess
     orders: Connection
+    outlet: Outlet
     started_at: float
+    identity: ProcessIdentity | None = None  # None: it was gone before anybody looked
     killed_for: str | None = None
 
 
@@ -81,12 +82,13 @@ class Pool:
         counts = nursery.Array("i", len(self._beats), lock=False)
         self._loads = Loads(counts, self._beats)
         self._children: dict[int, Child] = {}
+        self._dying: set[WorkerId] = set()  # children that are being buried
         self._deaths_in_a_row = [0] * settings.worker_count
         self._draining = asyncio.Event()
         self._wanted = asyncio.Event()
         self._due = asyncio.Event()
         self._solo: set[asyncio.Task[None]] = set()
-        self._disconnected_since: dict[UUID, float] = {}
+        self._death_watch = DeathWatch(self._pool_id)
 
     @property
     def pool_id(self) -> UUID:
@@ -113,6 +115,7 @@ class Pool:
         await self._bury_gone()
         tasks = [
             asyncio.create_task(self._beat_for_all(), name="beats"),
+            asyncio.create_task(self._kill_large(), name="memory"),
             asyncio.create_task(self._watch_others(), name="watch"),
             asyncio.create_task(self._describe_wanted(), name="describe"),
             asyncio.create_task(self._look_for_solo(), name="solo"),
@@ -190,6 +193,7 @@ class Pool:
     async def _spawn(self, slot: int, *, is_solo: bool) -> Child:
         worker_id = WorkerId(uuid4())
         orders, childs_end = self._nursery.Pipe()
+        outlet, childs_outlet = self._nursery.Pipe(duplex=False)
         settings = ChildSettings(
             worker_id=worker_id,
             slot=slot,
@@ -200,19 +204,22 @@ class Pool:
         self._beats[slot] = 0.0
         self._loads.tell(slot, GONE if is_solo else 0)
         process = self._nursery.Process(
-            target=run_child, args=(settings, self._loads, childs_end), name=f"child-{slot}"
+            target=be_child,
+            args=(settings, self._loads, childs_end, childs_outlet),
+            name=f"child-{slot}",
         )
         process.start()
         childs_end.close()
-        child = Child(worker_id, slot, process, orders, time.monotonic())
+        childs_outlet.close()
+        child = Child(worker_id, slot, process, orders, Outlet(outlet), time.monotonic())
         self._children[slot] = child
-        identity = processes.identify(process.pid or 0)
-        if identity is not None:
+        child.identity = processes.identify(process.pid or 0)
+        if child.identity is not None:
             try:
                 await self._store.register(
                     worker_id,
                     pool_id=self._pool_id,
-                    process=identity,
+                    process=child.identity,
                     queues=self._settings.queues,
                 )
             except StoreError:
@@ -232,23 +239,28 @@ class Pool:
 
     async def _bury(self, child: Child) -> None:
         child.process.join()
+        self._dying.add(child.worker_id)
         self._children.pop(child.slot, None)
         self._loads.tell(child.slot, GONE)
         code = child.process.exitcode
+        is_done = self._beats[child.slot] == ENDED  # an exit code of 0 may be a body's too
         child.orders.close()
+        child.outlet.close()
         child.process.close()
-        if code != 0:
+        if not is_done and child.identity is not None:
+            await processes.end(child.identity)  # a body may have closed what tells of its end
             await sweep(child.worker_id)
         while True:
             try:
-                freed = await self._store.bury(child.worker_id, f"exit-{code}")
+                burial = await self._store.bury(child.worker_id, f"exit-{code}")
                 break
             except StoreError as error:
                 log.warning("bury_failed", worker_id=str(child.worker_id), error=str(error))
                 await asyncio.sleep(0.5)
-        self._meters.count_end(code, child.killed_for, sum(freed.values()))
-        level = log.info if code == 0 else log.error
-        level("child_ended", slot=child.slot, exit_code=code, runs_handed_back=sum(freed.values()))
+        self._dying.discard(child.worker_id)
+        self._meters.count_end(child.killed_for or ("exit" if is_done else "crash"), burial)
+        level = log.info if is_done else log.error
+        level("child_ended", slot=child.slot, exit_code=code, runs_handed_back=burial.handed_back)
 
     async def _pause(self, pause_s: float) -> None:
         with suppress(TimeoutError):
@@ -281,6 +293,15 @@ class Pool:
             if now - (beaten_at or child.started_at) > limit_s:
                 self._kill(child, "silent")
 
+    async def _kill_large(self) -> None:
+        """Kill a child that has grown beyond its limit: its runs go on elsewhere, and are tried apart."""
+        limit_mib = self._settings.worker_memory_mib
+        while limit_mib is not None:
+            for child in list(self._children.values()):
+                if resident_bytes(child.process.pid or 0) > limit_mib << 20:
+                    self._kill(child, "memory")
+            await asyncio.sleep(WEIGH_EVERY_S)
+
     def _kill(self, child: Child, reason: str) -> None:
         if child.killed_for is None:
             child.killed_for = reason
@@ -297,43 +318,21 @@ class Pool:
                 log.warning("watch_failed", error=str(error))
 
     async def _bury_gone(self) -> None:
-        own = {child.worker_id for child in self._children.values()}
-        for worker in await self._store.list_living():
-            if worker.worker_id in own:
-                continue
-            death = self._find_death(worker)
-            if death is not None:
-                if processes.is_here(worker.process):
-                    await processes.end(
-                        worker.process
-                    )  # before others go on with what it has in flight
-                    await sweep(worker.worker_id)
-                freed = await self._store.bury(worker.worker_id, death)
-                self._meters.count_burial(death, sum(freed.values()))
-                log.warning(
-                    "worker_buried",
-                    worker_id=str(worker.worker_id),
-                    death=death,
-                    runs_handed_back=sum(freed.values()),
-                )
-
-    def _find_death(self, worker: LivingWorker) -> str | None:
-        """Say how it is known that a worker of somebody else is dead; None: it may live."""
-        process = worker.process
-        is_here = processes.is_here(process)
-        if is_here and processes.find_process_start(process.pid) != process.process_start:
-            return "process-gone"
-        if worker.silent_s > HEARTBEAT_LIMIT_S:
-            return "silent"
-        if (
-            worker.is_connected
-            or worker.server_up_s < SERVER_GRACE_S
-            or worker.pool_id == self._pool_id
-        ):
-            self._disconnected_since.pop(worker.worker_id, None)
-            return None
-        since = self._disconnected_since.setdefault(worker.worker_id, time.monotonic())
-        return "disconnected" if time.monotonic() - since > DISCONNECTED_S else None
+        own = {child.worker_id for child in self._children.values()} | self._dying
+        living = [one for one in await self._store.list_living() if one.worker_id not in own]
+        for worker, death in self._death_watch.look(living):
+            # Before others go on with what it has in flight.
+            if processes.is_here(worker.process):
+                await processes.end(worker.process)
+                await sweep(worker.worker_id)
+            burial = await self._store.bury(worker.worker_id, death)
+            self._meters.count_burial(death, burial)
+            log.warning(
+                "worker_buried",
+                worker_id=str(worker.worker_id),
+                death=death,
+                runs_handed_back=burial.handed_back,
+            )
 
     async def _describe_wanted(self) -> None:
         """Describe the sources that somebody asked for; one after another."""

@@ -3,6 +3,7 @@
 import gc
 import signal
 
+import smithers.telemetry.without_rich  # noqa: F401 - first
 import worker.child
 import worker.describing  # noqa: F401 - loaded for the forks
 

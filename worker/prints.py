@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Final, TextIO
 
 MAX_PRINTED_CHARS: Final = 65_536  # of one attempt; the rest is dropped, and said to be
+MIN_LINE_CHARS: Final = 5  # what a shorter line counts as: each is an event
 
 PrintSink = Callable[[str, str], None]  # (text, stream); called from any thread
 
@@ -27,17 +28,22 @@ class Prints:
         self._lock = threading.Lock()
         self._pending: dict[str, str] = {}
         self._room = MAX_PRINTED_CHARS
+        self._is_cut = False
 
     def write(self, text: str, stream: str) -> None:
         """Take text; lines that are complete go on at once."""
         with self._lock:
-            if self._room <= 0:
+            if self._is_cut:
                 return
+            self._is_cut = len(text) >= self._room
+            text = text[: max(0, self._room)].encode("utf-8", "replace").decode()
             self._room -= len(text)
-            if self._room <= 0:
-                text = text[: len(text) + self._room] + "\n[more was printed, and dropped]\n"
+            if self._is_cut:
+                text += "\n[more was printed, and dropped]\n"
             whole, newline, rest = (self._pending.get(stream, "") + text).rpartition("\n")
             self._pending[stream] = rest
+            if newline:
+                self._room -= max(0, MIN_LINE_CHARS - len(whole))
         if newline:
             self._sink(whole + newline, stream)
 
@@ -74,7 +80,7 @@ class _Routed(io.TextIOBase):
         prints = PRINTS.get()
         if prints is None:
             return self._original.write(text)
-        prints.write(text.encode("utf-8", "replace").decode(), self._stream)
+        prints.write(text, self._stream)
         return len(text)
 
     def flush(self) -> None:

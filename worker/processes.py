@@ -11,6 +11,7 @@ from typing import Final
 from smithers.store.owners import ProcessIdentity
 
 END_LIMIT_S: Final = 2.0
+OOM_SCORE: Final = "500"  # of 1000: before whatever is less than half of all memory larger
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -73,6 +74,12 @@ def find_process_start(pid: int) -> str | None:
     # The name in parentheses may hold anything; field 3, the state, comes right after it, and the start is field 22.
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in ("Z", "X") else fields[19]
+
+
+def volunteer_for_oom() -> None:
+    """Have the kernel take this process, and what it starts, before others of the host when memory is short."""
+    with suppress(OSError):  # a container may forbid it
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE, encoding="ascii")
 
 
 def die_with_parent() -> None:

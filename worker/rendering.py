@@ -1,14 +1,18 @@
 """Bound the time of a render: an alarm in the main thread, which a builder that never returns cannot miss.
 
-A builder that is stuck in C code is not reached by it; the parent notices that its child no longer beats.
+A builder that is stuck in C code is not reached by it; the parent notices that its child no longer beats. An alarm that
+rings at any other time, because some body has set it, does nothing.
 """
 
+import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from smithers.engine.rendering import Guard
 from smithers.errors import RenderFailed
+from worker.forks import end_fork
 
 _AGAIN_S: Final = 0.1  # a builder that swallows the first alarm gets another
 
@@ -18,30 +22,49 @@ class _RenderTimeout(BaseException):
 
 
 def install_alarm() -> None:
-    """Make SIGALRM end the render that is under way; call once, in the main thread."""
-
-    def ring(_signal: int, _frame: object) -> None:
-        raise _RenderTimeout
-
-    signal.signal(signal.SIGALRM, ring)
+    """Make SIGALRM harmless until a render is under way; call once, in the main thread."""
+    signal.signal(signal.SIGALRM, _ignore)
 
 
 def render_guard(timeout_s: float) -> Guard:
     """Return what calls a builder and raises RenderFailed when it takes longer; for the main thread."""
 
     def guard(build: Callable[[], Any]) -> Any:
+        pid = os.getpid()
         try:
+            signal.signal(
+                signal.SIGALRM, _ring
+            )  # each time: a body may have put another in its place
             signal.setitimer(signal.ITIMER_REAL, timeout_s, _AGAIN_S)
             try:
                 return build()
             finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
+                _silence()
         except _RenderTimeout:
-            signal.setitimer(signal.ITIMER_REAL, 0)
             raise RenderFailed(
                 f"the builder took longer than {timeout_s:g} s: work belongs into tasks"
             ) from None
         except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
             raise RenderFailed(f"the builder raised {type(error).__name__}") from error
+        finally:
+            end_fork(pid)
 
     return guard
+
+
+def _silence() -> None:
+    is_silent = False
+    while not is_silent:
+        with suppress(_RenderTimeout):  # it rang while it was being taken away
+            signal.signal(signal.SIGALRM, _ignore)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            is_silent = True
+
+
+def _ring(_signal: int, _frame: object) -> None:
+    raise _RenderTimeout
+
+
+def _ignore(_signal: int, _frame: object) -> None:
+    # Not SIG_IGN: what a body starts would inherit that, and `timeout` is deaf with it.
+    pass

@@ -2,9 +2,15 @@
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
+from uuid import UUID
 
 import orjson
+
+from smithers.telemetry.sheet import Sheet
+
+DRAIN: Final = "drain"  # what a child is told at the end
+MAX_SOLO: Final = 4  # children for a run of their own, or for suspects, beside the others of a pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +22,7 @@ class PoolSettings:
     root_dir: str
     worker_count: int
     runs_per_worker: int = 256
+    worker_memory_mib: int | None = None  # what a child may have; None: no limit
     queues: tuple[str, ...] = ("default",)
     drain_timeout_s: float = 30.0
     embedded_data_dir: str | None = None  # the pool's own share in an embedded Postgres
@@ -36,11 +43,6 @@ class PoolSettings:
         return replace(self, mirror_name=None, mirror_dsn=None)
 
     @property
-    def inherited_fds(self) -> tuple[int, ...]:
-        """What a pool's process must be handed down for these settings."""
-        return () if self.sheet_fd is None else (self.sheet_fd,)
-
-    @property
     def root(self) -> Path:
         """Where workflows and tools live."""
         return Path(self.root_dir)
@@ -55,3 +57,14 @@ class PoolSettings:
         fields = orjson.loads(text)
         fields["queues"] = tuple(fields["queues"])
         return cls(**fields)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildSettings:
+    """What a child is told through the pipe."""
+
+    worker_id: UUID
+    slot: int  # where in the shared array it beats
+    is_solo: bool  # for one run that wants a child of its own, or for suspects
+    pool: PoolSettings
+    sheet: Sheet  # where the server's processes count

@@ -1,6 +1,7 @@
 """Call what blocks in a thread, so that a cancellation is heard: it gets a second to end, with the processes it started."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context as Variables
@@ -10,6 +11,7 @@ from functools import partial
 from typing import Final, TypeVar, cast
 
 from worker.descendants import ThreadChildren, end_all
+from worker.forks import end_fork
 
 STOP_GRACE_S: Final = 1.0
 AFTER_KILL_S: Final = 0.5  # for a thread that waited for a process which did not hear
@@ -24,6 +26,10 @@ class _Raised:
     error: BaseException
 
 
+class NoThread(Exception):
+    """The system gives this process no more threads."""
+
+
 async def call_in_thread(
     threads: ThreadPoolExecutor,
     function: Callable[[], Result],
@@ -34,11 +40,14 @@ async def call_in_thread(
     """Return what a function returns, called in a thread with this task's context variables.
 
     On a cancellation `on_cancel` is called at once, the processes that the thread has started are ended, and `on_stuck` is
-    called where it still runs after that.
+    called where it still runs after that. Raises NoThread where no thread is to be had.
     """
     loop = asyncio.get_running_loop()
     started: list[ThreadChildren] = []
-    future = loop.run_in_executor(threads, partial(_call, copy_context(), function, started))
+    try:
+        future = loop.run_in_executor(threads, partial(_call, copy_context(), function, started))
+    except RuntimeError as error:
+        raise NoThread(str(error)) from error
     try:
         result = await asyncio.shield(future)
     except asyncio.CancelledError:
@@ -60,7 +69,10 @@ def _call(
     variables: Variables, function: Callable[[], object], started: list[ThreadChildren]
 ) -> object:
     started.append(ThreadChildren())
+    pid = os.getpid()
     try:
         return variables.run(function)
     except BaseException as error:  # noqa: BLE001 - handed to the loop, which judges it
         return _Raised(error)
+    finally:
+        end_fork(pid)

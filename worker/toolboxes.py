@@ -16,16 +16,17 @@ from typing import Any, Final, TypeVar
 
 import orjson
 
-from smithers.engine.turn import ToolCall
-from smithers.errors import SmithersError
+from smithers.engine.turn import TokenUsage, ToolCall
+from smithers.errors import SmithersError, text_of
 from smithers.source.beneath import RootDirectory
 from smithers.states import ToolCallState
 from smithers.store.tool_calls import ToolCallRow
 from smithers.tools.errors import CallLost, ToolError
-from smithers.tools.toolbox import CallStart, Command, CommandEnd, PreviousCall, TokenUsage
+from smithers.tools.toolbox import CallStart, Command, CommandEnd, PreviousCall
 from worker.sandbox.commands import Commands, SandboxPolicy
 from worker.sandbox.jail import HIDDEN
 from worker.settings import PoolSettings
+from worker.speech import Speech
 from worker.threads import call_in_thread
 
 MAX_THREADS: Final = 32
@@ -67,23 +68,30 @@ def open_workshop(settings: PoolSettings) -> Iterator[Workshop]:
             commands.close()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """Where an attempt takes what its toolbox has to tell; `may_ask`: whether a model may be asked now."""
+
+    take_call: CallSink
+    report_usage: Callable[[TokenUsage], None]
+    may_ask: Callable[[], bool]
+    speech: Speech
+    on_stuck: Callable[[], None]
+
+
 class AttemptToolbox:
     """What one attempt works with; see smithers.tools.toolbox.Toolbox."""
 
     def __init__(
         self,
         workshop: Workshop,
-        sink: CallSink,
+        desk: Desk,
         previous_calls: tuple[ToolCallRow, ...],
-        on_stuck: Callable[[], None],
-        report_usage: Callable[[TokenUsage], None],
     ) -> None:
         self._workshop = workshop
-        self._sink = sink
-        self._on_stuck = on_stuck
+        self._desk = desk
         self._previous_calls = previous_calls
         self._recalled = _recallable(previous_calls)
-        self.report_usage = report_usage
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._is_closed = False
@@ -144,8 +152,13 @@ class AttemptToolbox:
             )
 
     async def begin(self, start: CallStart) -> int:
-        """Number a call and record its start; wait until that is kept where it could do harm twice."""
+        """Number a call and record its start; wait until that is kept where it could do harm twice.
+
+        Never returns for a question to a model where the run's budget is spent: the attempt is being stopped.
+        """
         self._check_open()
+        if start.kind == "model" and not self._desk.may_ask():
+            await self._loop.create_future()
         self._count += 1
         call = _begun(self._count, start)
         task = asyncio.current_task()
@@ -153,14 +166,14 @@ class AttemptToolbox:
         self._under_way[call.call_no] = _UnderWay(call, task, time.monotonic())
         if not _is_repeatable(start):
             kept: asyncio.Future[None] = self._loop.create_future()
-            self._sink(call, kept)
+            self._desk.take_call(call, kept)
             try:
                 await kept
             except asyncio.CancelledError as error:
                 self.finish(call.call_no, output=None, error=error)  # it was not even begun
                 raise
         else:
-            self._sink(call, None)
+            self._desk.take_call(call, None)
         return call.call_no
 
     def finish(
@@ -168,6 +181,7 @@ class AttemptToolbox:
     ) -> "asyncio.Future[None]":
         """Record how a call ended; what is returned is done when that is in the database."""
         ended = self._under_way.pop(call_no)
+        self._desk.speech.flush()
         state = ToolCallState.FINISHED if error is None else ToolCallState.FAILED
         call = ended.call._replace(
             state=state,
@@ -176,8 +190,16 @@ class AttemptToolbox:
             took_ms=round((time.monotonic() - ended.began_at) * 1000),
         )
         kept: asyncio.Future[None] = self._loop.create_future()
-        self._sink(call, kept)
+        self._desk.take_call(call, kept)
         return kept
+
+    def report_usage(self, usage: TokenUsage) -> None:
+        """Tell what a model used up."""
+        self._desk.report_usage(usage)
+
+    def say(self, text: str) -> None:
+        """Pass on what a model is saying."""
+        self._desk.speech.say(text)
 
     async def run_command(self, command: Command) -> CommandEnd:
         """Run a program in the jail."""
@@ -186,7 +208,7 @@ class AttemptToolbox:
     async def run_in_thread(self, function: Callable[[], Result]) -> Result:
         """Call what blocks."""
         return await call_in_thread(
-            self._workshop.threads, function, on_cancel=lambda: None, on_stuck=self._on_stuck
+            self._workshop.threads, function, on_cancel=lambda: None, on_stuck=self._desk.on_stuck
         )
 
     def wait_for(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
@@ -217,19 +239,20 @@ class AttemptToolbox:
 
     async def close(self) -> None:
         """Stop, and return when nothing is left of any call."""
+        self._desk.speech.flush()
         self.stop()
         own = asyncio.current_task()
         tasks = {call.task for call in self._under_way.values()} - {own}
         if tasks:
             _, stuck = await asyncio.wait(tasks, timeout=CLOSE_S)
             if stuck:
-                self._on_stuck()
+                self._desk.on_stuck()
 
     def _lose(self, made: ToolCallRow, start: CallStart) -> ToolCallRow:
         """Record that nobody knows of a call whether it was done, so that a further attempt is told the same."""
         error = _error_json(CallLost(LOST_CALL.format(name=start.tool_name)))
         call = _begun(self._count, start)._replace(state=ToolCallState.FAILED, error=error)
-        self._sink(call, None)
+        self._desk.take_call(call, None)
         return replace(made, state=call.state, error=error)
 
     def _check_open(self) -> None:
@@ -298,7 +321,7 @@ def _to_previous(row: ToolCallRow) -> PreviousCall:
 
 
 def _error_json(error: BaseException) -> str:
-    text = str(error)[:MAX_ERROR_CHARS].encode("utf-8", "replace").decode().replace("\x00", "")
+    text = text_of(error)[:MAX_ERROR_CHARS]
     code = error.code if isinstance(error, SmithersError) else None
     known = {"name": type(error).__name__, "message": text or type(error).__name__}
     return orjson.dumps(known if code is None else {**known, "code": code}).decode()

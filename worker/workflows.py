@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
+from functools import partial
 from typing import Any, Final, Protocol
 
 from smithers.engine.facts import Problem
@@ -11,6 +12,7 @@ from smithers.source.errors import ImportFailed, SourceError
 from smithers.source.loading import load_workflow
 from smithers.store.worker_store import WorkerStore
 from smithers.workflow import Workflow
+from worker.bodies import Bodies
 
 LOAD_TIMEOUT_S: Final = 60.0
 MAX_LOADED: Final = 256
@@ -34,8 +36,9 @@ class Library(Protocol):
 class Workflows:
     """A child's loaded workflows: a Library of what is stored."""
 
-    def __init__(self, store: WorkerStore) -> None:
+    def __init__(self, store: WorkerStore, bodies: Bodies) -> None:
         self._store = store
+        self._bodies = bodies
         self._loaded: OrderedDict[tuple[SourceHash, str | None], Workflow[Any]] = OrderedDict()
         self._loading: dict[tuple[SourceHash, str | None], asyncio.Task[Workflow[Any]]] = {}
 
@@ -64,7 +67,9 @@ class Workflows:
         try:
             async with asyncio.timeout(LOAD_TIMEOUT_S):
                 # In a thread: an import may take seconds, and other runs go on meanwhile.
-                workflow = await asyncio.to_thread(_import, text, export)
+                workflow = await self._bodies.call_in_thread(
+                    partial(_import, text, export), where=f"the import of {source_hash[:12]}"
+                )
         except TimeoutError:
             problem = Problem(
                 "ImportTimeout",

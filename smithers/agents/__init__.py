@@ -4,7 +4,7 @@ A pydantic-ai agent is given to a task as it is. See docs/agents.md.
 """
 
 from smithers.agents.agent import Agent, AgentAnswer, AgentTool
-from smithers.agents.models import ask_model
-from smithers.tools.toolbox import TokenUsage
+from smithers.agents.models import ask_model, say
+from smithers.engine.turn import TokenUsage
 
-__all__ = ["Agent", "AgentAnswer", "AgentTool", "TokenUsage", "ask_model"]
+__all__ = ["Agent", "AgentAnswer", "AgentTool", "TokenUsage", "ask_model", "say"]

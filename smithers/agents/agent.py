@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from smithers.engine.turn import TokenUsage
 from smithers.tools.tool import Tool
-from smithers.tools.toolbox import TokenUsage
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,21 +36,19 @@ async def answer(ask: Ask, prompt: Any, model: Any) -> Any:
     *others, last = ask.agents
     for agent in others:
         try:
-            return await _ask(agent, prompt + told, model, tools, ask.repairs)
+            return await _ask(agent, ask, prompt + told, model, tools)
         except Exception as error:  # noqa: BLE001 - whatever an agent raises, the next one is asked
             log.warning("agent_failed", agent=name_of(agent), error=type(error).__name__)
-    return await _ask(last, prompt + told, model, tools, ask.repairs)
+    return await _ask(last, ask, prompt + told, model, tools)
 
 
-async def _ask(
-    given: Any, prompt: str, model: Any, tools: Sequence[AgentTool], repairs: int
-) -> Any:
+async def _ask(given: Any, ask: Ask, prompt: str, model: Any, tools: Sequence[AgentTool]) -> Any:
     name = name_of(given)
-    agent = _adapt(given, name, repairs)
+    agent = _adapt(given, name, ask)
     text = prompt
     attributes = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": name}
     with span(AGENT, attributes):
-        for left in reversed(range(repairs + 1)):
+        for left in reversed(range(ask.repairs + 1)):
             found = await agent.run(text, output=model, tools=tools)
             for usage in found.usage:
                 find_toolbox().report_usage(usage)
@@ -65,7 +63,7 @@ async def _ask(
     raise AssertionError("the last turn returns or raises")
 
 
-def _adapt(agent: Any, name: str, repairs: int) -> Agent:
+def _adapt(agent: Any, name: str, ask: Ask) -> Agent:
     """Return an agent as this package knows them; whoever hands over one of pydantic-ai's has loaded that."""
     library = sys.modules.get("pydantic_ai")
     if library is None or not isinstance(agent, library.agent.AbstractAgent):
@@ -73,7 +71,7 @@ def _adapt(agent: Any, name: str, repairs: int) -> Agent:
         return own
     from smithers.agents.pydantic_agents import PydanticAgent
 
-    return PydanticAgent(agent, name, repairs)
+    return PydanticAgent(agent, name, ask)
 
 
 def _describe_misfit(value: Any, error: InvalidOutput) -> str:

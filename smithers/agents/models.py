@@ -3,13 +3,22 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
+from smithers.engine.turn import TokenUsage
 from smithers.outputs import encode_output
 from smithers.telemetry.otlp import SpanKind
 from smithers.telemetry.tracing import MODEL, span
 from smithers.tools.once import make_once
-from smithers.tools.toolbox import CallStart, TokenUsage, find_toolbox
+from smithers.tools.toolbox import CallStart, find_toolbox
 
 CHAT: Final = "chat"
+
+
+def say(text: str) -> None:
+    """Pass on what a model is saying, as it says it: in a moment it is among the run's events, as NodeOutput.
+
+    Where this is called by `ask` of ask_model, an answer that is recalled is not said again.
+    """
+    find_toolbox().say(text)
 
 
 async def ask_model(

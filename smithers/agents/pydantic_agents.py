@@ -5,14 +5,16 @@ hands over instead of performing it: it is recorded as a call of the attempt, an
 has given such an agent: the library is the extra `agents`.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import asyncio
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Sequence
+from decimal import Decimal
 from functools import partial
 from hashlib import sha256
 from itertools import count
 from typing import Any, Final, cast
 
-from pydantic import ValidationError
-from pydantic_ai import FunctionToolset, Tool
+from pydantic import TypeAdapter, ValidationError
+from pydantic_ai import AgentStreamEvent, FunctionToolset, RunContext, Tool
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.durable_exec import (
     JSON_CODEC,
@@ -27,19 +29,30 @@ from pydantic_ai.durable_exec import (
     ToolsetCallToolId,
 )
 from pydantic_ai.exceptions import ToolFailed, UnexpectedModelBehavior
+from pydantic_ai.messages import (
+    ModelResponse,
+    PartDeltaEvent,
+    PartStartEvent,
+    TextPart,
+    TextPartDelta,
+)
 
 from smithers.agents.agent import AgentAnswer, AgentTool
-from smithers.agents.models import ask_model
+from smithers.agents.models import ask_model, say
+from smithers.engine.turn import TokenUsage
 from smithers.errors import InvalidOutput
 from smithers.outputs import encode_output
 from smithers.tools.errors import ToolError
 from smithers.tools.once import make_once
-from smithers.tools.toolbox import CallStart, TokenUsage
+from smithers.tools.toolbox import CallStart
+from smithers.tree import Ask
 
 TOOLSET_ID: Final = "smithers"
 NO_CONFIG: Final = RoleBasedOperationConfig[None](
     model=None, event=None, capability=None, tool=None
 )
+
+_RESPONSE: Final = TypeAdapter(ModelResponse)
 
 Body = Callable[[], Awaitable[object]]
 
@@ -47,10 +60,10 @@ Body = Callable[[], Awaitable[object]]
 class PydanticAgent:
     """An agent of pydantic-ai as a smithers.agents.Agent; pydantic-ai gives an answer back that does not fit."""
 
-    def __init__(self, agent: AbstractAgent[Any, Any], name: str, repairs: int) -> None:
+    def __init__(self, agent: AbstractAgent[Any, Any], name: str, ask: Ask) -> None:
         self._agent = agent
         self._name = name
-        self._repairs = repairs
+        self._ask = ask
 
     async def run(self, prompt: str, *, output: Any, tools: Sequence[AgentTool]) -> AgentAnswer:
         """Answer; `output` None: with what the agent was made to put out."""
@@ -63,10 +76,10 @@ class PydanticAgent:
             result = await self._agent.run(
                 prompt,
                 output_type=output,
-                retries={"output": self._repairs},
+                retries={"output": self._ask.repairs},
                 infer_name=False,
                 toolsets=[FunctionToolset(given, id=TOOLSET_ID)],
-                capabilities=[Durability(self._name, digest)],
+                capabilities=[Durability(self._name, digest, is_streamed=self._ask.is_streamed)],
             )
         except UnexpectedModelBehavior as error:
             if isinstance(error.__cause__, ValidationError):
@@ -87,8 +100,8 @@ class Durability(BaseDurabilityCapability[Any]):
     )
     in_durable_context = True
 
-    def __init__(self, name: str, prompt_digest: str) -> None:
-        super().__init__(name=name)
+    def __init__(self, name: str, prompt_digest: str, *, is_streamed: bool) -> None:
+        super().__init__(name=name, event_stream_handler=_pass_on if is_streamed else None)
         self._prompt_digest = prompt_digest
         self._turns = count(1)  # shared by the copies that pydantic-ai makes of this
 
@@ -124,13 +137,44 @@ class Operations(JournalCallableOperationBackend[None]):
                     "prompt": self._prompt_digest,
                     "turn": next(self._turns),
                 }
-                usage = partial(_read_usage, self._agent_name, model)
-                return await ask_model(model, request, body, read_usage=usage)
+                return await self._ask(model, request, body)
             case ToolsetCallToolId():
                 tool_name, arguments = cache_key[:2]  # as ToolsetCallToolParams begins
                 return await _call_own_tool(str(tool_name), arguments, body)
             case _:
                 return await body()
+
+    async def _ask(self, model: str, request: dict[str, Any], body: Body) -> object:
+        """Ask a model; the table of prices, which the first look-up loads for half a second, is looked at in a thread."""
+        cost: Decimal | None = None
+
+        async def ask() -> object:
+            nonlocal cost
+            answer = await body()
+            cost = await asyncio.to_thread(_find_cost, answer)
+            return answer
+
+        def read_usage(answer: object) -> TokenUsage:
+            used = _response_in(answer)["usage"]
+            return TokenUsage(
+                agent=self._agent_name,
+                model=model,
+                input_tokens=used["input_tokens"],
+                output_tokens=used["output_tokens"],
+                cost=cost,
+            )
+
+        return await ask_model(model, request, ask, read_usage=read_usage)
+
+
+async def _pass_on(_ctx: RunContext[Any], events: AsyncIterable[AgentStreamEvent]) -> None:
+    """Pass on the text of a model's stream; pydantic-ai calls this while the question is asked, and not on a recall."""
+    async for event in events:
+        match event:
+            case PartStartEvent(part=TextPart(content=text)):
+                say(text)
+            case PartDeltaEvent(delta=TextPartDelta(content_delta=text)):
+                say(text)
 
 
 async def _call_own_tool(name: str, arguments: object, body: Body) -> object:
@@ -155,13 +199,17 @@ async def _call(tool: AgentTool, **arguments: Any) -> Any:
         raise ToolFailed(str(error)) from error
 
 
-def _read_usage(agent: str, model: str, answer: object) -> TokenUsage:
-    """Read what a model's response, as pydantic-ai writes it, says of tokens; a streamed one lies deeper."""
+def _response_in(answer: object) -> dict[str, Any]:
+    """Return a model's response as pydantic-ai writes it; a streamed one lies deeper."""
     written = cast("dict[str, Any]", answer)
-    used = written.get("response", written)["usage"]
-    return TokenUsage(
-        agent=agent,
-        model=model,
-        input_tokens=used["input_tokens"],
-        output_tokens=used["output_tokens"],
-    )
+    response: dict[str, Any] = written.get("response", written)
+    return response
+
+
+def _find_cost(answer: object) -> Decimal | None:
+    """Say what a response has cost in dollars; None for a model whose price genai-prices does not know."""
+    response = _RESPONSE.validate_python(_response_in(answer))
+    try:
+        return response.cost().total_price
+    except (LookupError, ValueError):
+        return None

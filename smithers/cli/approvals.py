@@ -20,7 +20,12 @@ NodeArgument = Annotated[
     str, typer.Argument(metavar="NODE", help="The approval's node.", show_default=False)
 ]
 Note = Annotated[str | None, typer.Option("--note", metavar="TEXT", help="What to tell the run.")]
-Iteration = Annotated[int, typer.Option("--iteration", min=0, help="Of a node in a loop.")]
+Iteration = Annotated[
+    int,
+    typer.Option(
+        "--iteration", min=0, help="Of a node in a loop, or of a budget: how often it was granted."
+    ),
+]
 By = Annotated[
     str | None, typer.Option("--by", metavar="NAME", help="Who decides. [default: $USER]")
 ]

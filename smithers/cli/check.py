@@ -85,25 +85,24 @@ async def _check_all(options: ServerOptions, only: str | None) -> list[dict[str,
 
 
 async def _parked(options: ServerOptions) -> AsyncIterator[tuple["ParkedRun", "LoadedRun"]]:
-    from smithers.server import find_database
+    from smithers.foundation import find_database
     from smithers.store.claims import load_runs
-    from smithers.store.connections import connect
+    from smithers.store.connections import open_connection
     from smithers.store.schema import require_schema
     from smithers.store.workflows import list_parked_runs
 
-    async with find_database(options, os.environ) as place:
-        connection = await connect(place.dsn, role="command")
-        try:
-            await require_schema(connection)
-            after = None
-            while page := await list_parked_runs(connection, after=after, limit=PAGE):
-                loaded = await load_runs(connection, [run.run_id for run in page])
-                for run, known in zip(page, loaded, strict=True):
-                    if not isinstance(known, Exception):  # gone meanwhile
-                        yield run, known
-                after = page[-1].run_id
-        finally:
-            await connection.close()
+    async with (
+        find_database(options, os.environ) as place,
+        open_connection(place.dsn, role="command") as connection,
+    ):
+        await require_schema(connection)
+        after = None
+        while page := await list_parked_runs(connection, after=after, limit=PAGE):
+            loaded = await load_runs(connection, [run.run_id for run in page])
+            for run, known in zip(page, loaded, strict=True):
+                if not isinstance(known, Exception):  # gone meanwhile
+                    yield run, known
+            after = page[-1].run_id
 
 
 class _Versions:

@@ -22,7 +22,7 @@ def upgrade(
     data_dir: o.DataDir = None,
 ) -> None:
     """Bring the database's schema to what this version needs; harmless when it is there already."""
-    from smithers.server import open_database
+    from smithers.foundation import open_database
 
     given = o.server_options({**locals(), "migrate": True})
 
@@ -102,33 +102,29 @@ def prune(
 
 
 async def _prune(options: ServerOptions, limit: timedelta, *, is_dry: bool) -> "Pruned":
-    from smithers.server import find_database
+    from smithers.foundation import find_database
     from smithers.store import retention
-    from smithers.store.connections import connect
+    from smithers.store.connections import open_connection
     from smithers.store.schema import require_schema
 
     async with find_database(options, os.environ) as place:
-        connection = await connect(place.dsn, role="command")
-        try:
+        async with open_connection(place.dsn, role="command") as connection:
             await require_schema(connection)
-        finally:
-            await connection.close()
         if is_dry:
             return await retention.count_prunable(place.dsn, limit)
         return await retention.prune(place.dsn, limit)
 
 
 async def _find(options: ServerOptions) -> str | None:
-    from smithers.server import find_database
-    from smithers.store.connections import connect
+    from smithers.foundation import find_database
+    from smithers.store.connections import open_connection
     from smithers.store.schema import find_revision
 
-    async with find_database(options, os.environ) as place:
-        connection = await connect(place.dsn, role="command")
-        try:
-            return await find_revision(connection)
-        finally:
-            await connection.close()
+    async with (
+        find_database(options, os.environ) as place,
+        open_connection(place.dsn, role="command") as connection,
+    ):
+        return await find_revision(connection)
 
 
 def _head() -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, assert_never
 
 import typer
 
@@ -16,6 +16,7 @@ from smithers.errors import SmithersError
 from smithers.settings import ClientOptions, ServerOptions, read_client_options
 
 if TYPE_CHECKING:
+    from smithers.foundation import Database
     from smithers.store.checks import DatabaseCheck
 
 SLOW_COMMIT_S: Final = 0.05
@@ -64,7 +65,7 @@ def doctor(
 
 
 async def _look(options: ServerOptions, address: ClientOptions) -> list[Finding]:
-    from smithers.server import find_database
+    from smithers.foundation import find_database
     from smithers.store.checks import check_database
 
     version = ".".join(map(str, sys.version_info[:3]))
@@ -72,10 +73,11 @@ async def _look(options: ServerOptions, address: ClientOptions) -> list[Finding]
         Finding("python", Verdict.OK, version),
         Finding("root", Verdict.OK, str(options.root_dir)),
     ]
-    findings.append(await _try_sandbox(options))
+    findings += await _try_sandbox(options)
     try:
         async with find_database(options, os.environ) as database:
             findings.append(Finding("database", Verdict.OK, database.describe()))
+            findings.append(_judge_way(database))
             check = await check_database(database.dsn, database.direct_dsn)
             findings += _judge(check, is_embedded=database.data_dir is not None)
     except (SmithersError, OSError) as error:
@@ -84,14 +86,17 @@ async def _look(options: ServerOptions, address: ClientOptions) -> list[Finding]
     return findings
 
 
-async def _try_sandbox(options: ServerOptions) -> Finding:
+async def _try_sandbox(options: ServerOptions) -> list[Finding]:
     """Run the commands of tools once: a server works without them, so this fails nothing."""
     from worker.sandbox.commands import SandboxPolicy
-    from worker.sandbox.probe import JAILED, UNAVAILABLE, probe_sandbox
+    from worker.sandbox.probe import JAILED, probe_sandbox
 
     found = await probe_sandbox(SandboxPolicy(root=options.root_dir))
-    verdict = Verdict.OK if found == JAILED else Verdict.WARNING
-    return Finding("sandbox", verdict, found.removeprefix(UNAVAILABLE))
+    verdict = Verdict.OK if found.standing == JAILED else Verdict.WARNING
+    return [
+        Finding("sandbox", verdict, found.standing),
+        Finding("cgroup limits", Verdict.OK, found.cgroup_limits),  # most hosts have none
+    ]
 
 
 def _judge(check: "DatabaseCheck", *, is_embedded: bool) -> Iterator[Finding]:
@@ -114,6 +119,23 @@ def _judge(check: "DatabaseCheck", *, is_embedded: bool) -> Iterator[Finding]:
         yield Finding("notifications", Verdict.FAILED, told)
     else:
         yield Finding("notifications", Verdict.OK, f"{check.hint_s * 1000:.1f} ms")
+
+
+def _judge_way(database: "Database") -> Finding:
+    from smithers.store.poolers import Way
+
+    if database.warning is not None:
+        return Finding("pooler", Verdict.FAILED, database.warning)
+    match database.way:
+        case Way.DIRECT:
+            return Finding("pooler", Verdict.OK, "none")
+        case Way.SESSION:
+            return Finding("pooler", Verdict.OK, "in session mode")
+        case Way.TRANSACTION:
+            told = "in transaction mode: statements are planned at each call"
+            return Finding("pooler", Verdict.WARNING, told)
+        case way:
+            assert_never(way)
 
 
 def _judge_schema(revision: str | None, *, is_embedded: bool) -> Finding:

@@ -1,13 +1,14 @@
 """Follow a run to its end, and ask the person at the terminal what the run asks.
 
-Ends in one of three ways: the run has ended; it waits for something that cannot come from here; or somebody told us to
-leave. Between two questions the display has the terminal.
+Ends in one of four ways: the run has ended; it goes on as another; it waits for something that cannot come from here; or
+somebody told us to leave. Between two questions the display has the terminal.
 """
 
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 import typer
 from rich.markup import escape
@@ -18,36 +19,63 @@ from smithers.cli.progress import Display
 from smithers.client import Approval, AsyncClient, Conflict, Event, Run
 from smithers.states import RunStatus
 
-Answer = tuple[bool, str | None]  # whether it is approved, and a note
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What is said to a question."""
+
+    is_approved: bool
+    note: str | None = None
+    selected: str | None = None
+    ranked: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followed:
+    """Where a run was left."""
+
+    run: Run
+    questions: tuple[Approval, ...] = ()  # what it asks, and nobody here answers
+    successor: str | None = None  # the run that it goes on as
+
+
 Ask = Callable[[Approval], Awaitable[Answer | None]]  # None: no answer can be had
 
 
 async def follow(
     client: AsyncClient, run_id: str, display: Display, ask: Ask, *, until_ended: bool
-) -> Run:
-    """Show a run's events until it has ended, or waits for what `ask` cannot answer; return the run then.
+) -> Followed:
+    """Show a run's events until it has ended, or waits for what `ask` cannot answer.
 
     `until_ended`: somebody else may answer what `ask` cannot.
     """
+    successor = None
     async for event in client.stream(run_id):
         display.show(event)
         if event.type == "NodeWaitingApproval":
             await _answer(client, event, display, ask)
+        elif event.type == "RunContinuedAsNew":
+            successor = str(event.field("newRunId"))
         elif event.type == "RunStatusChanged" and not until_ended:
-            run = await client.get(run_id)  # the event may be an old one
-            if await _is_stuck(client, run):
-                return run
-    return await client.get(run_id)
+            stuck = await _find_stuck(
+                client, await client.get(run_id)
+            )  # the event may be an old one
+            if stuck is not None:
+                return stuck
+    return Followed(run=await client.get(run_id), successor=successor)
 
 
-async def _is_stuck(client: AsyncClient, run: Run) -> bool:
-    """Say whether only somebody else can move the run; one whose last question was just answered moves by itself."""
+async def _find_stuck(client: AsyncClient, run: Run) -> Followed | None:
+    """Say where the run stands if only somebody else can move it; one whose last question was answered moves by itself."""
     if run.status is RunStatus.WAITING_APPROVAL:
-        return any(approval.run_id == run.run_id for approval in await client.list_approvals())
+        asked = await client.list_approvals()
+        questions = tuple(approval for approval in asked if approval.run_id == run.run_id)
+        return Followed(run=run, questions=questions) if questions else None
     if run.status is not RunStatus.WAITING_EVENT:
-        return False
+        return None
     why = await client.why(run.run_id)
-    return all(reason.kind != "subflow" for reason in why.reasons)  # a child's end moves it
+    is_moved = any(reason.kind == "subflow" for reason in why.reasons)  # by a child's end
+    return None if is_moved else Followed(run=run)
 
 
 async def _answer(client: AsyncClient, event: Event, display: Display, ask: Ask) -> None:
@@ -56,8 +84,6 @@ async def _answer(client: AsyncClient, event: Event, display: Display, ask: Ask)
     for approval in await client.list_approvals():
         if (approval.run_id, approval.node_id, approval.iteration) != place:
             continue
-        if approval.request_mode != "approve":
-            return  # a choice, or a form: more than a yes or a no
         display.pause()
         try:
             answer = await ask(approval)
@@ -68,21 +94,34 @@ async def _answer(client: AsyncClient, event: Event, display: Display, ask: Ask)
 
 
 async def _decide(client: AsyncClient, approval: Approval, answer: Answer) -> None:
-    is_approved, note = answer
-    decide = client.approve if is_approved else client.deny
+    place = (approval.run_id, approval.node_id)
+    user, iteration = os.environ.get("USER"), approval.iteration
     with suppress(Conflict):  # somebody else was quicker, which the events will say
-        await decide(
-            approval.run_id,
-            approval.node_id,
-            note=note,
-            decided_by=os.environ.get("USER"),
-            iteration=approval.iteration,
-        )
+        if answer.is_approved:
+            await client.approve(
+                *place,
+                selected=answer.selected,
+                ranked=answer.ranked,
+                note=answer.note,
+                decided_by=user,
+                iteration=iteration,
+            )
+        else:
+            await client.deny(*place, note=answer.note, decided_by=user, iteration=iteration)
 
 
-async def approve_all(_approval: Approval) -> Answer:
-    """Say yes to whatever is asked."""
-    return True, None
+async def approve_all(approval: Approval) -> Answer | None:
+    """Say yes to whatever is asked: take the first of the options, or all in their order; only a form is left open."""
+    options = approval.request_options or ()
+    match approval.request_mode:
+        case "approve":
+            return Answer(is_approved=True)
+        case "select" if options:
+            return Answer(is_approved=True, selected=options[0])
+        case "rank" if options:
+            return Answer(is_approved=True, ranked=options)
+        case _:
+            return None
 
 
 async def leave_open(_approval: Approval) -> None:
@@ -90,7 +129,9 @@ async def leave_open(_approval: Approval) -> None:
 
 
 async def ask_at_terminal(approval: Approval) -> Answer | None:
-    """Show a question and read the answer; the end of the input is none."""
+    """Show a question and read a yes or a no; the end of the input is none, nor has a choice or a form any here."""
+    if approval.request_mode != "approve":
+        return None
     console = open_console(is_stderr=True)
     title = approval.request_title or approval.node_id
     console.print(
@@ -110,7 +151,7 @@ async def ask_at_terminal(approval: Approval) -> Answer | None:
         word = text.strip().lower()
         if word in {"y", "yes", "n", "no"}:
             note = await _read_line("Note (may be empty): ")
-            return word[0] == "y", (note or "").strip() or None
+            return Answer(is_approved=word[0] == "y", note=(note or "").strip() or None)
 
 
 async def _read_line(prompt: str) -> str | None:

@@ -51,10 +51,9 @@ def _render(options: ServerOptions, place: str, given: dict[str, Any]) -> dict[s
 
     from pydantic import ValidationError
 
-    from smithers.context import Auth
     from smithers.engine.drawing import xml_of
     from smithers.engine.facts import Facts
-    from smithers.engine.rendering import Renderer
+    from smithers.engine.rendering import build_renderer
     from smithers.source.beneath import RootDirectory
     from smithers.source.closure import read_bundle
     from smithers.source.errors import SourceError
@@ -64,7 +63,15 @@ def _render(options: ServerOptions, place: str, given: dict[str, Any]) -> dict[s
         with RootDirectory(options.root_dir) as root:
             bundle = read_bundle(root, place)
         workflow = find_workflow(load_module(bundle), bundle.workflow_name)
-        value = workflow.input_model.model_validate(given) if workflow.input_model else given
+        renderer = build_renderer(
+            workflow,
+            run_id=RunId("graph"),
+            input_json=json.dumps(given),
+            auth_json=None,
+            carried_json=None,
+            config_json="{}",
+            guard=lambda build: build(),
+        )
     except SourceError as error:
         raise CommandFailed(error.reason, exit_code=Exit.USAGE) from error
     except ValidationError as error:
@@ -74,13 +81,6 @@ def _render(options: ServerOptions, place: str, given: dict[str, Any]) -> dict[s
         raise CommandFailed(
             "the input does not fit: " + "; ".join(lines), hint="--input JSON", exit_code=Exit.USAGE
         ) from error
-    renderer = Renderer(
-        run_id=RunId("graph"),
-        workflow=workflow,
-        input=value,
-        auth=Auth(),
-        guard=lambda build: build(),
-    )
     rendered = renderer.render(Facts(), {})
     tree: dict[str, Any] = json.loads(xml_of(rendered.mounted, workflow.name))
     return tree

@@ -4,7 +4,8 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from smithers.cli import options as o
@@ -12,7 +13,7 @@ from smithers.cli.console import note
 from smithers.settings import InvalidSettings, ServerOptions
 
 if TYPE_CHECKING:
-    from smithers.pools import Pools
+    from smithers.foundation import Foundation
     from smithers.server import Server
 
 UNITS: Final = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
@@ -41,6 +42,7 @@ def serve(
     limits: o.Limits = None,
     workers: o.Workers = None,
     runs_per_worker: o.RunsPerWorker = None,
+    worker_memory_mib: o.WorkerMemory = None,
     queues: o.Queues = None,
     allow_network: o.AllowNetwork = False,
     unsafe_tools: o.UnsafeTools = False,
@@ -101,10 +103,12 @@ def worker(
     drain_timeout_s: o.DrainTimeout = None,
     workers: o.Workers = None,
     runs_per_worker: o.RunsPerWorker = None,
+    worker_memory_mib: o.WorkerMemory = None,
     queues: o.Queues = None,
     allow_network: o.AllowNetwork = False,
     unsafe_tools: o.UnsafeTools = False,
     pass_env: o.PassEnv = None,
+    retention: o.Retention = None,
     otel: o.Otel = False,
     log_format: o.LogFormat = None,
     log_level: o.LogLevel = None,
@@ -147,6 +151,7 @@ def _run(
 ) -> None:
     import uvloop
 
+    import smithers.telemetry.without_rich  # noqa: F401 - before structlog
     from gateway.load import raise_file_limit
     from smithers.telemetry.logs import configure_logging
 
@@ -157,7 +162,7 @@ def _run(
 
 async def _serve(options: ServerOptions) -> None:
     from gateway.settings import InsecureSettings
-    from smithers.server import start_server
+    from smithers.foundation import lay_foundation
 
     servers: list[Server] = []
 
@@ -167,50 +172,53 @@ async def _serve(options: ServerOptions) -> None:
 
     try:
         with stop_signals(hurry) as stopping:
-            async with start_server(options, environ=os.environ) as server:
-                servers.append(server)
-                _announce(server, options)
-                await stopping.wait()
-                _say_stopping(options)
+            async with lay_foundation(options, os.environ) as foundation:
+                from smithers.server import serve_on  # runs go on while the gateway's modules load
+
+                async with serve_on(foundation, options, os.environ) as server:
+                    servers.append(server)
+                    _announce(server, options)
+                    await stopping.wait()
+                    _say_stopping(options)
     except InsecureSettings as error:
         raise InvalidSettings([str(error)]) from error
 
 
 async def _work(options: ServerOptions) -> None:
-    from gateway.metrics_site import open_metrics_site
     from gateway.settings import InsecureSettings
-    from smithers.server import (
-        find_sandbox,
-        metrics_settings,
-        open_database,
-        start_pool,
-        url_of,
-    )
-    from smithers.telemetry.sheet import Sheet
+    from smithers.foundation import lay_foundation
 
-    pools: list[Pools] = []
+    laid: list[Foundation] = []
+    alone = replace(options, http_workers=0)
 
     def hurry() -> None:
-        for pool in pools:
-            pool.kill()
+        for foundation in laid:
+            foundation.pools.kill()
 
     try:
-        with stop_signals(hurry) as stopping, closing(Sheet.create()) as sheet:
-            settings = metrics_settings(options, await find_sandbox(options))
-            async with (
-                open_metrics_site(settings, sheet) as (site, port),
-                open_database(options, os.environ) as database,
-                start_pool(options, database, os.environ, sheet) as pool,
-            ):
-                pools.append(pool)
-                _say_metrics(url_of(options.host, port), options)
-                await stopping.wait()
-                _say_stopping(options)
-                site.is_draining = True
-                pool.drain()
-                await pool.until_ended()
+        with stop_signals(hurry) as stopping:
+            async with lay_foundation(alone, os.environ) as foundation:
+                laid.append(foundation)
+                await _show_metrics(foundation, options, stopping)
     except InsecureSettings as error:
         raise InvalidSettings([str(error)]) from error
+
+
+async def _show_metrics(
+    foundation: "Foundation", options: ServerOptions, stopping: asyncio.Event
+) -> None:
+    """Have the metrics served until told to stop; then drain."""
+    from gateway.metrics_site import open_metrics_site
+    from smithers.server import find_sandbox, metrics_settings, url_of
+
+    settings = metrics_settings(options, await find_sandbox(options), foundation.database)
+    async with open_metrics_site(settings, foundation.sheet) as (site, port):
+        _say_metrics(url_of(options.host, port), options)
+        await stopping.wait()
+        _say_stopping(options)
+        site.is_draining = True
+        foundation.pools.drain()
+        await foundation.pools.until_ended()
 
 
 def _announce(server: "Server", options: ServerOptions) -> None:

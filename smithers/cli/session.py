@@ -22,7 +22,7 @@ from smithers.settings import ServerOptions
 from smithers.states import RunStatus
 
 if TYPE_CHECKING:
-    from smithers.cli.following import Answer, Ask
+    from smithers.cli.following import Answer, Ask, Followed
     from smithers.cli.progress import Display
     from smithers.client import Approval, AsyncClient, BadRequest, Run
     from smithers.server import Server
@@ -59,6 +59,7 @@ def run_errand(
     """Run it, and return the command's exit code; `announce` is told once at which URL the run is served."""
     import uvloop
 
+    import smithers.telemetry.without_rich  # noqa: F401 - before structlog
     from smithers.telemetry.logs import configure_logging
 
     configure_logging(options.log_format, options.log_level)
@@ -80,7 +81,7 @@ async def _run(
             start_server(options, environ=os.environ) as server,
             AsyncClient(server.url, token=options.auth_token) as client,
         ):
-            session = _Session(errand, server, client, display)
+            session = _Session(errand, server, client, display, str(options.own_queue))
             with session.signals():
                 if errand.is_resume:
                     await _refuse_others(errand, server.dsn, str(options.own_queue))
@@ -136,20 +137,21 @@ async def _serving(
 
 async def _refuse_others(errand: Errand, dsn: str, own_queue: str) -> None:
     """Raise CommandFailed for a run that a server began: nobody here would ever claim it."""
-    from smithers.store.connections import connect
-    from smithers.store.reads import find_queue
-
-    connection = await connect(dsn, role="up")
-    try:
-        queue = await find_queue(connection, RunId(errand.run_id))
-    finally:
-        await connection.close()
+    queue = await _find_queue(errand.run_id, dsn)
     if queue not in {None, own_queue}:
         raise CommandFailed(
             f"run {errand.run_id} was not begun by `smithers up`: it is in the queue {queue}",
             hint=f"smithers resume {errand.run_id}, with a server that serves it",
             exit_code=Exit.USAGE,
         )
+
+
+async def _find_queue(run_id: str, dsn: str) -> str | None:
+    from smithers.store.connections import open_connection
+    from smithers.store.reads import find_queue
+
+    async with open_connection(dsn, role="up") as connection:
+        return await find_queue(connection, RunId(run_id))
 
 
 async def _begin(errand: Errand, client: "AsyncClient") -> None:
@@ -181,9 +183,16 @@ class _Session:
     """One run at the terminal: who is asked, what the signals do to it, and how it ended."""
 
     def __init__(
-        self, errand: Errand, server: "Server", client: "AsyncClient", display: "Display"
+        self,
+        errand: Errand,
+        server: "Server",
+        client: "AsyncClient",
+        display: "Display",
+        own_queue: str,
     ) -> None:
         self._errand = errand
+        self._own_queue = own_queue
+        self._run_id = errand.run_id  # or what that goes on as
         self._display = display
         self._server = server
         self._client = client
@@ -191,21 +200,11 @@ class _Session:
         self._leaving = asyncio.Event()
         self._exit_code = Exit.OK  # of who was told to leave
         self._cancelling: asyncio.Task[str] | None = None
-        self._run: Run | None = None
+        self._left: Followed | None = None
 
     async def follow(self) -> None:
         """Follow the run until it has ended or waits, or somebody wants us to leave; a served one always until that."""
-        from smithers.cli import following
-
-        is_served = self._errand.serve is not None
-        work = following.follow(
-            self._client,
-            self._errand.run_id,
-            self._display,
-            self._choose_ask(),
-            until_ended=is_served,
-        )
-        following_it = asyncio.create_task(work)
+        following_it = asyncio.create_task(self._follow_on())
         leaving = asyncio.create_task(self._leaving.wait())
         await asyncio.wait({following_it, leaving}, return_when=asyncio.FIRST_COMPLETED)
         leaving.cancel()
@@ -213,10 +212,30 @@ class _Session:
             following_it.cancel()
             await asyncio.wait({following_it})
         else:
-            self._run = following_it.result()
-            if is_served and self._cancelling is None:
-                self._display.say(f"run {self._run.status}; it is served on until Ctrl-C")
+            self._left = following_it.result()
+            if self._errand.serve is not None and self._cancelling is None:
+                self._display.say(f"run {self._left.run.status}; it is served on until Ctrl-C")
                 await self._leaving.wait()
+
+    async def _follow_on(self) -> "Followed":
+        """Follow the run, and what it goes on as wherever our own pool takes that."""
+        from smithers.cli import following
+
+        while True:
+            followed = await following.follow(
+                self._client,
+                self._run_id,
+                self._display,
+                self._choose_ask(),
+                until_ended=self._errand.serve is not None,
+            )
+            successor = followed.successor
+            if successor is None:
+                return followed
+            if await _find_queue(successor, self._server.dsn) != self._own_queue:
+                return followed
+            self._display.say(f"run {self._run_id} goes on as {successor}")
+            self._run_id = successor
 
     def _choose_ask(self) -> "Ask":
         from smithers.cli import following
@@ -244,16 +263,19 @@ class _Session:
 
     def conclude(self) -> int:
         """Say what came of it, and return the exit code."""
-        run = self._run
-        if run is None:
+        if self._left is None:
             self._say_how_to_go_on("released")
             return self._exit_code
+        run = self._left.run
         match run.status:
             case RunStatus.FINISHED:
                 print_json(run.output)
                 return Exit.OK
             case RunStatus.CONTINUED:
-                note(f"run {run.run_id} went on as another: `smithers serve` of this root does it")
+                note(
+                    f"run {run.run_id} goes on as {self._left.successor}, in its workflow's own queue:"
+                )
+                note("`smithers serve` of this root does it")
                 return Exit.OK
             case RunStatus.CANCELLED:
                 self._say_how_to_go_on("cancelled")
@@ -265,25 +287,47 @@ class _Session:
                     hint=f"mend it, then: {self._command('--resume')}",
                 )
             case _:
-                self._say_what_unblocks(run)
+                self._say_what_unblocks(run, self._left.questions)
                 return Exit.WAITING
 
-    def _say_what_unblocks(self, run: "Run") -> None:
+    def _say_what_unblocks(self, run: "Run", questions: "tuple[Approval, ...]") -> None:
         blocked = (run.run_state.blocked if run.run_state else None) or {}
         if run.status is RunStatus.WAITING_EVENT:
             note(f"run {run.run_id} waits for the signal {blocked.get('correlationKey')}")
             note("a server of this root, `smithers serve`, takes it:")
             note(f"  smithers signal {run.run_id} {blocked.get('correlationKey')}")
             note(f"then go on with:\n  {self._command('--resume')}")
+        elif questions:
+            self._say_who_answers(run, questions)
         else:
-            note(f"run {run.run_id} waits for an approval: {blocked.get('nodeId')}")
-            note(f"approve it with:\n  {self._command('--resume', '--yes')}")
+            self._say_how_to_go_on(f"run {run.run_id} is {run.status}")
+
+    def _say_who_answers(self, run: "Run", questions: "tuple[Approval, ...]") -> None:
+        for asked in questions:
+            if asked.request_mode == "form":
+                note(f"run {run.run_id} waits for a person to fill in a form: {asked.node_id}")
+                note("a server of this root, `smithers serve`, takes it:")
+                note(f"  smithers answer {run.run_id} {asked.node_id} --value JSON")
+                note(f"then go on with:\n  {self._command('--resume')}")
+                return
+        first = questions[0]
+        is_choice = first.request_mode != "approve"
+        note(
+            f"run {run.run_id} waits for {'a choice' if is_choice else 'an approval'}: {first.node_id}"
+        )
+        if is_choice:
+            note(
+                f"its options are: {', '.join(first.request_options or ())}; --yes takes the first"
+            )
+        note(
+            f"{'choose' if is_choice else 'approve it'} with:\n  {self._command('--resume', '--yes')}"
+        )
 
     def _say_how_to_go_on(self, word: str) -> None:
         note(f"{word}; go on with:\n  {self._command('--resume')}")
 
     def _command(self, *flags: str) -> str:
-        return " ".join(["smithers up", self._errand.file, "--run-id", self._errand.run_id, *flags])
+        return " ".join(["smithers up", self._errand.file, "--run-id", self._run_id, *flags])
 
     @contextmanager
     def signals(self) -> Iterator[None]:
@@ -299,12 +343,12 @@ class _Session:
                 loop.add_signal_handler(number, self._server.hurry)
 
     def _interrupt(self) -> None:
-        if self._cancelling is not None or self._run is not None:
+        if self._cancelling is not None or self._left is not None:
             self._leave(Exit.SIGINT)
             return
         self._display.say("cancelling the run; Ctrl-C again to leave at once")
         self._interrupted.set()
-        self._cancelling = asyncio.create_task(self._client.cancel(self._errand.run_id))
+        self._cancelling = asyncio.create_task(self._client.cancel(self._run_id))
 
     def _leave(self, code: Exit) -> None:
         if self._leaving.is_set():

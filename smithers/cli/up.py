@@ -7,6 +7,7 @@ there: a run that was released, or that waits, is taken up again by --resume.
 
 import json
 import os
+import re
 import secrets
 import sys
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from smithers.cli.session import DRAIN_S, Errand, ServePlace, run_errand
 from smithers.ids import is_run_id, new_run_id
 from smithers.settings import ServerOptions
 
+COUNTED: Final = re.compile(r"\+[0-9]+$")
 SERVING: Final = ("host", "port", "auth_token", "detach")  # flags that mean nothing without --serve
 
 FileArgument = Annotated[
@@ -43,7 +45,10 @@ ChosenId = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the run of --run-id where it stopped.")
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Approve whatever is asked.")]
+Yes = Annotated[
+    bool,
+    typer.Option("--yes", "-y", help="Approve whatever is asked; a choice takes the first option."),
+]
 Serve = Annotated[
     bool, typer.Option("--serve", help="Serve the run over HTTP, also after its end, until Ctrl-C.")
 ]
@@ -151,7 +156,7 @@ def _read_options(flags: Mapping[str, Any], file: str, run_id: str) -> ServerOpt
     root_dir = flags["root_dir"] or os.environ.get("SMITHERS_ROOT_DIR") or find_root(file)
     return o.server_options(
         {**flags, "root_dir": root_dir},
-        own_queue=f"up-{run_id}",
+        own_queue=f"up-{COUNTED.sub('', run_id)}",  # also of what it goes on as
         drain_timeout_s=DRAIN_S,
         workers=1,  # a run has one owner at a time
         retention=None,

@@ -59,6 +59,7 @@ class AsyncClient:
         run_id: str | None = None,
         max_concurrency: int | None = None,
         priority: int | None = None,
+        budget: Mapping[str, float] | None = None,
         idempotency_key: str | None = None,
     ) -> str:
         """Start a run and return its id; with an idempotency key asking twice starts one."""
@@ -69,6 +70,7 @@ class AsyncClient:
                 run_id=run_id,
                 max_concurrency=max_concurrency,
                 priority=priority,
+                budget=budget,
                 idempotency_key=idempotency_key,
             )
         )

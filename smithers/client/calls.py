@@ -75,10 +75,11 @@ def start(
     run_id: str | None,
     max_concurrency: int | None,
     priority: int | None,
+    budget: Mapping[str, float] | None = None,
     idempotency_key: str | None,
 ) -> Call[str]:
     """Start a run."""
-    config = {"maxConcurrency": max_concurrency, "priority": priority}
+    config = {"maxConcurrency": max_concurrency, "priority": priority, "budget": budget}
     config = {name: value for name, value in config.items() if value is not None}
     return Call(
         method="POST",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from smithers.engine import outcomes
+from smithers.engine import budgets, outcomes
 from smithers.engine.facts import Facts, NodeFact, NodeKey, Problem
 from smithers.engine.mount import LeafPlace
 from smithers.engine.turn import ChildStart, Ending, EventDraft
@@ -130,6 +130,7 @@ def end_continued(run: "Progress", key: NodeKey) -> Ending:
         queue=workflow.queue,
         is_solo=workflow.isolation == "process",
         carried=state,
+        spent=None if run.renderer.budget is None else budgets.spent_of(run),
     )
     event = EventDraft(EventType.RUN_CONTINUED_AS_NEW, fields)
     return Ending(status=RunStatus.CONTINUED, events=(event,), successor=successor)

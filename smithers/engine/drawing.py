@@ -4,6 +4,7 @@ from typing import Any
 
 import orjson
 
+from smithers.engine.facts import NodeKey
 from smithers.engine.mount import LoopPath, Mounted, key_in, scoped
 from smithers.errors import InvalidTree
 from smithers.ids import LoopId, TryId
@@ -12,6 +13,7 @@ from smithers.tree import (
     Approval,
     Ask,
     Branch,
+    Budget,
     ContinueAsNew,
     Element,
     HumanTask,
@@ -32,6 +34,8 @@ def xml_of(mounted: Mounted, workflow_name: str) -> str:
     """Return a mounted tree as the wire's JSON text, keys sorted; raise InvalidTree for a `meta` that is no JSON."""
     try:
         root = _element("workflow", {"name": workflow_name}, [_xml(mounted.tree, mounted, ())])
+        if mounted.budget is not None:
+            root["children"].append(_budget(mounted.budget.key))
         return orjson.dumps(root, option=orjson.OPT_SORT_KEYS).decode()
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidTree(f"the tree cannot be written as JSON: {str(error)[:500]}") from error
@@ -95,6 +99,11 @@ def _try(element: Try | Saga, mounted: Mounted, path: LoopPath) -> dict[str, Any
     return _element("try-catch-finally", {"id": try_id}, parts)
 
 
+def _budget(key: NodeKey) -> dict[str, Any]:
+    props = {"id": key.node_id, "nodeId": key.node_id, "iteration": str(key.iteration)}
+    return _element("budget", props, [])
+
+
 def _leaf(element: Leaf, props: dict[str, str]) -> dict[str, Any]:
     tag, more = _tag_of(element)
     return _element(tag, props | more, [])
@@ -117,6 +126,8 @@ def _tag_of(element: Leaf) -> tuple[str, dict[str, str]]:
             tag = "continue-as-new"
         case Timer():
             tag, more = "timer", _timer_props(element)
+        case Budget():
+            raise AssertionError("a budget stands beside the tree")
     return tag, more
 
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Final
 
-from smithers.engine import children, waits
+from smithers.engine import budgets, children, waits
 from smithers.engine.facts import TOLERATED, Facts, NodeKey, Problem
 from smithers.engine.turn import Ending, EventDraft
 from smithers.events import EventType
@@ -66,6 +66,7 @@ def _end(run: "Progress", status: RunStatus) -> Ending:
     if status is RunStatus.FAILED and run.failure is not None:
         event = EventDraft(EventType.RUN_FAILED, {"error": run.failure.to_wire()})
         return Ending(status=status, events=(event,), error=run.failure)
+    budgets.close(run)
     event = EventDraft(EventType.RUN_FINISHED, {})
     return Ending(status=status, events=(event,), output=_output_key(run))
 

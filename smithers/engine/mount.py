@@ -14,6 +14,7 @@ from smithers.states import NodeState, TryPhase
 from smithers.tree import (
     SCOPE_MARK,
     Branch,
+    Budget,
     Element,
     Leaf,
     Loop,
@@ -165,6 +166,7 @@ class Mounted:
     loop_paths: dict[str, tuple[str, ...]] = field(default_factory=dict)  # written id → its loops
     loops: dict[LoopId, LoopPlace] = field(default_factory=dict)
     tries: dict[TryId, TryPlace] = field(default_factory=dict)
+    budget: LeafPlace | None = None  # where the run has one
     # Leaves that are under way and to be stopped: what stands after them waits until they are.
     dying: dict[NodeKey, LeafPlace] = field(default_factory=dict)
     stopped: set[NodeKey] = field(default_factory=set)  # leaves of a run that is ending
@@ -204,15 +206,21 @@ def key_in(written: str, path: LoopPath) -> NodeKey:
     return NodeKey(NodeId(scoped(written, path[:-1])), path[-1][1])
 
 
-def mount(tree: Element, facts: Facts, *, is_stopped: bool = False) -> Mounted:
+def mount(
+    tree: Element, facts: Facts, *, budget: Budget | None = None, is_stopped: bool = False
+) -> Mounted:
     """Place a whole tree; raise DuplicateNodeId, or InvalidTree for one too deep or too large.
 
-    `is_stopped`: the run is ending, and only what cleans up is placed to go on.
+    `budget`: the run's, which stands beside the tree. `is_stopped`: the run is ending, and only what cleans up is placed
+    to go on.
     """
     root = GroupPlace(children=[])
     mounted = Mounted(root=root, tree=tree)
     way = Way.STOPPED if is_stopped else Way.LIVE
-    _Mounting(mounted, facts, way).place(tree, root, (), 0)
+    mounting = _Mounting(mounted, facts, way)
+    mounting.place(tree, root, (), 0)
+    if budget is not None:
+        mounting.place_budget(budget)
     return mounted
 
 
@@ -248,6 +256,21 @@ class _Mounting:
                 self._place_try(element, parent, path, depth)
             case _:
                 self._place_leaf(element, parent, path)
+
+    def place_budget(self, budget: Budget) -> None:
+        """Give a budget its place in no order: nothing waits for it, and each grant is an iteration of it."""
+        mounted = self.mounted
+        if budget.id in mounted.keys or budget.id in self.try_names:
+            raise DuplicateNodeId(f"a node of the tree has the budget's id {budget.id!r}")
+        known = self.facts.keys_of(budget.id)
+        granted = sum(self._state(key) is NodeState.FINISHED for key in known)
+        key = mounted.keys[budget.id] = NodeKey(NodeId(budget.id), granted)
+        mounted.loop_paths[budget.id] = ()
+        mounted.budget = LeafPlace(key, budget, len(mounted.keys), mounted.root)
+        if self.way is Way.LIVE:
+            mounted.leaves[key] = mounted.budget
+        else:
+            mounted.stopped.add(key)
 
     def _place_group(
         self,

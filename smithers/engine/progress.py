@@ -7,7 +7,6 @@ all that follows from it; what task bodies read (`committed`) follows only when 
 Building a progress from the facts of any commit and going on gives the same history as never having stopped.
 """
 
-import heapq
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -19,9 +18,10 @@ from smithers.engine.endings import find_ending, find_failure
 from smithers.engine.facts import Facts, NodeFact, NodeKey, Problem, written_id
 from smithers.engine.frames import FrameLog
 from smithers.engine.mount import LeafPlace
+from smithers.engine.ready import Ready
 from smithers.engine.rendering import Rendered, Renderer, author_traceback
 from smithers.engine.schedule import Schedule
-from smithers.engine.turn import Abort, EventDraft, Start, Turn
+from smithers.engine.turn import Abort, EventDraft, Turn
 from smithers.errors import RenderFailed, WorkflowError
 from smithers.events import EventType
 from smithers.states import NodeState, RunStatus
@@ -61,14 +61,12 @@ class Progress:
         self.turn = Turn()
         self.rendered: Rendered | None = None
         self.schedule: Schedule | None = None
-        self._max_concurrency = max_concurrency
+        self.ready = Ready(max_concurrency)
         self._frames = FrameLog(frame_no, xml_hash)
         self._loop_paths: Mapping[str, tuple[str, ...]] = facts.loop_paths()
-        self._only: set[NodeKey] | None = None
         self._needs_render = True
         self._is_render_fresh = False
         self._idle_renders = 0
-        self._ready: list[tuple[int, NodeKey]] = []
         self._dues = Dues()
         self._is_overtaken = False  # a Try has turned since the tree was mounted
         self._cleanup_ends_ms: int | None = None
@@ -91,12 +89,12 @@ class Progress:
 
     def start_only(self, keys: set[NodeKey] | None) -> None:
         """Start nothing but these (None: everything again): what is under suspicion of a crash is tried alone."""
-        self._only = keys
+        self.ready.only = keys
 
     @property
     def is_held(self) -> bool:
         """Not everything that is due may start here."""
-        return self._only is not None
+        return self.ready.only is not None
 
     def cancel(self) -> None:
         """Take in that the run is to be cancelled: the only end that it may still have."""
@@ -273,9 +271,8 @@ class Progress:
 
     def make_ready(self, leaf: LeafPlace) -> None:
         """Let a task start as soon as the run has room; one whose turn has not come is left to its opening."""
-        if not leaf.is_open:
-            return
-        heapq.heappush(self._ready, (leaf.position, leaf.key))
+        if leaf.is_open:
+            self.ready.add(leaf)
 
     def is_just_asked(self, key: NodeKey) -> bool:
         """Say whether a question is so new that nobody can have seen it: it is not committed."""
@@ -305,7 +302,7 @@ class Progress:
             self._turn(self.schedule)
             is_moving = self._needs_render or self.schedule.has_news
             if not is_moving and self._may_go_on:
-                self._start_ready()
+                self.ready.start(self, now_ms)
                 is_moving = self._needs_render
 
     def _open(self, schedule: Schedule, now_ms: int) -> None:
@@ -350,7 +347,7 @@ class Progress:
         self._loop_paths = {**self._loop_paths, **rendered.mounted.loop_paths}
         self._needs_render = self._is_overtaken = False
         self._is_render_fresh = True
-        self._ready.clear()
+        self.ready.clear()
         places.record_places(self, rendered, before)
         self._record_frame(xml)
         rendered.context.go_live(self.committed)
@@ -365,26 +362,6 @@ class Progress:
         self.turn.frame = self._frames.next(xml)
         if self.turn.frame is not None:
             events.append(self.turn.frame.event)
-
-    def _start_ready(self) -> None:
-        held_back: list[tuple[int, NodeKey]] = []
-        while self._ready and len(self.in_flight) < self._max_concurrency:
-            position, key = heapq.heappop(self._ready)
-            if self._only is not None and key not in self._only:
-                held_back.append((position, key))
-                continue
-            leaf, fact = self.find_leaf(key), self.facts.nodes[key]
-            if leaf is None or key in self.in_flight or fact.state is not NodeState.PENDING:
-                continue
-            attempt = fact.attempt + 1
-            self.in_flight.add(key)
-            self.turn.started.add(key)
-            self.turn.starts.append(Start(leaf, attempt))
-            fact = fact.but(state=NodeState.IN_PROGRESS, attempt=attempt, due_ms=None, wait=None)
-            self.put(key, fact)
-            self.say(EventType.NODE_STARTED, key, attempt=attempt)
-        for entry in held_back:
-            heapq.heappush(self._ready, entry)
 
     def _turn(self, schedule: Schedule) -> None:
         """Go on with the loops and Trys whose parts have ended, by a render that knew all that they brought."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from smithers.context import ApprovalDecision
-from smithers.engine import outcomes
+from smithers.engine import budgets, outcomes
 from smithers.engine.facts import ApprovalFact, NodeFact, NodeKey, Problem
 from smithers.engine.mount import LeafPlace
 from smithers.engine.turn import ApprovalChange, Timeout
@@ -14,7 +14,7 @@ from smithers.errors import InvalidOutput, InvalidTree
 from smithers.events import EventType
 from smithers.outputs import decode_output, encode_output, find_adapter
 from smithers.states import ApprovalStatus, NodeState
-from smithers.tree import Approval, ApprovalMode, HumanTask, OnDeny, OnTimeout, Task
+from smithers.tree import Approval, ApprovalMode, Budget, HumanTask, OnDeny, OnTimeout, Task
 
 if TYPE_CHECKING:
     from smithers.engine.progress import Progress
@@ -26,9 +26,9 @@ def ask(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
     """Put a leaf's question to people."""
     element = leaf.element
     timeout_s = None if isinstance(element, Task) else getattr(element, "timeout_s", None)
-    request = _request(element)
+    request = _request(run, element)
     _put_request(run, leaf.key, request)
-    shown = {name: request[name] for name in ("mode", "options") if name in request}
+    shown = {name: request[name] for name in ("mode", "options", "spent") if name in request}
     fact = fact.but(wait=orjson.dumps(shown).decode() if shown else None)
     outcomes.wait(run, leaf.key, fact, NodeState.WAITING_APPROVAL, now_ms, timeout_s)
     _say_asked(run, leaf.key)
@@ -57,6 +57,8 @@ def take_decision(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
                 _deny(run, leaf.key, fact, decision, is_tolerated=task.continue_on_fail)
         case HumanTask() as form:
             _take_answer(run, leaf.key, fact, decision, form)
+        case Budget() as budget:
+            _take_grant(run, leaf.key, fact, decision, budget)
         case Approval() as approval:
             _take_decision(run, leaf.key, fact, decision, approval)
 
@@ -87,6 +89,21 @@ def _take_decision(
         _deny(run, key, fact, decision, is_tolerated=False)
 
 
+def _take_grant(
+    run: "Progress", key: NodeKey, fact: NodeFact, decision: ApprovalFact, budget: Budget
+) -> None:
+    if decision.status is ApprovalStatus.APPROVED:
+        output = _decision_json(decision, budget, is_approved=True)
+        outcomes.finish(run, key, fact, output)
+        run.ask_render()  # which gives the budget its next iteration, with nothing spent
+        return
+    problem = _denial(decision)
+    if decision.decided_by != TIMEOUT_USER:
+        text = f"{budget.describe(budgets.spent_of(run))}; more was {problem.message}"
+        problem = Problem("BudgetSpent", text, "BUDGET_SPENT")
+    outcomes.fail(run, key, fact, problem)
+
+
 def _take_answer(
     run: "Progress", key: NodeKey, fact: NodeFact, answer: ApprovalFact, form: HumanTask[Any]
 ) -> None:
@@ -103,7 +120,7 @@ def _take_answer(
         output = encode_output(decode_output(answer.decision or "null"), form.output)
     except InvalidOutput as error:
         # The model knows more than its schema: the same person, or another, is asked again and told why.
-        again = {**_request(form), "errors": error.details or [{"msg": str(error)}]}
+        again = {**_request(run, form), "errors": error.details or [{"msg": str(error)}]}
         _put_request(run, key, again)
         run.put(key, fact)
         _say_asked(run, key)
@@ -122,7 +139,7 @@ def _say_asked(run: "Progress", key: NodeKey) -> None:
     run.say(EventType.NODE_WAITING_APPROVAL, key)
 
 
-def _request(element: object) -> dict[str, Any]:
+def _request(run: "Progress", element: object) -> dict[str, Any]:
     """Build what is shown to whoever is asked, and what an answer is held against."""
     match element:
         case Approval():
@@ -131,6 +148,10 @@ def _request(element: object) -> dict[str, Any]:
                 request |= {"mode": element.mode, "options": element.options}
         case HumanTask():
             request = {"title": element.prompt, "mode": "form", "schema": _schema(element)}
+        case Budget():
+            spent = element.describe(budgets.spent_of(run))
+            title = "The budget is spent: may the agents use up as much again?"
+            request = {"title": title, "summary": spent, "spent": spent}
         case Task():
             return {"title": element.label or element.id}
         case _:
@@ -157,16 +178,20 @@ def _schema(form: HumanTask[Any]) -> Any:
 def _deny(
     run: "Progress", key: NodeKey, fact: NodeFact, decision: ApprovalFact, *, is_tolerated: bool
 ) -> None:
+    outcomes.fail(run, key, fact, _denial(decision), is_tolerated=is_tolerated)
+
+
+def _denial(decision: ApprovalFact) -> Problem:
     if decision.decided_by == TIMEOUT_USER:
-        problem = Problem("WaitTimedOut", "nobody decided in time", "WAIT_TIMED_OUT")
-    else:
-        by = f" by {decision.decided_by}" if decision.decided_by else ""
-        note = f": {decision.note}" if decision.note else ""
-        problem = Problem("ApprovalDenied", f"denied{by}{note}", "APPROVAL_DENIED")
-    outcomes.fail(run, key, fact, problem, is_tolerated=is_tolerated)
+        return Problem("WaitTimedOut", "nobody decided in time", "WAIT_TIMED_OUT")
+    by = f" by {decision.decided_by}" if decision.decided_by else ""
+    note = f": {decision.note}" if decision.note else ""
+    return Problem("ApprovalDenied", f"denied{by}{note}", "APPROVAL_DENIED")
 
 
-def _decision_json(decision: ApprovalFact, approval: Approval, *, is_approved: bool) -> str:
+def _decision_json(
+    decision: ApprovalFact, approval: Approval | Budget, *, is_approved: bool
+) -> str:
     moment = decision.decided_ms
     chosen = _choice(decision, approval) if is_approved else None
     return ApprovalDecision(
@@ -180,9 +205,9 @@ def _decision_json(decision: ApprovalFact, approval: Approval, *, is_approved: b
     ).model_dump_json()
 
 
-def _choice(decision: ApprovalFact, approval: Approval) -> Any:
+def _choice(decision: ApprovalFact, approval: Approval | Budget) -> Any:
     """Read which option was chosen, or all in their order; an edit of the file may have changed the options since."""
-    given = orjson.loads(decision.decision or "null")
+    given = decode_output(decision.decision or "null")
     chosen = given if isinstance(given, dict) else {}
     options = approval.options
     match approval.mode:

@@ -7,18 +7,24 @@ decided twice.
 
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
+
+import orjson
 
 from smithers.context import Auth, Context, Reads
 from smithers.engine.facts import Facts
 from smithers.engine.mount import Mounted, key_in, mount
-from smithers.errors import RenderFailed, WorkflowError
+from smithers.errors import RenderFailed, WorkflowError, sound, text_of
 from smithers.ids import RunId
-from smithers.tree import Sequence, collect
+from smithers.outputs import decode_output
+from smithers.tree import Budget, Sequence, Spent, collect
 from smithers.workflow import Workflow
 
 MAX_PASSES: Final = 5
+SPENT: Final = (
+    "spent"  # in a config: what the run that this one goes on for had spent of the budget
+)
 
 Guard = Callable[[Callable[[], Any]], Any]  # calls what it is given, within the render's time
 
@@ -42,6 +48,10 @@ class Renderer:
     auth: Auth
     guard: Guard
     carried: Any = None  # what the run that this one goes on for has handed over
+    budget: Budget | None = None
+    spent: Spent = field(
+        default_factory=Spent
+    )  # of the budget, by the run that this one goes on for
 
     def render(
         self,
@@ -79,14 +89,50 @@ class Renderer:
         )
         try:
             tree = self.guard(lambda: Sequence(collect((self.workflow.builder(context),))))
-            return Rendered(mount(tree, facts, is_stopped=is_stopped), reads, context)
+            mounted = mount(tree, facts, budget=self.budget, is_stopped=is_stopped)
+            return Rendered(mounted, reads, context)
         except WorkflowError:
             raise
         except BaseException as error:  # even an author's CancelledError fails this run alone
-            text = f"{type(error).__name__}: {_text_of(error)}"
+            text = f"{type(error).__name__}: {text_of(error)}"
             raise RenderFailed(
                 f"the builder of {self.workflow.name} raised {text}"[:2000]
             ) from error
+
+
+def build_renderer(
+    workflow: Workflow[Any],
+    *,
+    run_id: RunId,
+    input_json: str,
+    auth_json: str | None,
+    carried_json: str | None,
+    config_json: str,
+    guard: Guard,
+) -> Renderer:
+    """Return the renderer of a run by what its row holds; raise pydantic's ValidationError where its input does not fit."""
+    given = decode_output(input_json)  # whole numbers of any size
+    if workflow.input_model is not None:
+        given = workflow.input_model.model_validate_json(input_json)
+    auth = orjson.loads(auth_json) if auth_json else {}
+    config = orjson.loads(config_json)
+    return Renderer(
+        run_id=run_id,
+        workflow=workflow,
+        input=given,
+        auth=Auth(auth.get("user"), tuple(auth.get("scopes", ()))),
+        guard=guard,
+        carried=None if carried_json is None else decode_output(carried_json),
+        budget=_budget_under(workflow.budget, config.get("budget")),
+        spent=Spent.of(config.get(SPENT)),
+    )
+
+
+def _budget_under(budget: Budget | None, limits: Mapping[str, Any] | None) -> Budget | None:
+    """Return a workflow's budget with the limits that its run was started with, where they are the narrower ones."""
+    if not limits:
+        return budget
+    return Budget(**limits) if budget is None else budget.narrowed(Budget(**limits))
 
 
 def _is_as_told(
@@ -106,12 +152,4 @@ def _is_as_told(
 
 def author_traceback(error: BaseException) -> str:
     """Return a traceback for operators, from the author's code on."""
-    text = "".join(traceback.format_exception(error))[-20_000:]
-    return text.encode("utf-8", "replace").decode()
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - an error whose text raises another is still to be told
-        return "(its text cannot be had)"
+    return sound("".join(traceback.format_exception(error))[-20_000:])

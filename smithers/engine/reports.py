@@ -1,14 +1,16 @@
 """Take in what attempts report: how they ended, what they printed, called and said of themselves. Pure."""
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
+from smithers.engine import budgets
 from smithers.engine.facts import NodeFact, NodeKey, Problem
 from smithers.engine.outcomes import put_failed
 from smithers.engine.retrying import backoff_ms
-from smithers.engine.turn import AttemptEnd, CachedOutput, ToolCall
+from smithers.engine.turn import AttemptEnd, CachedOutput, TokenUsage, ToolCall
 from smithers.events import EventType
 from smithers.states import AttemptState, NodeState, ToolCallState
-from smithers.tree import Task
+from smithers.tree import Spent, Task
 
 if TYPE_CHECKING:
     from smithers.engine.progress import Progress
@@ -76,6 +78,23 @@ def abort_attempt(run: "Progress", key: NodeKey, reason: str) -> None:
     run.ask_render()
 
 
+def park_attempt(run: "Progress", key: NodeKey, took_ms: int) -> None:
+    """Take in that an attempt stopped before a question to a model: the next one goes on from its calls.
+
+    `took_ms`: since it was last counted. Its retries are not touched.
+    """
+    budgets.spend(run, Spent(took_ms=took_ms))
+    leaf = run.find_leaf(key)
+    if leaf is None or run.is_ending:
+        abort_attempt(run, key, run.reason if run.is_ending else "unmounted")
+        return
+    fact = _end_attempt(run, key, AttemptState.PARKED, None)
+    run.put(key, fact.but(state=NodeState.PENDING))
+    run.say(EventType.NODE_PENDING, key)
+    run.ready.parked.add(key)
+    run.make_ready(leaf)
+
+
 def print_output(run: "Progress", key: NodeKey, attempt: int, text: str, stream: str) -> None:
     """Take in what a body has printed."""
     sound = text.encode("utf-8", "replace").decode()
@@ -101,9 +120,25 @@ def call_tool(run: "Progress", key: NodeKey, attempt: int, call: ToolCall) -> No
         run.say(EventType.TOOL_CALL_FINISHED, key, **fields, status=status)
 
 
-def use_tokens(run: "Progress", key: NodeKey, attempt: int, **usage: str | int) -> None:
-    """Take in what a model has used up, in the words of the event."""
-    run.say(EventType.TOKEN_USAGE_REPORTED, key, attempt=attempt, **usage)
+def use_tokens(
+    run: "Progress", key: NodeKey, attempt: int, usage: TokenUsage, took_ms: int
+) -> None:
+    """Take in what a model has used up; `took_ms`: since the attempt was last counted."""
+    cost = budgets.find_cost(run, usage)
+    run.say(
+        EventType.TOKEN_USAGE_REPORTED,
+        key,
+        attempt=attempt,
+        agent=usage.agent,
+        model=usage.model,
+        inputTokens=usage.input_tokens,
+        outputTokens=usage.output_tokens,
+        **({} if cost is None else {"cost": float(cost)}),
+    )
+    budget, tokens = run.renderer.budget, usage.input_tokens + usage.output_tokens
+    budgets.spend(run, Spent(tokens, cost or Decimal(), took_ms))
+    if cost is None and budget is not None and budget.cost is not None:
+        budgets.refuse_unpriced(run, usage.model)
 
 
 def refuse_turn(run: "Progress", problem: Problem) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 from smithers.engine.facts import LoopFact, NodeFact, NodeKey, Problem, TryFact
@@ -9,6 +10,7 @@ from smithers.engine.mount import LeafPlace
 from smithers.events import EventType
 from smithers.ids import LoopId, RunId, TryId
 from smithers.states import AttemptState, RunStatus, ToolCallState
+from smithers.tree import Spent
 
 
 class EventDraft(NamedTuple):
@@ -65,6 +67,17 @@ class ToolCall(NamedTuple):
     took_ms: int = 0  # since it began
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenUsage:
+    """What a model took in and put out, and what that cost in dollars where it is known."""
+
+    agent: str
+    model: str
+    input_tokens: int
+    output_tokens: int
+    cost: Decimal | None = None
+
+
 class CachedOutput(NamedTuple):
     """An output that others may have instead of making it again."""
 
@@ -85,6 +98,7 @@ class ChildStart(NamedTuple):
     workflow_export: str | None = None
     input: str | None = None  # JSON text
     carried: str | None = None  # JSON text, where this run goes on as it
+    spent: Spent | None = None  # of the budget, where this run goes on as it
 
 
 class Start(NamedTuple):

@@ -15,6 +15,7 @@ from smithers.outputs import decode_output, encode_output
 from smithers.states import NodeState, RunStatus
 from smithers.tree import (
     Approval,
+    Budget,
     ContinueAsNew,
     HumanTask,
     Leaf,
@@ -89,7 +90,7 @@ def fits(leaf: Leaf, state: NodeState) -> bool:
     match state:
         case NodeState.WAITING_APPROVAL:
             is_gate = isinstance(leaf, Task) and leaf.needs_approval
-            return is_gate or isinstance(leaf, Approval | HumanTask)
+            return is_gate or isinstance(leaf, Approval | HumanTask | Budget)
         case NodeState.WAITING_EVENT:
             return isinstance(leaf, Signal | Subflow)
         case NodeState.WAITING_TIMER:

@@ -36,6 +36,7 @@ class ServerOptions:
     limits: Limits = Limits()  # noqa: RUF009 - a frozen value
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     runs_per_worker: int = 256
+    worker_memory_mib: int | None = None  # None: no limit
     queues: tuple[str, ...] = ("default",)
     own_queue: str | None = None  # all that is started here goes there, and nothing else is claimed
     allow_network: bool = False

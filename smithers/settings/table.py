@@ -220,6 +220,15 @@ SETTINGS: Final = (
         help="How many runs one worker moves at a time.",
     ),
     Setting(
+        field="worker_memory_mib",
+        flag="--worker-memory",
+        metavar="MIB",
+        read=whole(128, 1 << 24),
+        default="no limit",
+        help="How much memory one worker may have before it is killed, and its runs go on in others; what it starts does "
+        "not count.",
+    ),
+    Setting(
         field="queues",
         flag="--queue",
         metavar="NAME",

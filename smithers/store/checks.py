@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from smithers.store.connections import connect, connect_listening, driver_errors
+from smithers.store.connections import connect_listening, driver_errors, open_connection
 from smithers.store.schema import find_revision
 
 HINT_LIMIT_S: Final = 2.0
@@ -17,12 +17,25 @@ READ_SERVER: Final = """
            current_setting('max_connections')::int AS max_connections,
            (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')::int AS connections"""
 
+# -- name: read_room
+READ_ROOM: Final = """
+    SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int AS allowed,
+           (SELECT count(*) - 1 FROM pg_stat_activity WHERE backend_type = 'client backend')::int AS taken"""
+
 # -- name: touch
 # A transaction that has something to write to the disk, and leaves nothing: the id alone is in the log.
 TOUCH: Final = "SELECT pg_current_xact_id()"
 
 # -- name: send_hint
 SEND_HINT: Final = "SELECT pg_notify($1, '')"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """How many connections a Postgres allows, and how many others have."""
+
+    allowed: int
+    taken: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +53,7 @@ class DatabaseCheck:
 
 async def check_database(dsn: str, direct_dsn: str) -> DatabaseCheck:
     """Measure a database once; raises StoreError."""
-    connection = await connect(dsn, role="doctor")
-    try:
+    async with open_connection(dsn, role="doctor") as connection:
         with driver_errors():
             began_s = time.time()
             server = await connection.fetchrow(READ_SERVER)
@@ -52,8 +64,6 @@ async def check_database(dsn: str, direct_dsn: str) -> DatabaseCheck:
             await connection.execute(TOUCH)
             commit_s = time.perf_counter() - began_s
             hint_s = await _time_hint(direct_dsn)
-    finally:
-        await connection.close()
     return DatabaseCheck(
         version=server["version"],
         revision=revision,
@@ -63,6 +73,15 @@ async def check_database(dsn: str, direct_dsn: str) -> DatabaseCheck:
         commit_s=commit_s,
         hint_s=hint_s,
     )
+
+
+async def read_room(dsn: str) -> Room:
+    """Count a Postgres' connections; raises StoreError. `dsn` must be direct."""
+    async with open_connection(dsn, role="start") as connection:
+        with driver_errors():
+            row = await connection.fetchrow(READ_ROOM)
+    assert row is not None
+    return Room(allowed=row["allowed"], taken=row["taken"])
 
 
 async def _time_hint(direct_dsn: str) -> float | None:
@@ -80,4 +99,4 @@ async def _time_hint(direct_dsn: str) -> float | None:
             return None
         return time.perf_counter() - began_s
     finally:
-        await connection.close()
+        connection.terminate()

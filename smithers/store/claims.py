@@ -22,7 +22,7 @@ from smithers.engine.facts import (
 from smithers.errors import LeaseLost
 from smithers.ids import Epoch, LoopId, RunId, SourceHash, TryId, WorkerId
 from smithers.states import ApprovalStatus, NodeState, RunStatus, TryPhase
-from smithers.store.connections import driver_errors
+from smithers.store.connections import driver_errors, transaction
 
 
 class ClaimKind(StrEnum):
@@ -31,6 +31,7 @@ class ClaimKind(StrEnum):
     MANY = "many"  # those that share a child
     SOLO = "solo"  # one that wants a child of its own, or is under suspicion
     SUSPECT = "suspect"  # one that is under suspicion, beside others that were and are not any more
+    FIRST_TIME = "first-time"  # those that one death has brought under suspicion: tried together
 
 
 _SHARING: Final = "NOT is_solo AND crash_count = 0"  # each the predicate of an index
@@ -89,13 +90,18 @@ FROM claimed AS c JOIN smithers.run_requests AS q ON q.run_id = c.run_id
 CLAIM_SOLO_RUN: Final = CLAIM_RUNS.replace(_SHARING, _ALONE)
 
 # -- name: claim_suspect_run
-# The same for a child that tries suspects one after another: none that wants to stay alone.
+# The same for a child that has acquitted those it tried: none that wants to stay alone.
 CLAIM_SUSPECT_RUN: Final = CLAIM_RUNS.replace(_SHARING, _SUSPECT)
+
+# -- name: claim_first_time_suspects
+# The same for a child that tries several together: each was in flight in one dead child, none in two.
+CLAIM_FIRST_TIME_SUSPECTS: Final = CLAIM_RUNS.replace(_SHARING, "NOT is_solo AND crash_count = 1")
 
 _CLAIMS: Final = {
     ClaimKind.MANY: CLAIM_RUNS,
     ClaimKind.SOLO: CLAIM_SOLO_RUN,
     ClaimKind.SUSPECT: CLAIM_SUSPECT_RUN,
+    ClaimKind.FIRST_TIME: CLAIM_FIRST_TIME_SUSPECTS,
 }
 
 # -- name: release_unknown
@@ -268,7 +274,7 @@ async def release_unknown(
 ) -> None:
     """Give back what a claim took whose answer never came."""
     with driver_errors():
-        async with connection.transaction():
+        async with transaction(connection):
             await connection.execute(HOLD_WORKER, worker_id)
             await connection.execute(RELEASE_UNKNOWN, worker_id, list(known), list(known.values()))
 

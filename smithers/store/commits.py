@@ -1,14 +1,17 @@
-"""Commit turns: many runs' changes in one call of `commit_group_v2`, each run's fate its own.
+"""Commit turns, and tell of them: many runs' changes in one call of `commit_turns_v1`, each run's fate its own.
 
 The lane gathers what is ready while the last group was under way. A run that lost its lease, or whose row a gateway holds
 right now, does not touch the others; neither does a value that Postgres refuses: the group is then done again run by run,
 and only the culprit is told. Where the connection broke, nobody knows whether the group was kept: it is sent again, and the
 run's row, which holds the number of its owner's last commit, tells a repetition from news.
+
+A group that the database gives up for its length is sent again run by run. A turn that is given up alone goes over a
+connection of its own, where it has far longer and holds nobody up; given up there too, it is refused.
 """
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Self, assert_never
 from uuid import UUID
@@ -17,22 +20,26 @@ import asyncpg
 import orjson
 
 from smithers.engine.facts import Problem
+from smithers.engine.rendering import SPENT
 from smithers.engine.turn import ChildStart, Turn
-from smithers.errors import LeaseLost, StoreError, StoreUnavailable
+from smithers.errors import CallTooLong, LeaseLost, StoreError, StoreUnavailable
 from smithers.events import EventType, correlation_json, event_parts
 from smithers.ids import Epoch, RunId, SourceHash, WorkerId
 from smithers.states import NodeState
 from smithers.store.connections import driver_errors
+from smithers.store.hints import Channel, pack_hints
 from smithers.store.lanes import Lane
 
 RETRY_PAUSE_S: Final = 0.2  # while the database is away
+PATIENT_S: Final = 300.0  # for a turn that is too long for a call
 LOCKED_PAUSE_S: Final = 0.005  # about a gateway's commit, which holds the row
 
-# -- name: commit_group
-# One round trip and one flush for all; see migrations/functions/commit_group_v2.sql for the why of its order.
-COMMIT_GROUP: Final = """
-SELECT run_no, outcome, last_seq, now_ms FROM smithers.commit_group_v2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
-"""
+# -- name: commit_turns
+# One round trip and one flush for all; see migrations/functions/commit_turns_v1.sql for how others are told, and
+# commit_group_v2.sql for the why of its order.
+COMMIT_TURNS: Final = """
+CALL smithers.commit_turns_v1(
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, NULL, NULL, NULL)"""
 
 
 class Outcome(StrEnum):
@@ -72,6 +79,8 @@ class TurnCommit:
     turn: Turn
     origin: RunOrigin | None = None  # where the turn starts others
     has_cleanup: bool = False  # a cancel must let the owner clean up first
+    # What to tell besides that it has new events.
+    hints: Mapping[Channel, Collection[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,22 +98,34 @@ class Committer:
     def __init__(self, dsn: str, *, worker_id: WorkerId) -> None:
         self._worker_id = worker_id
         self.lane: Lane[TurnCommit, Committed] = Lane(dsn, role="commit", flush=self._flush)
+        self.patient_lane: Lane[TurnCommit, Committed] = Lane(
+            dsn, role="commit-long", flush=self._flush, max_batch=1, limit_s=PATIENT_S
+        )
 
     async def __aenter__(self) -> Self:
         await self.lane.__aenter__()
+        await self.patient_lane.__aenter__()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        await self.patient_lane.__aexit__(*exc)
         await self.lane.__aexit__(*exc)
 
     async def commit(self, change: TurnCommit) -> Committed:
         """Commit one turn; waits for as long as the database is away.
 
-        Raises LeaseLost where another owner has the run, StoreError where the database refuses the turn's values.
+        Raises LeaseLost where another owner has the run, StoreError where the database refuses the turn's values, or
+        cannot commit it within PATIENT_S.
         """
+        lane = self.lane
         while True:
             try:
-                answer = await self.lane.submit(change)
+                answer = await lane.submit(change)
+            except CallTooLong as error:
+                if lane is self.patient_lane:
+                    raise StoreError("the turn took too long to commit, alone, too") from error
+                lane = self.patient_lane
+                continue
             except StoreUnavailable:
                 await asyncio.sleep(RETRY_PAUSE_S)
                 continue
@@ -124,6 +145,10 @@ class Committer:
         try:
             with driver_errors():
                 return await _commit_group(connection, self._worker_id, changes)
+        except CallTooLong as error:
+            if len(changes) == 1:
+                return [error]
+            raise StoreUnavailable("a group took too long: each run by itself") from error
         except StoreUnavailable:
             raise
         except StoreError as error:
@@ -144,13 +169,24 @@ async def _commit_group(
             rows.add(number, change)
         except (TypeError, ValueError) as error:  # half of a surrogate pair: UTF-8 has none
             raise StoreError(f"a value of run {change.run_id} is no JSON: {error}") from error
-    answers = await connection.fetch(COMMIT_GROUP, worker_id, *rows.columns())
-    results: list[Committed | Exception] = [Committed(Outcome.LOST, 0, 0)] * len(changes)
-    for answer in answers:
-        results[answer["run_no"] - 1] = Committed(
-            Outcome(answer["outcome"]), answer["last_seq"], answer["now_ms"]
-        )
-    return results
+    answer = await connection.fetchrow(
+        COMMIT_TURNS, worker_id, *rows.columns(), *pack_hints(_hints(changes))
+    )
+    assert answer is not None
+    now_ms = answer["now_ms"]
+    return [
+        Committed(Outcome(outcome), last_seq, now_ms)
+        for outcome, last_seq in zip(answer["outcomes"], answer["last_seqs"], strict=True)
+    ]
+
+
+def _hints(changes: Sequence[TurnCommit]) -> dict[Channel, set[str]]:
+    """Say of what the group is to tell; who looks for what was not committed finds nothing new."""
+    hints: dict[Channel, set[str]] = {Channel.EVENTS: {change.run_id for change in changes}}
+    for change in changes:
+        for channel, names in change.hints.items():
+            hints.setdefault(channel, set()).update(names)
+    return hints
 
 
 class _Rows:
@@ -294,7 +330,7 @@ def _child_row(number: int, change: TurnCommit, child: ChildStart) -> tuple[Any,
         child.workflow_export or origin.workflow_export,
         origin.source_hash,
         child.input or origin.input,
-        origin.config,
+        _config_of(child, origin),
         origin.auth,
         origin.trace_context,
         child.carried,
@@ -302,6 +338,15 @@ def _child_row(number: int, change: TurnCommit, child: ChildStart) -> tuple[Any,
         child.is_solo,
         *event_parts(EventType.RUN_STARTED, child.run_id, correlation, {}),
     )
+
+
+def _config_of(child: ChildStart, origin: RunOrigin) -> str:
+    """Return a run's config for another: what is spent of a budget goes to the one that goes on for it, and to no child."""
+    config = orjson.loads(origin.config)
+    config.pop(SPENT, None)
+    if child.spent is not None:
+        config[SPENT] = child.spent.to_wire()
+    return orjson.dumps(config).decode()
 
 
 def problem_json(problem: Problem | None) -> str | None:

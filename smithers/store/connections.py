@@ -4,27 +4,37 @@ Three kinds. A *hot* connection is dedicated, kept, and never goes through a poo
 plans are made once, and may use only what stays right when a table has grown: see docs/adr/0007-plans-made-once.md. The
 *pool* is for cold queries. A *listening* connection is direct (LISTEN is silently lost through a pooler in transaction
 mode) and need not wait for the disk: what it says is only a hint.
+
+TCP does not see a peer that stalls: here, and nowhere else, is said how long a connection may take to open, to come
+free, to answer, and to be cleaned up. Clean-up never raises: what was answered stands, and so does a cancellation.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Final
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, Final, Literal
 
 import asyncpg
 
-from smithers.errors import StoreError, StoreUnavailable
-from smithers.store.dsn import check_dsn
+from smithers.errors import CallTooLong, StoreError, StoreStarting, StoreUnavailable
+from smithers.store.dsn import check_dsn, statement_cache_size
 from smithers.store.refusals import LivesElsewhere, RunExists
 
-Pool = asyncpg.Pool  # for those who hand one on and do not speak SQL
-
 TOMBSTONES: Final = "tombstones_pkey"  # the name of a run that retention removed is asked for
-COMMAND_TIMEOUT_S: Final = 30.0  # a stalled peer is not seen by TCP
+COMMAND_TIMEOUT_S: Final = 30.0
+SERVER_SHARE: Final = (
+    0.8  # the server gives up first: its answer tells a long call from a peer that stalls
+)
 CONNECT_TIMEOUT_S: Final = 10.0
+ACQUIRE_TIMEOUT_S: Final = 15.0  # until one of a pool's is free, and was opened if need be
+END_TIMEOUT_S: Final = 5.0  # for what a pool's connections still do at its end
+MAX_QUERIES: Final = 50_000  # then a connection is opened anew
+IDLE_S: Final = 300.0
+CLEAN_UP_TIMEOUT_S: Final = (
+    2.0  # a rollback, a reset, a goodbye: one round trip; then it is dropped
+)
 
 _GUARDS: Final = {
-    "statement_timeout": "30s",
     "idle_in_transaction_session_timeout": "10s",
     "lock_timeout": "10s",
     "jit": "off",
@@ -43,6 +53,7 @@ _GONE: Final = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # the driver's own confusion, when the server ends a session in the midst of a call
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # shut down, crashed, not up yet, cancelled
     asyncpg.PostgresSystemError,
@@ -61,36 +72,116 @@ def driver_errors() -> Iterator[None]:
     """Raise StoreUnavailable for what a repetition may cure, StoreError for the rest; LivesElsewhere: see refusals."""
     try:
         yield
+    except asyncpg.CannotConnectNowError as error:
+        raise StoreStarting("the database is starting, or recovering") from error
+    except asyncpg.QueryCanceledError as error:
+        raise CallTooLong("the database has given up a call that took too long") from error
+    except asyncpg.ProtocolViolationError as error:  # a pooler's word for a parameter of ours
+        told = (
+            f"the connection was refused: {error}; docs/scaling.md says what a pooler must let pass"
+        )
+        raise StoreUnavailable(told) from error
     except _GONE as error:
         raise StoreUnavailable(f"the database did not answer: {type(error).__name__}") from error
-    except (
-        asyncpg.CheckViolationError
-    ) as error:  # the schema has one check: that mirrors are read-only
-        raise LivesElsewhere from error
-    except asyncpg.UniqueViolationError as error:
-        if error.constraint_name == TOMBSTONES:  # see tombstones_v1.sql
-            raise RunExists from error
-        raise StoreError(f"the database refused: {type(error).__name__}: {error}") from error
     except asyncpg.PostgresError as error:
-        raise StoreError(f"the database refused: {type(error).__name__}: {error}") from error
+        raise _refusal(error) from error
+
+
+def _refusal(error: asyncpg.PostgresError) -> Exception:
+    """Say what it means that Postgres does not do what it was told."""
+    match error:
+        case asyncpg.CheckViolationError():  # the schema has one: that mirrors are read-only
+            return LivesElsewhere()
+        case asyncpg.UniqueViolationError() if error.constraint_name == TOMBSTONES:
+            return RunExists()  # see tombstones_v1.sql
+        case asyncpg.ProgramLimitExceededError() if "NOTIFY queue" in str(error):
+            # What is told after a commit that stands: see commit_turns_v1.sql.
+            return StoreUnavailable("the database cannot notify: its queue is full")
+        case _:
+            return StoreError(f"the database refused: {type(error).__name__}: {error}")
+
+
+class Pool(asyncpg.Pool):  # a subclass: the driver takes no defaults for these two
+    """Connections for cold queries; a call waits for one, and gives it back, within a time."""
+
+    def acquire(self, *, timeout: float | None = None) -> Any:
+        """Take a connection, now or as soon as one is free."""
+        return super().acquire(timeout=timeout or ACQUIRE_TIMEOUT_S)
+
+    async def release(
+        self,
+        connection: Any,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - the driver's
+    ) -> None:
+        """Give a connection back; the driver drops one that does not let itself be reset."""
+        with suppress(*_GONE):
+            await super().release(connection, timeout=timeout or CLEAN_UP_TIMEOUT_S)
+
+
+@asynccontextmanager
+async def transaction(
+    connection: asyncpg.Connection | asyncpg.pool.PoolConnectionProxy,
+    *,
+    isolation: Literal["read_committed", "repeatable_read"] = "read_committed",
+    readonly: bool = False,
+) -> AsyncIterator[None]:
+    """Commit at the end of the block, or roll back; a connection that does not let itself be rolled back is dropped."""
+    begun = connection.transaction(isolation=isolation, readonly=readonly)
+    await begun.start()
+    try:
+        yield
+    except BaseException:
+        try:
+            async with asyncio.timeout(CLEAN_UP_TIMEOUT_S):
+                await begun.rollback()
+        except _GONE:
+            connection.terminate()
+        raise
+    await begun.commit()
+
+
+def _told(role: str, limit_s: float) -> dict[str, str]:
+    return {
+        "application_name": f"smithers-{role}",
+        "statement_timeout": f"{limit_s * SERVER_SHARE * 1000:.0f}ms",
+        **_GUARDS,
+    }
 
 
 async def connect(
-    dsn: str, *, role: str, settings: dict[str, str] | None = None
+    dsn: str,
+    *,
+    role: str,
+    settings: dict[str, str] | None = None,
+    limit_s: float | None = None,
 ) -> asyncpg.Connection:
-    """Open one connection; `role` is what pg_stat_activity shows it for."""
+    """Open one connection; `role` is what pg_stat_activity shows it for, `limit_s` how long a call may take."""
+    limit_s = limit_s or COMMAND_TIMEOUT_S
     with driver_errors():
         return await asyncpg.connect(
             check_dsn(dsn),
             timeout=CONNECT_TIMEOUT_S,
-            command_timeout=COMMAND_TIMEOUT_S,
-            server_settings={"application_name": f"smithers-{role}", **_GUARDS, **(settings or {})},
+            command_timeout=limit_s,
+            statement_cache_size=statement_cache_size(dsn),
+            server_settings={**_told(role, limit_s), **(settings or {})},
         )
 
 
-async def connect_hot(dsn: str, *, role: str) -> asyncpg.Connection:
+@asynccontextmanager
+async def open_connection(dsn: str, *, role: str) -> AsyncIterator[asyncpg.Connection]:
+    """Open one connection for as long as the block takes."""
+    connection = await connect(dsn, role=role)
+    try:
+        yield connection
+    finally:
+        with suppress(*_GONE):
+            await connection.close(timeout=CLEAN_UP_TIMEOUT_S)
+
+
+async def connect_hot(dsn: str, *, role: str, limit_s: float | None = None) -> asyncpg.Connection:
     """Open a connection for one hot statement."""
-    return await connect(dsn, role=role, settings=PLANS_MADE_ONCE)
+    return await connect(dsn, role=role, settings=PLANS_MADE_ONCE, limit_s=limit_s)
 
 
 async def connect_listening(dsn: str, *, role: str) -> asyncpg.Connection:
@@ -99,23 +190,30 @@ async def connect_listening(dsn: str, *, role: str) -> asyncpg.Connection:
 
 
 @asynccontextmanager
-async def open_pool(dsn: str, *, role: str, max_size: int) -> AsyncIterator[asyncpg.Pool]:
+async def open_pool(dsn: str, *, role: str, max_size: int) -> AsyncIterator[Pool]:
     """Open a pool for cold queries."""
+    pool = Pool(
+        check_dsn(dsn),
+        min_size=0,
+        max_size=max_size,
+        max_queries=MAX_QUERIES,
+        max_inactive_connection_lifetime=IDLE_S,
+        loop=None,
+        connection_class=asyncpg.Connection,
+        record_class=asyncpg.Record,
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=COMMAND_TIMEOUT_S,
+        statement_cache_size=statement_cache_size(dsn),
+        server_settings=_told(role, COMMAND_TIMEOUT_S),
+    )
     with driver_errors():
-        pool = await asyncpg.create_pool(
-            check_dsn(dsn),
-            min_size=0,
-            max_size=max_size,
-            timeout=CONNECT_TIMEOUT_S,
-            command_timeout=COMMAND_TIMEOUT_S,
-            server_settings={"application_name": f"smithers-{role}", **_GUARDS},
-        )
+        await pool
     try:
         yield pool
     finally:
         # A query that hangs must not hold up the end of the process.
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(END_TIMEOUT_S):
                 await pool.close()
         except TimeoutError:
             pool.terminate()

@@ -9,6 +9,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from smithers.errors import StoreError
 
 _SCHEMES: Final = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
+_CACHE_SIZE: Final = "statement_cache_size"  # how many statements a connection keeps prepared
+_DEFAULT_CACHE_SIZE: Final = 100
 _QUERY_OF_SQLALCHEMY: Final = frozenset({"host", "port"})
 
 
@@ -23,7 +25,27 @@ def check_dsn(dsn: str) -> str:
         raise InvalidDatabaseUrl(
             f"a database URL starts with postgresql://, not with {parts.scheme or 'nothing'}://"
         )
-    return urlunsplit(parts._replace(scheme="postgresql"))
+    kept = [(key, value) for key, value in parse_qsl(parts.query) if key != _CACHE_SIZE]
+    query = urlencode(kept, safe="/:") if _CACHE_SIZE in parts.query else parts.query
+    return urlunsplit(parts._replace(scheme="postgresql", query=query))
+
+
+def statement_cache_size(dsn: str) -> int:
+    """Return how many statements a connection is to keep prepared; raises InvalidDatabaseUrl."""
+    text = dict(parse_qsl(urlsplit(dsn).query)).get(_CACHE_SIZE, str(_DEFAULT_CACHE_SIZE))
+    if not (text.isascii() and text.isdigit()):
+        raise InvalidDatabaseUrl(f"{_CACHE_SIZE} in a database URL is a whole number")
+    return int(text)
+
+
+def unprepared(dsn: str) -> str:
+    """Return the URL with the word that no statement is kept prepared, unless it says itself how many are."""
+    parts = urlsplit(dsn)
+    if _CACHE_SIZE in dict(parse_qsl(parts.query)):
+        return dsn
+    return urlunsplit(
+        parts._replace(query="&".join(filter(None, [parts.query, f"{_CACHE_SIZE}=0"])))
+    )
 
 
 def sqlalchemy_url(dsn: str) -> str:

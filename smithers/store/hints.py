@@ -2,7 +2,8 @@
 
 Never sent inside a transaction that matters: a notifying commit takes a lock for the whole cluster and holds it over the
 flush, which ends group commit. One connection a process both listens and notifies; what piled up while the last NOTIFY
-was under way goes out in one.
+was under way goes out in one. What a worker's commit changes is told in the commit's own round trip, after it: see
+migrations/functions/commit_turns_v1.sql.
 """
 
 import asyncio
@@ -99,12 +100,9 @@ class Hints:
             self._arrived.clear()
             while self._pending and not connection.is_closed():
                 pending, self._pending = self._pending, {}
-                hints = [
-                    (channel, text) for channel in pending for text in _payloads(pending[channel])
-                ]
                 try:
                     with driver_errors():
-                        await connection.fetch(NOTIFY, *map(list, zip(*hints, strict=True)))
+                        await connection.fetch(NOTIFY, *pack_hints(pending))
                 except StoreUnavailable:
                     for channel, names in pending.items():
                         self.send(channel, names)  # the next connection says it
@@ -116,6 +114,12 @@ def _hear(listener: Listener) -> Callable[[object, int, str, object], None]:
         listener(frozenset(str(payload).split(" ")))
 
     return callback
+
+
+def pack_hints(hints: Mapping[Channel, Iterable[str]]) -> tuple[list[str], list[str]]:
+    """Return the channels and payloads of the notifications that say all of this."""
+    packed = [(channel, text) for channel in hints for text in _payloads(hints[channel])]
+    return [channel for channel, _ in packed], [text for _, text in packed]
 
 
 def _payloads(names: Iterable[str]) -> list[str]:

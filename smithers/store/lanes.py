@@ -13,7 +13,7 @@ from typing import Final, Generic, Self, TypeVar
 
 import asyncpg
 
-from smithers.errors import StoreUnavailable
+from smithers.errors import StoreError, StoreUnavailable
 from smithers.store.connections import COMMAND_TIMEOUT_S, connect_hot, driver_errors
 
 Item = TypeVar("Item")
@@ -37,12 +37,17 @@ class Lane(Generic[Item, Result]):
             [asyncpg.Connection, Sequence[Item]], Awaitable[Sequence[Result | Exception]]
         ],
         max_batch: int = MAX_BATCH,
+        limit_s: float | None = None,
     ) -> None:
-        """`flush` answers one result for each item, in order; an exception there is that item's alone."""
+        """`flush` answers one result for each item, in order; an exception there is that item's alone.
+
+        `limit_s`: how long a call may take, by default as long as any.
+        """
         self._dsn = dsn
         self._role = role
         self._flush = flush
         self._max_batch = max_batch
+        self._limit_s = limit_s or COMMAND_TIMEOUT_S
         self._room = max_batch  # of the next batch: one after a failure, then twice as many
         self._is_closed = False
         self._queue: list[tuple[Item, asyncio.Future[Result]]] = []
@@ -106,8 +111,10 @@ class Lane(Generic[Item, Result]):
         try:
             with driver_errors():
                 if self._connection is None or self._connection.is_closed():
-                    self._connection = await connect_hot(self._dsn, role=self._role)
-                async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                    self._connection = await connect_hot(
+                        self._dsn, role=self._role, limit_s=self._limit_s
+                    )
+                async with asyncio.timeout(self._limit_s):
                     results = await self._flush(self._connection, [item for item, _ in batch])
             self._room = min(2 * self._room, self._max_batch)
         except StoreUnavailable as error:
@@ -116,6 +123,8 @@ class Lane(Generic[Item, Result]):
             self._drop_connection()
             results = [error] * len(batch)
         except Exception as error:  # noqa: BLE001 - the lane outlives any batch; the submitters are told
+            if not isinstance(error, StoreError):
+                self._drop_connection()  # whatever it is in the midst of
             results = [error] * len(batch)
         except asyncio.CancelledError:
             for _, future in batch:

@@ -19,7 +19,7 @@ import orjson
 
 from smithers.events import EventType, correlation_json, event_parts
 from smithers.ids import RunId
-from smithers.store.connections import connect_hot, driver_errors
+from smithers.store.connections import connect_hot, driver_errors, transaction
 from smithers.store.descriptions import keep_source
 from smithers.store.starts import RunStart, start_runs
 
@@ -212,7 +212,7 @@ class MirrorStore:
     ) -> _Changes:
         seqs = [positions.get(run_id, NOWHERE)[0] for run_id in run_ids]
         changes = _Changes()
-        async with self._own.transaction(isolation="repeatable_read", readonly=True):
+        async with transaction(self._own, isolation="repeatable_read", readonly=True):
             changes.runs = await self._own.fetch(READ_RUNS, run_ids, seqs)
             if not changes.runs:
                 return changes
@@ -249,7 +249,7 @@ class MirrorStore:
         run_ids = [run["run_id"] for run in changes.runs]
         ends = [changes.ends[run_id] for run_id in run_ids]
         partial = [end < run["last_seq"] for run, end in zip(changes.runs, ends, strict=True)]
-        async with self._home.transaction():
+        async with transaction(self._home):
             await self._home.execute(DELETE_RUNS, self._name, run_ids)
             rows = await self._home.fetch(
                 INSERT_RUNS, self._name, [run["row"] for run in changes.runs], ends, partial

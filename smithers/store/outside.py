@@ -81,7 +81,9 @@ class CancelOutcome(StrEnum):
     """How far a cancel got at once."""
 
     CANCELLED = "cancelled"  # nobody held the run: it has ended
-    REQUESTED = "requested"  # its owner must end it, and may commit no other end
+    REQUESTED = (
+        "requested"  # its owner, or who claims it next, must end it, and may commit no other end
+    )
 
 
 class ResumeOutcome(StrEnum):
@@ -148,14 +150,18 @@ async def send_signal(lane: OutsideLane, signal: SignalSent) -> SignalRecord:
     return cast("SignalRecord", await lane.submit(signal))
 
 
-async def cancel_run(pool: asyncpg.Pool, run_id: RunId) -> CancelOutcome:
-    """Cancel a run, or ask its owner to; again while that is under way is the same."""
+async def cancel_run(pool: asyncpg.Pool, run_id: RunId) -> tuple[CancelOutcome, str | None]:
+    """Cancel a run, or ask its owner to; again while that is under way is the same.
+
+    Also names the queue of a parked run that somebody must claim first, because it has to clean up; else None.
+    """
     with driver_errors():
         row = await pool.fetchrow(CANCEL_RUN, run_id)
     outcome = _word(row)
-    if outcome in {"not-found", "not-active"}:
+    if row is None or outcome in {"not-found", "not-active"}:
         raise RunNotFound if outcome == "not-found" else RunNotActive
-    return CancelOutcome(outcome)
+    is_due = outcome == CancelOutcome.REQUESTED and not row["is_owned"]
+    return CancelOutcome(outcome), row["queue"] if is_due else None
 
 
 async def resume_run(pool: asyncpg.Pool, resume: Resume) -> tuple[ResumeOutcome, str]:

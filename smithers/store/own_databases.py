@@ -11,7 +11,7 @@ from typing import Final
 import asyncpg
 
 from smithers.ids import RunId
-from smithers.store.connections import connect, driver_errors
+from smithers.store.connections import driver_errors, open_connection, transaction
 from smithers.store.hints import Channel
 from smithers.store.refusals import RunExists
 from smithers.store.starts import IdempotencyKey, RunStart, take_key
@@ -64,13 +64,10 @@ async def use_own_database(pool: asyncpg.Pool, name: str) -> None:
 
 async def is_same_database(pool: asyncpg.Pool, dsn: str) -> bool:
     """Say whether a URL leads to the database of the pool."""
-    connection = await connect(dsn, role="start")
-    try:
+    async with open_connection(dsn, role="start") as connection:
         with driver_errors():
             there = await connection.fetchval(IDENTIFY_DATABASE)
             return bool(there == await pool.fetchval(IDENTIFY_DATABASE))
-    finally:
-        await connection.close()
 
 
 async def find_home(pool: asyncpg.Pool, run_id: RunId) -> str | None:
@@ -89,7 +86,7 @@ async def reserve_run(
     the id is taken in another database, KeyReused where the key came with another request.
     """
     with driver_errors():
-        async with pool.acquire() as connection, connection.transaction():
+        async with pool.acquire() as connection, transaction(connection):
             if key is not None:
                 first = await take_key(connection, start.run_id, key)
                 if first is not None:

@@ -6,7 +6,8 @@ from uuid import UUID
 
 import asyncpg
 
-from smithers.ids import WorkerId
+from smithers.events import EventType
+from smithers.ids import RunId, WorkerId
 from smithers.store.connections import driver_errors
 
 HEARTBEAT_LIMIT_S: Final = 30
@@ -27,6 +28,16 @@ WHERE worker_id = ANY ($1) AND dead_at IS NULL RETURNING worker_id
 
 # -- name: bury_worker
 BURY_WORKER: Final = "SELECT queue, run_count FROM smithers.bury_worker_v1($1, $2)"
+
+# -- name: list_crash_events
+# What the burial of a worker whose parent saw it end has written of the runs that it failed. A burial's epoch is nobody
+# else's, so that these are all of them; and where others buried the worker, they have failed no run.
+LIST_CRASH_EVENTS: Final = """
+SELECT e.run_id, e.payload::json ->> 'type' AS type
+FROM smithers.workers w JOIN smithers.runs r ON r.finished_at = w.dead_at AND r.status = 'failed'
+    JOIN smithers.events e ON e.run_id = r.run_id AND e.epoch = r.epoch
+WHERE w.worker_id = $1 AND w.death LIKE 'exit-%' ORDER BY e.run_id, e.seq
+"""
 
 # -- name: list_living
 # All workers that count as alive: a pool looks among them for those of its own boot whose process is gone, and for those
@@ -102,6 +113,15 @@ async def bury_worker(pool: asyncpg.Pool, worker_id: WorkerId, death: str) -> di
     with driver_errors():
         rows = await pool.fetch(BURY_WORKER, worker_id, death)
     return {row["queue"]: row["run_count"] for row in rows}
+
+
+async def list_crash_events(
+    pool: asyncpg.Pool, worker_id: WorkerId
+) -> list[tuple[RunId, EventType]]:
+    """List the events of the runs that a worker's burial has failed, after it."""
+    with driver_errors():
+        rows = await pool.fetch(LIST_CRASH_EVENTS, worker_id)
+    return [(row["run_id"], EventType(row["type"])) for row in rows]
 
 
 async def list_living(pool: asyncpg.Pool) -> list[LivingWorker]:

@@ -13,7 +13,7 @@ from typing import Final
 
 import asyncpg
 
-from smithers.store.connections import connect, driver_errors
+from smithers.store.connections import driver_errors, open_connection, transaction
 
 BATCH_RUNS: Final = 100
 BATCH_EVENTS: Final = 10_000  # a larger run is a batch by itself
@@ -111,10 +111,9 @@ async def prune(dsn: str, older_than: timedelta) -> Pruned:
 
     Raises StoreError; what was removed until then stays removed.
     """
-    connection = await connect(dsn, role="retention")
     loop = asyncio.get_running_loop()
     run_count = event_count = 0
-    try:
+    async with open_connection(dsn, role="retention") as connection:
         while True:
             began = loop.time()
             batch = await prune_batch(connection, older_than)
@@ -124,8 +123,6 @@ async def prune(dsn: str, older_than: timedelta) -> Pruned:
             event_count += batch.event_count
             await asyncio.sleep(REST_S + REST * (loop.time() - began))
         source_count = 0 if batch is None else await prune_rest(connection, older_than)
-    finally:
-        await connection.close()
     return Pruned(
         run_count=run_count,
         event_count=event_count,
@@ -137,7 +134,7 @@ async def prune(dsn: str, older_than: timedelta) -> Pruned:
 async def prune_batch(connection: asyncpg.Connection, older_than: timedelta) -> Pruned | None:
     """Remove a few runs, those that ended first; None: another process is at it."""
     with driver_errors():
-        async with connection.transaction():
+        async with transaction(connection):
             if not await connection.fetchval(TAKE_TURN, RETENTION_LOCK):
                 return None
             await connection.execute(ALLOW_TIME, f"{BATCH_TIMEOUT_S:.0f}s")
@@ -160,12 +157,9 @@ async def prune_rest(connection: asyncpg.Connection, older_than: timedelta) -> i
 
 async def count_prunable(dsn: str, older_than: timedelta) -> Pruned:
     """Say how much `prune` would remove."""
-    connection = await connect(dsn, role="retention")
-    try:
+    async with open_connection(dsn, role="retention") as connection:
         with driver_errors():
             row = await connection.fetchrow(COUNT_PRUNABLE, older_than)
-    finally:
-        await connection.close()
     assert row is not None
     return Pruned(run_count=row["run_count"], event_count=row["event_count"])
 

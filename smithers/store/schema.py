@@ -15,7 +15,7 @@ import asyncpg
 
 import smithers
 from smithers.errors import StoreError
-from smithers.store.connections import connect
+from smithers.store.connections import CONNECT_TIMEOUT_S, driver_errors, open_connection
 from smithers.store.dsn import sqlalchemy_url
 from smithers.store.revisions import read_revisions
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 _LOCK_TIMEOUT_S: Final = 60
+_STATEMENT_TIMEOUT_S: Final = 3600.0  # one may go over all of a large table
 
 
 class SchemaMismatch(StoreError):
@@ -62,11 +63,12 @@ def head_revision() -> str:
 
 async def find_revision(connection: asyncpg.Connection) -> str | None:
     """Read which migration the database is at; None where there is no schema."""
-    if await connection.fetchval("SELECT to_regclass('smithers.alembic_version')") is None:
-        return None
-    revision: str | None = await connection.fetchval(
-        "SELECT version_num FROM smithers.alembic_version"
-    )
+    with driver_errors():
+        if await connection.fetchval("SELECT to_regclass('smithers.alembic_version')") is None:
+            return None
+        revision: str | None = await connection.fetchval(
+            "SELECT version_num FROM smithers.alembic_version"
+        )
     return revision
 
 
@@ -78,7 +80,11 @@ async def run_alembic(dsn: str, action: "Callable[[Config], None]") -> None:
     engine = create_async_engine(
         sqlalchemy_url(dsn),
         poolclass=NullPool,
-        connect_args={"server_settings": {"lock_timeout": f"{_LOCK_TIMEOUT_S}s"}},
+        connect_args={
+            "timeout": CONNECT_TIMEOUT_S,
+            "command_timeout": _STATEMENT_TIMEOUT_S,
+            "server_settings": {"lock_timeout": f"{_LOCK_TIMEOUT_S}s"},
+        },
     )
     try:
         async with engine.begin() as connection:
@@ -108,12 +114,10 @@ async def require_schema(connection: asyncpg.Connection) -> None:
 
 async def settle_schema(dsn: str, *, migrate: bool) -> None:
     """Return when the schema is at head or newer; raises SchemaMismatch where it is older and must stay so."""
-    connection = await connect(dsn, role="start")
-    try:
-        await require_schema(connection)
-    except SchemaMismatch:
-        if not migrate:
-            raise
-        await asyncio.to_thread(upgrade_schema, dsn)
-    finally:
-        await connection.close()
+    async with open_connection(dsn, role="start") as connection:
+        try:
+            await require_schema(connection)
+        except SchemaMismatch:
+            if not migrate:
+                raise
+            await asyncio.to_thread(upgrade_schema, dsn)

@@ -1,4 +1,4 @@
-"""Start runs: the row, what was asked, event 0 and the wake-up, in one transaction, before anybody is told.
+"""Start runs: the row, what was asked, event 0 and the wake-up, in one transaction; then those who claim are told.
 
 Uniqueness is the constraint's, never a SELECT's: of any number of starts with one run id exactly one wins. Starts that
 come in while others are being committed share the next transaction (see lanes).
@@ -13,7 +13,8 @@ import asyncpg
 
 from smithers.errors import StoreError, StoreUnavailable
 from smithers.ids import RunId, SourceHash
-from smithers.store.connections import driver_errors
+from smithers.store.connections import driver_errors, transaction
+from smithers.store.hints import Channel, pack_hints
 from smithers.store.lanes import Lane
 from smithers.store.refusals import KeyReused, RunExists
 
@@ -57,6 +58,10 @@ StartLane = Lane[RunStart, bool]
 # One call for all that piled up; who is not among the returned came second.
 START_RUNS: Final = "SELECT run_id FROM smithers.start_runs_v1($1::smithers.run_start_v1[])"
 
+# -- name: start_and_tell
+# The same, and then the notifications, in one round trip; see migrations/functions/start_and_tell_v1.sql.
+START_AND_TELL: Final = "CALL smithers.start_and_tell_v1($1::smithers.run_start_v1[], $2, $3, NULL)"
+
 # -- name: reserve_key
 # A rival with the same key waits here until the first has committed (and then gets no row) or was rolled back.
 RESERVE_KEY: Final = """
@@ -82,11 +87,11 @@ def open_start_lane(dsn: str) -> StartLane:
 async def start_runs(
     connection: asyncpg.Connection, starts: Sequence[RunStart]
 ) -> Sequence[bool | Exception]:
-    """Say of each start whether it won; of equal ids in one batch the first does."""
+    """Say of each start whether it won; of equal ids in one batch the first does. Who claims them has been told."""
     unique: dict[RunId, RunStart] = {}
     for start in starts:
         unique.setdefault(start.run_id, start)
-    outcomes = await each_on_its_own(connection, list(unique.values()), _start_unique)
+    outcomes = await each_on_its_own(connection, list(unique.values()), _start_and_tell)
     by_id = dict(zip(unique, outcomes, strict=True))
     return [
         by_id[start.run_id] if unique[start.run_id] is start else _second(by_id[start.run_id])
@@ -97,13 +102,13 @@ async def start_runs(
 async def start_with_key(
     pool: asyncpg.Pool, start: RunStart, *, idempotency_key: str, request_hash: str
 ) -> RunId:
-    """Start a run once for a key, and name the run that it stands for.
+    """Start a run once for a key, and name the run that it stands for; nobody has been told.
 
     Key and run are one transaction: no crash leaves one without the other. Raises KeyReused where the key came with
     another request, RunExists where the run id was taken without this key.
     """
     with driver_errors():
-        async with pool.acquire() as connection, connection.transaction():
+        async with pool.acquire() as connection, transaction(connection):
             key = IdempotencyKey(idempotency_key, request_hash)
             first = await take_key(connection, start.run_id, key)
             if first is not None:
@@ -160,6 +165,14 @@ async def _start_unique(
     rows = await connection.fetch(START_RUNS, [_as_tuple(start) for start in starts])
     new = {row["run_id"] for row in rows}
     return [start.run_id in new for start in starts]
+
+
+async def _start_and_tell(
+    connection: asyncpg.Connection, starts: Sequence[RunStart]
+) -> Sequence[bool]:
+    hints = pack_hints({Channel.DUE: {start.queue for start in starts}})
+    new = await connection.fetchval(START_AND_TELL, [_as_tuple(start) for start in starts], *hints)
+    return [start.run_id in (new or ()) for start in starts]
 
 
 def _second(outcome: bool | Exception) -> bool | Exception:

@@ -27,7 +27,7 @@ class ToolCallRow:
     error: str | None
     started_ms: int
     finished_ms: int | None
-    is_recallable: bool  # every attempt since, its own included, was lost or is under way
+    is_recallable: bool  # every attempt since, its own included, was lost, parked or is under way
 
 
 # -- name: list_tool_calls
@@ -41,7 +41,8 @@ LIST_TOOL_CALLS: Final = """
                t.error, smithers.to_ms(t.started_at) AS started_ms, smithers.to_ms(t.finished_at) AS finished_ms,
                t.attempt > coalesce(
                    (SELECT max(a.attempt) FROM smithers.attempts a
-                    WHERE a.run_id = $1 AND a.node_id = $2 AND a.iteration = $3 AND a.state <> 'lost'), 0) AS is_recallable
+                    WHERE a.run_id = $1 AND a.node_id = $2 AND a.iteration = $3
+                        AND a.state NOT IN ('lost', 'parked')), 0) AS is_recallable
         FROM smithers.tool_calls t
         WHERE t.run_id = $1 AND t.node_id = $2 AND t.iteration = $3
         ORDER BY t.attempt DESC, t.call_no DESC

@@ -41,6 +41,7 @@ class ParkedRun:
     source_hash: SourceHash
     input: str
     auth: str | None
+    config: str
     carried: str | None  # JSON: what the run that it goes on for has handed over
 
 
@@ -68,7 +69,7 @@ ORDER BY newest.workflow_name LIMIT $2
 # In the order of the ids, page by page: what is parked or goes on meanwhile shifts nobody else.
 LIST_PARKED_RUNS: Final = """
 SELECT r.run_id, r.status, q.workflow_name, q.workflow_path, q.workflow_export, q.source_hash, q.input, q.auth,
-       q.carried
+       q.config, q.carried
 FROM smithers.runs r JOIN smithers.run_requests q USING (run_id)
 WHERE r.status = ANY ($1) AND r.run_id > $2
 ORDER BY r.run_id LIMIT $3

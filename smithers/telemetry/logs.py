@@ -6,7 +6,7 @@ that belongs to a run or a request carries `trace_id` and `span_id`; in a task's
 
 import logging
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 from structlog.typing import EventDict
@@ -15,8 +15,9 @@ from smithers.current import CURRENT
 from smithers.telemetry.tracing import find_current
 
 
-def configure_logging(log_format: str, level: str) -> None:
-    """Set up this process's logs, to stderr; `log_format`: json or pretty."""
+def configure_logging(log_format: str, level: str, stream: TextIO | None = None) -> None:
+    """Set up this process's logs, to stderr where no stream is given; `log_format`: json or pretty."""
+    stream = stream or sys.stderr
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         _add_place,
@@ -26,7 +27,7 @@ def configure_logging(log_format: str, level: str) -> None:
         structlog.processors.format_exc_info,
     ]
     renderer: Any = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=20)
+        structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=20)
         if log_format == "pretty"
         else structlog.processors.JSONRenderer()
     )
@@ -36,7 +37,7 @@ def configure_logging(log_format: str, level: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -9,7 +9,7 @@ from smithers.errors import SmithersError
 PROTOCOLS: Final = ("http/protobuf", "grpc")
 DELAY_S: Final = 1.0  # what ended within it is lost with a process that is killed; an export costs 2 ms, however small
 MAX_QUEUE: Final = 8_192
-MAX_BATCH: Final = 512
+MAX_BATCH: Final = 2_048
 
 
 class InvalidTelemetry(SmithersError):

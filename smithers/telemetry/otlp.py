@@ -71,6 +71,7 @@ def encode_request(
     )
 
 
+@lru_cache(maxsize=512, typed=True)  # names and states come again and again; 1 is not True
 def _attribute(number: int, key: str, value: Value) -> bytes:
     match value:
         case bool():

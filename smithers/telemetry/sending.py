@@ -96,13 +96,14 @@ class Sender:
             self._arrived.wait()
             self._stopping.wait(self._settings.delay_s)
             self._arrived.clear()
-            while batch := self._take():
-                self._send(batch)
+            self._send_waiting()
+        self._send_waiting()  # what was put while the last of it left
 
-    def _take(self) -> list[bytes]:
-        return [
-            self._queue.popleft() for _ in range(min(len(self._queue), self._settings.max_batch))
-        ]
+    def _send_waiting(self) -> None:
+        # What comes meanwhile waits for the next time: a busy process would else send without a pause, a few at a time.
+        count, most = len(self._queue), self._settings.max_batch
+        for start in range(0, count, most):
+            self._send([self._queue.popleft() for _ in range(min(most, count - start))])
 
     def _send(self, batch: Sequence[bytes]) -> None:
         request = encode_request(self._resource, SCOPE, version("smithers-gateway"), batch)

@@ -18,7 +18,7 @@ from smithers.store.embedded.temporary import open_temporary_postgres
 from smithers.store.schema import upgrade_schema
 from smithers.testing.stage import MAX_LISTED, People, Question, Saying, Stage, open_stage
 from smithers.workflow import Workflow
-from worker.descendants import BodyLoop
+from worker.loops import BodyLoop
 
 WAIT_LIMIT_S: Final = 30.0
 

@@ -17,7 +17,7 @@ from smithers.ids import NodeId, RunId, SourceHash, WorkerId
 from smithers.outputs import encode_output
 from smithers.source.loading import find_workflow
 from smithers.store import node_reads, outside, rehearsals, starts
-from smithers.store.connections import Pool, connect, open_pool
+from smithers.store.connections import Pool, open_connection, open_pool
 from smithers.store.forms import Answer, answer_form, read_form
 from smithers.store.owners import register_worker
 from smithers.store.refusals import RunExists
@@ -26,7 +26,7 @@ from smithers.store.worker_store import open_worker_store
 from smithers.telemetry.names import Role
 from smithers.telemetry.sheet import Sheet
 from smithers.workflow import Workflow
-from worker.attempts import Bodies
+from worker.bodies import Bodies
 from worker.claimer import Claimer
 from worker.clock import DatabaseClock
 from worker.executor import Tools
@@ -245,8 +245,7 @@ async def open_stage(exits: AsyncExitStack, dsn: str, root_dir: Path) -> Stage:
     """Set up a stage on a database; `exits` takes it down."""
     worker_id = WorkerId(uuid4())
     pool = await exits.enter_async_context(open_pool(dsn, role="rehearsal", max_size=2))
-    connection = await connect(dsn, role="rehearsal")
-    exits.push_async_callback(connection.close)
+    connection = await exits.enter_async_context(open_connection(dsn, role="rehearsal"))
     process = identify(os.getpid())
     assert process is not None
     await register_worker(pool, worker_id, pool_id=uuid4(), process=process, queues=(QUEUE,))

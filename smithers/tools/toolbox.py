@@ -5,6 +5,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, TypeVar
 
+from smithers.engine.turn import TokenUsage
 from smithers.errors import SmithersError
 from smithers.source.beneath import RootDirectory
 
@@ -68,16 +69,6 @@ class PreviousCall:
     error: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenUsage:
-    """What a model took in and put out."""
-
-    agent: str
-    model: str
-    input_tokens: int
-    output_tokens: int
-
-
 @dataclass(frozen=True, slots=True)
 class CurrentCall:
     """The tool call under way."""
@@ -125,6 +116,9 @@ class Toolbox(Protocol):
 
     def report_usage(self, usage: TokenUsage) -> None:
         """Tell what a model used up; kept together with the end of the call that is recorded next."""
+
+    def say(self, text: str) -> None:
+        """Pass on what a model is saying: in a moment it is among the run's events."""
 
     async def run_command(self, command: Command) -> CommandEnd:
         """Run a program in the jail; raises ToolError. All of its processes are dead when this returns or raises."""

@@ -5,6 +5,7 @@ Elements are values: making one does nothing. Children may be nested iterables; 
 """
 
 from smithers.tree.asks import Ask, name_of
+from smithers.tree.budgets import Budget, Price, Spent
 from smithers.tree.checks import SCOPE_MARK
 from smithers.tree.groups import (
     Branch,
@@ -39,6 +40,7 @@ __all__ = [
     "ApprovalMode",
     "Ask",
     "Branch",
+    "Budget",
     "Cache",
     "CacheScope",
     "Child",
@@ -52,10 +54,12 @@ __all__ = [
     "OnMaxReached",
     "OnTimeout",
     "Parallel",
+    "Price",
     "Retry",
     "Saga",
     "Sequence",
     "Signal",
+    "Spent",
     "Step",
     "Subflow",
     "Task",

@@ -19,9 +19,19 @@ class Ask:
     prompt: str | Callable[..., Any]  # called with what the task needs
     tools: tuple[Any, ...]
     repairs: int  # how often an agent may answer again when its answer does not fit
+    is_streamed: bool  # what models say is passed on as they say it
 
     @classmethod
-    def of(cls, agent: Any, prompt: Any, *, tools: Sequence[Any], repairs: int, where: str) -> Self:
+    def of(
+        cls,
+        agent: Any,
+        prompt: Any,
+        *,
+        tools: Sequence[Any],
+        repairs: int,
+        is_streamed: bool,
+        where: str,
+    ) -> Self:
         """Put a question together; raise InvalidTree for one that cannot be asked."""
         agents = (
             tuple(agent) if isinstance(agent, Sequence) and not isinstance(agent, str) else (agent,)
@@ -40,7 +50,7 @@ class Ask:
             raise InvalidTree(f"{where} needs a prompt: a text, or a function that returns one")
         if repairs < 0:
             raise InvalidTree(f"{where}: a number of repairs is not negative")
-        return cls(agents, prompt, tuple(tools), repairs)
+        return cls(agents, prompt, tuple(tools), repairs, is_streamed)
 
     @property
     def names(self) -> tuple[str, ...]:

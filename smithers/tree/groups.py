@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from smithers.errors import InvalidTree
+from smithers.tree.budgets import Budget
 from smithers.tree.checks import check_id
 from smithers.tree.policies import OnFailure, OnMaxReached
 from smithers.tree.runs import ContinueAsNew, Subflow
@@ -112,7 +113,17 @@ class Saga:
         self.on_failure = OnFailure(on_failure)
 
 
-Leaf = Task[Any] | Approval | HumanTask[Any] | Signal[Any] | Timer | Subflow[Any] | ContinueAsNew
+# A budget is no child: it stands beside the tree of its workflow.
+Leaf = (
+    Task[Any]
+    | Approval
+    | HumanTask[Any]
+    | Signal[Any]
+    | Timer
+    | Subflow[Any]
+    | ContinueAsNew
+    | Budget
+)
 Group = Sequence | Parallel | Branch | Loop | Try | Saga
 Element = Leaf | Group
 Child = Element | None | bool | Iterable["Child"]

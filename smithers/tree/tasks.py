@@ -46,6 +46,7 @@ class Task(Generic[Output]):
         prompt: str | Callable[..., Any] | None = None,
         tools: Sequence[Any] = (),
         repairs: int = REPAIRS,
+        stream: bool = False,
         output: type[Output] | None = None,
         needs: Mapping[str, str] | None = None,
         depends_on: Iterable[str] = (),
@@ -70,7 +71,8 @@ class Task(Generic[Output]):
 
         `agent` instead of `do`: a pydantic-ai agent, or a `smithers.agents.Agent`; of several, the next is asked when one
         raises. `prompt`: a text, or a function of what the task `needs`. `tools`: what the agent may call besides its own.
-        `repairs`: how often an answer that does not fit `output` is given back to the agent.
+        `repairs`: how often an answer that does not fit `output` is given back to the agent. `stream`: what the models of
+        pydantic-ai agents say is among the run's events as they say it.
         """
         if retries < 0:
             raise InvalidTree(
@@ -80,7 +82,14 @@ class Task(Generic[Output]):
         self.do = None if do is _NOTHING else do
         self.ask = None
         if agent is not None or prompt is not None or tools:
-            self.ask = Ask.of(agent, prompt, tools=tools, repairs=repairs, where=f"Task({id!r})")
+            self.ask = Ask.of(
+                agent,
+                prompt,
+                tools=tools,
+                repairs=repairs,
+                is_streamed=stream,
+                where=f"Task({id!r})",
+            )
             if do is not _NOTHING:
                 raise InvalidTree(f"Task({id!r}) has both something to do and an agent")
             if needs and not callable(prompt):

@@ -1,8 +1,8 @@
 """Build the image of deploy/Dockerfile and run it as docker-compose.yml does: `make image-check`, some minutes, as root.
 
 No registry of images is needed: the base is Debian by debootstrap, the engine podman with runc. What is looked at: that a
-gateway refuses a database without the schema, that `db upgrade` makes it, that gateway and worker then run a workflow,
-without root, capabilities or a place to write, and that all of them end in time when they are told to.
+gateway refuses a database without the schema, that `db upgrade` makes it, that gateway and worker then run a workflow and
+an agent's, without root, capabilities or a place to write, and that all of them end in time when they are told to.
 """
 
 import json
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 from urllib.error import URLError
@@ -22,6 +22,7 @@ from urllib.request import Request, urlopen
 from tests.support.balancers import free_port
 
 TREE: Final = Path(__file__).resolve().parents[2]
+FLOWS: Final = Path(__file__).with_name("flows")
 BASE: Final = "localhost/debian-base:bookworm"
 IMAGE: Final = "localhost/smithers:check"
 PROGRAMS: Final = ("debootstrap", "podman", "runc")
@@ -112,7 +113,7 @@ class Engine:
 def _how(env: dict[str, str], entrypoint: str | None) -> list[str]:
     words = ["--network=host", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", *LOCKED]
     words += [f"--env={name}={value}" for name, value in env.items()]
-    words += ["--volume", f"{TREE / 'examples'}:/srv/workflows:ro"]
+    words += ["--volume", f"{FLOWS}:/srv/workflows:ro"]
     return words + ([] if entrypoint is None else [f"--entrypoint={entrypoint}"])
 
 
@@ -167,8 +168,8 @@ def ask(url: str, token: str, body: dict[str, Any] | None = None) -> Any:
         return json.load(answer)
 
 
-def check(engine: Engine) -> list[str]:
-    """Run the chain; return what was seen, a line for each thing."""
+def check(engine: Engine) -> Iterator[str]:
+    """Run the chain; say what was seen, a line for each thing."""
     token = secrets.token_hex(16)
     ports = {name: free_port() for name in ("postgres", "gateway", "metrics")}
     env = {
@@ -176,7 +177,6 @@ def check(engine: Engine) -> list[str]:
         "SMITHERS_API_KEY": token,
     }
     engine.run("postgres", "-c", POSTGRES, env={"PORT": str(ports["postgres"])}, entrypoint="sh")
-    seen = []
 
     early = until(
         "a gateway reaches the database",
@@ -186,25 +186,17 @@ def check(engine: Engine) -> list[str]:
             and one
         ),
     )
-    seen.append(f"without the schema a gateway ends with 1: {early.stderr.strip().splitlines()[0]}")
+    yield f"without the schema a gateway ends with 1: {early.stderr.strip().splitlines()[0]}"
     migrated = engine.run_once("db", "upgrade", env=env)
     assert migrated.returncode == 0, migrated.stderr
-    seen.append(f"db upgrade: {migrated.stderr.strip()}")
+    yield f"db upgrade: {migrated.stderr.strip()}"
 
     engine.run("gateway", "gateway", "--host", "0.0.0.0", "--port", str(ports["gateway"]), env=env)
     engine.run("worker", "worker", "--workers", "2", *_metrics(engine, ports["metrics"]), env=env)
     url = f"http://127.0.0.1:{ports['gateway']}"
     until("the gateway is ready", lambda: ask(f"{url}/ready", token)["ok"])
-    began = time.monotonic()
-    run_id = ask(f"{url}/v1/runs", token, {"workflowPath": "hello.py", "input": {"name": "image"}})[
-        "runId"
-    ]
-    run = until(
-        "the run has ended",
-        lambda: (one := ask(f"{url}/v1/runs/{run_id}", token))["finishedAtMs"] and one,
-    )
-    assert run["status"] == "finished", run
-    seen.append(f"a run finished after {time.monotonic() - began:.2f} s: {run['output']}")
+    for name in ("steps.py", "asking.py"):
+        yield run_workflow(url, token, name)
 
     for name in ("gateway", "worker"):
         found = look(engine, name)
@@ -213,14 +205,25 @@ def check(engine: Engine) -> list[str]:
         assert found["no_new_privileges"], found
         assert found["safe_path"] == "1", found
         assert found["writable"] == [], found
-        seen.append(f"{name}: {json.dumps(found)}")
+        yield f"{name}: {json.dumps(found)}"
     for name in ("worker", "gateway"):
         began = time.monotonic()
         engine("stop", "--time", str(STOP_S), name)
         code = engine("inspect", "--format", "{{.State.ExitCode}}", name).stdout.strip()
         assert code == "0", (name, code, engine.logs(name))
-        seen.append(f"{name}: ended with 0 after {time.monotonic() - began:.2f} s")
-    return seen
+        yield f"{name}: ended with 0 after {time.monotonic() - began:.2f} s"
+
+
+def run_workflow(url: str, token: str, name: str) -> str:
+    """Have a workflow run to its end; say how long that took."""
+    began = time.monotonic()
+    run_id = ask(f"{url}/v1/runs", token, {"workflowPath": name})["runId"]
+    run = until(
+        f"a run of {name} has ended",
+        lambda: (one := ask(f"{url}/v1/runs/{run_id}", token))["finishedAtMs"] and one,
+    )
+    assert run["status"] == "finished", run
+    return f"{name} finished after {time.monotonic() - began:.2f} s: {run['output']}"
 
 
 def _metrics(engine: Engine, port: int) -> list[str]:
@@ -243,6 +246,7 @@ def main() -> None:
         build(engine, folder)
         for line in check(engine):
             sys.stdout.write(line + "\n")
+            sys.stdout.flush()
     finally:
         for name in engine.started:
             engine("rm", "--force", "--time", "1", name, is_checked=False)

@@ -2,14 +2,22 @@
 
 import asyncio
 import os
+import random
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from operator import sub
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
+import asyncpg
 import pytest
 
+from bench.processes import pss_bytes
+from bench.server import FLOWS_DIR
+from bench.storm import Storm, Weather, read_digest
 from tests.support.balancers import KINDS, addresses, balancing, command, free_port
 from tests.support.following import Load
 from tests.support.serving import Serving
@@ -27,6 +35,10 @@ def three(ctx):
 """
 STARTERS = 4
 RUNS_MOVED = 30  # answered through the balancer before, between and after the restarts
+SEED = 20261122
+STORM_RUNS = 4
+WEATHER = Weather(viewers=60, mean_cut_bytes=12_000, slow=40)
+MAX_GROWTH_BYTES = 64 * 2**20
 
 
 class Fleet:
@@ -43,6 +55,11 @@ class Fleet:
     @property
     def addresses(self) -> tuple[str, str]:
         return (f"127.0.0.1:{self.ports[0]}", f"127.0.0.1:{self.ports[1]}")
+
+    @property
+    def pids(self) -> list[int]:
+        """The gateways' processes."""
+        return [gateway.process.pid for gateway in self._gateways]
 
     def restart(self, number: int) -> None:
         """Stop a gateway as a deploy does, and start it again on its port."""
@@ -82,18 +99,67 @@ def test_the_balancers_own_check_accepts_the_file(kind: str, tmp_path: Path) -> 
     assert "warn" not in done.stderr.lower(), done.stderr
 
 
+async def restart_under_load(gateways: Fleet, url: str, *, count: int, moved: int) -> Load:
+    """Restart one gateway after the other, so often in all, with so many runs between two; return what clients saw."""
+    load = Load(url, "three.py")
+    async with aiohttp.ClientSession(headers=HEADERS) as session, asyncio.TaskGroup() as group:
+        for _ in range(STARTERS):
+            group.create_task(load.start_and_follow(session))
+        await load.go_on(moved)
+        for number in range(count):
+            await asyncio.to_thread(gateways.restart, number % 2)
+            await load.go_on(moved)
+        load.is_over = True
+    return load
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_rolling_restart_under_load_fails_no_request_and_loses_no_event(
     kind: str, root: Path, tmp_path: Path, database: str
 ) -> None:
     with fleet(root, database) as gateways, balancing(kind, tmp_path, gateways.addresses) as url:
-        load = Load(url, "three.py")
-        async with aiohttp.ClientSession(headers=HEADERS) as session, asyncio.TaskGroup() as group:
-            for _ in range(STARTERS):
-                group.create_task(load.start_and_follow(session))
-            await load.go_on(RUNS_MOVED)
-            for number in (0, 1):
-                await asyncio.to_thread(gateways.restart, number)
-                await load.go_on(RUNS_MOVED)
-            load.is_over = True
+        load = await restart_under_load(gateways, url, count=2, moved=RUNS_MOVED)
         assert load.answers == {200: load.followed}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_fifty_rolling_restarts_under_load_fail_no_request_and_lose_no_event(
+    kind: str, root: Path, tmp_path: Path, database: str
+) -> None:
+    with fleet(root, database) as gateways, balancing(kind, tmp_path, gateways.addresses) as url:
+        load = await restart_under_load(gateways, url, count=100, moved=10)
+        assert load.answers == {200: load.followed}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_storm_of_viewers_behind_a_balancer_harms_nobody(
+    kind: str, root: Path, tmp_path: Path, database: str
+) -> None:
+    """Cut at random bytes and back again, beside some that read a byte a second or nothing."""
+    shutil.copy(FLOWS_DIR / "ticks.py", root)
+    with fleet(root, database) as gateways, balancing(kind, tmp_path, gateways.addresses) as url:
+        before = [pss_bytes(pid) for pid in gateways.pids]
+        storm = Storm(port=urlsplit(url).port or 0, chance=random.Random(SEED), headers=HEADERS)
+        async with aiohttp.ClientSession(headers=HEADERS) as session:
+            runs = [await start_ticks(session, url) for _ in range(STORM_RUNS)]
+            steady, cut = await storm.rage(runs, WEATHER)
+        after = [pss_bytes(pid) for pid in gateways.pids]
+    assert storm.faults == []
+    sql = await asyncpg.connect(database)
+    try:
+        stored = {run_id: await read_digest(sql, run_id) for run_id in runs}
+    finally:
+        await sql.close()
+    assert all(viewer.seen.hexdigest() == stored[viewer.run_id] for viewer in (*steady, *cut))
+    assert storm.counts["cut"] > WEATHER.viewers * STORM_RUNS
+    assert storm.counts["broken"] == storm.counts["silent"] == storm.counts["refused"] == 0
+    assert max(map(sub, after, before)) < MAX_GROWTH_BYTES
+
+
+async def start_ticks(session: aiohttp.ClientSession, url: str) -> str:
+    body = {"workflowPath": "ticks.py", "input": {"count": 300, "pause_s": 0.02}}
+    async with session.post(f"{url}/v1/runs", json=body) as answer:
+        return (await answer.json())["runId"]

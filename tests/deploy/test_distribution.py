@@ -5,7 +5,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from sqlalchemy import Table, UniqueConstraint
+from sqlalchemy import Table
 
 from smithers.store import commits, starts, tails
 from smithers.store.connections import TOMBSTONES
@@ -26,7 +26,7 @@ CALL = re.compile(
     r"^SELECT create_(distributed|reference)_table\('smithers\.(\w+)'(.*)\);$", re.MULTILINE
 )
 # In each of these, what is joined is joined by the run.
-HOT = {"commit_group": commits.COMMIT_GROUP, "start_runs": starts.START_RUNS}
+HOT = {"commit_turns": commits.COMMIT_TURNS, "start_runs": starts.START_AND_TELL}
 FUNCTIONS = Path(__file__).resolve().parents[2] / "migrations" / "functions"
 
 
@@ -37,16 +37,35 @@ def distributed() -> dict[str, Table]:
 def test_a_runs_id_leads_every_primary_key():
     for table in distributed().values():
         assert next(iter(table.primary_key.columns)).name == "run_id", table.name
-
-
-def test_what_must_be_unique_is_unique_within_a_run():
-    for table in distributed().values():
-        for constraint in table.constraints:
-            if isinstance(constraint, UniqueConstraint):
-                assert "run_id" in constraint.columns, constraint.name
-        for index in table.indexes:
-            assert not index.unique or "run_id" in index.columns, index.name
         assert not table.foreign_keys, table.name
+
+
+async def partition(connection: asyncpg.Connection, table: str) -> None:
+    """Make another table like this one that is parted by run_id, with all of its constraints and indexes."""
+    await connection.execute(
+        f"CREATE TABLE parted.{table} (LIKE smithers.{table} INCLUDING ALL) PARTITION BY HASH (run_id)"
+    )
+
+
+async def test_what_must_be_unique_is_unique_within_a_run(database: str):
+    """Postgres has the rule that Citus has: what is unique holds the column that a table is parted by."""
+    connection = await asyncpg.connect(database)
+    try:
+        await connection.execute("CREATE SCHEMA parted")
+        found = await connection.fetch(
+            "SELECT tablename FROM pg_tables WHERE schemaname = 'smithers'"
+        )
+        names = {row["tablename"] for row in found} - REFERENCES - {"alembic_version"}
+        assert names == distributed().keys()
+        for name in names:
+            await partition(connection, name)
+        await connection.execute("CREATE UNIQUE INDEX ON smithers.nodes (state)")
+        with pytest.raises(asyncpg.FeatureNotSupportedError):
+            await connection.execute(
+                "CREATE TABLE parted.bad (LIKE smithers.nodes INCLUDING ALL) PARTITION BY HASH (run_id)"
+            )
+    finally:
+        await connection.close()
 
 
 def test_the_ddl_names_every_table_once_and_keeps_a_runs_rows_together():
@@ -83,21 +102,43 @@ def function_of(query: str) -> str:
     """Read the function that a statement calls, with what stands beside it."""
     called = re.search(r"smithers\.(\w+)\(", query)
     assert called is not None
-    return (FUNCTIONS / f"{called[1]}.sql").read_text(encoding="utf-8")
+    text = (FUNCTIONS / f"{called[1]}.sql").read_text(encoding="utf-8")
+    # A procedure that commits and tells has the writing done by a function.
+    return text + function_of(text.partition("BEGIN")[2]) if "PROCEDURE" in text else text
 
 
-def test_hot_statements_join_by_the_run_alone():
+def statements_of(text: str) -> list[str]:
+    """Part what is said to the database into statements that touch a distributed table."""
+    told = re.sub(r"--[^\n]*", "", text)
+    names = "|".join(distributed())
+    touches = re.compile(rf"(?:FROM|JOIN|UPDATE|INTO) smithers\.(?:{names})\b")
+    return [each for each in told.split(";") if touches.search(each)]
+
+
+def hot_texts() -> dict[str, str]:
     texts = {name: function_of(query) for name, query in HOT.items()}
-    texts |= {
+    return texts | {
         name: value
         for name, value in vars(tails).items()
         if name.isupper() and isinstance(value, str) and "smithers." in value
     }
+
+
+def test_hot_statements_are_told_which_runs_they_are_about():
+    found = {name: statements_of(text) for name, text in hot_texts().items()}
+    assert all(found.values()), found
+    for name, statements in found.items():
+        for statement in statements:
+            assert "run_id" in statement, (name, statement)
+
+
+def test_hot_statements_join_by_the_run_alone():
+    texts = hot_texts()
     joins = {
         name: re.findall(r"JOIN smithers\.(\w+) AS \w+\s+ON\s+([^\n]+)", text)
         for name, text in texts.items()
     }
-    assert joins["commit_group"], "the lock joins what is to be committed to the runs"
+    assert joins["commit_turns"], "the lock joins what is to be committed to the runs"
     for name, found in joins.items():
         for table, condition in found:
             assert table in REFERENCES or "run_id" in condition, (name, table, condition)

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,10 @@ def test_the_image_copies_what_is_there_and_is_nobodys():
             assert f"!{source}" in ignored, source
     assert re.search(r"^USER 10001:10001$", text, re.MULTILINE)
     assert "PYTHONSAFEPATH=1" in text
+    extras = tomllib.loads((TREE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert re.findall(r"^ARG EXTRAS=(.*)$", text, re.MULTILINE) == [
+        ",".join(extras["optional-dependencies"])
+    ]
     assert re.search(r"python:3\.11\.\d+-", text)
 
 
@@ -247,23 +252,32 @@ def test_promtool_reads_every_query_of_a_dashboard(tmp_path: Path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(("where", "expr"), queries(), ids=lambda value: str(value)[:60])
-def test_a_query_names_families_and_labels_that_exist(where: str, expr: str):
+def unknown_in(expr: str) -> set[str]:
+    """Find the names of series and labels in a query that nobody says."""
     families = {family.name: family for family in FAMILIES}
     known = series()
     named = re.findall(r"\b((?:smithers|postgresql)_\w+|up)\b", expr)
-    assert named, where
+    labels = {"le", "instance"}
     for name in named:
-        assert name in known or name in FOREIGN, f"{where}: {name}"
-    labels = {
-        label
-        for name in named
-        for label in (families[known[name]].labels if name in known else ("job", "state"))
-    }
+        labels |= {*families[known[name]].labels} if name in known else {"job", "state"}
     asked = set(re.findall(r"[{,]\s*(\w+)\s*(?:=~|!~|!=|=)", expr))
     for group in re.findall(r"by \(([^)]*)\)", expr):
         asked |= {word.strip() for word in group.split(",")}
-    assert asked <= labels | {"le", "instance"}, f"{where}: {asked - labels}"
+    return ({*named} - known.keys() - FOREIGN) | (asked - labels) | ({expr} if not named else set())
+
+
+@pytest.mark.parametrize(("where", "expr"), queries(), ids=lambda value: str(value)[:60])
+def test_a_query_names_families_and_labels_that_exist(where: str, expr: str):
+    assert unknown_in(expr) == set(), where
+
+
+def test_a_query_that_names_what_does_not_exist_is_found():
+    assert unknown_in("sum(rate(smithers_runs_lost_total[1m]))") == {"smithers_runs_lost_total"}
+    assert unknown_in('max by (colour) (smithers_runs{shape="round"})') == {"colour", "shape"}
+    assert unknown_in("sum(rate(smithers_run_duration_seconds[1m]))") == {
+        "smithers_run_duration_seconds"
+    }
+    assert unknown_in("vector(1)") == {"vector(1)"}
 
 
 def test_every_alert_has_its_section_in_the_runbook_and_every_section_its_alert():

@@ -1,8 +1,11 @@
 """A server behind PgBouncer, told what docs/scaling.md says."""
 
+import asyncio
+import json
 import re
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from smithers.client import Client
+from smithers.errors import StoreUnavailable
+from smithers.store.poolers import Way, find_way
 from tests.support.balancers import DEPLOY, find_program, free_port
 from tests.support.plain_postgres import PlainPostgres, scratch
-from tests.support.serving import Serving
+from tests.support.serving import COMMAND, Serving, clean_environment
 
 pytestmark = pytest.mark.timeout(300)  # real processes, on machines that are busy
 NOBODY = 65534  # it does not run as root
@@ -35,8 +40,10 @@ def passed_parameters() -> str:
 
 
 @contextmanager
-def pooling(postgres: PlainPostgres, folder: Path, mode: str) -> Iterator[str]:
-    """Run PgBouncer before a Postgres; give the URL through it."""
+def pooling(
+    postgres: PlainPostgres, folder: Path, mode: str, parameters: str | None = None
+) -> Iterator[str]:
+    """Run PgBouncer before a Postgres, with the parameters that the page gives by default; give the URL through it."""
     port = free_port()
     (folder / "users").write_text('"postgres" ""\n', encoding="utf-8")
     (folder / "pgbouncer.ini").write_text(
@@ -50,7 +57,7 @@ auth_type = any
 auth_file = {folder}/users
 pool_mode = {mode}
 default_pool_size = 50
-{passed_parameters()}
+{passed_parameters() if parameters is None else parameters}
 """,
         encoding="utf-8",
     )
@@ -73,30 +80,109 @@ default_pool_size = 50
         process.wait(LIMIT_S)
 
 
-def test_a_run_waits_and_goes_on_behind_a_pooler_in_session_mode(tmp_path: Path) -> None:
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
     root = tmp_path / "root"
     root.mkdir()
     (root / "waits.py").write_text(FLOW, encoding="utf-8")
-    with scratch() as data, scratch() as folder:
-        folder.chmod(0o755)
+    return root
+
+
+@pytest.fixture
+def postgres() -> Iterator[PlainPostgres]:
+    with scratch() as data:
         postgres = PlainPostgres(data, host="127.0.0.1", port=free_port())
         postgres.create()
         postgres.start()
         try:
-            with pooling(postgres, folder, "session") as url:
-                env = {"DATABASE_URL": url, "DATABASE_DIRECT_URL": postgres.dsn()}
-                flags = ("--port", "0", "--workers", "1", "--migrate")
-                with Serving(root, None, *flags, **env) as server, server.client() as client:
-                    client.start("waits.py", run_id="one")
-                    until_status(client, "waiting-event")
-                    client.signal("one", "go", {})
-                    until_status(client, "finished")
+            yield postgres
         finally:
             postgres.kill()
 
 
-def until_status(client: Client, wanted: str) -> None:
+@contextmanager
+def pooler(postgres: PlainPostgres, mode: str, *, is_direct: bool) -> Iterator[dict[str, str]]:
+    """Run a pooler; give the variables of a server behind it."""
+    with scratch() as folder:
+        folder.chmod(0o755)
+        with pooling(postgres, folder, mode) as url:
+            direct = {"DATABASE_DIRECT_URL": postgres.dsn()} if is_direct else {}
+            yield {"DATABASE_URL": url, **direct}
+
+
+def serve(root: Path, env: dict[str, str]) -> Serving:
+    flags = ("--port", "0", "--workers", "2", "--http-workers", "2", "--migrate")
+    return Serving(root, None, *flags, **env)
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+def test_runs_wait_and_go_on_behind_a_pooler_with_an_address_past_it(
+    postgres: PlainPostgres, root: Path, mode: str
+) -> None:
+    names = [f"run-{number}" for number in range(20)]
+    with pooler(postgres, mode, is_direct=True) as env:
+        assert asyncio.run(find_way(env["DATABASE_URL"])) is Way(mode)
+        with serve(root, env) as server, server.client() as client:
+            assert read_ready(server)["database"] is None
+            for name in names:
+                client.start("waits.py", run_id=name)
+            for name in names:
+                until_status(client, name, "waiting-event")
+            for name in names:
+                client.signal(name, "go", {})
+            for name in names:
+                until_status(client, name, "finished")
+                seqs = [event.seq for event in client.list_events(name)]
+                assert seqs == list(range(len(seqs)))
+
+
+def test_a_server_that_has_only_a_pooler_in_transaction_mode_works_and_says_what_is_lost(
+    postgres: PlainPostgres, root: Path
+) -> None:
+    with pooler(postgres, "transaction", is_direct=False) as env:
+        with serve(root, env) as server, server.client() as client:
+            client.start("waits.py", run_id="one")
+            until_status(client, "one", "waiting-event")
+            client.signal("one", "go", {})
+            until_status(client, "one", "finished")
+            lines = [line for line in server.talk.lines if "direct_url_missing" in line]
+            told = [read_ready(server)["database"], *(json.loads(one)["reason"] for one in lines)]
+        told.append(look(root, env)["pooler"])
+    assert len(told) == 3
+    assert all("DATABASE_DIRECT_URL" in one for one in told)
+
+
+def test_a_pooler_that_was_not_told_what_to_let_pass_is_told_of(postgres: PlainPostgres) -> None:
+    with scratch() as folder:
+        folder.chmod(0o755)
+        with (
+            pooling(postgres, folder, "transaction", parameters="") as url,
+            pytest.raises(StoreUnavailable, match=r"startup parameter.*docs/scaling\.md"),
+        ):
+            asyncio.run(find_way(url))
+
+
+def read_ready(server: Serving) -> dict[str, str | None]:
+    with urllib.request.urlopen(f"{server.url}/ready", timeout=LIMIT_S) as answer:
+        return json.load(answer)
+
+
+def look(root: Path, env: dict[str, str]) -> dict[str, str]:
+    """Have the doctor look, who fails; return what it tells, by what it looked at."""
+    done = subprocess.run(
+        [*COMMAND, "doctor", "--root-dir", str(root), "--json"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        env=clean_environment(**env),
+    )
+    assert done.returncode == 1, done.stderr
+    return {found["name"]: found["told"] for found in json.loads(done.stdout)}
+
+
+def until_status(client: Client, run_id: str, wanted: str) -> None:
     ends = time.monotonic() + LIMIT_S
-    while (found := client.get("one").status) != wanted:
+    while (found := client.get(run_id).status) != wanted:
         assert time.monotonic() < ends, found
         time.sleep(0.1)

@@ -5,7 +5,17 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from smithers import Approval, Sequence, Signal, Task, current_task, workflow
+from smithers import (
+    Approval,
+    ApprovalDecision,
+    ContinueAsNew,
+    HumanTask,
+    Sequence,
+    Signal,
+    Task,
+    current_task,
+    workflow,
+)
 
 
 class Words(BaseModel):
@@ -40,6 +50,36 @@ def asks(ctx):
         Approval("go", title="Shall we go?", summary="It is dark outside."),
         Task("leave", lambda: "gone"),
     )
+
+
+class Guest(BaseModel):
+    """Who comes."""
+
+    name: str
+
+
+@workflow
+def chooses(ctx):
+    wine = ctx.output_maybe("wine", ApprovalDecision)
+    seats = ctx.output_maybe("seats", ApprovalDecision)
+    return Sequence(
+        Approval("wine", title="Which?", mode="select", options=["red", "white"]),
+        Approval("seats", title="Who sits where?", mode="rank", options=["Ann", "Bob"]),
+        Task("serve", lambda: [wine.selected, seats.ranked]),
+    )
+
+
+@workflow
+def invites(ctx):
+    return Sequence(HumanTask("guest", prompt="Who comes?", output=Guest), Task("greet", "hello"))
+
+
+@workflow
+def counts_down(ctx):
+    left = 2 if ctx.carried is None else ctx.carried
+    if left == 1:
+        return Approval("last", title="The last round?"), Task("left", left)
+    return Task("left", left), ContinueAsNew(left - 1)
 
 
 @workflow

@@ -25,6 +25,13 @@ def asks(ctx):
         Task("leave", lambda: "gone"),
     )
 """
+CARRIES = """
+from smithers import Approval, ContinueAsNew, workflow
+
+@workflow
+def carries(ctx):
+    return ContinueAsNew({"round": 2}) if ctx.carried is None else Approval(f"round-{ctx.carried['round']}", title="On?")
+"""
 EDITS = {
     "a comment": ("import BaseModel", "import BaseModel  # kept", "goes-on", [], []),
     "a later task": (
@@ -103,6 +110,22 @@ def test_what_was_not_touched_goes_on_and_so_does_what_is_gone(
     assert (code, found["runs"][0]["verdict"]) == (0, "goes-on")
 
 
+def test_a_run_that_goes_on_for_another_is_judged_with_what_it_was_handed(
+    server: Serving, root: Path
+) -> None:
+    (root / "carries.py").write_text(CARRIES, encoding="utf-8")
+    with server.client() as client:
+        run_id = client.start("carries.py", {})
+        assert client.wait(run_id).status == "continued"
+        for event in client.stream(f"{run_id}+1"):
+            if event.type == "RunStatusChanged":
+                break
+    (root / "carries.py").write_text(f"# edited{CARRIES}", encoding="utf-8")
+    code, found = check(server, root, "carries.py")
+    (row,) = found["runs"]
+    assert (code, row["runId"], row["verdict"]) == (0, f"{run_id}+1", "goes-on"), row
+
+
 def test_workflows_are_listed_as_their_newest_run_has_them(server: Serving, root: Path) -> None:
     (root / "asks.py").write_text(ASKS, encoding="utf-8")
     (root / "two.py").write_text(
@@ -115,7 +138,8 @@ def test_workflows_are_listed_as_their_newest_run_has_them(server: Serving, root
         park(client, "two.py:asks_too")
         listed = client.list_workflows()
     paths = {one.workflow_name: one.workflow_path for one in listed}
-    assert paths == {"asks": "asks.py", "asks-too": "two.py:asks_too", "waits": "two.py:waits"}
+    expected = {"asks": "asks.py", "asks-too": "two.py:asks_too", "waits": "two.py:waits"}
+    assert paths.items() >= expected.items()  # others may have started more on this server
     (asks,) = [one for one in listed if one.workflow_name == "asks"]
     assert asks.input_schema is not None
     assert asks.input_schema["required"] == ["topic"]

@@ -260,6 +260,36 @@ def test_up_leaves_a_question_open_where_nobody_sits_and_takes_it_up_again(
     assert (done.returncode, done.stdout) == (0, '"gone"\n')
 
 
+def test_up_with_yes_takes_the_first_choice_and_the_declared_order(
+    server: Serving, flows: Path
+) -> None:
+    left = up(server, flows, "flows.py:chooses", "--run-id", "chooses-1")
+    assert left.returncode == 3
+    assert "its options are: red, white; --yes takes the first" in left.stderr
+    done = up(server, flows, "flows.py:chooses", "--run-id", "chooses-1", "--resume", "--yes")
+    assert (done.returncode, json.loads(done.stdout)) == (0, ["red", ["Ann", "Bob"]])
+
+
+def test_up_with_yes_leaves_a_form_to_a_person_and_says_how(server: Serving, flows: Path) -> None:
+    left = up(server, flows, "flows.py:invites", "--run-id", "invites-1", "--yes")
+    assert (left.returncode, left.stdout) == (3, "")
+    assert "smithers answer invites-1 guest --value JSON" in left.stderr
+    with server.client() as client:
+        client.answer("invites-1", "guest", {"name": "Ann"})
+    done = up(server, flows, "flows.py:invites", "--run-id", "invites-1", "--resume")
+    assert (done.returncode, done.stdout) == (0, '"hello"\n')
+
+
+def test_up_follows_a_run_to_what_it_goes_on_as(server: Serving, flows: Path) -> None:
+    left = up(server, flows, "flows.py:counts_down", "--run-id", "rounds")
+    assert left.returncode == 3
+    assert "run rounds goes on as rounds+1" in left.stderr
+    hint = "smithers up flows.py:counts_down --run-id rounds+1 --resume --yes"
+    assert hint in left.stderr
+    done = up(server, flows, *hint.split()[2:])
+    assert (done.returncode, done.stdout) == (0, "1\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [

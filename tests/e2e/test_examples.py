@@ -54,6 +54,46 @@ def test_fan_out_adds_up_a_hundred_parallel_tasks(client: Client) -> None:
     assert run.summary == {"finished": 101}
 
 
+@pytest.mark.parametrize("is_approved", [True, False])
+def test_summaries_ask_a_person_when_the_budget_is_spent(client: Client, is_approved: bool) -> None:
+    run_id = client.start("examples/summaries.py")
+    for event in client.stream(run_id):
+        if event.type == "RunStatusChanged" and event.field("status") == "waiting-approval":
+            break
+    (approval,) = [each for each in client.list_approvals() if each.run_id == run_id]
+    assert (approval.node_id, approval.request_summary) == ("budget", "36 of 30 tokens")
+    why = client.why(run_id)
+    assert (
+        why.summary == "the agents have spent 36 of 30 tokens: budget waits for a person to decide"
+    )
+    assert why.reasons[0].unblock["command"] == f"smithers approve {run_id} budget"
+    (client.approve if is_approved else client.deny)(run_id, "budget", note="read")
+    events = list(client.stream(run_id))
+    run = client.get(run_id)
+    if not is_approved:
+        assert run.error["code"] == "BUDGET_SPENT"
+        return
+    assert run.output == ["A run is a row.", "A model is asked once.", "A budget is a promise."]
+    said = [event.field("text") for event in events if event.type == "NodeOutput"]
+    assert said == [f"{text}\n" for text in run.output]  # none of them twice
+    assert [attempt.state for attempt in client.get_node(run_id, "sum-up").attempts] == [
+        "parked",
+        "finished",
+    ]
+
+
+def test_a_start_may_narrow_the_budget(client: Client) -> None:
+    run_id = client.start("examples/summaries.py", budget={"tokens": 10})
+    for event in client.stream(run_id):
+        if event.type == "NodeWaitingApproval":
+            break
+    (approval,) = [each for each in client.list_approvals() if each.run_id == run_id]
+    assert approval.request_summary == "16 of 10 tokens"
+    client.cancel(run_id)
+    with pytest.raises(RequestRefused):
+        client.start("examples/summaries.py", budget={"tokens": 0})
+
+
 def test_loop_ends_when_its_result_is_good_enough(client: Client) -> None:
     run, _ = run_example(client, "loop", {"number": 10})
     assert math.isclose(run.output, math.sqrt(10), rel_tol=1e-6)

@@ -99,6 +99,7 @@ def test_a_signal_to_all_of_its_processes_lets_what_is_under_way_end(
         server.talk.close()
     ended = [json.loads(line) for line in server.talk.lines if is_event("child_ended")(line)]
     assert [child["exit_code"] for child in ended] == [0]
+    assert not any(map(is_event("process_died"), server.talk.lines))
     with (
         Serving(flows, data_dir, *FLAGS, "--workers", "0") as next_one,
         next_one.client() as client,
@@ -205,15 +206,19 @@ def test_an_old_schema_is_refused_with_the_command_that_mends_it(
     assert "Traceback" not in refused.stderr
 
 
-def test_the_two_halves_do_what_the_whole_does(database: str, flows: Path) -> None:
-    env = {"DATABASE_URL": database}
+def test_a_worker_on_a_bare_directory_runs_what_only_the_gateway_has(
+    database: str, flows: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    bare, env = tmp_path_factory.mktemp("bare"), {"DATABASE_URL": database}
+    (flows / "words.py").write_text("from flows import repeats\n\nworkflow = repeats\n")
     with (
         Serving(flows, None, "--port", "0", command="gateway", **env) as gateway,
-        Serving(flows, None, "--workers", "1", command="worker", **env) as worker,
+        Serving(bare, None, "--workers", "1", command="worker", **env) as worker,
         gateway.client() as client,
     ):
-        run_id = client.start("flows.py:repeats", {"word": "ho"})
+        run_id = client.start("words.py", {"word": "ho"})
         assert client.wait(run_id).output == "ho"
+        assert list(bare.iterdir()) == []
         assert worker.stop() == 0
         assert gateway.stop() == 0
     assert find_processes(worker.mark) == []

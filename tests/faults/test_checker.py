@@ -218,6 +218,14 @@ ANOMALIES: dict[str, tuple[str, Callable[[Told, Runs], Any]]] = {
         "G6",
         lambda t, _r: t.body("whole", "b", T0 + 1),
     ),
+    "a timer fires twice": (
+        "G6",
+        lambda _t, r: [append(r["failed"], "TimerFired", nodeId="t", firesAtMs=0) for _ in "12"],
+    ),
+    "a timer fires too early": (
+        "G6",
+        lambda _t, r: append(r["failed"], "TimerFired", nodeId="t", firesAtMs=(T0 + 99) * 1000),
+    ),
     "two attempts at once": (
         "G7",
         lambda t, _r: t.body("resumed", "a", T0 + 5.5, "end", attempt=1),

@@ -37,7 +37,13 @@ BUSY = """
 QUICK = {"width": 1, "length": 1, "step_s": 0.05}
 STARTED = Script(given={**QUICK, "nap_s": 0.2}, rival_count=3, is_cutting=True)
 ASKED = Script(given={**QUICK, "is_asking": True}, verdicts=("approve", "deny"))
-DENIED = Script(given={**QUICK, "is_asking": True}, verdicts=("deny",), max_resumes=3)
+DENIED = Script(
+    given={**QUICK, "is_asking": True, "letter_count": 1},
+    verdicts=("deny", "approve"),
+    max_resumes=3,
+    letter_count=1,
+    has_late_viewer=True,
+)
 WRITTEN = Script(given={**QUICK, "letter_count": 3}, letter_count=3, letters_within_s=0.3)
 CANCELLED = Script(given={**QUICK, "step_s": 0.7}, cancel_after_s=0.1)
 PATIENT = Script(given={**QUICK, "is_asking": True, "patience_s": 0.3}, verdicts=())

@@ -182,6 +182,79 @@ async def test_poison_alone_is_claimed_three_times_and_never_again(world: World)
     assert epoch == 2 * 3  # each claim and each burial
 
 
+GATED = """
+    import asyncio
+    from ledger import mark
+    from pathlib import Path
+    from smithers import Task, current_task, workflow
+
+    async def wait():
+        mark("starts")
+        while current_task().attempt == 1 or not Path("GATE").exists():
+            await asyncio.sleep(0.05)
+
+    @workflow
+    def gated(ctx):
+        return Task("t", wait)
+"""
+
+
+async def start_in_flight(world: World, count: int) -> list[str]:
+    """Start runs whose node waits for its child's death and a file; return when one child has all of them in flight."""
+    world.write("gated.py", GATED.replace("GATE", str(world.root / "open")))
+    world.start_pool(workers=1)
+    run_ids = [f"r{number}" for number in range(count)]
+    for run_id in run_ids:
+        await world.start(run_id, "gated.py")
+    await world.until_ledger("starts", count)
+    return run_ids
+
+
+async def test_many_runs_of_a_killed_child_go_on_together(world: World) -> None:
+    run_ids = await start_in_flight(world, 40)
+    killed_at = time.time()
+    kill(await world.owner_pid("r0"))
+    for run_id in run_ids:
+        await world.until_event(run_id, "RunAutoResumed")
+        (resumed,) = (
+            event for event in await world.events(run_id) if event["type"] == "RunAutoResumed"
+        )
+        assert resumed["timestampMs"] / 1000 - killed_at < 6
+    (world.root / "open").touch()
+    for run_id in run_ids:
+        await world.until_status(run_id, "finished")
+        assert (await world.lines(run_id)).count("NodeFinished t 2") == 1
+
+
+async def test_poison_among_others_is_claimed_three_times_and_fails_no_other(world: World) -> None:
+    world.write(
+        "poison.py",
+        """
+        import ctypes
+        from ledger import mark
+        from smithers import Task, workflow
+
+        def poison():
+            mark("poison")
+            ctypes.string_at(0)
+
+        @workflow
+        def poisoned(ctx):
+            return Task("poison", poison)
+        """,
+    )
+    run_ids = await start_in_flight(world, 10)
+    (world.root / "open").touch()
+    await world.start("poison", "poison.py")
+    await world.until_status("poison", "failed")
+    assert (await world.error("poison"))["code"] == "WORKER_CRASHED"
+    assert world.ledger()["poison"] == 3
+    epoch = await world.sql.fetchval("SELECT epoch FROM smithers.runs WHERE run_id = 'poison'")
+    assert epoch == 2 * 3  # each claim and each burial
+    for run_id in run_ids:
+        await world.until_status(run_id, "finished")
+
+
 async def test_a_drain_lets_runs_end_and_gives_back_what_takes_too_long(world: World) -> None:
     write_steps(world)
     world.write(

@@ -5,27 +5,18 @@ The plain ends and freezes are the nemesis's: see tests/faults/test_chaos.py. Ea
 
 import asyncio
 import os
-import random
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-import aiohttp
 import asyncpg
 import pytest
 
-from chaos.checker import History, check, read_ledger
-from chaos.dump import read_runs
-from chaos.load import Clients, Life, Script
 from chaos.postgres import PostgresServer
-from chaos.recorder import Recorder
 from chaos.site import Site
+from tests.support.ordeals import go_through, site_on
 from tests.support.world import until
 
-LIVES = 24
-SEED = 7
-LIMIT_S = 200
 SLOW_SYNC = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -35,50 +26,11 @@ SLOW(fsync)
 SLOW(fdatasync)
 """
 
-Ordeal = Callable[[Site], Awaitable[asyncpg.Connection]]
-
 
 async def run(*command: str) -> int:
     """Run a program to its end; return its exit code."""
     process = await asyncio.create_subprocess_exec(*command)
     return await process.wait()
-
-
-@asynccontextmanager
-async def site_on(environment: dict[str, str] | None = None) -> AsyncIterator[Site]:
-    site = Site(gateways=2, pools=1)
-    site.postgres.environment = environment or {}
-    try:
-        async with site:
-            yield site
-    finally:
-        site.remove()
-
-
-async def go_through(site: Site, ordeal: Ordeal) -> None:
-    """Have lives from before to after an ordeal; hold all that was said and seen to the promises."""
-    history_path = site.place / "history.jsonl"
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    with Recorder(history_path) as recorder:
-        async with aiohttp.ClientSession(connector=connector) as http, asyncio.timeout(LIMIT_S):
-            clients = Clients(http=http, urls=[site.url(0), site.url(1)], recorder=recorder)
-
-            async def live(number: int) -> None:
-                chance = random.Random(f"{SEED}/{number}")
-                await asyncio.sleep(chance.uniform(0, 8))
-                await Life(f"r{number}", Script.draw(chance), chance, clients).live()
-
-            async with asyncio.TaskGroup() as group:
-                for number in range(LIVES):
-                    group.create_task(live(number))
-                connection = await ordeal(site)
-    try:
-        runs = await read_runs(connection)
-    finally:
-        await connection.close()
-    violations = check(History.read(history_path), runs, read_ledger(site.ledger_path))
-    assert [str(one) for one in violations] == [], site.last_words()
-    assert len(runs) >= LIVES / 2
 
 
 @pytest.mark.timeout(300)

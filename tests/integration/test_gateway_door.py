@@ -358,7 +358,8 @@ async def test_an_open_door_to_the_outside_refuses_to_start(database: str, root:
 async def test_ready_names_what_fails(database: str, root: Path, rows: Rows, monkeypatch) -> None:
     monkeypatch.setattr("gateway.health.KEPT_S", -1.0)
     async with running(settings_for(database, root)) as client:
-        assert (await client.get("/ready", Authorization="")).json == {"ok": True, "sandbox": None}
+        ready = (await client.get("/ready", Authorization="")).json
+        assert ready == {"ok": True, "sandbox": None, "database": None}
         await rows.connection.execute("ALTER TABLE smithers.alembic_version RENAME TO gone")
         answer = await client.get("/ready")
         assert (answer.status, answer.json["error"]["details"]) == (503, {"check": "schema"})

@@ -10,6 +10,7 @@ import pytest
 
 from smithers.ids import WorkerId, is_run_id
 from smithers.store.claims import ClaimKind, claim_runs
+from smithers.store.hints import Channel
 from tests.support.gateway import Client, Rows, make_root, running, settings_for
 
 START = {"workflowPath": "hello.py"}
@@ -388,6 +389,18 @@ async def test_a_cancel_ends_a_run_that_nobody_holds_and_asks_the_owner_of_one_t
         assert (await client.post("/v1/runs/held/cancel")).status == 200
     (row,) = (await client.get("/v1/runs?status=running")).json
     assert row["cancelRequestedAtMs"] is not None
+
+
+async def test_a_cancel_of_a_parked_run_that_has_to_clean_up_is_told_to_claimers(
+    client: Client, rows: Rows
+) -> None:
+    await rows.add_run("parked", status="waiting-timer")
+    await rows.connection.execute("UPDATE smithers.runs SET has_cleanup = true, queue = 'slow'")
+    heard: asyncio.Queue[object] = asyncio.Queue()
+    await rows.connection.add_listener(Channel.DUE, lambda *told: heard.put_nowait(told[3]))
+    assert (await client.post("/v1/runs/parked/cancel")).status == 200
+    async with asyncio.timeout(20):
+        assert await heard.get() == "slow"
 
 
 async def test_a_resume_opens_a_new_era_and_takes_the_edited_source(

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -12,7 +13,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from tests.support.gateway import TOKEN, Client, Rows, make_root
+from gateway.app import open_gateway
+from tests.support.gateway import TOKEN, Client, Rows, make_root, settings_for
 from tests.support.serving import clean_environment
 
 LISTENING = re.compile(r"http://127\.0\.0\.1:(\d+)")
@@ -124,3 +126,18 @@ async def test_a_gateway_that_is_killed_loses_no_run_that_it_answered(
     count = await rows.connection.fetchval("SELECT count(*) FROM smithers.runs")
     assert {row["run_id"] for row in kept} >= set(answered)
     assert len(kept) == count
+
+
+async def test_a_drain_answers_what_the_kernel_has_connected_and_nobody_has_accepted(
+    database: str, rows: Rows
+) -> None:
+    loop, callers = asyncio.get_running_loop(), [socket.socket() for _ in range(3)]
+    async with open_gateway(settings_for(database, rows.root)) as gateway:
+        for caller in callers:  # without an await: the gateway's loop, which is this one, sees none
+            caller.setblocking(False)
+            caller.connect_ex(("127.0.0.1", gateway.port))
+            caller.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await gateway.drain()
+        for caller in callers:
+            with caller:
+                assert (await loop.sock_recv(caller, 1000)).startswith(b"HTTP/1.1 200 ")

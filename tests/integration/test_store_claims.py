@@ -13,6 +13,7 @@ import pytest
 from smithers.engine.facts import NodeFact
 from smithers.engine.turn import ApprovalChange, Turn
 from smithers.errors import StoreUnavailable
+from smithers.events import EventType
 from smithers.ids import WorkerId
 from smithers.states import NodeState, RunStatus
 from smithers.store import claims, connections, owners
@@ -172,6 +173,19 @@ async def test_a_run_that_wants_a_child_of_its_own_or_is_suspect_is_for_the_clai
     ]
     assert [claim.run_id for claim in await ground.claim(worker)] == ["many"]
     assert await claims.count_solo_runs(ground.sql, ("default",)) == 0
+
+
+async def test_first_time_suspects_are_claimed_without_those_of_two_deaths(ground, worker):
+    await ground.start("many", "once-a", "once-b", "twice")
+    await ground.start("alone", is_solo=True)
+    await ground.sql.execute(
+        """UPDATE smithers.runs SET crash_count = CASE run_id WHEN 'twice' THEN 2 ELSE 1 END
+        WHERE run_id <> 'many'"""
+    )
+    claimed = await ground.claim(worker, kind=ClaimKind.FIRST_TIME)
+    assert [claim.run_id for claim in claimed] == ["once-a", "once-b"]
+    (claim,) = await ground.claim(worker, kind=ClaimKind.SUSPECT)
+    assert (claim.run_id, claim.crash_count) == ("twice", 2)
 
 
 async def test_an_acquitted_run_is_one_among_others(ground, worker):
@@ -335,6 +349,10 @@ async def test_the_third_death_in_a_row_fails_the_run_and_says_so(ground):
     assert await die_with(ground, "a") == {"default": 1}
     assert await die_with(ground, "a") == {}
 
+    workers = await ground.sql.fetch("SELECT worker_id FROM smithers.workers ORDER BY dead_at")
+    written = [await owners.list_crash_events(ground.sql, row["worker_id"]) for row in workers]
+    types = [EventType.NODE_FAILED, EventType.NODE_CANCELLED, EventType.RUN_FAILED]
+    assert written == [[], [], [("a", kind) for kind in types]]
     failed, cancelled, end = (await ground.history("a"))[1:]
     error = {"name": "WorkerCrashed", "code": "WORKER_CRASHED", "message": end["error"]["message"]}
     assert (failed["type"], failed["nodeId"], failed["attempt"]) == ("NodeFailed", "n", 1)
@@ -347,7 +365,7 @@ async def test_the_third_death_in_a_row_fails_the_run_and_says_so(ground):
     assert states == {"n": "failed", "ok": "cancelled", "done": "finished"}
     assert [row["status"] for row in await ground.rows("approvals", "a")] == ["cancelled"]
     worker = await ground.add_worker()
-    assert [await ground.claim(worker, kind=kind) for kind in ClaimKind] == [[], [], []]
+    assert [await ground.claim(worker, kind=kind) for kind in ClaimKind] == [[], [], [], []]
 
 
 async def test_a_run_that_was_to_be_cancelled_is_not_failed_by_its_third_death(ground):

@@ -16,7 +16,7 @@ from smithers.errors import LeaseLost, StoreError, StoreUnavailable
 from smithers.events import EventType, event_parts
 from smithers.ids import LoopId, WorkerId
 from smithers.states import AttemptState, NodeState, RunStatus, ToolCallState
-from smithers.store import claims, lanes, owners
+from smithers.store import claims, commits, lanes, owners
 from smithers.store.commits import Committed, Committer, Outcome
 from tests.support.proxy import Mode, Proxy
 from tests.support.turns import Ground, change, ended, key_of, names, parked, said, seeded
@@ -557,3 +557,49 @@ async def test_a_tool_call_keeps_its_start_and_takes_its_end(ground, worker, com
     )
     assert [tuple(row)[:3] for row in rows] == [(1, "finished", '"a"'), (2, "finished", '"a"')]
     assert rows[1]["took"] == timedelta(milliseconds=500)
+
+
+# What the owner writes of one run takes as long as an enormous turn does.
+DAWDLE = """
+    CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF new.run_id = 'long' AND new.payload LIKE '%dawdle%' THEN
+            PERFORM pg_sleep({seconds});
+        END IF;
+        RETURN new;
+    END $$;
+    CREATE TRIGGER dawdle BEFORE INSERT ON smithers.events FOR EACH ROW EXECUTE FUNCTION dawdle();
+"""
+
+
+async def test_a_turn_that_takes_longer_than_a_call_may_is_committed_and_holds_nobody_up(
+    ground, worker, monkeypatch
+):
+    monkeypatch.setattr(lanes, "COMMAND_TIMEOUT_S", 1.5)
+    await ground.sql.execute(DAWDLE.format(seconds=3))
+    *others, long = await ground.owned(worker, "a", "b", "long")
+    async with Committer(ground.dsn, worker_id=worker) as committer:
+        committing = asyncio.create_task(committer.commit(change(long, said("dawdle"))))
+        for number, claim in enumerate(others * 3, start=1):
+            turn = change(claim, said("quick"), (number + 1) // 2)
+            assert (await committer.commit(turn)).outcome is Outcome.COMMITTED
+        assert not committing.done()
+        assert (await committing).outcome is Outcome.COMMITTED
+    assert await ground.types("long") == ["RunStarted", "dawdle"]
+
+
+async def test_a_turn_that_takes_longer_than_anybody_waits_is_refused_and_leaves_nothing(
+    ground, worker, monkeypatch
+):
+    monkeypatch.setattr(lanes, "COMMAND_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(commits, "PATIENT_S", 2.0)
+    await ground.sql.execute(DAWDLE.format(seconds=600))
+    quick, long = await ground.owned(worker, "a", "long")
+    async with Committer(ground.dsn, worker_id=worker) as committer:
+        answers = await commit_all(
+            committer, change(long, said("dawdle")), change(quick, said("quick"))
+        )
+        assert outcomes(answers) == [StoreError, Outcome.COMMITTED]
+        small = change(long, said("failed"), 2)
+        assert (await committer.commit(small)).outcome is Outcome.COMMITTED
+    assert await ground.types("long") == ["RunStarted", "failed"]

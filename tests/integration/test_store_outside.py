@@ -77,7 +77,8 @@ class Door:
         return (await send_signal(self.lane, signal)).seq
 
     async def cancel(self, run_id: str) -> CancelOutcome:
-        return await cancel_run(self.pool, RunId(run_id))
+        outcome, _ = await cancel_run(self.pool, RunId(run_id))
+        return outcome
 
     async def resume(self, run_id: str) -> ResumeOutcome:
         nothing_new = dict.fromkeys(

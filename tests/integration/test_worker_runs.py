@@ -435,3 +435,39 @@ async def test_runs_that_want_it_have_a_child_of_their_own(world: World) -> None
         await world.until_status(run_id, "finished")
         pids.add((await world.outputs(run_id))["pid"])
     assert len(pids) == 3
+
+
+HUGE = 2**70 + 1  # more than a double holds
+WHOLE_NUMBERS = """
+    from pydantic import BaseModel
+    from smithers import Sequence, Signal, Task, workflow
+
+    class Given(BaseModel):
+        n: int
+
+    def build(ctx, given):
+        return Sequence(
+            Task("given", lambda: given + 1),
+            Signal("told"),
+            Task("after", lambda told: told["n"] + 1, needs={"told": "told"}),
+        )
+
+    @workflow
+    def plain(ctx):
+        return build(ctx, ctx.input["n"])
+
+    @workflow(input=Given)
+    def modelled(ctx):
+        return build(ctx, ctx.input.n)
+"""
+
+
+async def test_a_whole_number_of_any_size_comes_through_as_it_is(world: World) -> None:
+    world.write("numbers.py", WHOLE_NUMBERS)
+    world.start_pool(workers=1)
+    for name in ("plain", "modelled"):
+        await world.start(name, f"numbers.py:{name}", {"n": HUGE})
+        await world.signal(name, "told", {"n": HUGE})
+        await world.until_status(name, "finished")
+        found = await world.outputs(name)
+        assert (found["given"], found["after"]) == (HUGE + 1, HUGE + 1)

@@ -6,6 +6,7 @@ database: `Rows` keeps what the tables would.
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -26,7 +27,7 @@ from smithers.engine.facts import (
 from smithers.engine.frames import restore
 from smithers.engine.progress import Progress
 from smithers.engine.rendering import Renderer
-from smithers.engine.turn import ChildStart, Turn
+from smithers.engine.turn import ChildStart, TokenUsage, Turn
 from smithers.events import EventType
 from smithers.ids import LoopId, NodeId, RunId, TryId
 from smithers.outputs import decode_output, encode_output
@@ -103,6 +104,7 @@ class World:
             input={} if input is None else input,
             auth=Auth(),
             guard=self._guard,
+            budget=workflow.budget,
         )
         self.now_ms = START_MS
         self.rows = Rows(history=[(EventType.RUN_STARTED, {})])
@@ -185,6 +187,26 @@ class World:
         del self.running[key]
         self.aborting.pop(key, None)
         reports.fail_attempt(self.run, key, problem, self.now_ms)
+        self._go()
+        return self
+
+    def use(
+        self, node: Key, tokens: int, *, cost: Decimal | None = None, took_s: float = 0
+    ) -> "World":
+        """Let a model have answered an attempt."""
+        usage = TokenUsage(
+            agent="a", model="m", input_tokens=tokens - 1, output_tokens=1, cost=cost
+        )
+        key = self.key(node)
+        reports.use_tokens(self.run, key, self.running[key], usage, round(took_s * 1000))
+        self._go()
+        return self
+
+    def park(self, node: Key, *, took_s: float = 0) -> "World":
+        """Let an attempt have stopped before a question that the budget has no room for."""
+        key = self.key(node)
+        del self.running[key]
+        reports.park_attempt(self.run, key, round(took_s * 1000))
         self._go()
         return self
 

@@ -75,6 +75,8 @@ class Proxy:
     def __init__(self, dsn: str) -> None:
         self._parts = urlsplit(dsn)
         self._links: list[Link] = []
+        self._is_stalled = False
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         self._listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -84,9 +86,14 @@ class Proxy:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
+        self._listener.close()
         for link in self._links:
             link.cut()
-        self._listener.close()
+        for task in self._serving:
+            task.cancel()
+        if self._serving:
+            await asyncio.wait(self._serving)
+        await asyncio.sleep(0)  # what was aborted is closed at the loop's next turn
         await self._listener.wait_closed()
 
     def link(self, name: str) -> Link:
@@ -94,15 +101,45 @@ class Proxy:
         (found,) = (link for link in self._links if link.name == name and link.is_open)
         return found
 
+    def stall(self) -> None:
+        """Keep whatever is asked from now on, over connections that are yet to come, too."""
+        self._is_stalled = True
+        for link in self._links:
+            link.mode = Mode.KEEP_REQUEST
+
+    async def until_asked(self) -> None:
+        """Wait until somebody has asked something that is kept."""
+        while not self._links:
+            await asyncio.sleep(0.01)
+        await self._links[-1].has_kept.wait()
+
+    def heal(self) -> None:
+        """Break what is stalled, and let new connections through."""
+        self._is_stalled = False
+        for link in self._links:
+            link.cut()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await self._connect()
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+        try:
+            server_reader, server_writer = await self._connect()
+        except BaseException:  # also when the proxy goes meanwhile
+            writer.transport.abort()
+            raise
         link = Link(writer, server_writer)
+        if self._is_stalled:
+            link.mode = Mode.KEEP_REQUEST
         self._links.append(link)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(link.pump_requests(reader))
                 group.create_task(link.pump_answers(server_reader))
         except* ConnectionError:
+            pass
+        finally:
             link.cut()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

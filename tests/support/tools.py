@@ -8,14 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from smithers.current import CURRENT, CurrentTask
-from smithers.engine.turn import ToolCall
+from smithers.engine.turn import TokenUsage, ToolCall
 from smithers.ids import NodeId, RunId
 from smithers.source.beneath import RootDirectory
 from smithers.store.tool_calls import ToolCallRow
-from smithers.tools.toolbox import TOOLBOX, TokenUsage
+from smithers.tools.toolbox import TOOLBOX
 from worker.sandbox.commands import Commands, SandboxPolicy
 from worker.sandbox.jail import HIDDEN
-from worker.toolboxes import AttemptToolbox, Workshop
+from worker.speech import Speech
+from worker.toolboxes import AttemptToolbox, Desk, Workshop
 
 
 class Records:
@@ -24,6 +25,7 @@ class Records:
     def __init__(self) -> None:
         self.calls: list[ToolCall] = []
         self.usage: list[TokenUsage] = []
+        self.said: list[str] = []
 
     def __call__(self, call: ToolCall, kept: "asyncio.Future[None] | None") -> None:
         self.calls.append(call)
@@ -55,10 +57,14 @@ def lending_tools(
         workshop = Workshop(root=beneath, commands=commands, threads=threads)
         toolbox = AttemptToolbox(
             workshop,
-            records,
+            Desk(
+                take_call=records,
+                report_usage=records.usage.append,
+                may_ask=lambda: True,
+                speech=Speech(records.said.append),
+                on_stuck=lambda: None,
+            ),
             previous,
-            on_stuck=lambda: None,
-            report_usage=records.usage.append,
         )
         tokens = CURRENT.set(current), TOOLBOX.set(toolbox)
         try:

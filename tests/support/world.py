@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import asyncpg
-import orjson
 
 from smithers.events import EventType, correlation_json, event_parts
 from smithers.ids import RunId, SourceHash
@@ -160,7 +159,7 @@ class World:
                 "workflow_path": path,
                 "workflow_export": bundle.workflow_name,
                 "source_hash": SourceHash(bundle.source_hash),
-                "input": orjson.dumps(given or {}).decode(),
+                "input": json.dumps(given or {}),
                 "config": "{}",
                 "auth": None,
                 "trace_context": None,

@@ -73,5 +73,10 @@ def holds(ctx):
 
 
 @workflow
+def dies(ctx):
+    return Task("die", lambda: os._exit(3))
+
+
+@workflow
 def breaks(ctx):
     return Parallel(Task("cross", lambda: 1 / 0))

@@ -1,5 +1,6 @@
 """What is logged: one line of JSON for each event, with the ids that it belongs to, and no secret in it or anywhere else."""
 
+import hashlib
 import json
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from docs import telemetry_pages
 from tests.support.collector import collecting
 from tests.support.serving import clean_environment
-from tests.telemetry.conftest import TOKEN, Site, open_site
+from tests.telemetry.conftest import TOKEN, Site, open_site, read_metrics
 from tests.telemetry.test_metrics import send, until
 from tests.telemetry.test_traces import spans_of, start
 
@@ -22,7 +23,8 @@ OTEL_KEY = "canary-of-the-collector-1d52"
 PASSWORD = "canary-of-the-database-90ee"
 STRANGER = "canary-of-a-stranger-3fa8"
 SIGNALLED = "canary-of-a-signal-c41b"
-SECRETS = (TOKEN, INPUT, OTEL_KEY, PASSWORD, STRANGER, SIGNALLED)
+GUEST = "canary-of-a-guest-58d7"
+SECRETS = (TOKEN, INPUT, OTEL_KEY, PASSWORD, STRANGER, SIGNALLED, GUEST)
 
 
 def test_the_page_says_what_the_code_does() -> None:
@@ -103,7 +105,10 @@ task.log.debug("not said")
     ).stderr
 
 
-def test_no_secret_is_anywhere(root: Path, database: str) -> None:
+def test_no_secret_is_anywhere(root: Path, database: str, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.jsonl"
+    known = {"sha256": hashlib.sha256(GUEST.encode()).hexdigest(), "user": "guest", "scopes": ["*"]}
+    tokens.write_text(json.dumps(known), encoding="utf-8")
     place = urllib.parse.urlsplit(database)
     assert place.username
     where = place.netloc.rpartition("@")[2]
@@ -116,6 +121,7 @@ def test_no_secret_is_anywhere(root: Path, database: str) -> None:
             "--log-level",
             "DEBUG",
             DATABASE_URL=url,
+            SMITHERS_TOKENS_FILE=str(tokens),
             OTEL_EXPORTER_OTLP_HEADERS=f"authorization=Bearer {OTEL_KEY}",
         ) as site,
     ):
@@ -163,7 +169,9 @@ def exercise(site: Site) -> dict[str, str]:
         raw(site, b"\x16\x03\x01" + stranger, 0, end),
     ]
     assert all(b"error" in error for error in errors)
+    assert read_metrics(site.server.url, GUEST)
     send(site.server, "GET", f"/{STRANGER}", None)
+    send(site.server, "GET", f"/v1/runs/{INPUT}", GUEST)
     return {"events": json.dumps(events), "errors": b"".join(errors).decode("latin-1")}
 
 

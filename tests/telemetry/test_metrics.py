@@ -131,6 +131,16 @@ def test_nothing_that_was_counted_is_lost_with_a_child(site: Site) -> None:
     until(lambda: site.value("smithers_nodes_active") == 0, "no gauge is left behind")
 
 
+def test_a_run_that_took_three_children_with_it_is_counted_as_failed(site: Site) -> None:
+    failed = {kind: site.value(f"smithers_{kind}_failed_total") for kind in ("runs", "nodes")}
+    with site.client as client:
+        run = client.wait(client.start("flows.py:dies", {}))
+    assert (run.error or {})["code"] == "WORKER_CRASHED"
+    for kind, before in failed.items():
+        name = f"smithers_{kind}_failed_total"
+        until(lambda name=name, before=before: site.value(name) == before + 1, name)
+
+
 def test_no_series_grows_with_what_strangers_send(site: Site) -> None:
     run_all(site, "chain", 1)
     send(site.server, "GET", "/nowhere", None)

@@ -2,12 +2,17 @@
 
 import re
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from openai import AsyncOpenAI
 from pydantic import BaseModel
+from pydantic_ai import Agent
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.providers.openai import OpenAIProvider
 
 from smithers.agents import AgentAnswer, TokenUsage, ask_model
 from smithers.agents.answers import answer
@@ -17,6 +22,7 @@ from smithers.store.tool_calls import ToolCallRow
 from smithers.telemetry.tracing import Place, RunTrace, Tracer
 from smithers.tools import ToolError, tool
 from smithers.tree import Ask, Task
+from tests.support.openai_wire import Question, Say, serving_openai
 from tests.support.tools import Records, lending_tools
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "agents.md"
@@ -55,7 +61,9 @@ async def charge(amount: int) -> str:
 
 
 def ask(*agents: Any, repairs: int = 2) -> Ask:
-    return Ask.of(agents, "How good?", tools=[charge], repairs=repairs, where="Task('t')")
+    return Ask.of(
+        agents, "How good?", tools=[charge], repairs=repairs, is_streamed=False, where="Task('t')"
+    )
 
 
 def row(call_no: int, name: str, given: str, **more: Any) -> ToolCallRow:
@@ -188,6 +196,45 @@ async def test_effects_of_earlier_attempts_are_told_with_the_prompt(tmp_path: Pa
     with lending_tools(tmp_path, made):
         await answer(ask(agent), "How good?", None)
     assert agent.prompts[0].endswith('- charge {"amount":5}: finished, "5 taken"')
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [{"is_idempotent": True}, {"is_side_effect": False}, {"kind": "model"}],
+)
+async def test_what_may_be_done_again_is_not_told(tmp_path: Path, harmless: Any) -> None:
+    made = (row(1, "charge", '{"amount":5}', is_recallable=False, **harmless),)
+    agent = Scripted("fine")
+    with lending_tools(tmp_path, made):
+        await answer(ask(agent), "How good?", None)
+    assert agent.prompts == ["How good?"]
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+async def test_openais_provider_is_asked_over_its_wire(records: Records, is_streamed: bool) -> None:
+    async def script(question: Question) -> Say:
+        if question.step == 0:
+            return Say(text="I charge now.", calls=(("charge", {"amount": 5}),))
+        assert question.last == "5 taken"
+        return Say(text="charged", tokens=(30, 3))
+
+    async with (
+        serving_openai(script) as wire,
+        AsyncOpenAI(base_url=wire.url, api_key="none") as client,
+    ):
+        provider = OpenAIProvider(openai_client=client)
+        agent = Agent(OpenAIChatModel("gpt-4o-mini", provider=provider), name="payer")
+        question = Ask.of(
+            agent, "Pay.", tools=[charge], repairs=0, is_streamed=is_streamed, where="Task('t')"
+        )
+        assert await answer(question, "Pay.", None) == "charged"
+    assert {question.is_streamed for question in wire.questions} == {is_streamed}
+    assert [(each.input_tokens, each.output_tokens) for each in records.usage] == [
+        (20, 10),
+        (30, 3),
+    ]
+    assert records.usage[1].cost == Decimal("0.0000063")
+    assert records.said == (["I charge now.", "charged"] if is_streamed else [])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ TREE = Path(__file__).resolve().parents[2]
 
 # Who uses what nobody here does: a name, or all below a path.
 USERS = {
+    "__getattr__": "Python: what a module has on demand",
     "_translate_data": "OpenTelemetry",
     "downgrade": "Alembic",
     "field_title_should_be_set": "pydantic",

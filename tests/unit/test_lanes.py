@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+import asyncpg
 import pytest
 
 from smithers.errors import StoreError, StoreUnavailable
@@ -36,8 +37,8 @@ class Counter:
         self.refusal: BaseException | None = None
         self.bad_items: frozenset[int] = frozenset()
 
-    async def open_line(self, _dsn: str, *, role: str) -> Line:
-        assert role == "test"
+    async def open_line(self, _dsn: str, *, role: str, limit_s: float) -> Line:
+        assert (role, limit_s) == ("test", lanes.COMMAND_TIMEOUT_S)
         self.lines.append(Line())
         return self.lines[-1]
 
@@ -132,8 +133,23 @@ async def test_a_refused_batch_is_told_to_its_items_only_and_keeps_the_connectio
     assert len(counter.lines) == 1
 
 
+async def test_what_nobody_expected_costs_the_connection_too(counter):
+    async with laid(counter) as lane:
+        counter.refusal = RuntimeError("another operation is in progress")
+        with pytest.raises(RuntimeError):
+            await lane.submit(1)
+        assert await lane.submit(2) == -2
+    assert len(counter.lines) == 2
+
+
 @pytest.mark.parametrize(
-    "error", [ConnectionResetError(), TimeoutError(), StoreUnavailable("gone")]
+    "error",
+    [
+        ConnectionResetError(),
+        TimeoutError(),
+        StoreUnavailable("gone"),
+        asyncpg.InternalClientError("cannot switch to state 12; another operation is in progress"),
+    ],
 )
 async def test_a_broken_connection_is_told_to_its_batch_and_the_next_has_a_new_one(counter, error):
     async with laid(counter) as lane:
@@ -164,7 +180,7 @@ async def test_a_call_that_takes_too_long_is_given_up_with_its_connection(counte
 
 
 async def test_while_no_connection_can_be_opened_every_item_is_told(counter, monkeypatch):
-    async def refuse(_dsn: str, *, role: str) -> Line:
+    async def refuse(_dsn: str, *, role: str, limit_s: float) -> Line:
         raise ConnectionRefusedError(role)
 
     async with laid(counter) as lane:

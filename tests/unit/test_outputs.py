@@ -1,5 +1,6 @@
 """Outputs: what is kept is JSON that can be read back, and what is not is refused by name."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validat
 from typing_extensions import TypedDict
 
 from smithers.errors import InvalidOutput
-from smithers.outputs import MAX_MISFITS, decode_output, encode_output
+from smithers.outputs import MAX_MISFITS, decode_output, encode_output, weigh
 
 
 class Article(BaseModel):
@@ -180,6 +181,24 @@ def test_size_is_counted_in_bytes():
     assert caught.value.details == {"bytes": 11, "maxBytes": 10}
 
 
+def test_what_is_far_too_large_is_not_even_written():
+    text = "x" * 100_000
+    for value in ([text] * 10**6, {"parts": [[text] * 10**6] * 10**6}):
+        with pytest.raises(InvalidOutput, match="bytes or more"):
+            encode_output(value)
+    with pytest.raises(InvalidOutput, match="bytes or more"):
+        encode_output([text] * 10**4, list[str])
+
+
+@pytest.mark.parametrize("make", [itertools.count, lambda: (n for n in "ab"), lambda: iter([])])
+@pytest.mark.parametrize("model", [None, list[int]])
+def test_nothing_is_taken_of_an_iterator(make, model):
+    with pytest.raises(InvalidOutput, match="put out a list"):
+        encode_output(make(), model)
+    with pytest.raises(InvalidOutput):
+        encode_output({"deep": [make()]}, model)
+
+
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -194,4 +213,7 @@ JSON = st.recursive(
 @settings(derandomize=True, max_examples=150, deadline=None, database=None)
 @given(JSON)
 def test_any_json_comes_back_as_it_was(value):
-    assert decode_output(encode_output(value)) == value
+    text = encode_output(value)
+    assert decode_output(text) == value
+    assert weigh(value, 10**9).is_plain
+    assert weigh(value, 10**9).size <= len(text.encode())

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from smithers.server import worker_environment
+from smithers.foundation import worker_environment
 from smithers.settings import InvalidSettings, ServerOptions, read_server_options
 
 URL = "postgresql://me:hush@there/orders"

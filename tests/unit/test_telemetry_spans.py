@@ -199,6 +199,34 @@ def test_what_is_there_at_the_end_is_sent():
         assert len(collector.spans) == 1_000
 
 
+def test_what_comes_while_spans_leave_waits_for_the_next_time():
+    sender = Sender({"OTEL_BSP_SCHEDULE_DELAY": "60000"}, dropping([]))
+    sizes: list[int] = []
+
+    def export(_request: bytes, count: int) -> bool:
+        sizes.append(count)
+        if len(sizes) < 5:
+            sender.put(b"")
+        return True
+
+    sender._export = export
+    sender.put(b"")
+    sender._send_waiting()
+    assert sizes == [1]
+    sender.close(10)
+    assert sum(sizes) > 1  # at the end nothing is left behind
+
+
+def test_no_request_has_more_spans_than_it_may():
+    sender = Sender({"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "4"}, dropping([]))
+    sizes: list[int] = []
+    sender._export = lambda _request, count: not sizes.append(count)
+    for _ in range(10):
+        sender.put(b"")
+    sender.close(10)
+    assert sizes == [4, 4, 2]
+
+
 def test_spans_of_opentelemetrys_own_api_stand_below_the_attempt():
     code = """
 import sys

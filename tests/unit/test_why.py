@@ -88,3 +88,14 @@ def test_an_open_node_says_what_would_unblock_it(
 def test_no_worker_ends_with_the_command_that_starts_one() -> None:
     reason = explain(RUN, replace(ROW, worker_count=0))["reasons"][0]
     assert reason["unblock"]["command"] == "smithers worker --queue gpu"
+
+
+def test_a_spent_budget_says_how_much_and_what_would_let_the_agents_go_on() -> None:
+    spent = node(NodeState.WAITING_APPROVAL, node_id="budget", wait='{"spent":"12 of 10 tokens"}')
+    answer = explain(RUN, replace(ROW, due_ms=None, nodes=(spent,)))
+    assert answer["summary"] == (
+        "the agents have spent 12 of 10 tokens: budget waits for a person to decide"
+    )
+    assert answer["reasons"][0]["unblock"]["command"] == (
+        "smithers approve 'r 1' budget --iteration 1"
+    )

@@ -42,12 +42,16 @@ class TemporaryPostgres:
             shutil.rmtree(self.data_dir, ignore_errors=True)
 
 
-def open_temporary_postgres() -> TemporaryPostgres:
-    """Start a server on a new directory; raises EmbeddedPostgresError."""
+def open_temporary_postgres(
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> TemporaryPostgres:
+    """Start a server on a new directory; `settings`: more of postgresql.conf. Raises EmbeddedPostgresError."""
     _remove_abandoned(Path(tempfile.gettempdir()))
     data_dir = Path(tempfile.mkdtemp(prefix=PREFIX))
     try:
-        return TemporaryPostgres(open_embedded_postgres(data_dir, settings=SETTINGS))
+        return TemporaryPostgres(
+            open_embedded_postgres(data_dir, settings={**SETTINGS, **settings})
+        )
     except BaseException:
         shutil.rmtree(data_dir, ignore_errors=True)
         raise

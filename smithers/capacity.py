@@ -1,0 +1,62 @@
+"""Say how many connections a server opens at the most, and hold that against what its Postgres allows.
+
+The table in docs/scaling.md says what each of them is for. Too few show late and far from their cause: a child that cannot
+open one waits, and so do its runs. An embedded Postgres is the server's own: it is started with enough of them.
+"""
+
+from typing import Final
+
+import structlog
+
+from smithers.settings import InvalidSettings, ServerOptions
+from smithers.store.checks import read_room
+from worker.settings import MAX_SOLO
+
+LOG: Final = structlog.get_logger(__name__)
+OF_A_GATEWAY: Final = 8
+OF_A_POOL: Final = 4
+OF_A_CHILD: Final = 7
+OF_A_SERVER: Final = 1  # what removes old runs
+OF_OWN_DATABASES: Final = 2  # what learns which are in use
+FOR_PEOPLE: Final = 10  # and for what commands ask beside a server
+EMBEDDED_LEAST: Final = 200
+EMBEDDED_MOST: Final = 1_000
+
+
+def count_connections(options: ServerOptions) -> int:
+    """Return how many connections to its own database a server opens at the most."""
+    count = OF_A_SERVER + options.http_workers * OF_A_GATEWAY
+    if options.workers:
+        count += OF_A_POOL + (options.workers + MAX_SOLO) * OF_A_CHILD
+        if options.workflow_databases:
+            count += OF_OWN_DATABASES + len(options.workflow_databases)  # a mirror writes over one
+    return count
+
+
+def embedded_settings(options: ServerOptions) -> dict[str, str]:
+    """Return what an embedded Postgres is to be started with; raises InvalidSettings for too many processes."""
+    wanted = count_connections(options) + FOR_PEOPLE
+    if wanted > EMBEDDED_MOST:
+        raise _too_many(options, f"an embedded Postgres has {EMBEDDED_MOST} at the most")
+    return {"max_connections": str(max(wanted, EMBEDDED_LEAST))}
+
+
+async def check_connections(options: ServerOptions, dsn: str, *, is_embedded: bool) -> None:
+    """Warn where a Postgres has too few connections left; of an embedded one that others started: InvalidSettings."""
+    room = await read_room(dsn)
+    wanted = count_connections(options)
+    if is_embedded and wanted > room.allowed:
+        told = f"the embedded Postgres that another server has started allows {room.allowed}"
+        raise _too_many(options, told)
+    if not is_embedded and wanted > room.allowed - room.taken:
+        LOG.warning(
+            "connections_short", needed=wanted, allowed=room.allowed, taken_by_others=room.taken
+        )
+
+
+def _too_many(options: ServerOptions, told: str) -> InvalidSettings:
+    given = f"--workers {options.workers} and --http-workers {options.http_workers}"
+    count = count_connections(options)
+    return InvalidSettings(
+        [f"{given} need up to {count} connections, and {told}: take fewer, or set DATABASE_URL"]
+    )

@@ -1,0 +1,74 @@
+"""What a run's agents have used up of its budget: it is kept as the heartbeat of the budget's node. Pure."""
+
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import orjson
+
+from smithers.engine import outcomes
+from smithers.engine.facts import Problem
+from smithers.engine.turn import TokenUsage
+from smithers.states import NodeState
+from smithers.tree import Spent
+
+if TYPE_CHECKING:
+    from smithers.engine.mount import LeafPlace
+    from smithers.engine.progress import Progress
+
+
+def find_place(run: "Progress") -> "LeafPlace | None":
+    """Find where the run's budget stands; None where it has none."""
+    return None if run.rendered is None else run.rendered.mounted.budget
+
+
+def spent_of(run: "Progress") -> Spent:
+    """Return what was used up since the run began, or since a person last let it go on."""
+    place = find_place(run)
+    fact = None if place is None else run.facts.nodes.get(place.key)
+    if fact is not None and fact.heartbeat is not None:
+        return Spent.of(orjson.loads(fact.heartbeat))
+    return run.renderer.spent if place is None or place.key.iteration == 0 else Spent()
+
+
+def is_spent(run: "Progress", more_ms: int = 0) -> bool:
+    """Say whether no model is to be asked now; `more_ms`: what an attempt has taken since it was last counted.
+
+    A run that is ending asks nobody: what its agents clean up has a time of its own.
+    """
+    budget = run.renderer.budget
+    if budget is None or run.is_ending:
+        return False
+    return budget.is_spent(spent_of(run).plus(Spent(took_ms=more_ms)))
+
+
+def spend(run: "Progress", spent: Spent) -> None:
+    """Count what was used up, where the run has a budget."""
+    place = find_place(run)
+    if place is not None and (fact := run.facts.nodes.get(place.key)) is not None:
+        told = spent_of(run).plus(spent).to_wire()
+        run.put(place.key, fact.but(heartbeat=orjson.dumps(told).decode()))
+
+
+def find_cost(run: "Progress", usage: TokenUsage) -> Decimal | None:
+    """Say what an answer has cost in dollars, by the author's price before all others; None: nobody knows."""
+    budget = run.renderer.budget
+    price = None if budget is None else budget.prices.get(usage.model)
+    return usage.cost if price is None else price.of(usage.input_tokens, usage.output_tokens)
+
+
+def refuse_unpriced(run: "Progress", model: str) -> None:
+    """Let a run fail that would spend money which nobody counts."""
+    place = find_place(run)
+    fact = None if place is None else run.facts.nodes.get(place.key)
+    if place is None or fact is None or fact.state.is_settled:
+        return
+    text = f"no price is known of the model {model!r}: name it in Budget(prices={{{model!r}: Price(input=, output=)}})"
+    outcomes.fail(run, place.key, fact, Problem("PriceUnknown", text, "PRICE_UNKNOWN"))
+
+
+def close(run: "Progress") -> None:
+    """Pass over, at the end of a run, the question that nobody had to be asked."""
+    place = find_place(run)
+    fact = None if place is None else run.facts.nodes.get(place.key)
+    if place is not None and fact is not None and fact.state is NodeState.PENDING:
+        outcomes.skip(run, place.key, fact)

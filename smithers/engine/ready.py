@@ -1,0 +1,77 @@
+"""The tasks whose turn has come: those that stand first in the tree start first, as the run has room. Pure."""
+
+import heapq
+from typing import TYPE_CHECKING
+
+from smithers.engine import budgets, questions
+from smithers.engine.facts import NodeKey
+from smithers.engine.mount import LeafPlace
+from smithers.engine.turn import Start
+from smithers.events import EventType
+from smithers.states import NodeState
+from smithers.tree import Task
+
+if TYPE_CHECKING:
+    from smithers.engine.progress import Progress
+
+
+class Ready:
+    """Tasks that are ready to start."""
+
+    def __init__(self, max_concurrency: int) -> None:
+        self.only: set[NodeKey] | None = None  # nothing but these may start; None: everything
+        self.parked: set[NodeKey] = (
+            set()
+        )  # stopped before a question that the budget has no room for
+        self._max_concurrency = max_concurrency
+        self._heap: list[tuple[int, NodeKey]] = []
+
+    def add(self, leaf: LeafPlace) -> None:
+        """Let a task start as soon as there is room."""
+        heapq.heappush(self._heap, (leaf.position, leaf.key))
+
+    def clear(self) -> None:
+        """Forget all: the tree has been mounted anew."""
+        self._heap.clear()
+
+    def start(self, run: "Progress", now_ms: int) -> None:
+        """Start what may start; where the budget is spent, agents wait, and a person is asked."""
+        held_back: list[tuple[int, NodeKey]] = []
+        while self._heap and len(run.in_flight) < self._max_concurrency:
+            position, key = heapq.heappop(self._heap)
+            leaf, fact = run.find_leaf(key), run.facts.nodes[key]
+            if self.only is not None and key not in self.only:
+                held_back.append((position, key))
+                continue
+            if leaf is None or key in run.in_flight or fact.state is not NodeState.PENDING:
+                continue
+            if self._needs_budget(run, leaf) and budgets.is_spent(run):
+                held_back.append((position, key))
+                _ask_for_more(run, now_ms)
+                continue
+            self.parked.discard(key)
+            attempt = fact.attempt + 1
+            run.in_flight.add(key)
+            run.turn.started.add(key)
+            run.turn.starts.append(Start(leaf, attempt))
+            fact = fact.but(state=NodeState.IN_PROGRESS, attempt=attempt, due_ms=None, wait=None)
+            run.put(key, fact)
+            run.say(EventType.NODE_STARTED, key, attempt=attempt)
+        for entry in held_back:
+            heapq.heappush(self._heap, entry)
+
+    def _needs_budget(self, run: "Progress", leaf: LeafPlace) -> bool:
+        """Say whether a task asks models; one whose process died goes on first with what it was answered before."""
+        is_agents = isinstance(leaf.element, Task) and leaf.element.ask is not None
+        return (is_agents and leaf.key not in run.lost) or leaf.key in self.parked
+
+
+def _ask_for_more(run: "Progress", now_ms: int) -> None:
+    """Ask a person, once, whether agents may go on."""
+    place = budgets.find_place(run)
+    assert place is not None
+    fact = run.facts.nodes[place.key]
+    if fact.state is NodeState.PENDING:
+        questions.ask(run, place, fact, now_ms)
+    elif fact.state is NodeState.WAITING_APPROVAL and fact.due_ms is not None:
+        run.at(fact.due_ms, place.key)  # taken up by a process that does not know of it yet

@@ -1,0 +1,291 @@
+"""What a server stands on: its database, its workers, and the memory in which all of its processes count.
+
+Laid before the gateway's modules are loaded, which takes longer than all of this: a process of the pool loads while
+Postgres starts or recovers, and runs go on before anybody is served.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+from urllib.parse import urlsplit
+
+import structlog
+
+import smithers
+from gateway.settings import GatewaySettings
+from smithers.capacity import check_connections, embedded_settings
+from smithers.errors import StoreStarting
+from smithers.kept_process import KeptProcess, Program
+from smithers.pools import OwnPool, Pools
+from smithers.settings import ServerOptions
+from smithers.store.dsn import describe_dsn, has_password
+from smithers.store.embedded import (
+    EmbeddedPostgres,
+    TemporaryPostgres,
+    default_data_dir,
+    open_embedded_postgres,
+    open_temporary_postgres,
+)
+from smithers.store.poolers import Route, Way, find_route
+from smithers.store.schema import settle_schema
+from smithers.telemetry.otel_variables import read_settings
+from smithers.telemetry.sheet import Sheet
+from worker.settings import PoolSettings
+
+LOG: Final = structlog.get_logger(__name__)
+STARTING_S: Final = 60.0  # for a database that was just started, and may have to recover
+LOOK_AGAIN_S: Final = 0.5
+SECRET_NAMES: Final = ("DATABASE_URL", "DATABASE_DIRECT_URL")
+OUR_PREFIX: Final = "SMITHERS_"
+OTEL_PREFIX: Final = "OTEL_"
+PROCESS_ENVIRONMENT: Final = MappingProxyType(os.environ)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Database:
+    """A database whose schema is right."""
+
+    dsn: str
+    direct_dsn: str
+    data_dir: Path | None = None  # of an embedded one
+    way: Way = Way.DIRECT
+    warning: str | None = None  # what is lost on the way to it, for people
+
+    def describe(self) -> str:
+        """Say for people where the data lie, without a user or a password."""
+        return describe_dsn(self.dsn) if self.data_dir is None else str(self.data_dir)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foundation:
+    """What is there before anybody is served."""
+
+    database: Database
+    pools: Pools
+    sheet: Sheet  # where all processes count
+
+
+@asynccontextmanager
+async def lay_foundation(
+    options: ServerOptions, environ: Mapping[str, str] = PROCESS_ENVIRONMENT
+) -> AsyncIterator[Foundation]:
+    """Open the database and start the pools, until the block is left; what was not drained by then is killed.
+
+    Raises InsecureSettings, InvalidTelemetry before anything is started; StoreError, EmbeddedPostgresError, SchemaMismatch
+    for the database, InvalidSettings for more processes than it takes. `environ`: what workers inherit, without its secrets.
+    """
+    gateway_settings(options, "", "").check()
+    otel_variables(options, environ)  # and what they say
+    with closing(Sheet.create()) as sheet:
+        async with (
+            _loading_pool(options, environ, sheet) as loading,
+            open_database(options, environ) as database,
+            _start_pools(options, database, environ, sheet, loading) as pools,
+        ):
+            yield Foundation(database=database, pools=pools, sheet=sheet)
+
+
+@asynccontextmanager
+async def open_database(
+    options: ServerOptions, environ: Mapping[str, str]
+) -> AsyncIterator[Database]:
+    """Join or start the embedded Postgres, or take the given one; return when its schema is right.
+
+    An embedded database is migrated without being asked: it has no other users to be surprised.
+    """
+    async with find_database(options, environ) as database:
+        is_embedded = database.data_dir is not None
+        if database.way is Way.TRANSACTION:
+            LOG.info("statements_not_prepared", pooler=database.way)
+        if database.warning is not None:
+            LOG.warning("direct_url_missing", reason=database.warning)
+        await settle_schema(database.direct_dsn, migrate=options.migrate or is_embedded)
+        await check_connections(options, database.direct_dsn, is_embedded=is_embedded)
+        yield database
+
+
+@asynccontextmanager
+async def find_database(
+    options: ServerOptions, environ: Mapping[str, str]
+) -> AsyncIterator[Database]:
+    """Join or start the embedded Postgres, or take the given one, whatever its schema."""
+    if options.database_url is not None:
+        dsn = options.database_url
+        route = await _until_found(dsn, options.database_direct_url or dsn)
+        yield Database(
+            dsn=route.dsn, direct_dsn=route.direct_dsn, way=route.way, warning=route.warning
+        )
+        return
+    share: EmbeddedPostgres | TemporaryPostgres
+    settings = embedded_settings(options)
+    if options.no_database:
+        share = await asyncio.to_thread(open_temporary_postgres, settings)
+    else:
+        data_dir = options.data_dir or default_data_dir(options.root_dir, environ=environ)
+        share = await asyncio.to_thread(open_embedded_postgres, data_dir, settings=settings)
+    try:
+        yield Database(dsn=share.dsn, direct_dsn=share.dsn, data_dir=share.data_dir)
+    finally:
+        # Not in a thread: the loop may be on its way out, and a share must not be left half closed.
+        share.close()
+
+
+async def _until_found(dsn: str, direct_dsn: str) -> Route:
+    """Find the way to a database; one that is starting or recovering gets a minute for it."""
+    try:
+        async with asyncio.timeout(STARTING_S):
+            while True:
+                try:
+                    return await find_route(dsn, direct_dsn)
+                except StoreStarting as error:
+                    LOG.info("database_starting", reason=str(error))
+                    await asyncio.sleep(LOOK_AGAIN_S)
+    except TimeoutError as error:
+        raise StoreStarting(f"the database is still starting after {STARTING_S:g} s") from error
+
+
+@asynccontextmanager
+async def _loading_pool(
+    options: ServerOptions, environ: Mapping[str, str], sheet: Sheet
+) -> AsyncIterator[KeptProcess]:
+    """Have the pool's process load while there is no database yet; it is told the rest when there is."""
+    process = KeptProcess(_pool_program(options, environ, sheet))
+    try:
+        if options.workers:
+            await process.load()
+        yield process
+    finally:
+        await process.end()
+
+
+@asynccontextmanager
+async def _start_pools(
+    options: ServerOptions,
+    database: Database,
+    environ: Mapping[str, str],
+    sheet: Sheet,
+    loading: KeptProcess,
+) -> AsyncIterator[Pools]:
+    """Run pools until the block is left; none where the options want no workers. Kills what was not drained."""
+    settings = _pool_settings(options, database, environ, sheet)
+    mirrored = {
+        name: replace(
+            settings, dsn=url, direct_dsn=url, mirror_name=name, mirror_dsn=database.direct_dsn
+        )
+        for name, url in options.workflow_databases.items()
+    }
+    pools = Pools(
+        loading,
+        settings.to_json(),
+        {
+            name: OwnPool(
+                program=_pool_program(options, environ, sheet), told=own.to_json(), dsn=own.dsn
+            )
+            for name, own in mirrored.items()
+        },
+        direct_dsn=database.direct_dsn,
+        retention=options.retention,
+    )
+    try:
+        if options.workers:
+            await pools.start()
+        yield pools
+    finally:
+        await pools.end()
+
+
+def _pool_settings(
+    options: ServerOptions, database: Database, environ: Mapping[str, str], sheet: Sheet
+) -> PoolSettings:
+    data_dir = database.data_dir
+    return PoolSettings(
+        dsn=database.dsn,
+        direct_dsn=database.direct_dsn,
+        root_dir=str(options.root_dir),
+        worker_count=options.workers,
+        runs_per_worker=options.runs_per_worker,
+        worker_memory_mib=options.worker_memory_mib,
+        queues=options.queues if options.own_queue is None else (options.own_queue,),
+        drain_timeout_s=options.drain_timeout_s,
+        embedded_data_dir=None if data_dir is None else str(data_dir),
+        allow_network=options.allow_network,
+        unsafe_tools=options.unsafe_tools,
+        log_format=options.log_format,
+        log_level=options.log_level,
+        sheet_fd=sheet.fd,
+        otel=otel_variables(options, environ),
+    )
+
+
+def _pool_program(options: ServerOptions, environ: Mapping[str, str], sheet: Sheet) -> Program:
+    return Program(
+        module="worker",
+        environment=worker_environment(environ, options.pass_env),
+        cwd=options.root_dir,
+        handed_fds=(sheet.fd,),
+    )
+
+
+def worker_environment(environ: Mapping[str, str], pass_env: tuple[str, ...]) -> dict[str, str]:
+    """Return the environment for workers: the server's secrets are not in it, but for what is passed on purpose."""
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if name in pass_env or not _is_secret(name, value)
+    }
+    packages = Path(smithers.__file__).parent.parent
+    if packages.name not in {"site-packages", "dist-packages"}:
+        # A checkout: `-P` keeps the current directory out of the path, and with it the packages, were they not named.
+        kept["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(packages), environ.get("PYTHONPATH")])
+        )
+    return kept
+
+
+def otel_variables(options: ServerOptions, environ: Mapping[str, str]) -> dict[str, str] | None:
+    """Return what OpenTelemetry is told; None where traces are off. Raises InvalidTelemetry."""
+    if not options.otel:
+        return None
+    told = {name: value for name, value in environ.items() if name.startswith(OTEL_PREFIX)}
+    read_settings(told)
+    return told
+
+
+def _is_secret(name: str, value: str) -> bool:
+    if name.startswith(OUR_PREFIX) or name in SECRET_NAMES:
+        return True
+    if name.startswith(OTEL_PREFIX) and name.endswith("_HEADERS"):
+        return True
+    try:
+        is_secret_url = name.endswith(("_URL", "_DSN")) and bool(urlsplit(value).password)
+        return is_secret_url or has_password(value)  # a workflow's own database has any name
+    except ValueError:
+        return True  # no URL that anybody can read: it is held back
+
+
+def gateway_settings(options: ServerOptions, dsn: str, direct_dsn: str) -> GatewaySettings:
+    """Return what a gateway is told; with an empty `dsn` only what it says of the outside counts."""
+    return GatewaySettings(
+        dsn=dsn,
+        direct_dsn=direct_dsn,
+        root_dir=options.root_dir,
+        host=options.host,
+        port=options.port,
+        auth_token=options.auth_token,
+        tokens_file=options.tokens_file,
+        max_body_bytes=options.max_body_bytes,
+        headers_timeout_s=options.headers_timeout_s,
+        request_timeout_s=options.request_timeout_s,
+        drain_timeout_s=options.drain_timeout_s,
+        insecure=options.insecure,
+        limits=options.limits,
+        is_kept=not options.no_database,
+        own_databases=options.workflow_databases,
+        migrate=options.migrate,
+        queue_override=options.own_queue,
+    )

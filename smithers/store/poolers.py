@@ -1,0 +1,73 @@
+"""Find out whether a pooler stands before Postgres, and whether it keeps a session together.
+
+A pooler in transaction mode gives each transaction whichever connection is free. What belongs to a session is lost there:
+LISTEN, the locks that tell that a pool lives, and statements that were prepared.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from smithers.store.connections import driver_errors, open_connection
+from smithers.store.dsn import unprepared
+
+LOOKS: Final = 3  # of two sessions in turn; others may take connections between them
+NO_DIRECT_URL: Final = (
+    "DATABASE_URL leads through a pooler in transaction mode, and nothing leads past it: notifications do not arrive, "
+    "so that everything waits for the next look, and a host that dies is given up after 30 s. "
+    "Set DATABASE_DIRECT_URL to the address of Postgres itself"
+)
+
+# -- name: read_pid
+READ_PID: Final = "SELECT pg_backend_pid()"
+
+
+class Way(StrEnum):
+    """How one gets to Postgres."""
+
+    DIRECT = "direct"
+    SESSION = "session"  # through a pooler; a session has one connection for as long as it lives
+    TRANSACTION = "transaction"  # a session has whichever is free, for a transaction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """How a server gets to its Postgres."""
+
+    dsn: str = field(repr=False)
+    direct_dsn: str = field(repr=False)
+    way: Way
+    warning: str | None  # what is lost on it, for people
+
+
+async def find_route(dsn: str, direct_dsn: str) -> Route:
+    """Try both URLs, and return them as they are to be used; raises StoreError."""
+    way = await find_way(dsn)
+    is_lost = way if direct_dsn == dsn else await find_way(direct_dsn)
+    return Route(
+        dsn=unprepared(dsn) if way is Way.TRANSACTION else dsn,
+        direct_dsn=direct_dsn,
+        way=way,
+        warning=NO_DIRECT_URL if is_lost is Way.TRANSACTION else None,
+    )
+
+
+async def find_way(dsn: str) -> Way:
+    """Say what is between here and Postgres; raises StoreError.
+
+    A pooler makes the process id up that a session is told at its start. One in transaction mode shows itself by a
+    session that changes its process, or two sessions that have the same one; others are idle, so that it is all but
+    certain to.
+    """
+    async with open_connection(unprepared(dsn), role="way") as first:
+        with driver_errors():
+            firsts = {await first.fetchval(READ_PID)}
+            if firsts == {first.get_server_pid()}:
+                return Way.DIRECT
+            async with open_connection(unprepared(dsn), role="way") as second:
+                seconds = set()
+                for _ in range(LOOKS):
+                    seconds.add(await second.fetchval(READ_PID))
+                    firsts.add(await first.fetchval(READ_PID))
+    is_kept = len(firsts) == len(seconds) == 1 and firsts.isdisjoint(seconds)
+    return Way.SESSION if is_kept else Way.TRANSACTION

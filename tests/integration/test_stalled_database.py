@@ -1,0 +1,234 @@
+"""A database that stays connected and says nothing: whatever is asked of it comes to an end within its time.
+
+The times are made short here; who keeps to them is found by tests/unit/test_database_calls.py.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from datetime import timedelta
+
+import asyncpg
+import pytest
+
+from smithers.errors import StoreUnavailable
+from smithers.retention import pruning
+from smithers.store import connections
+from smithers.store.connections import (
+    Pool,
+    connect,
+    driver_errors,
+    open_connection,
+    open_pool,
+    transaction,
+)
+from smithers.store.hints import Channel, Hints
+from smithers.store.lanes import Lane
+from tests.support.proxy import Proxy
+
+ASK_S = 0.8
+CLEAN_UP_S = 0.3
+LIMIT_S = 5.0  # for both of them on a busy machine; no time-out of the product is as short
+QUERY = "SELECT 1"
+
+Ask = Callable[[asyncpg.Connection], Awaitable[object]]
+
+
+@pytest.fixture
+async def proxy(postgres_server: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Proxy]:
+    monkeypatch.setattr(connections, "COMMAND_TIMEOUT_S", ASK_S)
+    monkeypatch.setattr("smithers.store.lanes.COMMAND_TIMEOUT_S", ASK_S)
+    for name in ("CLEAN_UP_TIMEOUT_S", "END_TIMEOUT_S"):
+        monkeypatch.setattr(connections, name, CLEAN_UP_S)
+    async with Proxy(postgres_server) as proxy:
+        yield proxy
+
+
+@contextmanager
+def soon() -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < LIMIT_S
+
+
+async def in_transaction(connection: asyncpg.Connection) -> None:
+    async with transaction(connection):
+        await connection.execute(QUERY)
+
+
+async def listen(connection: asyncpg.Connection) -> None:
+    await connection.add_listener("heard", lambda *_: None)
+
+
+ASKED: dict[str, Ask] = {
+    "fetch": lambda connection: connection.fetch(QUERY),
+    "fetchrow": lambda connection: connection.fetchrow(QUERY),
+    "fetchval": lambda connection: connection.fetchval("SELECT $1::int", 1),
+    "execute": lambda connection: connection.execute(QUERY),
+    "transaction": in_transaction,
+    "add_listener": listen,
+}
+
+
+async def outcome(asking: Awaitable[object]) -> type[BaseException] | None:
+    """Say how a call ended."""
+    try:
+        with driver_errors():
+            await asking
+    except Exception as error:  # noqa: BLE001 - which one it is, is asked
+        return type(error)
+    return None
+
+
+async def test_whatever_is_asked_over_a_connection_ends(proxy: Proxy) -> None:
+    opened = [await connect(proxy.dsn, role="test") for _ in ASKED]
+    proxy.stall()
+    with soon():
+        asked = [outcome(ask(one)) for ask, one in zip(ASKED.values(), opened, strict=True)]
+        ends = await asyncio.gather(*asked)
+    assert dict(zip(ASKED, ends, strict=True)) == dict.fromkeys(ASKED, StoreUnavailable)
+    for connection in opened:
+        connection.terminate()
+
+
+async def test_whatever_is_asked_through_a_pool_ends_and_the_pool_goes_on(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def take(pool: Pool, ask: Ask) -> None:
+        async with pool.acquire() as connection:
+            await ask(connection)
+
+    async with open_pool(proxy.dsn, role="test", max_size=len(ASKED)) as pool:
+        async with AsyncExitStack() as opened:
+            for _ in ASKED:
+                await opened.enter_async_context(pool.acquire())
+        proxy.stall()
+        monkeypatch.setattr(connections, "ACQUIRE_TIMEOUT_S", ASK_S)
+        with soon():
+            ends = await asyncio.gather(*(outcome(take(pool, ask)) for ask in ASKED.values()))
+        assert dict(zip(ASKED, ends, strict=True)) == dict.fromkeys(ASKED, StoreUnavailable)
+        monkeypatch.undo()
+        proxy.heal()
+        assert await pool.fetchval(QUERY) == 1
+
+
+async def test_nobody_waits_for_ever_for_a_connection_of_a_pool(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_pool(proxy.dsn, role="test", max_size=1) as pool:
+        async with pool.acquire():
+            monkeypatch.setattr(connections, "ACQUIRE_TIMEOUT_S", ASK_S)
+            with soon(), pytest.raises(StoreUnavailable), driver_errors():
+                await pool.fetchval(QUERY)
+        monkeypatch.undo()
+        assert await pool.fetchval(QUERY) == 1
+
+
+async def test_a_connection_that_stalls_when_it_is_given_back_is_dropped_and_its_answer_stands(
+    proxy: Proxy,
+) -> None:
+    async with open_pool(proxy.dsn, role="test", max_size=1) as pool:
+        with soon():
+            async with pool.acquire() as connection:
+                answer = await connection.fetchval(QUERY)
+                proxy.stall()
+        assert answer == 1
+        assert pool.get_size() == 0
+
+
+async def cancelled(work: Awaitable[object], begun: asyncio.Event) -> None:
+    """Cancel work that hangs, and wait for its end."""
+    task = asyncio.ensure_future(work)
+    await begun.wait()
+    await asyncio.sleep(0)  # it stands in the call now
+    task.cancel()
+    with soon():
+        await asyncio.wait([task])
+    assert task.cancelled()
+
+
+async def test_whoever_is_cancelled_in_the_midst_of_a_transaction_ends_as_cancelled(
+    proxy: Proxy,
+) -> None:
+    begun = asyncio.Event()
+
+    async def ask(pool: Pool) -> None:
+        with driver_errors():
+            async with pool.acquire() as connection, transaction(connection):
+                proxy.stall()
+                begun.set()
+                await connection.execute(QUERY)
+
+    async with open_pool(proxy.dsn, role="test", max_size=1) as pool:
+        await cancelled(ask(pool), begun)
+
+
+async def test_a_connection_that_stalls_at_its_end_holds_nobody_up(proxy: Proxy) -> None:
+    begun = asyncio.Event()
+
+    async def ask() -> None:
+        async with open_connection(proxy.dsn, role="test") as connection:
+            proxy.stall()
+            begun.set()
+            await connection.execute(QUERY)
+
+    await cancelled(ask(), begun)
+
+
+async def test_a_pool_that_stalls_at_its_end_is_left(proxy: Proxy) -> None:
+    with soon():
+        async with open_pool(proxy.dsn, role="test", max_size=1) as pool:
+            await pool.fetchval(QUERY)
+            proxy.stall()
+
+
+async def test_a_new_connection_that_stalls_is_given_up(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "CONNECT_TIMEOUT_S", ASK_S)
+    proxy.stall()
+    with soon(), pytest.raises(StoreUnavailable):
+        await connect(proxy.dsn, role="test")
+
+
+async def test_a_lane_that_stalls_tells_whoever_waits(proxy: Proxy) -> None:
+    async def flush(connection: asyncpg.Connection, items: list[int]) -> list[int]:
+        return [await connection.fetchval("SELECT $1::int", item) for item in items]
+
+    async with Lane(proxy.dsn, role="test", flush=flush) as lane:
+        assert await lane.submit(1) == 1
+        proxy.stall()
+        with soon(), pytest.raises(StoreUnavailable):
+            await lane.submit(2)
+        proxy.heal()
+        assert await lane.submit(3) == 3
+
+
+async def test_hints_that_stall_are_said_over_the_next_connection(
+    proxy: Proxy, postgres_server: str
+) -> None:
+    heard: asyncio.Queue[frozenset[str] | None] = asyncio.Queue()
+    listener = {Channel.DUE: heard.put_nowait}
+    async with (
+        Hints(proxy.dsn, role="test") as hints,
+        Hints(postgres_server, role="hears", listeners=listener),
+    ):
+        assert await heard.get() is None
+        hints.send(Channel.DUE, ["one"])
+        assert await heard.get() == {"one"}
+        proxy.stall()
+        hints.send(Channel.DUE, ["two"])
+        async with asyncio.timeout(LIMIT_S):
+            while hints.is_connected:
+                await asyncio.sleep(0.01)
+        proxy.heal()
+        async with asyncio.timeout(LIMIT_S):
+            assert await heard.get() == {"two"}
+
+
+async def test_retention_that_stalls_ends_with_its_server(proxy: Proxy) -> None:
+    proxy.stall()
+    with soon():
+        async with pruning(proxy.dsn, timedelta(days=30), first_s=0.0):
+            await proxy.until_asked()

@@ -1,0 +1,85 @@
+"""When a worker of another pool counts as dead: what lasts is believed, what may pass is not."""
+
+from dataclasses import replace
+from uuid import uuid4
+
+import pytest
+
+from smithers.ids import WorkerId
+from smithers.store.owners import LivingWorker, ProcessIdentity
+from worker import processes
+from worker.death_watch import DISCONNECTED_S, SERVER_GRACE_S, SILENT_LOOKS, DeathWatch
+
+ELSEWHERE = ProcessIdentity(boot_id="other", pid_namespace="n", pid=7, process_start="1")
+OWN_POOL = uuid4()
+WORKER = LivingWorker(
+    worker_id=WorkerId(uuid4()),
+    pool_id=uuid4(),
+    process=ELSEWHERE,
+    silent_s=0.5,
+    server_up_s=1_000,
+    is_connected=True,
+)
+SILENT = replace(WORKER, silent_s=31)
+DISCONNECTED = replace(WORKER, is_connected=False)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def watch(clock: Clock) -> DeathWatch:
+    return DeathWatch(OWN_POOL, clock)
+
+
+def test_silence_is_believed_when_it_lasts(watch: DeathWatch) -> None:
+    seen = [watch.look([SILENT]) for _ in range(SILENT_LOOKS)]
+    assert seen == [[]] * (SILENT_LOOKS - 1) + [[(SILENT, "silent")]]
+
+
+def test_a_heartbeat_between_two_looks_begins_the_silence_anew(watch: DeathWatch) -> None:
+    for one in [SILENT] * (SILENT_LOOKS - 1) + [WORKER] + [SILENT] * (SILENT_LOOKS - 1):
+        assert watch.look([one]) == []
+
+
+def test_a_lost_session_counts_when_it_does_not_come_back(watch: DeathWatch, clock: Clock) -> None:
+    for one in (DISCONNECTED, WORKER, DISCONNECTED):
+        assert watch.look([one]) == []
+        clock.now += DISCONNECTED_S
+    assert watch.look([DISCONNECTED]) == []
+    clock.now += 0.1
+    assert watch.look([DISCONNECTED]) == [(DISCONNECTED, "disconnected")]
+
+
+@pytest.mark.parametrize(
+    "excused",
+    [
+        replace(DISCONNECTED, server_up_s=SERVER_GRACE_S - 1),
+        replace(DISCONNECTED, pool_id=OWN_POOL),
+    ],
+    ids=["Postgres has only just come", "it is of the same pool"],
+)
+def test_a_lost_session_may_be_excused(
+    watch: DeathWatch, clock: Clock, excused: LivingWorker
+) -> None:
+    for _ in range(5):
+        assert watch.look([excused]) == []
+        clock.now += DISCONNECTED_S
+
+
+def test_a_process_of_this_host_that_is_gone_is_dead_at_once(watch: DeathWatch) -> None:
+    itself = processes.identify(1)
+    assert itself is not None
+    assert watch.look([replace(WORKER, process=itself)]) == []
+    gone = replace(WORKER, process=replace(itself, process_start="before"))
+    assert watch.look([gone]) == [(gone, "process-gone")]

@@ -1,0 +1,59 @@
+"""What all bodies of a child share: threads, tools, a root; and what is done about those that do not stop."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+import structlog
+
+from worker.premises import Premises
+from worker.threads import NoThread, call_in_thread
+from worker.toolboxes import Workshop
+
+EXHAUSTED: Final = 75  # EX_TEMPFAIL: what a process ends with that can serve nobody any more
+
+log = structlog.get_logger("worker.bodies")
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bodies:
+    """Where the code of authors runs."""
+
+    threads: ThreadPoolExecutor
+    workshop: Workshop
+    root_dir: Path
+    on_abandoned: Callable[[str], None]  # a body could not be stopped: this child must be replaced
+    premises: Premises | None = None  # None: the process is not ours to put in order
+
+    def attempt(self) -> AbstractContextManager[None]:
+        """Hold that an attempt is under way; what it leaves in disorder is put in order at its end."""
+        return nullcontext() if self.premises is None else self.premises.attempt()
+
+    async def call_in_thread(
+        self,
+        function: Callable[[], Result],
+        *,
+        where: str,
+        on_cancel: Callable[[], None] = lambda: None,
+    ) -> Result:
+        """Return what an author's plain function returns; one that goes on after a cancellation is abandoned."""
+        try:
+            return await call_in_thread(
+                self.threads,
+                function if self.premises is None else partial(self.premises.call, function),
+                on_cancel=on_cancel,
+                on_stuck=lambda: self.on_abandoned(f"the thread of {where} does not stop"),
+            )
+        except NoThread as error:
+            if self.premises is None:
+                raise
+            # Some body has used them up, and nothing that runs here is to fail for it: all of it goes on elsewhere.
+            log.exception("child_gives_up", reason=str(error))
+            os._exit(EXHAUSTED)

@@ -1,0 +1,52 @@
+"""Say how an attempt ended: what its body returned or raised, as its run and its trace are told of it."""
+
+from typing import Any, Final
+
+from smithers.engine.facts import NodeKey, Problem
+from smithers.engine.rendering import author_traceback
+from smithers.errors import InvalidOutput, text_of
+from smithers.outputs import encode_output, weigh
+from smithers.states import AttemptState
+from smithers.tools.errors import ToolError
+from worker.happenings import Aborted, Failed, Finished, Happening, Parked
+
+MAX_ERROR_CHARS: Final = 8_000
+MAX_QUICK_BYTES: Final = 65_536
+
+
+def is_quick(value: Any, model: Any) -> bool:
+    """Say whether a returned value is judged in no time, and without a line of its author's code."""
+    if model is not None and getattr(model, "__module__", None) != "builtins":
+        return False
+    weight = weigh(value, MAX_QUICK_BYTES)
+    return weight.is_plain and weight.size <= MAX_QUICK_BYTES
+
+
+def end_returned(key: NodeKey, number: int, value: Any, model: Any) -> Finished | Failed:
+    """Return the end of an attempt whose body has returned; what does not fit `model` is a failure."""
+    try:
+        return Finished(key, number, encode_output(value, model))
+    except InvalidOutput as error:
+        problem = Problem("InvalidOutput", str(error), error.code, error.details)
+        return Failed(key, number, problem)
+
+
+def end_raised(key: NodeKey, number: int, error: BaseException) -> Failed:
+    """Return the end of an attempt whose body has raised."""
+    text = text_of(error)[:MAX_ERROR_CHARS] or type(error).__name__
+    code = error.code if isinstance(error, ToolError | InvalidOutput) else None
+    problem = Problem(type(error).__name__, text, code, traceback=author_traceback(error))
+    return Failed(key, number, problem)
+
+
+def outcome_of(end: Happening) -> tuple[str, str | None]:
+    """Say how an attempt ended, and the name of its error: for traces, which hold no content."""
+    match end:
+        case Failed(_, _, problem):
+            return AttemptState.FAILED, problem.name
+        case Aborted():
+            return AttemptState.CANCELLED, None
+        case Parked():
+            return AttemptState.PARKED, None
+        case _:
+            return AttemptState.FINISHED, None

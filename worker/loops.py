@@ -1,0 +1,52 @@
+"""The event loop of a child, on which the bodies of many runs work: what is not a body's, a body cannot stop.
+
+A body may cancel its own attempt's task, as its time limits do, and all tasks that bodies made. The child's own tasks and
+other attempts' are deaf to it: `for task in asyncio.all_tasks(): task.cancel()` is common, and meant for one's own program.
+"""
+
+import asyncio
+from contextvars import ContextVar
+from typing import Any, Final
+
+import uvloop
+
+from worker.descendants import note_started
+from worker.forks import Steps
+
+# The task of the attempt that this code is a part of; None: it is the child's own.
+RUNNER: Final[ContextVar["asyncio.Task[Any] | None"]] = ContextVar("smithers_runner", default=None)
+
+
+class BodyLoop(uvloop.Loop):
+    """The loop of a child: it also notes which attempt started a process."""
+
+    def create_task(self, coro: Any, **options: Any) -> "asyncio.Task[Any]":
+        """Start a task: the child's own is kept from bodies, and a body's is kept from harm to the child."""
+        if RUNNER.get() is None:
+            return KeptTask(coro, loop=self, **options)
+        return super().create_task(Steps(coro, is_task=True), **options)
+
+    def stop(self) -> None:
+        """Stop; raise RuntimeError for a body."""
+        if RUNNER.get() is not None:
+            raise RuntimeError("the event loop is its worker's: a task's body cannot stop it")
+        super().stop()
+
+    async def subprocess_exec(self, *args: Any, **kwargs: Any) -> Any:
+        """Start a program."""
+        return note_started(await super().subprocess_exec(*args, **kwargs))
+
+    async def subprocess_shell(self, *args: Any, **kwargs: Any) -> Any:
+        """Start a line of shell."""
+        return note_started(await super().subprocess_shell(*args, **kwargs))
+
+
+class KeptTask(asyncio.Task[Any]):
+    """A task that bodies cannot cancel, but for the one whose attempt it is."""
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel; False, and nothing else, where a body asks that has no say in it."""
+        runner = RUNNER.get()
+        if runner is not None and runner is not self:
+            return False
+        return super().cancel(msg)

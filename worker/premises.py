@@ -1,0 +1,114 @@
+"""What the bodies of a child share besides memory, and how it is put back after one that has changed it.
+
+The directory, the umask, signals, the recursion limit, descriptors 0 to 2 and the standard streams belong to the process.
+A thread of bodies has a directory and a umask of its own where the kernel allows that (a container's default seccomp
+profile does not); all else is put back when an attempt has ended. What cannot be told from what an author wants (the
+environment, imported modules and what was patched in them, the locale) stays as it was left.
+"""
+
+import asyncio
+import ctypes
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from smithers.engine.rendering import Guard
+
+RESTORE_S: Final = 0.01  # after a body or a builder, for all that has ended by then
+MAX_USED: Final = 0.8  # of the descriptors that this process may have
+
+_CLONE_FS: Final = 0x200
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGCHLD)
+
+Result = TypeVar("Result")
+
+
+class Premises:
+    """The state of this process before any body has run; made in the main thread."""
+
+    def __init__(self, root_dir: Path) -> None:
+        self._root_dir = str(root_dir)
+        self._umask = os.umask(0o077)
+        os.umask(self._umask)
+        self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        self._recursion_limit = sys.getrecursionlimit()
+        self._streams = sys.stdout, sys.stderr
+        self._spares = {number: os.dup(number) for number in range(3)}
+        self._attempt_count = 0
+        self._is_restoring = False  # in a moment
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Hold that an attempt is under way; in the main thread."""
+        self._attempt_count += 1
+        try:
+            yield
+        finally:
+            self._attempt_count -= 1
+            self._restore_soon()
+
+    def lacks_descriptors(self) -> bool:
+        """Say whether bodies have left so many descriptors open that connections may soon find none."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            lowest = os.dup(self._spares[0])
+        except OSError:
+            return True
+        os.close(lowest)
+        return lowest > limit * MAX_USED
+
+    def enter_thread(self) -> None:
+        """Give the calling thread a directory and a umask of its own, where that may be."""
+        ctypes.CDLL(None).unshare(_CLONE_FS)  # refused: they stay the process's
+        self._return()
+
+    def call(self, body: Callable[[], Result]) -> Result:
+        """Call a plain function in one of the threads of bodies."""
+        try:
+            return body()
+        finally:
+            self._return()
+
+    def around(self, guard: Guard) -> Guard:
+        """Have the same done after a builder."""
+
+        def call(build: Callable[[], Any]) -> Any:
+            try:
+                return guard(build)
+            finally:
+                self._restore_soon()
+
+        return call
+
+    def _restore_soon(self) -> None:
+        """Put back at once what the next body would fall over, and the rest once for all that ends in a moment."""
+        self._return()
+        if not self._is_restoring:
+            self._is_restoring = True
+            asyncio.get_running_loop().call_later(RESTORE_S, self._restore)
+
+    def _restore(self) -> None:
+        self._is_restoring = False
+        sys.setrecursionlimit(self._recursion_limit)
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) != handler:
+                signal.signal(number, handler)
+        for descriptor, spare in self._spares.items():
+            try:
+                os.fstat(descriptor)
+            except OSError:  # closed: the next connection would get it, and all that is printed
+                os.dup2(spare, descriptor)
+        if (
+            not self._attempt_count
+        ):  # else one that is under way may have put them there for a while
+            sys.stdout, sys.stderr = self._streams
+
+    def _return(self) -> None:
+        os.umask(self._umask)
+        with suppress(OSError):  # the root may be gone
+            os.chdir(self._root_dir)

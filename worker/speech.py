@@ -1,0 +1,47 @@
+"""What a model says while it says it: gathered for a moment, and handed on a piece at a time."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+PAUSE_S: Final = 0.15  # between two pieces
+MAX_PIECE_CHARS: Final = 4_096  # a piece that is full goes at once
+MAX_SPOKEN_CHARS: Final = 262_144  # of one attempt; the rest is dropped, and said to be
+DROPPED: Final = "\n[more was said, and dropped]\n"
+
+
+class Speech:
+    """What is said in one attempt, and not handed on yet; used in the loop's thread."""
+
+    def __init__(self, sink: Callable[[str], None]) -> None:
+        self._sink = sink
+        self._loop = asyncio.get_running_loop()
+        self._said: list[str] = []
+        self._size = 0
+        self._room = MAX_SPOKEN_CHARS
+        self._timer: asyncio.TimerHandle | None = None
+
+    def say(self, text: str) -> None:
+        """Take text; it is handed on within a moment."""
+        if self._room <= 0 or not text:
+            return
+        self._room -= len(text)
+        if self._room <= 0:
+            text = text[: len(text) + self._room] + DROPPED
+        self._said.append(text)
+        self._size += len(text)
+        if self._size >= MAX_PIECE_CHARS:
+            self.flush()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(PAUSE_S, self.flush)
+
+    def flush(self) -> None:
+        """Hand on what there is."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        text = "".join(self._said)
+        self._said.clear()
+        self._size = 0
+        for start in range(0, len(text), MAX_PIECE_CHARS):
+            self._sink(text[start : start + MAX_PIECE_CHARS])
