@@ -60,6 +60,8 @@ class Connection(asyncio.Protocol):
             self._answer.set_exception(exc or ConnectionResetError("the server has gone"))
 
     def data_received(self, data: bytes) -> None:
+        if self._answer is None or self._answer.done():
+            return  # who asked has gone, as a viewer that was cancelled
         looked_to = max(0, len(self._buffer) - OVERLAP)
         self._buffer += data
         if self._stream is None:
@@ -70,13 +72,15 @@ class Connection(asyncio.Protocol):
         if self._buffer.endswith(END_OF_CHUNKS):
             self._done()
 
-    async def call(self, method: str, path: str, body: Any = None) -> Any:
-        """Send a request and return its JSON; anything but a 200 is Unexpected."""
+    async def call(
+        self, method: str, path: str, body: Any = None, *, limit_s: float = REQUEST_LIMIT_S
+    ) -> Any:
+        """Send a request and return its JSON; anything but a success is Unexpected."""
         payload = b"" if body is None else json.dumps(body).encode()
-        async with asyncio.timeout(REQUEST_LIMIT_S):
+        async with asyncio.timeout(limit_s):
             await self._exchange(method, path, payload)
         status, content = int(self._buffer[9:12]), bytes(self._buffer).partition(b"\r\n\r\n")[2]
-        if status != 200:
+        if status not in {200, 202}:
             raise Unexpected(f"{method} {path}: {status} {content[:300]!r}")
         return json.loads(content)
 
@@ -105,8 +109,10 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         self._buffer.clear()
         self._answer = asyncio.get_running_loop().create_future()
+        kind = "Content-Type: application/json\r\n" if payload else ""
         head = (
-            f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(payload)}\r\n\r\n"
+            f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{kind}"
+            f"Content-Length: {len(payload)}\r\n\r\n"
         )
         self._transport.write(head.encode() + payload)
         await self._answer

@@ -10,6 +10,8 @@ import time
 import uvloop
 from aiohttp import web
 
+from gateway.load import raise_file_limit
+
 EVENT = '{{"type":"{type}","runId":"r","timestampMs":{now_ms},"correlation":{{"runId":"r"}}}}'
 
 
@@ -46,6 +48,7 @@ class FanOut:
 
 
 async def serve(viewer_count: int, count: int, pause_s: float) -> None:
+    raise_file_limit()
     fan = FanOut(viewer_count, count, pause_s)
     app = web.Application()
     app.router.add_get("/{path:.*}", fan.view)
@@ -54,7 +57,7 @@ async def serve(viewer_count: int, count: int, pause_s: float) -> None:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     print(runner.addresses[0][1], flush=True)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         await fan.write()
     await runner.cleanup()
 

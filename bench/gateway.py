@@ -13,6 +13,7 @@ from pathlib import Path
 
 import uvloop
 
+import smithers.telemetry.without_rich  # noqa: F401 - first
 from gateway.app import GatewaySettings, open_gateway
 from smithers.telemetry.logs import configure_logging
 

@@ -286,11 +286,12 @@ WORKLOADS: dict[str, Callable[..., Awaitable[Result]]] = {
 }
 
 
-def main() -> None:
+def main(workloads: dict[str, Callable[..., Awaitable[Result]]]) -> None:
+    """Do as one line of JSON on stdin says, and answer with one."""
     order = json.loads(sys.stdin.readline())
     used_before = resource.getrusage(resource.RUSAGE_SELF)
     began = time.perf_counter()
-    result = uvloop.run(WORKLOADS[order["workload"]](order["port"], **order["options"]))
+    result = uvloop.run(workloads[order["workload"]](order["port"], **order["options"]))
     used = resource.getrusage(resource.RUSAGE_SELF)
     result["client_cpu_s"] = (used.ru_utime + used.ru_stime) - (
         used_before.ru_utime + used_before.ru_stime
@@ -300,4 +301,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(WORKLOADS)

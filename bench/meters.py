@@ -8,22 +8,33 @@ import os
 import resource
 import time
 from collections import defaultdict
-from typing import Any, Self
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, Self
 
 import asyncpg
 
 from bench.processes import MemoryPeak, cpu_s, machine_busy_s
-from bench.server import Server
 
 MIB = 1024 * 1024
 QUIET_CORES = 0.1
 LOOK_S = 1.0
 
 
+class Measured(Protocol):
+    """A server of several processes."""
+
+    @property
+    def dsn(self) -> str:
+        """Its database's address."""
+
+    def pids(self) -> dict[str, list[int]]:
+        """All its processes, by part; those of Postgres, if it has one, are `postgres`."""
+
+
 class Meter:
     """Processor time and memory of a server, between two moments."""
 
-    def __init__(self, server: Server, *, with_memory: bool = False) -> None:
+    def __init__(self, server: Measured, *, with_memory: bool = False) -> None:
         """`with_memory`: look at it twice a second, which costs a little itself."""
         self._server = server
         self._peak = MemoryPeak(self._all_pids) if with_memory else None
@@ -49,11 +60,16 @@ class Meter:
         self._pids = self._server.pids()
         used = {pid: cpu_s(pid) - self._before.get(pid, 0.0) for pid in self._all_pids()}
         self.used_s = {part: sum(used[pid] for pid in pids) for part, pids in self._pids.items()}
-        names = asyncio.run(_backend_names(self._server.dsn))
+        if "postgres" in self._pids:
+            self.backends_s = self._used_by_backends(used)
+
+    def _used_by_backends(self, used: dict[int, float]) -> dict[str, float]:
+        with ThreadPoolExecutor(1) as other:  # the caller may have a loop in this thread
+            names = other.submit(asyncio.run, _backend_names(self._server.dsn)).result()
         backends: defaultdict[str, float] = defaultdict(float)
         for pid in self._pids["postgres"]:
             backends[names.get(pid, "postmaster")] += used[pid]
-        self.backends_s = dict(sorted(backends.items(), key=lambda item: -item[1]))
+        return dict(sorted(backends.items(), key=lambda item: -item[1]))
 
     def per_run(self, run_count: int) -> dict[str, Any]:
         """Return milliseconds of processor time for each run, and the peak of memory."""
@@ -90,7 +106,7 @@ async def _backend_names(dsn: str) -> dict[int, str]:
 class Neighbours:
     """How many cores were used by what is neither the server nor the bench, between two moments."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Measured) -> None:
         self._server = server
         self.cores = 0.0
 
@@ -110,7 +126,7 @@ class Neighbours:
         return machine_busy_s() - server - bench
 
 
-def wait_for_quiet(server: Server, patience_s: float) -> None:
+def wait_for_quiet(server: Measured, patience_s: float) -> None:
     """Wait until others leave the processors alone for a second, or until patience has ended."""
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:

@@ -47,6 +47,7 @@ GOALS = (
     Goal("W2", "client_cpu_ms_per_run", "client CPU, ms a run"),
     Goal("W2", "pss_peak_mib", "memory of all processes, peak PSS MiB", 300),
     Goal("W2", "raw_grouped_runs_per_s", "raw: five bare commits a run, grouped by 64: runs/s"),
+    Goal("W3", "ms_per_node_100", "one run of 100 nodes: ms a node"),
     Goal("W3", "ms_per_node_200", "one run of 200 nodes: ms a node", 1),
     Goal("W3", "ms_per_node_1000", "one run of 1,000 nodes: ms a node", 1),
     Goal("W3", "raw_commit_mean_ms", "raw: one bare commit, mean ms"),

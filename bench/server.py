@@ -44,6 +44,7 @@ class Server:
 
     def __enter__(self) -> Self:
         try:
+            self._load_pool()
             self._open_database()
             upgrade_schema(self.dsn)
             self._start_processes()
@@ -118,12 +119,17 @@ class Server:
         self._pool.wait()
 
     def restart(self) -> None:
-        """Start again on the same data and the same port."""
+        """Start again on the same data and the same port, in the order of `smithers serve`."""
+        self._load_pool()
         self._open_database()
         self._start_processes()
 
     def _open_database(self) -> None:
         self._shares.append(open_embedded_postgres(self.data_dir / "postgres"))
+
+    def _load_pool(self) -> None:
+        with self.log_file.open("ab") as log:
+            self._pool = _load("worker", log, self._more, stdout=log)
 
     def _start_processes(self) -> None:
         settings = PoolSettings(
@@ -139,11 +145,11 @@ class Server:
             "port": self.port,
             "otel": self._otel,
         }
+        assert self._pool is not None
+        _tell(self._pool, settings.to_json())
         with self.log_file.open("ab") as log:
-            self._pool = _start("worker", settings.to_json(), log, self._more, stdout=log)
-            self._gateway = _start(
-                "bench.gateway", json.dumps(order).encode(), log, self._more, stdout=subprocess.PIPE
-            )
+            self._gateway = _load("bench.gateway", log, self._more, stdout=subprocess.PIPE)
+        _tell(self._gateway, json.dumps(order).encode())
         assert self._gateway.stdout is not None
         line = self._gateway.stdout.readline()
         if not line.strip().isdigit():
@@ -151,10 +157,10 @@ class Server:
         self.port = int(line)
 
 
-def _start(
-    module: str, settings: bytes, log: IO[bytes], more: dict[str, str], *, stdout: Any
+def _load(
+    module: str, log: IO[bytes], more: dict[str, str], *, stdout: Any
 ) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-P", "-m", module],
         cwd=ROOT_DIR,
         env={**_environment(), **more},
@@ -162,10 +168,12 @@ def _start(
         stdout=stdout,
         stderr=log,
     )
+
+
+def _tell(process: subprocess.Popen[bytes], settings: bytes) -> None:
     assert process.stdin is not None
     process.stdin.write(settings + b"\n")
     process.stdin.flush()  # and stays open: its end is the pool's sign to go
-    return process
 
 
 def _environment() -> dict[str, str]:

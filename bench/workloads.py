@@ -7,6 +7,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,25 +45,27 @@ class Sizes:
 
 QUICK = Sizes(
     warm_up=50,
-    alone=50,
-    many=250,
+    alone=30,
+    many=200,
     chain=(100,),
-    ticks=60,
-    approved_alone=20,
-    approved_rest=80,
-    commits=300,
+    ticks=40,
+    approved_alone=10,
+    approved_rest=60,
+    commits=200,
 )
 
 
-def load(workload: str, port: int, **options: Any) -> Result:
-    """Run one workload in the load generator's process."""
-    process = begin_load(workload, port, **options)
+def load(workload: str, port: int, *, by: str = "bench.load", **options: Any) -> Result:
+    """Run one workload in the load generator's process; `by`: which one."""
+    process = begin_load(workload, port, by=by, **options)
     return end_load(process)
 
 
-def begin_load(workload: str, port: int, **options: Any) -> subprocess.Popen[bytes]:
+def begin_load(
+    workload: str, port: int, *, by: str = "bench.load", **options: Any
+) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench.load"],
+        [sys.executable, "-m", by],
         cwd=ROOT_DIR,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -128,7 +132,7 @@ def w3(server: Server, sizes: Sizes) -> Result:
 
 
 def w4(server: Server, sizes: Sizes) -> Result:
-    bare = _fan_out(sizes)
+    bare = bare_fan_out(sizes.viewers, sizes.ticks, 0.05)
     with Meter(server) as meter:
         result = load(
             "viewers", server.port, viewer_count=sizes.viewers, count=sizes.ticks, pause_s=0.05
@@ -137,12 +141,20 @@ def w4(server: Server, sizes: Sizes) -> Result:
     return result | {"raw_p50_ms": bare["p50_ms"], "raw_p99_ms": bare["p99_ms"]}
 
 
-def _fan_out(sizes: Sizes) -> Result:
-    command = ["-m", "bench.fan_out", str(sizes.viewers), str(sizes.ticks), "0.05"]
+def bare_fan_out(viewer_count: int, count: int, pause_s: float) -> Result:
+    """Measure what bench.fan_out delivers: so many events to each of so many viewers, a pause apart."""
+    with fan_out_server(viewer_count, count, pause_s) as (port, _pid):
+        return load("fan_out", port, viewer_count=viewer_count)
+
+
+@contextmanager
+def fan_out_server(viewer_count: int, count: int, pause_s: float) -> Iterator[tuple[int, int]]:
+    """Have bench.fan_out running: its port and its pid."""
+    command = ["-m", "bench.fan_out", str(viewer_count), str(count), str(pause_s)]
     process = subprocess.Popen([sys.executable, *command], cwd=ROOT_DIR, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
-        return load("fan_out", int(process.stdout.readline()), viewer_count=sizes.viewers)
+        yield int(process.stdout.readline()), process.pid
     finally:
         process.kill()
         process.communicate()

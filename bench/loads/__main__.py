@@ -1,16 +1,32 @@
-"""`python -m bench.loads [LOAD ...] [--quick] [--json PATH]`: loads beyond W1 to W6."""
+"""`python -m bench.loads [LOAD ...] [--quick] [--minutes N] [--json PATH]`: loads beyond W1 to W6."""
 
 import argparse
 import asyncio
 import os
 import sys
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench import report
 from bench.__main__ import ask_version
-from bench.loads import hostile, parked, races, signals, takeovers, timers, tools
+from bench.loads import (
+    cancels,
+    fanout,
+    hostile,
+    idle,
+    parked,
+    races,
+    replay,
+    signals,
+    soak,
+    starts,
+    streams,
+    takeovers,
+    timers,
+    tools,
+)
 from bench.loads.site import Site
 
 LOADS = {
@@ -21,13 +37,24 @@ LOADS = {
     "signals": (signals.signals, signals.GOALS),
     "hostile": (hostile.hostile, hostile.GOALS),
     "tools": (tools.tools, tools.GOALS),
+    "idle": (idle.idle, idle.GOALS),
+    "fanout": (fanout.fanout, fanout.GOALS),
+    "starts": (starts.starts, starts.GOALS),
+    "replay": (replay.replay, replay.GOALS),
+    "cancels": (cancels.cancels, cancels.GOALS),
+    "streams": (streams.streams, streams.GOALS),
+    "soak": (soak.soak, soak.GOALS),
 }
+
+
+UNLESS_NAMED = tuple(name for name in LOADS if name != "soak")  # which takes an hour
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.loads", description=__doc__)
-    parser.add_argument("loads", nargs="*", metavar="LOAD", help="all if none is named")
+    parser.add_argument("loads", nargs="*", metavar="LOAD", help="all but soak if none is named")
     parser.add_argument("--quick", action="store_true", help="small: does it work at all?")
+    parser.add_argument("--minutes", type=float, default=60.0, help="how long to soak (60)")
     parser.add_argument("--json", type=Path, help="where to write the results")
     chosen = parser.parse_args()
     unknown = [name for name in chosen.loads if name not in LOADS]
@@ -41,8 +68,10 @@ def main() -> None:
     with Site(pools=0, gateways=0) as site:
         machine = report.describe_machine(asyncio.run(ask_version(site.dsn)))
     results: dict[str, Any] = {}
-    for name in chosen.loads or LOADS:
+    for name in chosen.loads or UNLESS_NAMED:
         run, goals = LOADS[name]
+        if name == "soak":
+            run = partial(run, minutes=chosen.minutes)
         load_before = os.getloadavg()[0]
         print(f"{name} … (load average {load_before:.2f})", file=sys.stderr, flush=True)
         results[name] = run(is_quick=chosen.quick) | {"load_before": load_before}

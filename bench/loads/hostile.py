@@ -1,49 +1,61 @@
-"""Bodies that harm their process, each beside ten runs that do not: how each ends, and what the others pay."""
+"""Workflow code that harms its process, each beside ten runs that do not: how it ends, and what the others pay."""
 
 import asyncio
 import json
+import shutil
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 
-from bench.client import Connection, start_run
-from bench.loads.site import Site
+from bench.client import Connection, Unexpected, start_run
+from bench.loads.harms import FINISHED, HARMS, Harm
+from bench.loads.site import FLOWS_DIR, Site
 from bench.loads.watching import read_history, until_counted, until_ended
 from bench.report import Goal
 
-KINDS = (
-    "endless loop",
-    "segfault",
-    "os._exit(0)",
-    "blocked event loop",
-    "catastrophic regex",
-)
+QUICK = ("an endless loop", "a segfault", "os._exit", "cancels all tasks", "import: raises")
+REFUSED = "refused"  # its source was looked at before it was accepted, and is not run
 INNOCENT_COUNT = 10
+MEMORY_MIB = 1024
 FLOOR_S = 0.5  # five steps of 0.1 s
 
 GOALS = (
     Goal("hostile", "unfinished_count", "innocent runs that did not finish", 0),
     Goal("hostile", "fault_count", "histories with a gap, a node finished twice, or no end", 0),
+    Goal("hostile", "wrong_count", "harmful runs that ended by another name than theirs", 0),
+    Goal("hostile", "silent_count", "pools that took no further run afterwards", 0),
 )
 
 
 def hostile(*, is_quick: bool) -> dict[str, Any]:
-    """Run the load; the quick one leaves out what is only noticed after 20 s."""
-    rows = []
-    for kind in (None, *(KINDS[:3] if is_quick else KINDS)):
-        with Site() as site:
-            rows.append(asyncio.run(_measure(site, kind)))
+    """Run the load: each harm on a site of its own."""
+    harms = [harm for harm in HARMS if not is_quick or harm.name in QUICK]
+    rows = [_try(harm) for harm in (None, *harms)]
     return {
         "kinds": rows,
         "unfinished_count": sum(row["unfinished_count"] for row in rows),
         "fault_count": sum(row["fault_count"] for row in rows),
+        "wrong_count": sum(not row["is_right"] for row in rows),
+        "silent_count": sum(not row["is_serving"] for row in rows),
         "notes": [_line(row) for row in rows],
     }
 
 
-async def _measure(site: Site, kind: str | None) -> dict[str, Any]:
-    """Start one harmful run among ten others; kind None: only the others, which is the raw figure."""
+def _try(harm: Harm | None) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="smithers-harm-", dir="/tmp") as folder:
+        flows = Path(folder)
+        shutil.copy(FLOWS_DIR / "innocent.py", flows)
+        if harm is not None:
+            (flows / "harm.py").write_text(harm.source)
+        with Site(flows=flows, memory_mib=MEMORY_MIB) as site:
+            return asyncio.run(_measure(site, harm))
+
+
+async def _measure(site: Site, harm: Harm | None) -> dict[str, Any]:
+    """Start one harmful run among ten others; None: only the others, which is the raw figure."""
     async with (
         asyncpg.create_pool(site.dsn, min_size=1, max_size=4) as sql,
         Connection(site.port) as connection,
@@ -54,7 +66,7 @@ async def _measure(site: Site, kind: str | None) -> dict[str, Any]:
         began = time.perf_counter()
         half = INNOCENT_COUNT // 2
         innocent = [await start_run(connection, "innocent") for _ in range(half)]
-        harmful = await start_run(connection, "hostile", {"kind": kind}) if kind else None
+        harmful = await _start(connection) if harm else None
         innocent += [await start_run(connection, "innocent") for _ in range(half)]
 
         async def wait(run_id: str) -> tuple[str, float]:
@@ -62,32 +74,45 @@ async def _measure(site: Site, kind: str | None) -> dict[str, Any]:
 
         ends = await asyncio.gather(*[wait(run_id) for run_id in innocent])
         took_s = sorted(took for _, took in ends)
-        harm = {
-            "kind": kind or "nothing",
-            "ended": "",
-            "code": "",
-            "ended_s": 0.0,
-            "death_count": 0,
-        }
+        ended, ended_s = REFUSED if harm else FINISHED, 0.0
         if harmful:
-            harm["ended"], harm["ended_s"] = await wait(harmful)
-            error = await sql.fetchval("SELECT error FROM smithers.runs WHERE run_id = $1", harmful)
-            harm["code"] = json.loads(error or "{}").get("code")
-            harm["death_count"] = await sql.fetchval(
-                "SELECT count(*) FROM smithers.workers WHERE death LIKE 'exit-%'"
-            )
+            _, ended_s = await wait(harmful)
+            ended = await _end_of(sql, harmful)
+        after = await until_ended(sql, await start_run(connection, "innocent"))
         histories = [await read_history(sql, one) for one in (*innocent, harmful) if one]
-    return harm | {
-        "unfinished_count": sum(status != "finished" for status, _ in ends),
-        "fault_count": sum(len(history.faults()) for history in histories),
-        "innocent_p50_s": took_s[len(took_s) // 2],
-        "innocent_p100_s": took_s[-1],
-    }
+        deaths = (
+            "SELECT count(*) FROM smithers.workers WHERE death LIKE 'exit-%' AND death <> 'exit-0'"
+        )
+        return {
+            "kind": harm.name if harm else "nothing",
+            "ended": ended,
+            "ended_s": ended_s,
+            "is_right": harm is None or ended in (harm.end, REFUSED),
+            "is_serving": after == "finished",
+            "death_count": await sql.fetchval(deaths),
+            "unfinished_count": sum(status != "finished" for status, _ in ends),
+            "fault_count": sum(len(history.faults()) for history in histories),
+            "innocent_p50_s": took_s[len(took_s) // 2],
+            "innocent_p100_s": took_s[-1],
+        }
+
+
+async def _start(connection: Connection) -> str | None:
+    try:
+        return await start_run(connection, "harm")
+    except Unexpected:
+        return None
+
+
+async def _end_of(sql: asyncpg.Pool, run_id: str) -> str:
+    row = await sql.fetchrow("SELECT status, error FROM smithers.runs WHERE run_id = $1", run_id)
+    error = json.loads(row["error"] or "{}")
+    return error.get("code") or error.get("name") or row["status"]
 
 
 def _line(row: dict[str, Any]) -> str:
-    end = f"{row['ended']} {row['code']} after {row['ended_s']:.1f} s" if row["ended"] else "-"
+    end = row["ended"] if not row["ended_s"] else f"{row['ended']} after {row['ended_s']:.1f} s"
     return (
-        f"{row['kind']:<20}{end:<42}innocent p50 {row['innocent_p50_s']:.2f} s,"
+        f"{row['kind']:<44}{end:<32}innocent p50 {row['innocent_p50_s']:.2f} s,"
         f" p100 {row['innocent_p100_s']:.2f} s (floor {FLOOR_S:g} s)"
     )

@@ -19,6 +19,7 @@ from bench.report import Goal
 FIRST_COUNT = 2_000  # these tell how fast the real path is, and are the pattern of copies
 REAL_PATH_LIMIT_S = 180.0
 PARKED = "SELECT count(*) FROM smithers.runs WHERE status = 'waiting-approval' AND owner_id IS NULL"
+ENDED = "SELECT count(*) FROM smithers.runs WHERE status = 'finished'"
 
 GOALS = (
     Goal("parked", "run_count", "runs that wait for an approval"),
@@ -46,15 +47,15 @@ GOALS = (
 COPIES = (
     """INSERT INTO smithers.run_requests SELECT (r).* FROM (
         SELECT jsonb_populate_record(q, jsonb_build_object('run_id', $1 || '-' || n)) AS r
-        FROM smithers.run_requests q, generate_series(1, $2::int) n WHERE q.run_id = $1) AS c""",
+        FROM smithers.run_requests q, generate_series($2::int, $3::int) n WHERE q.run_id = $1) AS c""",
     *(
         f"""INSERT INTO smithers.{table} SELECT (r).* FROM (
         SELECT jsonb_populate_record(q, jsonb_build_object('run_id', $1 || '-' || n)) AS r
-        FROM smithers.{table} q, generate_series(1, $2::int) n WHERE q.run_id = $1) AS c"""
+        FROM smithers.{table} q, generate_series($2::int, $3::int) n WHERE q.run_id = $1) AS c"""
         for table in ("nodes", "frames", "approvals", "runs")
     ),
     """INSERT INTO smithers.events SELECT $1 || '-' || n, seq, epoch, replace(payload, $1, $1 || '-' || n)
-        FROM smithers.events, generate_series(1, $2::int) n WHERE run_id = $1""",
+        FROM smithers.events, generate_series($2::int, $3::int) n WHERE run_id = $1""",
 )
 
 
@@ -70,7 +71,7 @@ def parked(*, is_quick: bool) -> dict[str, Any]:
             result = asyncio.run(_park(site, first, rest))
             copied = 0
         else:
-            asyncio.run(_copy(site, rest))
+            asyncio.run(copy_parked(site.dsn, 1, rest))
             copied = rest
         time.sleep(5)  # autovacuum has begun by then; what is measured is a server at rest
         after = pss_mib(site)
@@ -96,13 +97,15 @@ async def _park(site: Site, already: int, count: int) -> dict[str, Any]:
     return {"parked_per_s": count / (time.perf_counter() - began)}
 
 
-async def _copy(site: Site, count: int) -> None:
-    sql = await asyncpg.connect(site.dsn)
+async def copy_parked(dsn: str, first: int, last: int) -> None:
+    """Copy a run that waits, all its rows, under ids of its own with the numbers from first to last."""
+    sql = await asyncpg.connect(dsn)
     try:
-        run_id = await sql.fetchval("SELECT run_id FROM smithers.approvals LIMIT 1")
+        waiting = "SELECT min(run_id) FROM smithers.approvals WHERE status = 'requested'"
+        run_id = await sql.fetchval(waiting)
         async with sql.transaction():
             for copy in COPIES:
-                await sql.execute(copy, run_id, count)
+                await sql.execute(copy, run_id, first, last)
         await sql.execute("VACUUM ANALYZE")
     finally:
         await sql.close()
@@ -110,7 +113,12 @@ async def _copy(site: Site, count: int) -> None:
 
 async def _measure(site: Site, count: int) -> dict[str, Any]:
     limits = await raw.measure(site.dsn, commit_count=300, group_size=1)
-    result: dict[str, Any] = {"raw_commit_p50_ms": limits["commit_p50_ms"]}
+    return {"raw_commit_p50_ms": limits["commit_p50_ms"]} | await measure_parked(site, count)
+
+
+async def measure_parked(site: Site, count: int) -> dict[str, Any]:
+    """Look at lists so many times, and decide as many runs at random; milliseconds."""
+    result: dict[str, Any] = {}
     async with Connection(site.port) as connection:
         for name, path in (
             ("raw_health", "/health"),
@@ -120,16 +128,16 @@ async def _measure(site: Site, count: int) -> dict[str, Any]:
             took_s = [await _timed(connection, "GET", path) for _ in range(count)]
             result |= _figures(name, took_s)
         sql = await asyncpg.connect(site.dsn)
-        run_ids = [row[0] for row in await sql.fetch("SELECT run_id FROM smithers.approvals")]
+        waiting = "SELECT run_id FROM smithers.approvals WHERE status = 'requested'"
+        run_ids = [row[0] for row in await sql.fetch(waiting)]
+        ended = await sql.fetchval(ENDED)
         chosen = random.Random(7).sample(run_ids, count)
         took_s = [
             await _timed(connection, "POST", f"/v1/runs/{run_id}/nodes/ok/approve", {})
             for run_id in chosen
         ]
         result |= _figures("approve", took_s)
-        await until_counted(
-            sql, count, "SELECT count(*) FROM smithers.runs WHERE status = 'finished'"
-        )
+        await until_counted(sql, ended + count, ENDED)
         await sql.close()
     return result
 

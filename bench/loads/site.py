@@ -29,7 +29,16 @@ STOP_LIMIT_S = 20.0
 class Site:
     """A server on a new database; `pids` has the shape that bench.meters reads."""
 
-    def __init__(self, *, pools: int = 1, children: int = 2, gateways: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        pools: int = 1,
+        children: int = 2,
+        gateways: int = 1,
+        flows: Path = FLOWS_DIR,
+        memory_mib: int | None = None,
+    ) -> None:
+        """`flows`: the folder of the workflows that its runs are of; `memory_mib`: what a child may have of it."""
         self.data_dir = Path(tempfile.mkdtemp(prefix="smithers-loads-", dir="/tmp"))
         self.data_dir.chmod(0o755)  # run as root, Postgres is another account's
         self.log_file = self.data_dir / "server.log"
@@ -37,6 +46,8 @@ class Site:
         self.pools: list[subprocess.Popen[bytes]] = []
         self._wanted = (pools, gateways)
         self._children = children
+        self._flows = str(flows)
+        self._memory_mib = memory_mib
         self._gateways: list[subprocess.Popen[bytes]] = []
         self._share: EmbeddedPostgres | None = None
 
@@ -56,8 +67,9 @@ class Site:
 
     def __exit__(self, *_exc: object) -> None:
         for process in (*self._gateways, *self.pools):
-            if process.poll() is None:
-                _stop(process)
+            with process:  # closes its pipes
+                if process.poll() is None:
+                    _stop(process)
         if self._share is not None:
             self._share.close()
         shutil.rmtree(self.data_dir, ignore_errors=True)
@@ -83,8 +95,9 @@ class Site:
         settings = PoolSettings(
             dsn=self.dsn,
             direct_dsn=self.dsn,
-            root_dir=str(FLOWS_DIR),
+            root_dir=self._flows,
             worker_count=self._children,
+            worker_memory_mib=self._memory_mib,
         )
         pool = self._start("worker", settings.to_json(), is_answering=False)
         self.pools.append(pool)
@@ -121,7 +134,7 @@ class Site:
         return int(pid_file.read_text().split("\n", 1)[0])
 
     def _start_gateway(self) -> None:
-        order = {"dsn": self.dsn, "root_dir": str(FLOWS_DIR), "port": 0}
+        order = {"dsn": self.dsn, "root_dir": self._flows, "port": 0}
         process = self._start("bench.gateway", json.dumps(order).encode(), is_answering=True)
         self._gateways.append(process)
         assert process.stdout is not None

@@ -89,7 +89,7 @@ class Rounds:
 
 def takeovers(*, is_quick: bool) -> dict[str, Any]:
     """Run the load."""
-    count, silent_count = (3, 2) if is_quick else (50, 10)
+    count, silent_count = (3, 2) if is_quick else (95, 15)
     with Site() as one, Site(pools=2, children=1) as two:
         result, more = asyncio.run(_on_both(one, two, count, silent_count))
     faults = result.pop("faults") + more.pop("faults")
