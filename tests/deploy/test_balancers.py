@@ -34,6 +34,7 @@ def three(ctx):
     return Sequence(Task("a", lambda: 1), Task("b", lambda: 2), Task("c", lambda: 3))
 """
 STARTERS = 4
+SEEN_S = 1.1  # two checks of HAProxy: it must see that the one is back before the other goes
 RUNS_MOVED = 30  # answered through the balancer before, between and after the restarts
 SEED = 20261122
 STORM_RUNS = 4
@@ -108,6 +109,7 @@ async def restart_under_load(gateways: Fleet, url: str, *, count: int, moved: in
         await load.go_on(moved)
         for number in range(count):
             await asyncio.to_thread(gateways.restart, number % 2)
+            await asyncio.sleep(SEEN_S)
             await load.go_on(moved)
         load.is_over = True
     return load
