@@ -224,7 +224,9 @@ async def test_hints_that_stall_are_said_over_the_next_connection(
                 await asyncio.sleep(0.01)
         proxy.heal()
         async with asyncio.timeout(LIMIT_S):
-            assert await heard.get() == {"two"}
+            said = await heard.get()
+        # "one" too, where the stall came before its answer: who is told twice looks twice.
+        assert said in ({"two"}, {"one", "two"})
 
 
 async def test_retention_that_stalls_ends_with_its_server(proxy: Proxy) -> None:
