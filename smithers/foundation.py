@@ -139,11 +139,14 @@ async def _until_found(dsn: str, direct_dsn: str) -> Route:
     """Find the way to a database; one that is starting or recovering gets a minute for it."""
     try:
         async with asyncio.timeout(STARTING_S):
+            is_told = False
             while True:
                 try:
                     return await find_route(dsn, direct_dsn)
                 except StoreStarting as error:
-                    LOG.info("database_starting", reason=str(error))
+                    if not is_told:
+                        LOG.info("database_starting", reason=str(error))
+                    is_told = True
                     await asyncio.sleep(LOOK_AGAIN_S)
     except TimeoutError as error:
         raise StoreStarting(f"the database is still starting after {STARTING_S:g} s") from error

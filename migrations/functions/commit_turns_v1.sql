@@ -18,7 +18,9 @@ BEGIN
     FROM smithers.commit_group_v2(p_worker_id, p_runs, p_events, p_nodes, p_attempts, p_frames, p_loops, p_approvals,
         p_signals, p_tries, p_tool_calls, p_children, p_cached) AS c;
     COMMIT;
-    PERFORM set_config('synchronous_commit', 'off', true);
-    PERFORM pg_notify(h.channel, h.payload) FROM unnest(p_channels, p_payloads) AS h (channel, payload);
+    IF 'committed' = ANY (outcomes) THEN
+        PERFORM set_config('synchronous_commit', 'off', true);
+        PERFORM pg_notify(h.channel, h.payload) FROM unnest(p_channels, p_payloads) AS h (channel, payload);
+    END IF;
 END
 $$;

@@ -7,7 +7,9 @@ AS $$
 BEGIN
     SELECT array_agg(s.run_id) INTO new_ids FROM smithers.start_runs_v1(p_starts) AS s;
     COMMIT;
-    PERFORM set_config('synchronous_commit', 'off', true);
-    PERFORM pg_notify(h.channel, h.payload) FROM unnest(p_channels, p_payloads) AS h (channel, payload);
+    IF new_ids IS NOT NULL THEN
+        PERFORM set_config('synchronous_commit', 'off', true);
+        PERFORM pg_notify(h.channel, h.payload) FROM unnest(p_channels, p_payloads) AS h (channel, payload);
+    END IF;
 END
 $$;
