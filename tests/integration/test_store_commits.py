@@ -18,6 +18,7 @@ from smithers.ids import LoopId, WorkerId
 from smithers.states import AttemptState, NodeState, RunStatus, ToolCallState
 from smithers.store import claims, commits, lanes, owners
 from smithers.store.commits import Committed, Committer, Outcome
+from smithers.store.hints import Channel
 from tests.support.proxy import Mode, Proxy
 from tests.support.turns import Ground, change, ended, key_of, names, parked, said, seeded
 
@@ -75,6 +76,19 @@ async def test_a_displaced_owner_writes_nothing_and_the_others_of_its_group_comm
     async with Committer(ground.dsn, worker_id=rival) as new:
         assert (await new.commit(change(taken, said("new")))).outcome is Outcome.COMMITTED
     assert await ground.types("b") == ["RunStarted", "new"]
+
+
+async def test_only_what_was_committed_is_told(ground, worker, committer):
+    told: asyncio.Queue[str] = asyncio.Queue()
+    await ground.sql.add_listener(Channel.EVENTS, lambda *hint: told.put_nowait(hint[3]))
+    (old,) = await ground.owned(worker, "a")
+    new = await ground.hand_over(old, worker, worker)
+    assert outcomes(await commit_all(committer, change(old, said("old")))) == [LeaseLost]
+    assert outcomes(await commit_all(committer, change(new, said("new")))) == [Outcome.COMMITTED]
+    await ground.sql.execute("SELECT pg_notify($1, 'the last')", Channel.EVENTS)
+    async with asyncio.timeout(10):
+        assert [await told.get(), await told.get()] == ["a", "the last"]
+    await ground.sql.reset()
 
 
 async def test_the_epoch_alone_shuts_out_a_worker_that_got_its_run_back(ground, worker, committer):
