@@ -1,12 +1,14 @@
-"""`python -m bench.telemetry [--rounds 5] [--runs 500]`: what metrics and traces cost W2, side by side.
+"""`python -m bench.telemetry [--rounds 25] [--runs 300]`: what metrics and traces cost W2, side by side.
 
-Servers that differ in nothing else stand beside one another: one whose counting is taken out, one as it comes, and one for
-each protocol whose spans go to a collector. They take their turns with the same load, round by round, so that a busy
-minute falls upon all of them. What counts is the processor time of a run; runs/s move with whatever else the machine does.
+Servers that differ in nothing else stand beside one another: one whose counting is taken out, one as it comes, the same
+once more, and one for each protocol whose spans go to a collector. They take their turns with the same load, round by
+round, so that a busy minute falls upon all of them. What counts is the processor time of a run; runs/s move with whatever
+else the machine does. By how much the two that are the same differ says how much of the rest is chance.
 """
 
 import argparse
 import os
+import random
 import statistics
 import sys
 import tempfile
@@ -38,8 +40,8 @@ gateway.metrics.Metrics.count_start = lambda *_: None
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.telemetry", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--runs", type=int, default=500, help="in each round, for each server")
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--runs", type=int, default=300, help="in each round, for each server")
     chosen = parser.parse_args()
     rates: defaultdict[str, list[float]] = defaultdict(list)
     costs: defaultdict[str, list[float]] = defaultdict(list)
@@ -48,8 +50,8 @@ def main() -> None:
         for server in servers.values():
             warm_up(server, QUICK)
         for number in range(chosen.rounds):
-            # Every other round the other way about: whoever comes first has the colder machine.
-            for name in list(servers)[:: 1 if number % 2 == 0 else -1]:
+            # Each round in another order: a server's neighbours leave their marks on it.
+            for name in random.Random(number).sample(list(servers), len(servers)):
                 with Meter(servers[name]) as meter:
                     result = load(
                         "many", servers[name].port, count=chosen.runs, in_flight=IN_FLIGHT
@@ -83,6 +85,7 @@ def open_servers(stack: ExitStack) -> dict[str, Server]:
     servers = {
         "uncounted": Server(environment={"PYTHONPATH": os.pathsep.join((folder, str(ROOT_DIR)))}),
         "counted": Server(),
+        "once more": Server(),
     }
     for protocol in ("http/protobuf", "grpc"):
         url = stack.enter_context(collecting(protocol))

@@ -124,8 +124,9 @@ class Access:
             identity = _identity(path)
             if identity == self._identity:
                 return
-            self._identity = identity
-            self._tokens = (*self._fixed, *read_tokens(path.read_text(encoding="utf-8")))
+            data = path.read_bytes()
+            self._identity = identity  # of what was read: if it is wrong, that is said once
+            self._tokens = (*self._fixed, *read_tokens(data.decode()))
         except FileNotFoundError:
             self._identity = None
             self._tokens = self._fixed

@@ -22,6 +22,11 @@ def one_of(states: type[StrEnum]) -> WithJsonSchema:
 Status = Annotated[str, one_of(RunStatus)]
 Count = Annotated[int, Field(ge=0)]
 Described = Field  # reads better in a type
+_OBJECT: dict[str, Any] = {"type": "object", "additionalProperties": True}
+Schema = Annotated[Any, WithJsonSchema({"anyOf": [_OBJECT, {"type": "null"}]})]
+Misfits = Annotated[
+    Any, WithJsonSchema({"anyOf": [{"type": "array", "items": _OBJECT}, {"type": "null"}]})
+]
 
 
 class Healthy(TypedDict):
@@ -73,7 +78,7 @@ class WorkflowAnswer(TypedDict):
     workflowHash: str
     lastStartedAtMs: int
     inputSchema: Annotated[
-        dict[str, Any] | None,
+        Schema,
         Described(description="JSON Schema; null: any object, or not described yet"),
     ]
     queue: str | None
@@ -132,6 +137,7 @@ class RunAnswer(TypedDict):
     output: Annotated[Any, Described(description="what the workflow's last task put out")]
     error: Any
     workflowHash: str
+    lastSeq: Annotated[int, Described(description="of its last event; -1: none is there yet")]
 
 
 class RunRowAnswer(TypedDict):
@@ -242,8 +248,8 @@ class ApprovalAnswer(TypedDict):
     requestSummary: str | None
     requestMode: Literal["approve", "select", "rank", "form"]
     requestOptions: list[str] | None  # what is to be selected from, or ranked
-    requestSchema: dict[str, Any] | None  # the JSON Schema of a form
-    requestErrors: list[dict[str, Any]] | None  # why the last answer to a form would not do
+    requestSchema: Schema  # the JSON Schema of a form
+    requestErrors: Misfits  # why the last answer to a form would not do
     allowedUsers: list[str] | None
     allowedScopes: list[str] | None
     requestedAtMs: int

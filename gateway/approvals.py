@@ -2,12 +2,14 @@
 
 import json
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
+import orjson
 from pydantic import Field
 
 from gateway.answers import ApprovalAnswer, ApprovalList
-from gateway.errors import DbNotConfigured, InvalidRequest
+from gateway.bodies import write_json
+from gateway.errors import DbNotConfigured
 from gateway.exchange import Exchange
 from gateway.fields import Cursor, Digits, Query
 from gateway.paging import Page, next_link, read_cursor, write_cursor
@@ -36,25 +38,24 @@ async def get_approvals(exchange: Exchange, query: ApprovalsQuery) -> Page[Appro
     link = None
     if len(rows) == query.limit:
         last = rows[-1]
-        place = write_cursor(
-            last.requested_at.isoformat(), last.run_id, last.node_id, last.iteration
-        )
+        place = write_cursor(last.requested_at, last.run_id, last.node_id, last.iteration)
         link = next_link(exchange.request, cursor=place)
     return Page({"approvals": [_approval(row) for row in rows]}, link)
 
 
 def _read_place(cursor: str) -> ApprovalPlace:
-    moment, run_id, node_id, iteration = read_cursor(cursor, str, str, str, int)
-    try:
-        requested_at = datetime.fromisoformat(moment)
-    except ValueError as error:
-        raise InvalidRequest("cursor must be one that a Link header carried.") from error
+    requested_at, run_id, node_id, iteration = read_cursor(cursor, datetime, str, str, int)
     return ApprovalPlace(
         requested_at=requested_at,
         run_id=RunId(run_id),
         node_id=NodeId(node_id),
         iteration=iteration,
     )
+
+
+def _as_written(value: Any) -> orjson.Fragment | None:
+    """Hand on what an author's model made, whatever whole numbers are in it."""
+    return None if value is None else orjson.Fragment(write_json(value))
 
 
 def _approval(row: ApprovalRow) -> ApprovalAnswer:
@@ -70,8 +71,8 @@ def _approval(row: ApprovalRow) -> ApprovalAnswer:
         "requestSummary": request.get("summary"),
         "requestMode": request.get("mode", "approve"),
         "requestOptions": request.get("options"),
-        "requestSchema": request.get("schema"),
-        "requestErrors": request.get("errors"),
+        "requestSchema": _as_written(request.get("schema")),
+        "requestErrors": _as_written(request.get("errors")),
         "allowedUsers": request.get("allowedUsers"),
         "allowedScopes": request.get("allowedScopes"),
         "requestedAtMs": row.requested_ms,

@@ -13,6 +13,7 @@ import structlog
 
 from gateway.errors import Overloaded
 from smithers.errors import StoreError
+from smithers.service_loops import keep_going
 from smithers.store.connections import Pool
 from smithers.store.starts import count_queued
 
@@ -33,7 +34,7 @@ class Backlog:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._count(), name="backlog")
+        self._task = asyncio.create_task(keep_going(self._count, name="backlog"), name="backlog")
         return self
 
     async def __aexit__(self, *_exc: object) -> None:

@@ -131,8 +131,8 @@ class Databases:
         await settle_schema(url, migrate=self._migrate)
         services = home
         if not await is_same_database(self._pool, url):
+            await use_own_database(self._pool, name)  # may fail: what is opened stays until the end
             opened = await self._connect(url)
-            await use_own_database(self._pool, name)
             services = replace(
                 home,
                 database=name,

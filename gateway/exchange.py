@@ -20,7 +20,8 @@ from smithers.store.outside import OutsideLane
 from smithers.store.refusals import RunNotFound
 from smithers.store.revisions import Revisions
 from smithers.store.starts import StartLane
-from smithers.telemetry.tracing import Place, Tracer
+from smithers.telemetry.spans import Span
+from smithers.telemetry.tracing import Tracer
 
 if TYPE_CHECKING:
     from gateway.databases import Databases
@@ -71,12 +72,12 @@ class Exchange:
     parts: tuple[Part, ...]
     credential: Credential
     services: Services
-    place: Place | None = None  # in a trace; None where traces are off
+    span: Span | None = None  # None: traces are off
 
     @property
     def trace_context(self) -> str | None:
         """Write where what this request starts stands in a trace, as W3C's traceparent."""
-        place = self.place or read_caller(self.request)
+        place = read_caller(self.request) if self.span is None else self.span.place
         return None if place is None else place.traceparent
 
     async def at_run(self, run_id: RunId) -> Self:

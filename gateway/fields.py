@@ -5,12 +5,14 @@ routing). Names are camelCase on the wire; fields that nobody declared are ignor
 becomes a value in SQL: Postgres has none.
 """
 
+import json
 import re
 from functools import cache
 from typing import Annotated, Any, Final, TypeVar
 
 from multidict import MultiMapping
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -26,6 +28,7 @@ MAX_INTEGER: Final = 2**31 - 1
 MAX_BIGINT: Final = 2**63 - 1
 MAX_ERRORS: Final = 20
 NO_NUL: Final = r"^[^\x00]*$"
+SYSTEM: Final = "system:"  # what the server does by itself has such a name, and nobody else
 _WHOLE: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 
 
@@ -41,12 +44,27 @@ def _read_whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _refuse_system(name: str) -> str:
+    if name.startswith(SYSTEM):
+        raise ValueError(f"a name that begins with {SYSTEM!r} is the server's own")
+    return name
+
+
+def _refuse_nul(value: Any) -> Any:
+    # As JSON text, in which each backslash of a value is two.
+    if "\\u0000" in json.dumps(value).replace("\\\\", ""):
+        raise ValueError("it may hold no NUL")
+    return value
+
+
 Name = Annotated[str, StringConstraints(max_length=500, pattern=NO_NUL)]
+Person = Annotated[Name, AfterValidator(_refuse_system)]
 Text = Annotated[str, StringConstraints(max_length=10_000, pattern=NO_NUL)]
 # How a whole number is read. It stands after its bounds where null is allowed: else pydantic does not describe them.
 WHOLE: Final = BeforeValidator(_read_whole)  # in a body
 DIGITS: Final = BeforeValidator(_read_digits)  # in a query or a header
 Digits = Annotated[int, DIGITS]
+JsonValue = Annotated[Any, AfterValidator(_refuse_nul)]  # what SQL looks into
 Iteration = Annotated[int, Field(ge=0, le=MAX_INTEGER), WHOLE]
 Cursor = Annotated[str, StringConstraints(max_length=2_000, pattern="^[A-Za-z0-9_-]+$")]
 

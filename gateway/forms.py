@@ -8,21 +8,20 @@ from pydantic import Field
 from gateway.answers import RunNamed
 from gateway.bodies import write_json
 from gateway.exchange import Exchange
-from gateway.fields import Body, Iteration, Name
+from gateway.fields import Body, Iteration, JsonValue, Person
 from gateway.inputs import check_value, compile_schema
 from gateway.nodes import node_ids
 from smithers.events import EventType
-from smithers.store.forms import Answer, FormChanged, answer_form, read_form
-from smithers.store.outside import Wake
+from smithers.store.forms import Answer, FormChanged, Wake, answer_form, read_form
 from smithers.store.refusals import NodeNotFound
 
 
 class AnswerBody(Body):
     """What somebody filled in."""
 
-    value: Any = Field(description="fits the form's schema")
+    value: JsonValue = Field(description="fits the form's schema")
     iteration: Iteration | None = Field(None, description="without one: 0")
-    answered_by: Name | None = Field(None, description="a credential that names somebody wins")
+    answered_by: Person | None = Field(None, description="a credential that names somebody wins")
 
 
 async def post_answer(exchange: Exchange, body: AnswerBody) -> RunNamed:

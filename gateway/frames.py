@@ -11,7 +11,7 @@ from gateway.answers import FrameAnswer
 from gateway.bodies import write_json
 from gateway.exchange import Exchange
 from gateway.fields import MAX_INTEGER, Digits, Query
-from gateway.paging import Page, next_link
+from gateway.paging import MAX_PAGE_BYTES, Page, next_link
 from smithers.engine.frames import apply_delta, mounted_tasks
 from smithers.ids import RunId
 from smithers.store.node_reads import FrameRow, list_frames
@@ -19,7 +19,6 @@ from smithers.store.reads import run_exists
 from smithers.store.refusals import RunNotFound
 
 MAX_FRAMES: Final = 1_000
-MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
 KEYFRAME: Final = "keyframe"
 
 

@@ -31,7 +31,7 @@ from gateway.routing import OPEN, Part, Route, Router
 from gateway.traces import begin_request, end_request
 from smithers.ids import RunId, is_run_id
 from smithers.telemetry.names import NO_ROUTE
-from smithers.telemetry.tracing import Place
+from smithers.telemetry.spans import Span
 
 LOG: Final = structlog.get_logger(__name__)
 STREAM_VIEWER: Final = Credential(user=None, scopes=(Scope.RUNS_READ,))
@@ -65,9 +65,7 @@ class Front:
         tracer = self._services.tracer
         span = begin_request(tracer, request)
         try:
-            response = await self._serve(
-                request, request_id, found, None if span is None else span.place
-            )
+            response = await self._serve(request, request_id, found, span)
         except Exception as error:  # noqa: BLE001 - the one place where errors become HTTP
             response = _refuse(request, request_id, error)
         route = found[0].template if found else NO_ROUTE
@@ -87,7 +85,7 @@ class Front:
         return response
 
     async def _serve(
-        self, request: web.Request, request_id: str, found: list[Route], place: Place | None
+        self, request: web.Request, request_id: str, found: list[Route], span: Span | None
     ) -> web.StreamResponse:
         if request.version not in ((1, 1), (1, 0)):
             raise InvalidRequest("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
@@ -108,7 +106,7 @@ class Front:
             raise UnknownExpectation
         named = (*self._leading, *parts)
         return await self._answer(
-            Exchange(request, request_id, route, named, credential, self._services, place)
+            Exchange(request, request_id, route, named, credential, self._services, span)
         )
 
     async def _answer(self, exchange: Exchange) -> web.StreamResponse:

@@ -19,6 +19,7 @@ from gateway.metrics import Metrics
 from gateway.viewers import KEEP_ALIVE, KEEP_ALIVE_CHUNK, Viewer, as_chunk, frame_events
 from smithers.errors import StoreError
 from smithers.ids import RunId
+from smithers.service_loops import keep_going
 from smithers.store.connections import Pool
 from smithers.store.tails import PAGE_EVENTS, Cursor, Tail, TailLane, find_moved
 from smithers.telemetry.names import DropReason
@@ -72,9 +73,12 @@ class Hub:
 
     async def __aenter__(self) -> Self:
         self._tasks = [
-            asyncio.create_task(self._follow(), name="hub-follow"),
-            asyncio.create_task(self._poll(), name="hub-poll"),
-            asyncio.create_task(self._sweep(), name="hub-sweep"),
+            asyncio.create_task(keep_going(loop, name=name), name=name)
+            for name, loop in (
+                ("hub-follow", self._follow),
+                ("hub-poll", self._poll),
+                ("hub-sweep", self._sweep),
+            )
         ]
         return self
 
@@ -182,7 +186,13 @@ class Hub:
 
     def _publish(self, run: FollowedRun, read_from: int, tail: Tail, now: float) -> None:
         if tail.payloads:
-            self._send(run, read_from, tail, now)
+            try:
+                self._send(run, read_from, tail, now)
+            except Exception:
+                # How far each of them is, is not known any more: they come back with their last id.
+                for viewer in list(run.viewers):
+                    self.leave(run, viewer, DropReason.GONE)
+                raise
         if tail.is_last:
             for viewer in list(run.viewers):
                 self.leave(run, viewer)

@@ -1,22 +1,32 @@
 """Read a run's nodes; decide the approvals among them."""
 
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import orjson
 from pydantic import Field
 
 from gateway.answers import NodeAnswer, NodeDetailAnswer, RunNamed, ToolCallAnswer
 from gateway.bodies import write_json
-from gateway.errors import InvalidRequest
 from gateway.exchange import Exchange
-from gateway.fields import DIGITS, MAX_INTEGER, Body, Cursor, Digits, Iteration, Name, Query, Text
-from gateway.paging import Page, next_link, read_cursor, write_cursor
+from gateway.fields import (
+    DIGITS,
+    MAX_INTEGER,
+    Body,
+    Cursor,
+    Digits,
+    Iteration,
+    JsonValue,
+    Person,
+    Query,
+    Text,
+)
+from gateway.paging import MAX_PAGE_BYTES, Page, next_link, read_cursor, write_cursor
 from gateway.runs import public_error
 from smithers.events import EventType
 from smithers.ids import NODE_ID_PATTERN, NodeId, RunId
 from smithers.store.node_reads import NodePlace, NodeRow, find_node, list_nodes
-from smithers.store.outside import Decision, Wake, decide
+from smithers.store.outside import Decision, decide
 from smithers.store.reads import run_exists
 from smithers.store.refusals import NodeNotFound, RunNotFound
 from smithers.store.tool_calls import ToolCallRow, list_tool_calls
@@ -54,29 +64,30 @@ class DecisionBody(Body):
 
     iteration: Iteration | None = Field(None, description="without one: 0")
     note: Text | None = None
-    decided_by: Name | None = Field(None, description="a credential that names somebody wins")
-    decision: Any = Field(
+    decided_by: Person | None = Field(None, description="a credential that names somebody wins")
+    decision: JsonValue = Field(
         None,
         description='`{"selected": option}` or `{"ranked": [option, …]}`, where one was asked for',
     )
 
 
 async def get_nodes(exchange: Exchange, query: NodesQuery) -> Page[list[NodeAnswer]]:
-    """List a run's nodes, oldest first."""
+    """List a run's nodes, oldest first; 4 MiB of outputs and errors a page at the most."""
     run_id = exchange.run_id()
-    rows = await list_nodes(
+    rows, has_more = await list_nodes(
         exchange.services.pool,
         run_id,
         after=None if query.cursor is None else _read_place(query.cursor),
         limit=query.limit,
         max_bytes=query.max_bytes,
+        page_bytes=MAX_PAGE_BYTES,
     )
     if not rows and not await run_exists(exchange.services.pool, run_id):
         raise RunNotFound
     link = None
-    if len(rows) == query.limit:
+    if has_more:
         last = rows[-1]
-        place = write_cursor(last.created_at.isoformat(), last.node_id, last.iteration)
+        place = write_cursor(last.created_at, last.node_id, last.iteration)
         link = next_link(exchange.request, cursor=place)
     return Page([_node(run_id, row) for row in rows], link)
 
@@ -118,7 +129,7 @@ async def _decide(exchange: Exchange, body: DecisionBody, *, is_approved: bool) 
     decision = None if body.decision is None else write_json(body.decision)
     run_id = exchange.run_id()
     who = exchange.credential
-    wake = await _decide_either(
+    is_new = await _decide_either(
         exchange,
         [
             Decision(
@@ -136,19 +147,14 @@ async def _decide(exchange: Exchange, body: DecisionBody, *, is_approved: bool) 
             for node_id in node_ids(exchange)
         ],
     )
-    if wake.is_new:
+    if is_new:
         exchange.services.metrics.count_event(
             EventType.APPROVAL_GRANTED if is_approved else EventType.APPROVAL_DENIED
         )
-        exchange.hint_events(run_id)
-        if wake.is_owned:
-            exchange.hint_news(run_id)
-        else:
-            exchange.hint_due(wake.queue)
     return {"runId": run_id}
 
 
-async def _decide_either(exchange: Exchange, decisions: list[Decision]) -> Wake:
+async def _decide_either(exchange: Exchange, decisions: list[Decision]) -> bool:
     """Decide at the first of the spellings of one node id that there is."""
     for decision in decisions[:-1]:
         try:
@@ -167,11 +173,7 @@ def node_ids(exchange: Exchange) -> list[NodeId]:
 
 
 def _read_place(cursor: str) -> NodePlace:
-    moment, node_id, iteration = read_cursor(cursor, str, str, int)
-    try:
-        created_at = datetime.fromisoformat(moment)
-    except ValueError as error:
-        raise InvalidRequest("cursor must be one that a Link header carried.") from error
+    created_at, node_id, iteration = read_cursor(cursor, datetime, str, int)
     return NodePlace(created_at=created_at, node_id=NodeId(node_id), iteration=iteration)
 
 

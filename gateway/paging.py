@@ -1,13 +1,19 @@
 """Lists come in pages: a page's `Link` header leads to the next one, by a cursor that only we write."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Final, Generic, TypeVar
 
 import orjson
 from aiohttp import web
 
 from gateway.errors import InvalidRequest
+from gateway.fields import MAX_INTEGER
+
+MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
 
 Items = TypeVar("Items")
 
@@ -20,24 +26,51 @@ class Page(Generic[Items]):
     link: str | None
 
 
-def write_cursor(*parts: str | int) -> str:
+def write_cursor(*parts: str | int | datetime) -> str:
     """Write a place in a list so that nobody is tempted to build one."""
     return urlsafe_b64encode(orjson.dumps(parts)).decode().rstrip("=")
 
 
 def read_cursor(text: str, *kinds: type) -> list[Any]:
-    """Read what write_cursor wrote, as values of these types; raises InvalidRequest."""
+    """Read what write_cursor wrote, as values of these types that Postgres takes; raises InvalidRequest."""
     try:
-        parts = orjson.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-    except ValueError as error:
+        return [_READERS[kind](part) for kind, part in zip(kinds, _read_parts(text), strict=True)]
+    except (ValueError, TypeError, OverflowError) as error:
         raise InvalidRequest("cursor must be one that a Link header carried.") from error
-    fits = isinstance(parts, list) and [type(part) for part in parts] == list(kinds)
-    if not fits or any(isinstance(part, str) and "\0" in part for part in parts):
-        raise InvalidRequest("cursor must be one that a Link header carried.")
-    return parts  # type: ignore[no-any-return]  # a list: checked above
 
 
 def next_link(request: web.Request, **changes: str | int) -> str:
     """Write the Link header's value that leads to the next page."""
     url = request.rel_url.update_query({name: str(value) for name, value in changes.items()})
     return f'<{url}>; rel="next"'
+
+
+def _read_parts(text: str) -> list[Any]:
+    parts = orjson.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    if not isinstance(parts, list):
+        raise TypeError("no list")
+    return parts
+
+
+def _read_text(part: Any) -> str:
+    if type(part) is not str or "\0" in part:
+        raise ValueError("no text")
+    return part
+
+
+def _read_number(part: Any) -> int:
+    if type(part) is not int or not 0 <= part <= MAX_INTEGER:
+        raise ValueError("no number that a row can have")
+    return part
+
+
+def _read_moment(part: Any) -> datetime:
+    moment = datetime.fromisoformat(_read_text(part))
+    if moment.tzinfo is None:
+        raise ValueError("a moment of no time zone")
+    return moment.astimezone(UTC)  # OverflowError: not in the years that there are
+
+
+_READERS: Final[Mapping[type, Callable[[Any], Any]]] = MappingProxyType(
+    {str: _read_text, int: _read_number, datetime: _read_moment}
+)

@@ -13,7 +13,7 @@ from gateway.access import Credential
 from gateway.answers import RunAnswer, RunNamed, RunRowAnswer, RunTaken
 from gateway.bodies import write_json
 from gateway.configs import RunConfig, StartConfig, write_config
-from gateway.errors import DbNotConfigured, InvalidRequest, NoWorker, RunIdRequired
+from gateway.errors import DbNotConfigured, NoWorker, RunIdRequired
 from gateway.exchange import Exchange
 from gateway.fields import (
     NO_NUL,
@@ -28,7 +28,7 @@ from gateway.inputs import check_input
 from gateway.paging import Page, next_link, read_cursor, write_cursor
 from gateway.run_state import run_state
 from gateway.sources import KnownWorkflow
-from gateway.starts import may_name_database, start_run
+from gateway.starts import may_name_database, repeat_start, start_run
 from smithers.events import EventType, correlation_json, event_parts
 from smithers.ids import RUN_ID_PATTERN, RunId, new_run_id
 from smithers.source.closure import SourceBundle
@@ -105,22 +105,21 @@ async def post_run(exchange: Exchange, body: StartBody, headers: StartHeaders) -
             raise RunIdRequired
         at_run = await exchange.at_run(run_id)
         return await _resume(at_run, run_id, body.workflow_path, body.config)
+    key = _read_key(exchange, body, headers)
+    if key is not None and (first := await repeat_start(exchange, key)) is not None:
+        return {"runId": first}
     with exchange.services.backlog.starting():
-        return await _begin(exchange, run_id or new_run_id(), body, headers)
+        return {"runId": await _begin(exchange, run_id or new_run_id(), body, key)}
 
 
 async def _begin(
-    exchange: Exchange, chosen_id: RunId, body: StartBody, headers: StartHeaders
-) -> RunTaken:
+    exchange: Exchange, chosen_id: RunId, body: StartBody, key: IdempotencyKey | None
+) -> RunId:
     bundle, known = await _read_source(exchange, body.workflow_path)
     if known is not None:
         check_input(known.validator, body.input or {})
     start = _build_start(exchange, chosen_id, bundle, known, body)
-    key = _read_key(exchange, body, headers)
-    run_id = await start_run(exchange, start, bundle, known, key)
-    if run_id == start.run_id:
-        exchange.services.metrics.count_start()
-    return {"runId": run_id}
+    return await start_run(exchange, start, bundle, known, key)
 
 
 async def post_resume(exchange: Exchange, body: ResumeBody) -> RunTaken:
@@ -171,6 +170,7 @@ async def get_run(exchange: Exchange) -> RunAnswer:
         "output": _stored(run.output),
         "error": public_error(run.error),
         "workflowHash": run.workflow_hash,
+        "lastSeq": run.last_seq,
     }
 
 
@@ -187,7 +187,7 @@ async def get_runs(exchange: Exchange, query: RunsQuery) -> Page[list[RunRowAnsw
     )
     link = None
     if len(rows) == query.limit:
-        place = write_cursor(rows[-1].created_at.isoformat(), rows[-1].life.run_id)
+        place = write_cursor(rows[-1].created_at, rows[-1].life.run_id)
         link = next_link(exchange.request, cursor=place)
     return Page([_row(row) for row in rows], link)
 
@@ -200,7 +200,7 @@ def public_error(text: str | None) -> Any:
         return _stored(text)
     error = json.loads(text)
     error.pop("traceback", None)
-    return error
+    return _stored(write_json(error))
 
 
 def _stored(text: str | None) -> orjson.Fragment | None:
@@ -234,11 +234,8 @@ def _row(row: RunRow) -> RunRowAnswer:
 
 
 def _read_place(cursor: str) -> RunPlace:
-    moment, run_id = read_cursor(cursor, str, str)
-    try:
-        return RunPlace(created_at=datetime.fromisoformat(moment), run_id=RunId(run_id))
-    except ValueError as error:
-        raise InvalidRequest("cursor must be one that a Link header carried.") from error
+    created_at, run_id = read_cursor(cursor, datetime, str)
+    return RunPlace(created_at=created_at, run_id=RunId(run_id))
 
 
 async def _resume(

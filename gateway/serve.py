@@ -9,7 +9,7 @@ it needs is opened when the application starts, and closed with it; the run may 
 import asyncio
 import functools
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -52,10 +52,14 @@ class WorkflowReference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreAddress:
-    """Where the run is kept: the URL of its Postgres, and one for LISTEN where the first goes through a pooler."""
+    """Where the run is kept: the URL of its Postgres, and one for LISTEN where the first goes through a pooler.
+
+    `own_databases`: URLs, by the names that workflows have for databases of their own; the run may live in one of them.
+    """
 
     dsn: str = field(repr=False)
     direct_dsn: str | None = field(default=None, repr=False)
+    own_databases: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +135,7 @@ def _settings(options: ServeOptions) -> GatewaySettings:
         direct_dsn=options.store.direct_dsn or options.store.dsn,
         root_dir=None,
         auth_token=options.auth_token,
+        own_databases=options.store.own_databases,
     )
 
 
@@ -168,3 +173,4 @@ async def _answer(request: web.Request) -> web.StreamResponse:
 async def _drain(app: web.Application) -> None:
     app[SERVICES].readiness.is_draining = True
     app[SERVICES].hub.drain()
+    app[SERVICES].databases.drain()

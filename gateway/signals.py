@@ -8,7 +8,7 @@ from gateway.answers import SignalRecord
 from gateway.bodies import write_json
 from gateway.errors import InvalidRequest
 from gateway.exchange import Exchange
-from gateway.fields import NO_NUL, Body, Name
+from gateway.fields import NO_NUL, Body, Name, Person
 from smithers.events import EventType
 from smithers.store.outside import SignalSent, send_signal
 
@@ -18,7 +18,7 @@ class SignalBody(Body):
 
     data: Any = Field(None, description="any JSON value")
     correlation_id: Name | None = None
-    received_by: Name | None = Field(None, description="a credential that names somebody wins")
+    received_by: Person | None = Field(None, description="a credential that names somebody wins")
     id: Annotated[str, StringConstraints(max_length=200, pattern=NO_NUL)] | None = Field(
         None, description="the sender's own: the same one again answers the first record"
     )
@@ -38,13 +38,8 @@ async def post_signal(exchange: Exchange, body: SignalBody) -> SignalRecord:
         signal_id=body.id,
     )
     record = await send_signal(exchange.services.outside, sent)
-    if record.wake.is_new:
+    if record.is_new:
         exchange.services.metrics.count_event(EventType.SIGNAL_RECEIVED)
-        exchange.hint_events(sent.run_id)
-        if record.wake.is_owned:
-            exchange.hint_news(sent.run_id)
-        else:
-            exchange.hint_due(record.wake.queue)
     return {
         "runId": sent.run_id,
         "seq": record.seq,

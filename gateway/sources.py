@@ -1,7 +1,8 @@
 """Turn a workflow's path into a stored version of its source and what is known about it.
 
 The gateway reads source, and never runs any. A version that nobody has described yet is described by a throwaway process
-of the pool: whoever starts it first asks for that and waits a little; without an answer the run is accepted.
+of the pool: whoever starts it first asks for that and waits a little; without an answer the run is accepted. A failure is
+looked into again by later starts, and stands until more is known.
 """
 
 import asyncio
@@ -71,6 +72,7 @@ class Sources:
         self._swift: Bounded[str, bool] = Bounded(KNOWN)
         self._kept: Bounded[SourceHash, float] = Bounded(KNOWN)
         self._known: Bounded[tuple[SourceHash, str], KnownWorkflow] = Bounded(KNOWN)
+        self._failed: Bounded[tuple[SourceHash, str], DescriptionRow] = Bounded(KNOWN)
         self._given_up: Bounded[tuple[SourceHash, str], float] = Bounded(KNOWN)
         self._describing: dict[tuple[SourceHash, str], asyncio.Task[KnownWorkflow | None]] = {}
         self._news: asyncio.Event = asyncio.Event()
@@ -136,25 +138,39 @@ class Sources:
         self._news.set()
 
     async def _wait_for(self, pool: Pool, key: tuple[SourceHash, str]) -> KnownWorkflow | None:
+        row = await find_description(pool, *key)
+        if row is None or row.error is not None:
+            row = await self._ask(pool, key, row)
+        if row is None:
+            return None
+        known = KnownWorkflow(row, compile_schema(row.input_schema))
+        if row.error is None:  # a failure may pass, and the database says for how long it answers
+            self._known.put(key, known)
+        return known
+
+    async def _ask(
+        self, pool: Pool, key: tuple[SourceHash, str], failed: DescriptionRow | None
+    ) -> DescriptionRow | None:
+        """Have a version described, and wait for that; in vain, the failure that is known of it stands."""
+        failed = failed or self._failed.get(key)
         given_up = self._given_up.get(key)
         is_hopeless = given_up is not None and time.monotonic() - given_up < GIVEN_UP_S
+        if failed is not None:
+            self._failed.put(key, failed)
+            if is_hopeless:  # one that takes too long is not looked into again at each start
+                return failed
+        if await want_description(pool, *key):
+            # Once: we hear our own hint as well, and would look and hint for as long as nobody answers.
+            self._hints().send(Channel.SOURCES, [key[0]])
         ends = time.monotonic() + (0 if is_hopeless else DESCRIBE_S)
-        is_asked = False
         while True:
             self._news.clear()
             row = await find_description(pool, *key)
             if row is not None:
-                known = KnownWorkflow(row, compile_schema(row.input_schema))
-                self._known.put(key, known)
-                return known
-            if not is_asked:
-                await want_description(pool, *key)
-                is_asked = True
-                # Once: we hear our own hint as well, and would look and hint for as long as nobody answers.
-                self._hints().send(Channel.SOURCES, [key[0]])
+                return row
             if time.monotonic() >= ends:
                 self._given_up.put(key, time.monotonic())
-                return None
+                return failed
             await self._next_look()
 
     async def _next_look(self) -> None:

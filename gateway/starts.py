@@ -9,13 +9,13 @@ from typing import Final
 
 from gateway.exchange import Exchange, Services
 from gateway.sources import KnownWorkflow
-from smithers.events import EventType, correlation_json, event_parts
 from smithers.ids import RunId
 from smithers.source.closure import SourceBundle
-from smithers.store.own_databases import reserve_run
+from smithers.store.descriptions import keep_source
+from smithers.store.own_databases import find_reservation, reserve_run
 from smithers.store.reads import run_exists
 from smithers.store.refusals import RunExists
-from smithers.store.starts import IdempotencyKey, RunStart, start_with_key
+from smithers.store.starts import IdempotencyKey, RunStart, find_key, start_with_key
 
 _NAMES_DATABASE: Final = re.compile(r"\bdatabase\s*=")
 
@@ -25,6 +25,21 @@ def may_name_database(bundle: SourceBundle) -> bool:
     return any(_NAMES_DATABASE.search(text) for text in bundle.modules.values())
 
 
+async def repeat_start(exchange: Exchange, key: IdempotencyKey) -> RunId | None:
+    """Name the run that a key stands for already, whatever has become of its file; None: the key is new.
+
+    Raises KeyReused, StoreError, InvalidRequest for a database that is not known.
+    """
+    home = exchange.services
+    kept = await find_key(home.pool, key)
+    if kept is None:
+        return None
+    if kept.reserved_in is not None:
+        own = await home.databases.get(home, kept.reserved_in)
+        await _start_reserved(own, exchange, kept.run_id)
+    return kept.run_id
+
+
 async def start_run(
     exchange: Exchange,
     start: RunStart,
@@ -32,7 +47,7 @@ async def start_run(
     known: KnownWorkflow | None,
     key: IdempotencyKey | None,
 ) -> RunId:
-    """Start a run, and tell those who claim it; return its id, or the one that the key stands for.
+    """Start a run, count it, and tell those who claim it; return its id, or the one that the key stands for.
 
     Raises RunExists, KeyReused, InvalidRequest for a database that is not known, StoreError.
     """
@@ -44,11 +59,15 @@ async def start_run(
     if key is None:
         if not await home.starts.submit(start):
             raise RunExists
+        home.metrics.count_start()
         return start.run_id
-    run_id = await start_with_key(
+    run_id, is_new = await start_with_key(
         home.pool, start, idempotency_key=key.key, request_hash=key.request_hash
     )
-    exchange.hint_due(start.queue)  # and no hint of events: nobody can follow what was not there
+    if is_new:
+        home.metrics.count_start()
+        # And no hint of events: nobody can follow what was not there.
+        exchange.hint_due(start.queue)
     return run_id
 
 
@@ -68,19 +87,29 @@ async def _start_in(
     await own.sources.keep(own.pool, bundle)
     # A database that is down is found out here, while nothing is written yet.
     is_there = await run_exists(own.pool, start.run_id)
-    if is_there and key is None:
+    first = await reserve_run(
+        exchange.services.pool, start, database=own.database, key=key, is_there=is_there
+    )
+    if first is not None:
+        await _start_reserved(own, exchange, first)
+        return first
+    # Who has the same key may have been faster: it is the same run then.
+    if not await _submit(own, exchange, start) and key is None:
         raise RunExists
-    run_id = await reserve_run(exchange.services.pool, start, database=own.database, key=key)
-    is_new = await own.starts.submit(_named(start, run_id))
-    if not is_new and key is None:
-        raise RunExists
-    replace(exchange, services=own).hint_events(run_id)  # for the mirror
-    return run_id
+    return start.run_id
 
 
-def _named(start: RunStart, run_id: RunId) -> RunStart:
-    if run_id == start.run_id:
-        return start
-    correlation = correlation_json(run_id, start.workflow_name)
-    head, tail = event_parts(EventType.RUN_STARTED, run_id, correlation, {})
-    return replace(start, run_id=run_id, head=head, tail=tail)
+async def _start_reserved(own: Services, exchange: Exchange, run_id: RunId) -> None:
+    """Start a run as it was reserved, unless it is known to be there."""
+    reservation = await find_reservation(exchange.services.pool, run_id)
+    if reservation is not None:
+        await keep_source(own.pool, reservation.start.source_hash, reservation.bundle)
+        await _submit(own, exchange, reservation.start)
+
+
+async def _submit(own: Services, exchange: Exchange, start: RunStart) -> bool:
+    is_new = await own.starts.submit(start)
+    if is_new:
+        own.metrics.count_start()
+        replace(exchange, services=own).hint_events(start.run_id)  # for the mirror
+    return is_new

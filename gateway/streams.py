@@ -7,6 +7,7 @@ the stream after a whole event, or a connection that is cut.
 import asyncio
 import random
 import socket
+from types import MappingProxyType
 from typing import Annotated, Final
 
 from aiohttp import web
@@ -28,6 +29,9 @@ from smithers.store.refusals import RunNotFound
 from smithers.store.tails import Tail
 from smithers.telemetry.names import DropReason
 
+ENDED_HEADERS: Final = MappingProxyType(
+    {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff", "Server": SERVER}
+)
 SEND_BUFFER_BYTES: Final = 64 * 1024  # the kernel's part of what a slow reader costs
 RETRY_MS: Final = (1_000, 3_000)  # spread, so that a deploy is not followed by a stampede
 
@@ -128,7 +132,7 @@ async def _stream(exchange: Exchange, run_id: RunId, cursor: int) -> web.StreamR
             raise RunNotFound
         if tail.is_last and not tail.payloads:
             # EventSource comes back after an end; only this makes it stop.
-            return web.Response(status=204, headers={"Cache-Control": "no-cache", "Server": SERVER})
+            return web.Response(status=204, headers=ENDED_HEADERS)
         stream = EventStream(exchange.request_id)
         if exchange.request.method == "HEAD":
             return web.Response(headers=stream.headers)
@@ -171,7 +175,10 @@ async def _catch_up(
         if hub.join(run, viewer, tail):
             return viewer
         data = b""
-        tail = await hub.read(run.run_id, viewer.cursor) or tail
+        following = await hub.read(run.run_id, viewer.cursor)
+        if following is None:  # retention has taken the run: who comes back is told so
+            return None
+        tail = following
 
 
 async def _write(exchange: Exchange, stream: EventStream, data: bytes, *, is_last: bool) -> bool:

@@ -7,22 +7,24 @@ from typing import Final
 
 from aiohttp import web
 
-from smithers.telemetry.otlp import SpanKind
-from smithers.telemetry.tracing import Place, Span, Tracer, read_traceparent
+from smithers.telemetry.spans import Place, Span, SpanKind, read_traceparent
+from smithers.telemetry.tracing import Tracer
 
 TRACEPARENT: Final = "traceparent"
+_SERVER: Final = SpanKind.SERVER
 
 
 def read_caller(request: web.Request) -> Place | None:
     """Read where in a trace the caller stands; None where it does not say, or says nonsense."""
-    return read_traceparent(request.headers.get(TRACEPARENT))
+    told = request.headers.get(TRACEPARENT)
+    return None if told is None else read_traceparent(told)
 
 
 def begin_request(tracer: Tracer | None, request: web.Request) -> Span | None:
     """Begin a request's span below its caller's; None where traces are off."""
     if tracer is None:
         return None
-    return tracer.begin(request.method, read_caller(request), kind=SpanKind.SERVER)
+    return tracer.begin(request.method, read_caller(request), kind=_SERVER)
 
 
 def end_request(tracer: Tracer | None, span: Span | None, route: str, status: int) -> None:

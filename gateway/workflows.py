@@ -2,6 +2,7 @@
 
 from typing import Final
 
+import orjson
 from pydantic import Field
 
 from gateway.answers import WorkflowAnswer
@@ -40,7 +41,7 @@ def _answer(row: WorkflowRow) -> WorkflowAnswer:
         "workflowPath": path if row.workflow_export is None else f"{path}:{row.workflow_export}",
         "workflowHash": row.source_hash,
         "lastStartedAtMs": row.last_started_ms,
-        "inputSchema": row.input_schema,
+        "inputSchema": None if row.input_schema is None else orjson.Fragment(row.input_schema),
         "queue": row.queue,
         "isolation": row.isolation,
         "database": row.database,

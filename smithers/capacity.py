@@ -10,12 +10,12 @@ import structlog
 
 from smithers.settings import InvalidSettings, ServerOptions
 from smithers.store.checks import read_room
-from worker.settings import MAX_SOLO
+from worker.settings import MAX_RETIRED, MAX_SOLO
 
 LOG: Final = structlog.get_logger(__name__)
 OF_A_GATEWAY: Final = 8
 OF_A_POOL: Final = 4
-OF_A_CHILD: Final = 7
+OF_A_CHILD: Final = 6
 OF_A_SERVER: Final = 1  # what removes old runs
 OF_OWN_DATABASES: Final = 2  # what learns which are in use
 FOR_PEOPLE: Final = 10  # and for what commands ask beside a server
@@ -27,7 +27,7 @@ def count_connections(options: ServerOptions) -> int:
     """Return how many connections to its own database a server opens at the most."""
     count = OF_A_SERVER + options.http_workers * OF_A_GATEWAY
     if options.workers:
-        count += OF_A_POOL + (options.workers + MAX_SOLO) * OF_A_CHILD
+        count += OF_A_POOL + (options.workers + MAX_SOLO + MAX_RETIRED) * OF_A_CHILD
         if options.workflow_databases:
             count += OF_OWN_DATABASES + len(options.workflow_databases)  # a mirror writes over one
     return count

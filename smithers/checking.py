@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from pydantic import ValidationError
-
 from smithers.engine.drawing import xml_of
 from smithers.engine.facts import Facts, NodeKey
 from smithers.engine.frames import hash_of
 from smithers.engine.mount import Mounted
 from smithers.engine.rendering import Guard, build_renderer
-from smithers.errors import WorkflowError
+from smithers.errors import InvalidInput, WorkflowError
 from smithers.states import NodeState
 from smithers.store.claims import LoadedRun
 from smithers.store.workflows import ParkedRun
@@ -59,10 +57,7 @@ def check_run(
             guard=guard,
         )
         mounted = renderer.render(loaded.facts, loaded.facts.loop_paths()).mounted
-    except ValidationError as error:
-        text = f"its input does not fit {workflow.name} any more: {error.error_count()} errors"
-        return Finding(verdict=Verdict.FAILS, reason=text)
-    except WorkflowError as error:
+    except (InvalidInput, WorkflowError) as error:
         return Finding(verdict=Verdict.FAILS, reason=str(error))
     if hash_of(xml_of(mounted, workflow.name)) == loaded.xml_hash:
         return Finding(verdict=Verdict.GOES_ON)

@@ -158,9 +158,9 @@ class Context(Generic[Input]):
         """Return what a Try has to deal with, or what a node failed with in the current iteration; None: nothing."""
         if self._reads is not None:
             self._reads.states.add(id)
-        attempt = self._facts.tries.get(TryId(scoped(id, self._loops_of(id))))
-        if attempt is not None:
-            problem = attempt.problem
+        turned = self._facts.tries.get(TryId(scoped(id, self._loops_of(id))))
+        if turned is not None:
+            problem = turned.problem
         else:
             fact = self._find(id)
             problem = fact.error if fact is not None and fact.state is NodeState.FAILED else None

@@ -12,7 +12,7 @@ SmithersError
 └── StoreError              see below
     ├── LeaseLost           another worker holds the run now: stop at once, write nothing
     └── StoreUnavailable    the database does not answer: nothing is known to have happened
-        └── CallTooLong     it answers, and has given a call up for its length: nothing of it was kept
+        └── CallTooLong     it answers, and has given a call up for its length: what was committed by then stands
 """
 
 from typing import Any
@@ -90,10 +90,10 @@ class StoreUnavailable(StoreError):
     code = "UNAVAILABLE"
 
 
-def text_of(error: BaseException) -> str:
-    """Return an exception's text as it can be sent and stored; its class is an author's, and may raise there itself."""
+def text_of(value: object) -> str:
+    """Return a text of an exception, or of any value, as it can be sent and stored; an author's class may raise there."""
     try:
-        text = str(error)
+        text = str(value)
     except BaseException:  # noqa: BLE001 - even a sys.exit() in __str__ is only a text that cannot be had
         return "(its text cannot be had)"
     return sound(text)
@@ -109,4 +109,4 @@ class StoreStarting(StoreUnavailable):
 
 
 class CallTooLong(StoreUnavailable):
-    """The database has given a call up that took too long; nothing of it was kept."""
+    """The database has given a call up that took too long; what a procedure had committed by then stands."""

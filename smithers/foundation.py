@@ -22,7 +22,8 @@ from smithers.capacity import check_connections, embedded_settings
 from smithers.errors import StoreStarting
 from smithers.kept_process import KeptProcess, Program
 from smithers.pools import OwnPool, Pools
-from smithers.settings import ServerOptions
+from smithers.settings import InvalidSettings, ServerOptions
+from smithers.store.connections import open_connection
 from smithers.store.dsn import describe_dsn, has_password
 from smithers.store.embedded import (
     EmbeddedPostgres,
@@ -31,7 +32,7 @@ from smithers.store.embedded import (
     open_embedded_postgres,
     open_temporary_postgres,
 )
-from smithers.store.poolers import Route, Way, find_route
+from smithers.store.poolers import Route, Way, find_route, leads_to
 from smithers.store.schema import settle_schema
 from smithers.telemetry.otel_variables import read_settings
 from smithers.telemetry.sheet import Sheet
@@ -77,7 +78,8 @@ async def lay_foundation(
     """Open the database and start the pools, until the block is left; what was not drained by then is killed.
 
     Raises InsecureSettings, InvalidTelemetry before anything is started; StoreError, EmbeddedPostgresError, SchemaMismatch
-    for the database, InvalidSettings for more processes than it takes. `environ`: what workers inherit, without its secrets.
+    for the database, InvalidSettings for more processes than it takes or for two databases instead of one. `environ`: what
+    workers inherit, without its secrets.
     """
     gateway_settings(options, "", "").check()
     otel_variables(options, environ)  # and what they say
@@ -85,9 +87,11 @@ async def lay_foundation(
         async with (
             _loading_pool(options, environ, sheet) as loading,
             open_database(options, environ) as database,
-            _start_pools(options, database, environ, sheet, loading) as pools,
         ):
-            yield Foundation(database=database, pools=pools, sheet=sheet)
+            is_embedded = database.data_dir is not None
+            await check_connections(options, database.direct_dsn, is_embedded=is_embedded)
+            async with _start_pools(options, database, environ, sheet, loading) as pools:
+                yield Foundation(database=database, pools=pools, sheet=sheet)
 
 
 @asynccontextmanager
@@ -99,13 +103,12 @@ async def open_database(
     An embedded database is migrated without being asked: it has no other users to be surprised.
     """
     async with find_database(options, environ) as database:
-        is_embedded = database.data_dir is not None
         if database.way is Way.TRANSACTION:
             LOG.info("statements_not_prepared", pooler=database.way)
         if database.warning is not None:
             LOG.warning("direct_url_missing", reason=database.warning)
+        is_embedded = database.data_dir is not None
         await settle_schema(database.direct_dsn, migrate=options.migrate or is_embedded)
-        await check_connections(options, database.direct_dsn, is_embedded=is_embedded)
         yield database
 
 
@@ -113,10 +116,16 @@ async def open_database(
 async def find_database(
     options: ServerOptions, environ: Mapping[str, str]
 ) -> AsyncIterator[Database]:
-    """Join or start the embedded Postgres, or take the given one, whatever its schema."""
+    """Join or start the embedded Postgres, or take the given one, whatever its schema.
+
+    Raises InvalidSettings where the two URLs lead to two databases, StoreError, EmbeddedPostgresError.
+    """
     if options.database_url is not None:
         dsn = options.database_url
-        route = await _until_found(dsn, options.database_direct_url or dsn)
+        direct_dsn = options.database_direct_url or dsn
+        route = await _until_found(dsn, direct_dsn)
+        if direct_dsn != dsn:
+            await _refuse_two(route)
         yield Database(
             dsn=route.dsn, direct_dsn=route.direct_dsn, way=route.way, warning=route.warning
         )
@@ -150,6 +159,15 @@ async def _until_found(dsn: str, direct_dsn: str) -> Route:
                     await asyncio.sleep(LOOK_AGAIN_S)
     except TimeoutError as error:
         raise StoreStarting(f"the database is still starting after {STARTING_S:g} s") from error
+
+
+async def _refuse_two(route: Route) -> None:
+    """Raise InvalidSettings where the direct way leads to another database than the one that is worked with."""
+    async with open_connection(route.dsn, role="way") as connection:
+        if await leads_to(connection, route.direct_dsn):
+            return
+    told = f"{describe_dsn(route.direct_dsn)} is another database than {describe_dsn(route.dsn)}"
+    raise InvalidSettings([f"DATABASE_DIRECT_URL: {told} of DATABASE_URL"])
 
 
 @asynccontextmanager

@@ -5,7 +5,8 @@ InvalidOutput, and says where.
 """
 
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from types import UnionType
+from typing import Any, Final, NamedTuple, Union, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
@@ -13,6 +14,7 @@ from pydantic_core import from_json, to_json
 from smithers.errors import InvalidOutput, sound, text_of
 
 MAX_OUTPUT_BYTES: Final = 1_048_576
+MAX_QUICK_BYTES: Final = 65_536
 MAX_MISFITS: Final = 20  # told of one value
 
 # by_alias, round_trip: as its author sees it; as its aliases have it; without what is computed.
@@ -46,8 +48,8 @@ def encode_output(value: Any, model: Any = None, *, max_bytes: int = MAX_OUTPUT_
     except ValidationError as error:
         count = error.error_count()
         raise InvalidOutput(
-            f"the output does not fit {_name(model)}: {count} error{'s'[: count != 1]}",
-            details=_misfits(error),
+            f"the output does not fit {name_of(model)}: {count} error{'s'[: count != 1]}",
+            details=misfits_of(error),
         ) from error
     except InvalidOutput:
         raise
@@ -83,6 +85,25 @@ def weigh(value: Any, limit: int) -> Weight:
             _refuse_iterator(kind)
             is_plain = False
     return Weight(size, is_plain)
+
+
+def is_quick(value: Any, model: Any) -> bool:
+    """Say whether a value is held against a model in no time, and without a line of its author's code."""
+    if not is_plain(model):
+        return False
+    weight = weigh(value, MAX_QUICK_BYTES)
+    return weight.is_plain and weight.size <= MAX_QUICK_BYTES
+
+
+def is_plain(model: Any) -> bool:
+    """Say whether a type is one of Python's own, or made of such alone."""
+    if model is None or model is Any:
+        return True
+    origin = get_origin(model)
+    if origin is None:
+        return type(model) is type and model.__module__ == "builtins"
+    is_known = origin in (Union, UnionType) or is_plain(origin)
+    return is_known and all(is_plain(part) for part in get_args(model))
 
 
 def _refuse_iterator(kind: type[Any]) -> None:
@@ -132,8 +153,8 @@ def _dump_as(model: Any, value: Any, max_bytes: int) -> bytes:
     raise AssertionError("the last way returns or raises")
 
 
-def _misfits(error: ValidationError) -> list[dict[str, Any]]:
-    """Say where a value does not fit, in words that can be sent."""
+def misfits_of(error: ValidationError) -> list[dict[str, Any]]:
+    """Say where a value does not fit, in words that can be sent, and without the value."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     return [
         {
@@ -145,5 +166,6 @@ def _misfits(error: ValidationError) -> list[dict[str, Any]]:
     ]
 
 
-def _name(model: Any) -> str:
+def name_of(model: Any) -> str:
+    """Return what a type is called."""
     return getattr(model, "__name__", str(model))

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from smithers.context import Context
 from smithers.durations import Duration, seconds
 from smithers.tree import Budget, Child
+from smithers.tree.checks import check_word
 
 Input = TypeVar("Input", bound=BaseModel)
 Builder = Callable[[Context[Any]], Child]
@@ -30,6 +31,10 @@ class Workflow(Generic[Input]):
     database: str | None = None  # the environment variable with its URL
     budget: Budget | None = None  # what a run's agents may use up
     render_timeout_s: float = RENDER_TIMEOUT_S
+
+    def __post_init__(self) -> None:
+        """Raise InvalidTree for a queue that no worker can be told to claim from."""
+        check_word(self.queue, f"@workflow(queue=...) of {self.name!r}")
 
     def __call__(self, ctx: Context[Input]) -> Child:
         """Render: the tree that these facts give."""
@@ -67,9 +72,9 @@ def workflow(
 
     `input`: the pydantic model of a run's input; without one `ctx.input` is a plain mapping. `name`: default, the function's
     name in kebab case. `output`: the id of the node whose output is the run's; default, the last task's. `queue`: which
-    workers may run it. `isolation="process"`: each run in a child of its own. `database`: the environment variable that holds
-    the URL of the workflow's own database. `budget`: what a run's agents may use up before a person is asked.
-    `render_timeout`: how long one render may take.
+    workers may run it, a word of 1 to 200 characters; anything else is InvalidTree. `isolation="process"`: each run in a
+    child of its own. `database`: the environment variable that holds the URL of the workflow's own database. `budget`: what a
+    run's agents may use up before a person is asked. `render_timeout`: how long one render may take.
     """
 
     def make(function: Callable[..., Child]) -> Workflow[Any]:

@@ -1,7 +1,7 @@
 """Make attempts: call bodies in tasks and threads, bound their time, stop them, and say how each ended.
 
 Guarantees that every attempt that was begun is reported once: finished, failed or aborted. A body that cannot be stopped (a
-thread that does not look at `cancelled`, a coroutine that swallows its cancellation) is abandoned after a second: its run
+thread that does not look at `cancelled`, a coroutine that swallows its cancellation) is abandoned after two seconds: its run
 goes on without it, and the child is replaced when its other runs are done.
 """
 
@@ -13,26 +13,24 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
-
-from pydantic_core import to_json
+from typing import Any, Final, TypeVar
 
 from smithers.agents.answers import answer
 from smithers.current import CURRENT, CurrentTask
 from smithers.engine.facts import NodeKey, Problem
 from smithers.engine.reports import HEARTBEAT_TIMEOUT
 from smithers.engine.turn import CachedOutput, Start, TokenUsage, ToolCall
-from smithers.errors import InvalidOutput
 from smithers.ids import NodeId, RunId
-from smithers.outputs import decode_output
+from smithers.outputs import decode_output, is_plain, is_quick
 from smithers.store.tool_calls import ToolCallRow
-from smithers.telemetry.tracing import RunTrace, Span
+from smithers.telemetry.spans import Span
+from smithers.telemetry.tracing import RunTrace
 from smithers.tools.toolbox import TOOLBOX
 from smithers.tree import Task
 from worker.bodies import Bodies
-from worker.caching import Caching
+from worker.caching import Caching, fit_found
 from worker.descendants import STARTED, Process, end_all
-from worker.ends import end_raised, end_returned, is_quick, outcome_of
+from worker.ends import end_raised, end_returned, outcome_of
 from worker.forks import Steps
 from worker.functions import is_async, returned_model
 from worker.happenings import (
@@ -46,17 +44,18 @@ from worker.happenings import (
     Printed,
     Used,
 )
+from worker.heartbeats import Heartbeats
 from worker.loops import RUNNER
+from worker.needs import Need, are_plain, read_needs
 from worker.prints import PRINTS, Prints
-from worker.speech import Speech
 from worker.threads import STOP_GRACE_S
 from worker.toolboxes import AttemptToolbox, Desk
 
-HEARTBEAT_EVERY_S: Final = 1.0
-MAX_HEARTBEAT_BYTES: Final = 16_384
+GIVE_UP_S: Final = 2 * STOP_GRACE_S
 MODEL_STREAM: Final = "stdout"  # the wire knows two; whoever reads either sees what a model says
 
 
+Judged = TypeVar("Judged")
 LoadCalls = Callable[[NodeId, int], Awaitable[list[ToolCallRow]]]
 
 
@@ -89,7 +88,7 @@ class Attempts:
         self,
         start: Start,
         *,
-        needs: Mapping[str, Any],
+        needs: Mapping[str, Need],
         last_heartbeat: str | None,
         is_budget_spent: Callable[[int], bool],
     ) -> None:
@@ -101,7 +100,7 @@ class Attempts:
         task = start.leaf.element
         assert isinstance(task, Task)
         key = start.leaf.key
-        attempt = _Attempt(key, start.attempt, task, dict(needs), is_budget_spent)
+        attempt = _Attempt(key, start.attempt, task, needs, is_budget_spent)
         if self._trace is not None:
             attempt.span = self._trace.begin_attempt(*key, start.attempt)
         if task.ask is None and not callable(task.do):
@@ -130,7 +129,7 @@ class Attempts:
             attempt.cancel()
         if attempts:
             _, stuck = await asyncio.wait(
-                [attempt.runner for attempt in attempts], timeout=2 * STOP_GRACE_S
+                [attempt.runner for attempt in attempts], timeout=GIVE_UP_S
             )
             for runner in stuck:
                 self._bodies.on_abandoned(
@@ -138,6 +137,7 @@ class Attempts:
                 )
 
     def _current(self, attempt: "_Attempt", last_heartbeat: str | None) -> CurrentTask:
+        attempt.heartbeats = Heartbeats(partial(self._beat, attempt))
         return CurrentTask(
             run_id=self._run_id,
             node_id=attempt.key.node_id,
@@ -145,7 +145,7 @@ class Attempts:
             attempt=attempt.number,
             root_dir=self._bodies.root_dir,
             last_heartbeat=None if last_heartbeat is None else decode_output(last_heartbeat),
-            _send_heartbeat=partial(self._beat, attempt),
+            _send_heartbeat=attempt.heartbeats.beat,
         )
 
     async def _perform(self, attempt: "_Attempt") -> None:
@@ -159,7 +159,7 @@ class Attempts:
         PRINTS.set(prints)
         STARTED.set(attempt.processes)
         if self._trace is not None and attempt.span is not None:
-            self._trace.make_current(attempt.span.place)
+            self._trace.make_current(attempt.span)
         timeout_s = attempt.task.timeout_s
         timer = None
         if timeout_s is not None:
@@ -200,7 +200,7 @@ class Attempts:
                 take_call=partial(self._call_tool, attempt),
                 report_usage=partial(self._report_usage, attempt),
                 may_ask=partial(self._may_ask, attempt),
-                speech=Speech(partial(self._print, attempt, stream=MODEL_STREAM)),
+                speak=partial(self._print, attempt, stream=MODEL_STREAM),
                 on_stuck=lambda: self._bodies.on_abandoned(f"a tool of {where} does not stop"),
             ),
             tuple(previous),
@@ -209,37 +209,46 @@ class Attempts:
     async def _produce(self, attempt: "_Attempt", toolbox: AttemptToolbox) -> Happening:
         """Have the output from an earlier execution, or call the body."""
         task, cache = attempt.task, attempt.task.cache
+        read = partial(read_needs, attempt.needs)
+        needs = await self._judge(attempt, read, is_quick=are_plain(attempt.needs))
         model = task.output or returned_model(task.do)
         cache_key = None
         if cache is not None:
-            cache_key = self._caching.key_of(task, cache, attempt.needs)
-            output = await self._caching.find(cache_key, model)
-            if output is not None:
-                return Finished(attempt.key, attempt.number, output)
-        value = await Steps(self._call(attempt))
+            cache_key = self._caching.key_of(task, cache, needs)
+            found = await self._caching.find_cached(cache_key)
+            if found is not None:
+                fit = partial(fit_found, found, model)
+                output = await self._judge(attempt, fit, is_quick=is_plain(model))
+                if output is not None:
+                    return Finished(attempt.key, attempt.number, output)
+        value = await Steps(self._call(attempt, needs))
         toolbox.check_all_made()
-        end = await self._judge(attempt, value, model)
+        say = partial(end_returned, attempt.key, attempt.number, value, model)
+        end = await self._judge(attempt, say, is_quick=is_quick(value, model))
         if cache is None or cache_key is None or not isinstance(end, Finished):
             return end
         ttl_ms = None if cache.ttl_s is None else round(cache.ttl_s * 1000)
         return replace(end, cached=CachedOutput(attempt.key, cache_key, end.output, ttl_ms))
 
-    async def _judge(self, attempt: "_Attempt", value: Any, model: Any) -> Finished | Failed:
-        """Say what a returned value comes to; where an author's code may have a say in that, within the attempt's time."""
-        judge = partial(end_returned, attempt.key, attempt.number, value, model)
-        return judge() if is_quick(value, model) else await self._call_in_thread(attempt, judge)
+    async def _judge(
+        self, attempt: "_Attempt", judge: Callable[[], Judged], *, is_quick: bool
+    ) -> Judged:
+        """Read or write by a model; where an author's code may have a say in that, within the attempt's time."""
+        if is_quick:
+            return judge()
+        judged: Judged = await self._call_in_thread(attempt, judge)
+        return judged
 
-    async def _call(self, attempt: "_Attempt") -> Any:
+    async def _call(self, attempt: "_Attempt", needs: Mapping[str, Any]) -> Any:
         ask = attempt.task.ask
         if ask is None:
-            return await self._call_function(attempt, attempt.task.do)
+            return await self._call_function(attempt, attempt.task.do, needs)
         prompt = ask.prompt
         if not isinstance(prompt, str):
-            prompt = await self._call_function(attempt, prompt)
+            prompt = await self._call_function(attempt, prompt, needs)
         return await answer(ask, prompt, attempt.task.output)
 
-    async def _call_function(self, attempt: "_Attempt", do: Any) -> Any:
-        needs = attempt.needs
+    async def _call_function(self, attempt: "_Attempt", do: Any, needs: Mapping[str, Any]) -> Any:
         if is_async(do):
             return await do(**needs)
         value = await self._call_in_thread(attempt, partial(do, **needs))
@@ -256,6 +265,8 @@ class Attempts:
         if self._under_way.get(attempt.key) is attempt:
             del self._under_way[attempt.key]
         if not attempt.is_reported:
+            if attempt.heartbeats is not None:
+                attempt.heartbeats.flush()
             attempt.is_reported = True
             if self._trace is not None and attempt.span is not None:
                 self._trace.end_attempt(attempt.span, *outcome_of(end))
@@ -270,7 +281,8 @@ class Attempts:
         """Stop a body that reports nothing of itself for too long; looked at again when it would be too long."""
         if attempt.is_reported or attempt.stopped_by is not None:
             return
-        silent_s = time.monotonic() - attempt.heard_at
+        assert attempt.heartbeats is not None
+        silent_s = attempt.heartbeats.silent_s
         if silent_s < timeout_s:
             self._loop.call_later(timeout_s - silent_s, self._listen, attempt, timeout_s)
             return
@@ -279,12 +291,14 @@ class Attempts:
         self._stop(attempt, Failed(attempt.key, attempt.number, problem))
 
     def _stop(self, attempt: "_Attempt", end: Happening) -> None:
-        """Cancel a body; a second later its attempt has ended so, whether the body heard or not."""
+        """Cancel a body; two seconds later its attempt has ended so, whether the body heard or not."""
         if attempt.stopped_by is not None or attempt.is_reported:
             return
         attempt.stopped_by = end
+        # A task that is cancelled before its first step says nothing itself.
+        attempt.runner.add_done_callback(lambda _runner: self._end(attempt, end))
         attempt.cancel()
-        self._loop.call_later(2 * STOP_GRACE_S, self._give_up, attempt, end)
+        self._loop.call_later(GIVE_UP_S, self._give_up, attempt, end)
 
     def _give_up(self, attempt: "_Attempt", end: Happening) -> None:
         """Stop waiting for a body that swallows its cancellation."""
@@ -315,14 +329,8 @@ class Attempts:
         self._loop.call_soon(self._stop, attempt, end)  # not the task that asks: the whole attempt
         return False
 
-    def _beat(self, attempt: "_Attempt", data: Any) -> None:
-        text = to_json(data)
-        if len(text) > MAX_HEARTBEAT_BYTES:
-            raise InvalidOutput(f"a heartbeat's data has at most {MAX_HEARTBEAT_BYTES} bytes")
-        now = attempt.heard_at = time.monotonic()
-        if now - attempt.beaten_at >= HEARTBEAT_EVERY_S:
-            attempt.beaten_at = now
-            self._report_soon(attempt, Beaten(attempt.key, attempt.number, text.decode()))
+    def _beat(self, attempt: "_Attempt", data: str) -> None:
+        self._report_soon(attempt, Beaten(attempt.key, attempt.number, data))
 
     def _report_soon(self, attempt: "_Attempt", happening: Happening) -> None:
         def report() -> None:
@@ -343,7 +351,7 @@ class _Attempt:
         key: NodeKey,
         number: int,
         task: Task[Any],
-        needs: dict[str, Any],
+        needs: Mapping[str, Need],
         is_budget_spent: Callable[[int], bool],
     ) -> None:
         self.key = key
@@ -354,8 +362,7 @@ class _Attempt:
         self.counted_at = time.monotonic()  # when its time was last counted against a budget
         self.stopped_by: Happening | None = None  # how it ends once it has been told to stop
         self.is_reported = False
-        self.beaten_at = float("-inf")
-        self.heard_at = time.monotonic()  # its last heartbeat, reported or not; at first its start
+        self.heartbeats: Heartbeats | None = None  # None: a plain value, which has ended already
         self.loop_thread = threading.get_ident()
         self.span: Span | None = None  # where traces are on
         self.toolbox: AttemptToolbox | None = None

@@ -8,9 +8,9 @@ import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, Final
 
-from pydantic import ValidationError
 from pydantic_core import to_json
 
 from smithers.errors import InvalidOutput
@@ -18,12 +18,12 @@ from smithers.ids import RunId
 from smithers.outputs import decode_output, encode_output
 from smithers.tree import Cache, CacheScope, Task
 
-NAMELESS: Final = "<"  # in the name of a function that others share: <lambda>, <locals>
+KEY_VERSION: Final = 2  # of how a key is made: outputs under the keys of another are not found
 
 
 @dataclass(frozen=True, slots=True)
 class Caching:
-    """What a run's tasks need to find outputs."""
+    """What a run's tasks need to find outputs; `find_cached` takes a key."""
 
     run_id: RunId
     workflow_name: str
@@ -36,31 +36,53 @@ class Caching:
             CacheScope.WORKFLOW: self.workflow_name,
             CacheScope.GLOBAL: "",
         }[cache.scope]
-        parts = [cache.scope, place, *_name_of(task), cache.version, cache.by, needs]
+        name = _name_of(task, self.workflow_name)
+        parts = [KEY_VERSION, cache.scope, place, name, cache.version, cache.by, needs]
         return hashlib.sha256(to_json(parts)).hexdigest()
 
-    async def find(self, cache_key: str, model: Any) -> str | None:
-        """Return an output as its model writes it now; None where there is none that fits."""
-        found = await self.find_cached(cache_key)
-        if found is None:
-            return None
-        try:
-            return encode_output(decode_output(found, model), model)
-        except (InvalidOutput, ValidationError):
-            return None
+
+def fit_found(found: str, model: Any) -> str | None:
+    """Return an output as its model writes it now; None where that does not take it."""
+    try:
+        return encode_output(decode_output(found, model), model)
+    except Exception:  # noqa: BLE001 - a validator raises whatever it likes; then the output is made again
+        return None
 
 
-def _name_of(task: Task[Any]) -> tuple[str, str, str]:
-    """Name a task's function: by its file and its name, and by its node where others have the same.
+def _name_of(task: Task[Any], workflow_name: str) -> list[Any]:
+    """Name what a task does; what has no name that is its alone is known by its node besides.
 
-    A question to agents is what they are called and asked, in its node.
+    A question to agents is what they are called and asked.
     """
+    node = [workflow_name, task.id]
     if task.ask is not None:
         prompt = task.ask.prompt
-        return ",".join(task.ask.names), prompt if isinstance(prompt, str) else "", task.id
-    do = task.do
+        asked = prompt if isinstance(prompt, str) else _name_function(prompt)[0]
+        return [task.ask.names, asked, *node]
+    name, is_its_alone = _name_function(task.do)
+    return name if is_its_alone else [*name, *node]
+
+
+def _name_function(do: Any) -> tuple[list[Any], bool]:
+    """Name a function by its file, its name and what a partial gives it; say whether no other has that name.
+
+    So it is with what a module knows by that name; not with lambdas, methods, what a decorator returns, and objects.
+    """
+    given: list[tuple[str, str | None]] = []
     while isinstance(do, partial):
+        given += [("", _json_of(value)) for value in do.args]
+        given += [(name, _json_of(value)) for name, value in sorted(do.keywords.items())]
         do = do.func
-    name = getattr(do, "__qualname__", type(do).__qualname__)
-    file = getattr(do, "__globals__", {}).get("__file__", "")
-    return file, name, task.id if NAMELESS in name else ""
+    code = do.__func__ if isinstance(do, MethodType) else do
+    if not isinstance(code, FunctionType):
+        return ["", type(do).__qualname__, given], False
+    is_its_alone = code is do and code.__globals__.get(code.__qualname__) is code
+    is_its_alone = is_its_alone and all(text is not None for _, text in given)
+    return [code.__globals__.get("__file__", ""), code.__qualname__, given], is_its_alone
+
+
+def _json_of(value: Any) -> str | None:
+    try:
+        return encode_output(value)
+    except InvalidOutput:
+        return None

@@ -5,6 +5,7 @@ costs that much.
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -13,7 +14,6 @@ import structlog
 from smithers.errors import StoreError
 from smithers.ids import RunId
 from smithers.store.claims import ClaimedRun, ClaimKind
-from smithers.store.hints import Channel
 from worker.executor import Executor, Tools
 from worker.loads import GONE, Loads
 
@@ -24,7 +24,6 @@ MAX_SUSPECTS: Final = (
 MAX_SLEEP_S: Final = 1.0
 TRIAL_SLEEP_S: Final = 0.25  # an acquittal tells nobody, and makes room for the next
 NEWS_EVERY_S: Final = 1.0
-SECOND_LOOK_S: Final = 0.05  # after a hint that was another child's
 
 log = structlog.get_logger("worker.claimer")
 
@@ -41,14 +40,19 @@ class Claimer:
         is_solo: bool,
         loads: Loads,
         slot: int,
+        on_broken: Callable[[str], None],
     ) -> None:
-        """`is_solo`: for a run that wants a child of its own, or those under suspicion; `slot` is ours in `loads`."""
+        """`is_solo`: for a run that wants a child of its own, or those under suspicion; `slot` is ours in `loads`.
+
+        `on_broken`: a run is held that nobody moves, until this child ends.
+        """
         self._tools = tools
         self._queues = queues
         self._limit = limit
         self._is_solo = is_solo
         self._loads = loads
         self._slot = slot
+        self._on_broken = on_broken
         self._executors: dict[RunId, tuple[Executor, asyncio.Task[None]]] = {}
         self._woken = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -63,16 +67,9 @@ class Claimer:
         """How many runs this child holds."""
         return len(self._executors)
 
-    def hear_due(self, queues: frozenset[str] | None) -> None:
-        """Take a hint that these queues have something to claim; None: any may."""
-        if queues is None:
-            self._woken.set()
-        elif queues.isdisjoint(self._queues):
-            return
-        elif self._loads.is_next(self._slot):
-            self._woken.set()
-        else:  # two children that look at different moments may each think it the other's
-            self._look_by(self._loop.time() + SECOND_LOOK_S)
+    def hear_due(self) -> None:
+        """Take a hint that there may be something to claim here."""
+        self._woken.set()
 
     def hear_news(self, run_ids: frozenset[str] | None) -> None:
         """Take a hint that something has come to these runs; None: to any."""
@@ -90,8 +87,9 @@ class Claimer:
         """Claim until drained; then wait until the last run has ended or been parked."""
         async with asyncio.TaskGroup() as group:
             news = group.create_task(self._look_for_news(), name="news")
-            while not self._is_draining:
-                await self._claim_and_sleep(group)
+            async with asyncio.TaskGroup() as runs:
+                while not self._is_draining:
+                    await self._claim_and_sleep(runs)
             news.cancel()
 
     async def release_all(self) -> None:
@@ -110,7 +108,7 @@ class Claimer:
             if is_more and self.active_count < self._limit:
                 if self._is_solo or self._loads.is_next(self._slot):
                     return
-                self._tools.store.hints.send(Channel.DUE, self._queues)
+                await self._tools.store.tell_due(self._queues)
             wake_at = await self._find_wake_time()
         except StoreError as error:
             log.warning("claim_failed", error=str(error))
@@ -165,22 +163,27 @@ class Claimer:
 
     def _begin(self, group: asyncio.TaskGroup, claim: ClaimedRun) -> None:
         executor = Executor(claim, self._tools)
-        task = group.create_task(self._execute(executor), name=f"run-{claim.run_id}")
+        _, before = self._executors.get(claim.run_id, (None, None))
+        task = group.create_task(self._execute(executor, before), name=f"run-{claim.run_id}")
         self._executors[claim.run_id] = (executor, task)
         self._tell_load()
 
-    async def _execute(self, executor: Executor) -> None:
+    async def _execute(self, executor: Executor, before: asyncio.Task[None] | None) -> None:
+        """Execute a claimed run; `before`: who had it here last, and has yet to hear that it is given back."""
         run_id = executor.claim.run_id
         try:
+            if before is not None:
+                await before  # and not only wait: it is stopped with us
             due_ms = await executor.execute()
             if due_ms is not None:
                 self._expect(due_ms)
         except Exception:  # the last line: one run never takes the others down
             log.exception("run_broke", run_id=run_id)
             # It is still ours, and nobody moves it: this child ends, and its burial hands the run back.
-            self._tools.bodies.on_abandoned(f"run {run_id} broke its executor")
+            self._on_broken(f"run {run_id} broke its executor")
         finally:
-            del self._executors[run_id]
+            if executor in self._executors.get(run_id, ()):  # else it has been claimed again
+                del self._executors[run_id]
             self._tell_load()
             if self._is_solo or self._is_draining or self.active_count == self._limit - 1:
                 self._woken.set()  # there is room again; else nobody waited for it
@@ -191,9 +194,7 @@ class Claimer:
 
     def _expect(self, due_ms: int) -> None:
         """Be awake when a run is due that was parked here; others find it by looking once a second."""
-        self._look_by(self._loop.time() + (due_ms - self._tools.clock.now_ms()) / 1000)
-
-    def _look_by(self, due_at: float) -> None:
+        due_at = self._loop.time() + (due_ms - self._tools.clock.now_ms()) / 1000
         self._known_due_at = min(self._known_due_at, due_at)
         sleep = self._sleep
         if sleep is not None and not sleep.expired() and (sleep.when() or due_at) > due_at:

@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Final
@@ -12,8 +13,10 @@ from typing import Final
 from smithers.source.closure import SourceBundle
 from smithers.source.description import Description, describe
 from smithers.source.errors import SourceError
+from worker.processes import die_with_parent, until_readable
 
 TIMEOUT_S: Final = 20.0
+EXIT_S: Final = 1.0  # for the end of a process that says nothing more
 MAX_ANSWER_BYTES: Final = 4_000_000
 END: Final = b"\n"  # the answer is one line: what the author's modules start may keep the pipe open
 
@@ -21,7 +24,7 @@ END: Final = b"\n"  # the answer is one line: what the author's modules start ma
 async def describe_in_process(
     nursery: ForkServerContext, bundle: str, export: str, *, root_dir: str
 ) -> str:
-    """Return a version's description as JSON; what goes wrong with the process is part of it."""
+    """Return a version's description as JSON; what befalls the process is part of it, as an accident."""
     receiver, sender = nursery.Pipe(duplex=False)
     process = nursery.Process(target=_answer, args=(bundle, export or None, root_dir, sender))
     process.start()
@@ -30,13 +33,13 @@ async def describe_in_process(
         async with asyncio.timeout(TIMEOUT_S):
             return await _read(receiver)
     except TimeoutError:
-        return _failure(f"importing the workflow took longer than {TIMEOUT_S:g} s").to_json()
+        return _accident(f"importing the workflow took longer than {TIMEOUT_S:g} s").to_json()
     except asyncio.LimitOverrunError:
         return _failure(f"the description is over {MAX_ANSWER_BYTES} bytes").to_json()
     except asyncio.IncompleteReadError:
-        process.join()
-        code = process.exitcode
-        return _failure(f"importing the workflow ended its process (exit code {code})").to_json()
+        return _accident(await _find_end(process)).to_json()
+    except (ValueError, TypeError, RecursionError):
+        return _failure("importing the workflow answered in its place: no description").to_json()
     finally:
         _end(process)
 
@@ -48,9 +51,21 @@ async def _read(receiver: Connection) -> str:
             lambda: asyncio.StreamReaderProtocol(reader), file
         )
         try:
-            return (await reader.readuntil(END)).decode()
+            answer = (await reader.readuntil(END)).decode()
         finally:
             transport.close()
+    Description.from_json(answer)  # the author's modules may have written it
+    return answer
+
+
+async def _find_end(process: ForkServerProcess) -> str:
+    """Say what became of a process that answers no more: it need not have ended."""
+    try:
+        async with asyncio.timeout(EXIT_S):
+            await until_readable(process.sentinel)
+    except TimeoutError:
+        return "importing the workflow closed the pipe for its description"
+    return f"importing the workflow ended its process (exit code {process.exitcode})"
 
 
 def _end(process: ForkServerProcess) -> None:
@@ -73,8 +88,13 @@ def _failure(error: str) -> Description:
     )
 
 
+def _accident(error: str) -> Description:
+    return replace(_failure(error), is_accident=True)
+
+
 def _answer(bundle: str, export: str | None, root_dir: str, sender: Connection) -> None:
     """Be the process that is thrown away."""
+    die_with_parent()
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

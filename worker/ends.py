@@ -5,21 +5,12 @@ from typing import Any, Final
 from smithers.engine.facts import NodeKey, Problem
 from smithers.engine.rendering import author_traceback
 from smithers.errors import InvalidOutput, text_of
-from smithers.outputs import encode_output, weigh
+from smithers.outputs import encode_output
 from smithers.states import AttemptState
 from smithers.tools.errors import ToolError
 from worker.happenings import Aborted, Failed, Finished, Happening, Parked
 
 MAX_ERROR_CHARS: Final = 8_000
-MAX_QUICK_BYTES: Final = 65_536
-
-
-def is_quick(value: Any, model: Any) -> bool:
-    """Say whether a returned value is judged in no time, and without a line of its author's code."""
-    if model is not None and getattr(model, "__module__", None) != "builtins":
-        return False
-    weight = weigh(value, MAX_QUICK_BYTES)
-    return weight.is_plain and weight.size <= MAX_QUICK_BYTES
 
 
 def end_returned(key: NodeKey, number: int, value: Any, model: Any) -> Finished | Failed:
@@ -35,7 +26,8 @@ def end_raised(key: NodeKey, number: int, error: BaseException) -> Failed:
     """Return the end of an attempt whose body has raised."""
     text = text_of(error)[:MAX_ERROR_CHARS] or type(error).__name__
     code = error.code if isinstance(error, ToolError | InvalidOutput) else None
-    problem = Problem(type(error).__name__, text, code, traceback=author_traceback(error))
+    details = error.details if isinstance(error, InvalidOutput) else None
+    problem = Problem(type(error).__name__, text, code, details, author_traceback(error))
     return Failed(key, number, problem)
 
 

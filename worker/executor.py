@@ -12,19 +12,19 @@ from typing import Any, Final
 
 import orjson
 import structlog
-from pydantic import ValidationError
 
+from smithers.context import Auth
 from smithers.engine import budgets, reports
 from smithers.engine.facts import Facts, NodeKey, Problem
 from smithers.engine.progress import DEFAULT_CONCURRENCY, Progress
 from smithers.engine.rendering import Guard, Renderer, build_renderer
 from smithers.engine.turn import Turn
-from smithers.errors import LeaseLost, StoreError
+from smithers.errors import InvalidInput, LeaseLost, StoreError
 from smithers.events import EventType, correlation_json
-from smithers.outputs import decode_output
 from smithers.states import NodeState, RunStatus
 from smithers.store.claims import ClaimedRun, News
 from smithers.store.commits import Committed, Outcome, RunOrigin, TurnCommit
+from smithers.store.refusals import RunExists
 from smithers.store.worker_store import WorkerStore
 from smithers.telemetry.tracing import Tracer
 from smithers.tree import Task
@@ -36,6 +36,7 @@ from worker.clock import DatabaseClock
 from worker.happenings import Called, Happening, take
 from worker.kin import kin_hints
 from worker.meters import ChildMeters
+from worker.needs import find_needs
 from worker.records import RunRecord
 from worker.rendering import render_guard
 from worker.workflows import Library, LoadFailed
@@ -80,6 +81,7 @@ class Executor:
         self._correlation = correlation_json(claim.run_id, claim.workflow_name)
         self._origin = RunOrigin(**{field: getattr(claim, field) for field in RunOrigin.__slots__})
         self._commit_no = 0
+        self._is_refused = False  # a turn was, and the run is to fail for it
         self.is_suspect = claim.crash_count > 0 and not claim.is_solo
         self._acquit_at = float("inf")
         self._survive_s = SURVIVE_S
@@ -98,15 +100,18 @@ class Executor:
     async def execute(self) -> int | None:
         """Move the run forward until it ends, only waits remain, or somebody else has it; say when it is due again."""
         self._record.begin()
+        run: Progress | None = None
         try:
-            run = await self._take_up()
             try:
+                run = await self._take_up()
                 return await self._advance(run)
             except (StoreError, asyncio.CancelledError):
                 raise
             except Exception as error:  # a defect of ours: this run fails by name, the others go on
                 log.exception("executor_broke", run_id=self.claim.run_id)
-                await self._fail_broken(run, error)
+                await self._fail_broken(
+                    run or self._progress(self._idle_renderer(), Facts()), error
+                )
         except LeaseLost:
             log.warning("lease_lost", run_id=self.claim.run_id, epoch=self.claim.epoch)
             self._record.lose()
@@ -160,22 +165,26 @@ class Executor:
             loaded = await tools.store.load_run(claim.run_id)
             facts, xml_hash, news = loaded.facts, loaded.xml_hash, loaded.news
         renderer, problem = await self._renderer()
-        run = Progress(
-            renderer=renderer,
-            facts=facts,
-            committed=facts.copy(),
-            max_concurrency=orjson.loads(claim.config).get("maxConcurrency") or DEFAULT_CONCURRENCY,
-            frame_no=claim.last_frame_no,
-            xml_hash=xml_hash,
-        )
-        if problem is not None:
-            run.fail(problem)
+        run = self._progress(renderer, facts, xml_hash)
         self._say_how(run)
+        if problem is not None:  # after a new era has begun: its end, not the last one's
+            run.fail(problem)
         if news is not None:
             self._take_in_news(run, news)
         if claim.is_cancelling:
             run.cancel()
         return run
+
+    def _progress(self, renderer: Renderer, facts: Facts, xml_hash: str | None = None) -> Progress:
+        config = orjson.loads(self.claim.config)
+        return Progress(
+            renderer=renderer,
+            facts=facts,
+            committed=facts.copy(),
+            max_concurrency=config.get("maxConcurrency") or DEFAULT_CONCURRENCY,
+            frame_no=self.claim.last_frame_no,
+            xml_hash=xml_hash,
+        )
 
     def _say_how(self, run: Progress) -> None:
         claim = self.claim
@@ -205,25 +214,34 @@ class Executor:
     async def _renderer(self) -> tuple[Renderer, Problem | None]:
         """Load the workflow and its input; what is wrong with either fails the run, not the child."""
         claim = self.claim
-        build = partial(
-            build_renderer,
-            run_id=claim.run_id,
-            input_json=claim.input,
-            auth_json=claim.auth,
-            carried_json=claim.carried,
-            config_json=claim.config,
-        )
         try:
             workflow = await self._tools.workflows.get(claim.source_hash, claim.workflow_export)
-            return build(workflow, guard=self._tools.guard(workflow.render_timeout_s)), None
+            renderer = build_renderer(
+                workflow,
+                run_id=claim.run_id,
+                input_json=claim.input,
+                auth_json=claim.auth,
+                carried_json=claim.carried,
+                config_json=claim.config,
+                guard=self._tools.guard(workflow.render_timeout_s),
+            )
         except LoadFailed as error:
-            problem = error.problem
-        except ValidationError as error:
-            details = error.errors(include_url=False, include_context=False, include_input=False)
-            text = f"the input does not fit {claim.workflow_name}: {error.error_count()} errors"
-            problem = Problem("InvalidInput", text, "INVALID_INPUT", details)
-        empty: Workflow[Any] = Workflow(name=claim.workflow_name, builder=lambda _ctx: None)
-        return build(empty, guard=self._tools.guard(empty.render_timeout_s)), problem
+            return self._idle_renderer(), error.problem
+        except InvalidInput as error:
+            problem = Problem("InvalidInput", str(error), error.code, error.details)
+            return self._idle_renderer(), problem
+        return renderer, None
+
+    def _idle_renderer(self) -> Renderer:
+        """Return what renders nothing, for a run that is only to fail."""
+        idle: Workflow[Any] = Workflow(name=self.claim.workflow_name, builder=lambda _ctx: None)
+        return Renderer(
+            run_id=self.claim.run_id,
+            workflow=idle,
+            input=None,
+            auth=Auth(),
+            guard=self._tools.guard(idle.render_timeout_s),
+        )
 
     async def _commit(self, run: Progress, turn: Turn) -> bool:
         """Commit a turn; False: something came that it did not know of, and it is to be planned again."""
@@ -248,7 +266,7 @@ class Executor:
         except LeaseLost:
             raise
         except StoreError as error:
-            self._refuse(run, error)
+            self._refuse(run, turn, error)
             return False
         if answer.outcome is Outcome.STALE:
             run.retract_ending()
@@ -270,13 +288,14 @@ class Executor:
             if not future.done():  # its attempt was stopped
                 future.set_result(None)
 
-    def _refuse(self, run: Progress, error: StoreError) -> None:
+    def _refuse(self, run: Progress, turn: Turn, error: StoreError) -> None:
         """Let a run fail whose own values the database does not take; it stays alive for others."""
         log.error("commit_refused", run_id=self.claim.run_id, error=str(error))
-        if run.failure is not None and run.failure.code == "INVALID_OUTPUT":
+        if self._is_refused:
             # Still ours, and not to be moved by us: this child ends, and its burial hands the run to another.
             raise StoreError(f"run {self.claim.run_id} cannot even be failed: {error}") from error
-        reports.refuse_turn(run, Problem("InvalidOutput", str(error)[:2000], "INVALID_OUTPUT"))
+        self._is_refused = True
+        reports.refuse_turn(run, _refused(turn, error))
 
     def _perform(self, run: Progress, turn: Turn) -> None:
         for start in turn.starts:
@@ -284,7 +303,7 @@ class Executor:
             assert isinstance(task, Task)
             self._attempts.start(
                 start,
-                needs=_outputs_needed(run, task),
+                needs=find_needs(run, task),
                 last_heartbeat=run.facts.nodes[start.leaf.key].heartbeat,
                 is_budget_spent=partial(budgets.is_spent, run),
             )
@@ -348,17 +367,13 @@ class Executor:
         self._arrived.set()
 
 
-def _outputs_needed(run: Progress, task: Task[Any]) -> dict[str, Any]:
-    """Read what a task needs by name, as the model that the producing task names, else as plain JSON."""
-    if not task.needs:
-        return {}
-    assert run.rendered is not None
-    needed: dict[str, Any] = {}
-    for name, node_id in task.needs.items():
-        key = run.rendered.mounted.resolve(node_id, run.facts)
-        assert not isinstance(key, str)
-        leaf = run.find_leaf(key)
-        model = None if leaf is None else getattr(leaf.element, "output", None)
-        output = run.facts.nodes[key].output
-        needed[name] = None if output is None else decode_output(output, model)
-    return needed
+def _refused(turn: Turn, error: StoreError) -> Problem:
+    """Say what is wrong with a turn that the database does not take, without a word of the database's own."""
+    if not isinstance(error, RunExists):
+        kind = type(error.__cause__ or error).__name__
+        text = f"what came out is nothing that the database takes: {kind}"
+        return Problem("InvalidOutput", text, "INVALID_OUTPUT")
+    successor = None if turn.ending is None else turn.ending.successor
+    wanted = [*turn.children, *([] if successor is None else [successor])]
+    names = ", ".join(child.run_id for child in wanted)
+    return Problem("RunExists", f"of the runs to start one exists, or did: {names}", error.code)

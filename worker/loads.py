@@ -1,7 +1,7 @@
 """How many runs each child of a pool holds, in memory that they share: who holds the fewest goes for what has become due.
 
-A hint that something is due reaches every child. Were they all to ask the database, one would get the run and the others
-would have asked for nothing, at the very moment when the run needs the processor.
+Were all children to ask the database when something is due, one would get the run and the others would have asked for
+nothing, at the very moment when the run needs the processor.
 """
 
 import time
@@ -15,7 +15,7 @@ FRESH_S: Final = 1.0  # who has not beaten for so long is blocked, or dead, and 
 
 @dataclass(frozen=True, slots=True)
 class Loads:
-    """One number for each slot of a pool; the arrays are shared."""
+    """Two numbers for each slot of a pool; the arrays are shared."""
 
     counts: Any
     beats: Any
@@ -24,14 +24,39 @@ class Loads:
         """Say how many runs a child holds; GONE: it claims no more."""
         self.counts[slot] = count
 
+    def beat(self, slot: int) -> None:
+        """Say that a child's event loop is alive."""
+        self.beats[slot] = time.monotonic()
+
     def bid_farewell(self, slot: int) -> None:
         """Say that a child ends because it is done."""
         self.beats[slot] = ENDED
 
-    def is_next(self, slot: int) -> bool:
-        """Say whether no other child that claims holds fewer; of equals it is the first one's turn."""
-        own, now = (self.counts[slot], slot), time.monotonic()
-        return all(
-            count == GONE or now - self.beats[other] > FRESH_S or (count, other) >= own
-            for other, count in enumerate(self.counts)
+    def find_next(self) -> int | None:
+        """Return the slot of the child that holds the fewest, of those that claim and live; of equals the first."""
+        now = time.monotonic()
+        return min(
+            (
+                slot
+                for slot, count in enumerate(self.counts)
+                if count != GONE and now - self.beats[slot] <= FRESH_S
+            ),
+            key=lambda slot: (self.counts[slot], slot),
+            default=None,
         )
+
+    def is_next(self, slot: int) -> bool:
+        """Say, in a child that claims, whether it is its turn."""
+        return self.find_next() in (slot, None)
+
+    def is_compared(self, slot: int) -> bool:
+        """Say whether a child claims among the others: neither apart from them, nor at its end."""
+        return bool(self.counts[slot] != GONE)
+
+    def is_idle(self, slot: int) -> bool:
+        """Say whether a child holds nothing; what one that is not compared holds is not known here."""
+        return bool(self.counts[slot] == 0)
+
+    def has_heard(self, slot: int, told_at: float) -> bool:
+        """Say whether a child that claims was alive after it was told something, by time.monotonic()."""
+        return bool(self.beats[slot] >= told_at) and self.is_compared(slot)

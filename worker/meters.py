@@ -65,16 +65,11 @@ class ChildMeters:
         self._tool_calls: dict[tuple[str, str], Counter] = {}
         self._tool_durations: dict[str, Histogram] = {}
         self._tokens: dict[tuple[str, str, str], Counter] = {}
-        self._listening = page.gauge(names.LISTENER_AGE, Role.CHILD)
         self._runs_started = page.counter(names.RUNS_STARTED)
         self.leases_lost = page.counter(names.LEASES_LOST)
         self.spans_dropped = page.counter(names.SPANS_DROPPED)
         self.active = page.gauge(names.NODES_ACTIVE)
         self.lanes = LaneMeter(page)
-
-    def hear_listening(self, is_connected: bool) -> None:
-        """Take in that the connection for hints is up, or gone."""
-        self._listening.set(time.monotonic() if is_connected else 0.0)
 
     def count_claim(self, claim: ClaimedRun) -> RunTimes:
         """Take in that a run was claimed."""
@@ -159,8 +154,13 @@ class PoolMeters:
     def __init__(self, page: Page) -> None:
         self._page = page
         self._beat = page.gauge(names.BEAT_AGE)
+        self._listening = page.gauge(names.LISTENER_AGE, Role.POOL)
         self._takeovers = {death: page.counter(names.TAKEOVERS, death) for death in DEATHS}
         self._ends = {end: page.counter(names.CHILDREN_ENDED, end) for end in ENDS}
+
+    def hear_listening(self, is_connected: bool) -> None:
+        """Take in that the connection for hints is up, or gone."""
+        self._listening.set(time.monotonic() if is_connected else 0.0)
 
     def count_beat(self) -> None:
         """Take in that the children's heartbeats are written."""

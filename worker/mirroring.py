@@ -13,6 +13,7 @@ import structlog
 
 from smithers.errors import StoreError, StoreUnavailable
 from smithers.ids import RunId
+from smithers.service_loops import keep_going
 from smithers.store.hints import Channel, Hints
 from smithers.store.mirror import Copied, MirrorStore, open_mirror
 from worker.settings import PoolSettings
@@ -115,7 +116,7 @@ async def mirroring(settings: PoolSettings) -> AsyncIterator[None]:
         own_direct_dsn=settings.direct_dsn,
         home_dsn=settings.mirror_dsn,
     )
-    task = asyncio.create_task(mirror.run(), name="mirror")
+    task = asyncio.create_task(keep_going(mirror.run, name="mirror"), name="mirror")
     try:
         yield
     finally:

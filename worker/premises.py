@@ -6,6 +6,8 @@ profile does not); all else is put back when an attempt has ended. What cannot b
 environment, imported modules and what was patched in them, the locale) stays as it was left.
 """
 
+# What signal wraps: its getsignal asks an enum first, which raises for each function.
+import _signal  # type: ignore[import-not-found]  # typeshed leaves it out
 import asyncio
 import ctypes
 import os
@@ -35,7 +37,7 @@ class Premises:
         self._root_dir = str(root_dir)
         self._umask = os.umask(0o077)
         os.umask(self._umask)
-        self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        self._handlers = {number: _signal.getsignal(number) for number in _SIGNALS}
         self._recursion_limit = sys.getrecursionlimit()
         self._streams = sys.stdout, sys.stderr
         self._spares = {number: os.dup(number) for number in range(3)}
@@ -96,7 +98,7 @@ class Premises:
         self._is_restoring = False
         sys.setrecursionlimit(self._recursion_limit)
         for number, handler in self._handlers.items():
-            if signal.getsignal(number) != handler:
+            if _signal.getsignal(number) != handler:
                 signal.signal(number, handler)
         for descriptor, spare in self._spares.items():
             try:

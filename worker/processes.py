@@ -50,19 +50,26 @@ async def end(process: ProcessIdentity) -> None:
         descriptor = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return
-    loop, gone = asyncio.get_running_loop(), asyncio.Event()
     try:
         # Looked at after the descriptor was opened: this is the process that the descriptor is of.
         if find_process_start(process.pid) != process.process_start:
             return
         with suppress(ProcessLookupError, PermissionError, TimeoutError):
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            loop.add_reader(descriptor, gone.set)
             async with asyncio.timeout(END_LIMIT_S):
-                await gone.wait()
+                await until_readable(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def until_readable(descriptor: int) -> None:
+    """Wait until there is something to read: of a process, its end. One waits for each descriptor."""
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(descriptor, readable.set)
+    try:
+        await readable.wait()
     finally:
         loop.remove_reader(descriptor)
-        os.close(descriptor)
 
 
 def find_process_start(pid: int) -> str | None:

@@ -27,7 +27,7 @@ class RunRecord:
     def begin(self) -> None:
         """Have what this asyncio task logs and traces stand below the run."""
         if self.trace is not None:
-            self.trace.make_current(self.trace.place)
+            self.trace.make_current(self.trace.span)
 
     def lose(self) -> None:
         """Take in that another owner has the run."""

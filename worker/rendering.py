@@ -1,6 +1,6 @@
-"""Bound the time of a render: an alarm in the main thread, which a builder that never returns cannot miss.
+"""Bound the time of builders and models: an alarm in the main thread, which code that never returns cannot miss.
 
-A builder that is stuck in C code is not reached by it; the parent notices that its child no longer beats. An alarm that
+What is stuck in C code is not reached by it; the parent notices that its child no longer beats. An alarm that
 rings at any other time, because some body has set it, does nothing.
 """
 
@@ -11,14 +11,13 @@ from contextlib import suppress
 from typing import Any, Final
 
 from smithers.engine.rendering import Guard
-from smithers.errors import RenderFailed
 from worker.forks import end_fork
 
-_AGAIN_S: Final = 0.1  # a builder that swallows the first alarm gets another
+_AGAIN_S: Final = 0.1  # what swallows the first alarm gets another
 
 
 class _RenderTimeout(BaseException):
-    """The builder's time is up; no `except Exception` of its stops this."""
+    """The time is up; no `except Exception` of its stops this."""
 
 
 def install_alarm() -> None:
@@ -27,7 +26,7 @@ def install_alarm() -> None:
 
 
 def render_guard(timeout_s: float) -> Guard:
-    """Return what calls a builder and raises RenderFailed when it takes longer; for the main thread."""
+    """Return what calls an author's function and raises TimeoutError when it takes longer; for the main thread."""
 
     def guard(build: Callable[[], Any]) -> Any:
         pid = os.getpid()
@@ -41,11 +40,8 @@ def render_guard(timeout_s: float) -> Guard:
             finally:
                 _silence()
         except _RenderTimeout:
-            raise RenderFailed(
-                f"the builder took longer than {timeout_s:g} s: work belongs into tasks"
-            ) from None
-        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
-            raise RenderFailed(f"the builder raised {type(error).__name__}") from error
+            text = f"took longer than {timeout_s:g} s: work belongs into tasks"
+            raise TimeoutError(text) from None
         finally:
             end_fork(pid)
 

@@ -10,7 +10,11 @@ import orjson
 from smithers.telemetry.sheet import Sheet
 
 DRAIN: Final = "drain"  # what a child is told at the end
+RETIRES: Final = "retires"  # what it tells its parent when it claims no more, and goes when it has finished what it has
 MAX_SOLO: Final = 4  # children for a run of their own, or for suspects, beside the others of a pool
+MAX_RETIRED: Final = (
+    4  # children that finish what they have, beside those; the oldest of so many is drained
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

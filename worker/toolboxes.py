@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import orjson
 
@@ -29,7 +30,8 @@ from worker.settings import PoolSettings
 from worker.speech import Speech
 from worker.threads import call_in_thread
 
-MAX_THREADS: Final = 32
+MAX_THREADS: Final = 32  # of each depth
+MAX_DEPTH: Final = 16
 MAX_ERROR_CHARS: Final = 4_000
 LOST_CALL: Final = (
     "{name} was called before, and the process died before it answered: nobody knows whether it was done. Find out before "
@@ -41,6 +43,35 @@ Result = TypeVar("Result")
 # Takes a call's newest state; with a future where somebody waits for it to be in the database.
 CallSink = Callable[[ToolCall, "asyncio.Future[None] | None"], None]
 
+# How many tools wait, each in a thread, for what is called here.
+_DEPTH: Final[ContextVar[int]] = ContextVar("smithers_tool_depth", default=0)
+
+
+class ToolThreads:
+    """Threads for tools, apart from those of bodies, each of which may wait for one.
+
+    A tool that calls another waits for it in its thread. The other gets one of those a step deeper: a thread waits only
+    for deeper ones, so that the deepest are always free to go on. Used in the loop's thread.
+    """
+
+    def __init__(self) -> None:
+        self._depths: list[ThreadPoolExecutor] = []
+
+    def at(self, depth: int) -> ThreadPoolExecutor:
+        """Return the threads of a depth, from 0; raise ToolError where tools call one another too deep."""
+        if depth >= MAX_DEPTH:
+            raise ToolError(f"tools that are plain functions call one another {MAX_DEPTH} deep")
+        while len(self._depths) <= depth:
+            name = f"tool-{len(self._depths)}"
+            threads = ThreadPoolExecutor(max_workers=MAX_THREADS, thread_name_prefix=name)
+            self._depths.append(threads)
+        return self._depths[depth]
+
+    def close(self) -> None:
+        """Let the threads end that have nothing to do any more."""
+        for threads in self._depths:
+            threads.shutdown(wait=False)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workshop:
@@ -48,13 +79,13 @@ class Workshop:
 
     root: RootDirectory
     commands: Commands
-    threads: ThreadPoolExecutor  # not those of bodies: each of them may wait for a tool
+    threads: ToolThreads
 
 
 @contextmanager
 def open_workshop(settings: PoolSettings) -> Iterator[Workshop]:
     """Lay out what a child's tools need; whatever is in a jail dies at the end."""
-    threads = ThreadPoolExecutor(max_workers=MAX_THREADS, thread_name_prefix="tool")
+    threads = ToolThreads()
     with RootDirectory(settings.root, hidden=HIDDEN) as root:
         policy = SandboxPolicy(
             root=root.path,
@@ -66,16 +97,19 @@ def open_workshop(settings: PoolSettings) -> Iterator[Workshop]:
             yield Workshop(root=root, commands=commands, threads=threads)
         finally:
             commands.close()
+            threads.close()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Desk:
-    """Where an attempt takes what its toolbox has to tell; `may_ask`: whether a model may be asked now."""
+class Desk(NamedTuple):
+    """Where an attempt takes what its toolbox has to tell.
+
+    `may_ask`: whether a model may be asked now. `speak` takes what one says.
+    """
 
     take_call: CallSink
     report_usage: Callable[[TokenUsage], None]
     may_ask: Callable[[], bool]
-    speech: Speech
+    speak: Callable[[str], None]
     on_stuck: Callable[[], None]
 
 
@@ -98,6 +132,7 @@ class AttemptToolbox:
         self._count = 0
         self._expected: set[object] = set()
         self._under_way: dict[int, _UnderWay] = {}
+        self._speech: Speech | None = None  # most attempts ask no model
         self._waits: set[concurrent.futures.Future[Any]] = set()
 
     @property
@@ -181,7 +216,7 @@ class AttemptToolbox:
     ) -> "asyncio.Future[None]":
         """Record how a call ended; what is returned is done when that is in the database."""
         ended = self._under_way.pop(call_no)
-        self._desk.speech.flush()
+        self._flush_speech()
         state = ToolCallState.FINISHED if error is None else ToolCallState.FAILED
         call = ended.call._replace(
             state=state,
@@ -195,11 +230,15 @@ class AttemptToolbox:
 
     def report_usage(self, usage: TokenUsage) -> None:
         """Tell what a model used up."""
+        if not isinstance(usage, TokenUsage):  # what an author's agent says
+            raise TypeError(f"what a model used up is a TokenUsage, not {type(usage).__name__}")
         self._desk.report_usage(usage)
 
     def say(self, text: str) -> None:
         """Pass on what a model is saying."""
-        self._desk.speech.say(text)
+        if self._speech is None:
+            self._speech = Speech(self._desk.speak)
+        self._speech.say(text)
 
     async def run_command(self, command: Command) -> CommandEnd:
         """Run a program in the jail."""
@@ -207,9 +246,15 @@ class AttemptToolbox:
 
     async def run_in_thread(self, function: Callable[[], Result]) -> Result:
         """Call what blocks."""
-        return await call_in_thread(
-            self._workshop.threads, function, on_cancel=lambda: None, on_stuck=self._desk.on_stuck
-        )
+        depth = _DEPTH.get()
+        threads = self._workshop.threads.at(depth)
+        deeper = _DEPTH.set(depth + 1)
+        try:
+            return await call_in_thread(
+                threads, function, on_cancel=lambda: None, on_stuck=self._desk.on_stuck
+            )
+        finally:
+            _DEPTH.reset(deeper)
 
     def wait_for(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """Have the loop run this, and block until it is done."""
@@ -239,7 +284,7 @@ class AttemptToolbox:
 
     async def close(self) -> None:
         """Stop, and return when nothing is left of any call."""
-        self._desk.speech.flush()
+        self._flush_speech()
         self.stop()
         own = asyncio.current_task()
         tasks = {call.task for call in self._under_way.values()} - {own}
@@ -247,6 +292,10 @@ class AttemptToolbox:
             _, stuck = await asyncio.wait(tasks, timeout=CLOSE_S)
             if stuck:
                 self._desk.on_stuck()
+
+    def _flush_speech(self) -> None:
+        if self._speech is not None:
+            self._speech.flush()
 
     def _lose(self, made: ToolCallRow, start: CallStart) -> ToolCallRow:
         """Record that nobody knows of a call whether it was done, so that a further attempt is told the same."""

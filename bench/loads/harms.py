@@ -51,6 +51,24 @@ def in_builder(
     return Harm(name=f"builder: {name}", source=source, end=end, is_slow=is_slow)
 
 
+def in_model(name: str, end: str, line: str) -> Harm:
+    """Make a harm of the model that a run's input is held against, by a line of its validator."""
+    source = f"""
+from pydantic import model_validator
+
+class Given(BaseModel):
+    @model_validator(mode="before")
+    @classmethod
+    def look(cls, given):
+        {line}
+
+@workflow(input=Given, render_timeout=0.5)
+def hostile(ctx):
+    return Task("harm", 1)
+"""
+    return Harm(name=f"model: {name}", source=HEAD + source, end=end)
+
+
 def _plain(name: str, end: str, line: str, *, options: str = "", is_slow: bool = False) -> Harm:
     return in_body(name, end, f"def harm():\n    {line}", options=options, is_slow=is_slow)
 
@@ -74,6 +92,7 @@ IMPORTS: Final = (
         "for _ in range(50): threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()",
     ),
     at_import("os.fork", FINISHED, "os.fork()"),
+    at_import("closes every descriptor", "WORKER_CRASHED", "os.closerange(3, 20_000)"),
 )
 
 ENDS: Final = (
@@ -538,4 +557,11 @@ BUILDERS: Final = (
     ),
 )
 
-HARMS: Final = (*IMPORTS, *ENDS, *OUTPUTS, *FLOODS, *BLOCKS, *FORKS, *STATE, *BUILDERS)
+MODELS: Final = (
+    in_model("raises what is no ValueError", "INVALID_INPUT", 'return given["absent"]'),
+    in_model("sys.exit", "INVALID_INPUT", "sys.exit(3)"),
+    in_model("an endless loop", "INVALID_INPUT", "while True: pass"),
+    in_model("os.fork", "INVALID_INPUT", "os.fork(); raise KeyError"),
+)
+
+HARMS: Final = (*IMPORTS, *ENDS, *OUTPUTS, *FLOODS, *BLOCKS, *FORKS, *STATE, *BUILDERS, *MODELS)

@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import structlog
 
 from smithers.agents.agent import Agent, AgentTool
 from smithers.errors import InvalidOutput
-from smithers.outputs import encode_output
+from smithers.outputs import encode_output, is_quick
 from smithers.telemetry.tracing import AGENT, span
 from smithers.tools.toolbox import PreviousCall, find_toolbox
 from smithers.tree import Ask, name_of
@@ -53,7 +54,7 @@ async def _ask(given: Any, ask: Ask, prompt: str, model: Any, tools: Sequence[Ag
             for usage in found.usage:
                 find_toolbox().report_usage(usage)
             try:
-                encode_output(found.value, model)
+                await _check(found.value, model)
             except InvalidOutput as error:
                 if not left:
                     raise
@@ -61,6 +62,15 @@ async def _ask(given: Any, ask: Ask, prompt: str, model: Any, tools: Sequence[Ag
             else:
                 return found.value
     raise AssertionError("the last turn returns or raises")
+
+
+async def _check(value: Any, model: Any) -> None:
+    """Raise InvalidOutput for what does not fit; a model that is its author's code does not hold up the loop."""
+    check = partial(encode_output, value, model)
+    if is_quick(value, model):
+        check()
+    else:
+        await find_toolbox().run_in_thread(check)
 
 
 def _adapt(agent: Any, name: str, ask: Ask) -> Agent:

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from smithers.engine.turn import TokenUsage
 from smithers.outputs import encode_output
-from smithers.telemetry.otlp import SpanKind
+from smithers.telemetry.spans import SpanKind
 from smithers.telemetry.tracing import MODEL, span
 from smithers.tools.once import make_once
 from smithers.tools.toolbox import CallStart, find_toolbox

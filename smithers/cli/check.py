@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from smithers.cli import options as o
-from smithers.cli.console import CommandFailed, Exit, note, print_json, print_table
+from smithers.cli.console import CommandFailed, Exit, log_to_stderr, note, print_json, print_table
 from smithers.settings import ServerOptions
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def check(
 
     given = o.server_options(locals())
     only = None if file is None else place_below(given.root_dir, file).partition(":")[0]
+    log_to_stderr(given)
     rows = asyncio.run(_check_all(given, only))
     counts = Counter(row["verdict"] for row in rows)
     if as_json:

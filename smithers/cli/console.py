@@ -1,9 +1,13 @@
 """What a person or a program sees: data on stdout, talk on stderr, colour and tables on terminals only.
 
 `--json` prints what the server said, with the wire's names: one document, or for events one line each.
+
+Names, texts and errors come from workflows, tools and models: whatever is printed goes through `printable`, so that no
+terminal takes it for an order.
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
@@ -15,6 +19,8 @@ from smithers.errors import SmithersError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from smithers.settings import ServerOptions
 
 STYLES: Final = {
     "finished": "green",
@@ -29,6 +35,8 @@ STYLES: Final = {
     "waiting-event": "magenta",
     "waiting-timer": "magenta",
 }
+# What a terminal obeys (C0 but tab and newline, delete, C1), and what makes a line read otherwise than it is written.
+_ORDERS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class Exit(IntEnum):
@@ -64,20 +72,25 @@ def open_console(*, is_stderr: bool = False) -> "Console":
     return console
 
 
-def print_json(value: Any) -> None:
-    """Print one document: indented for people, on one line for programs."""
-    indent = 2 if sys.stdout.isatty() else None
-    typer.echo(json.dumps(value, indent=indent, ensure_ascii=False))
+def printable(text: str) -> str:
+    """Return a text that a terminal shows and does not obey: its control characters as JSON writes them."""
+    return _ORDERS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def print_json(value: Any, *, is_line: bool = False) -> None:
+    """Print one document: indented for people, unless it is to be one line; on one line for programs."""
+    indent = 2 if sys.stdout.isatty() and not is_line else None
+    typer.echo(printable(json.dumps(value, indent=indent, ensure_ascii=False)))
 
 
 def print_line(text: str) -> None:
     """Print one line of data."""
-    typer.echo(text)
+    typer.echo(printable(text))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
     """Print rows under their columns; what has a style by its word gets it. `empty`: what is said of no rows."""
-    listed = [tuple(row) for row in rows]
+    listed = [tuple(map(printable, row)) for row in rows]
     if not listed:
         note(empty)
         return
@@ -105,13 +118,21 @@ def print_fields(fields: Iterable[tuple[str, str]]) -> None:
         from rich.text import Text
 
         line = Text(f"{name:<{width}}  ", style="bold")
-        line.append(value, style=STYLES.get(value, "not bold"))
+        line.append(printable(value), style=STYLES.get(value, "not bold"))
         console.print(line)
 
 
 def note(text: str) -> None:
     """Say something that is no data."""
-    typer.echo(text, err=True)
+    typer.echo(printable(text), err=True)
+
+
+def log_to_stderr(options: "ServerOptions") -> None:
+    """Have what this process logs be talk as well, in the form that the settings want."""
+    import smithers.telemetry.without_rich  # noqa: F401 - before structlog
+    from smithers.telemetry.logs import configure_logging
+
+    configure_logging(options.log_format, options.log_level)
 
 
 def complain(error: str, hint: str | None) -> None:
@@ -119,9 +140,9 @@ def complain(error: str, hint: str | None) -> None:
     from rich.text import Text
 
     console = open_console(is_stderr=True)
-    console.print(Text.assemble(("error: ", "bold red"), error))
+    console.print(Text.assemble(("error: ", "bold red"), printable(error)))
     if hint:
-        console.print(Text.assemble(("hint: ", "bold cyan"), hint))
+        console.print(Text.assemble(("hint: ", "bold cyan"), printable(hint)))
 
 
 def _print_plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

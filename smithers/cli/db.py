@@ -3,16 +3,28 @@
 import asyncio
 import os
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from smithers.cli import options as o
-from smithers.cli.console import CommandFailed, Exit, note, print_fields, print_json, print_line
+from smithers.cli.console import (
+    CommandFailed,
+    Exit,
+    log_to_stderr,
+    note,
+    print_fields,
+    print_json,
+    print_line,
+)
 from smithers.settings import ServerOptions
+from smithers.store.revisions import read_revisions
 
 if TYPE_CHECKING:
+    from smithers.foundation import Database
     from smithers.store.retention import Pruned
+
+NEWER: Final = "newer than this version, which works on it and has nothing to upgrade"
 
 
 def upgrade(
@@ -21,17 +33,12 @@ def upgrade(
     database_url: o.DatabaseUrl = None,
     data_dir: o.DataDir = None,
 ) -> None:
-    """Bring the database's schema to what this version needs; harmless when it is there already."""
-    from smithers.foundation import open_database
-
+    """Bring the database's schema to what this version needs; harmless when it is there already, or newer."""
     given = o.server_options({**locals(), "migrate": True})
-
-    async def run() -> str:
-        async with open_database(given, os.environ) as database:
-            return database.describe()
-
-    where = asyncio.run(run())
-    note(f"{where} is at schema {_head()}")
+    log_to_stderr(given)
+    where, found = asyncio.run(_upgrade(given))
+    newer = f", {NEWER}" if read_revisions().is_newer(found) else ""
+    note(f"{where} is at schema {found}{newer}")
 
 
 def current(
@@ -41,14 +48,19 @@ def current(
     data_dir: o.DataDir = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Say which schema the database has, and which one this version needs."""
-    found = asyncio.run(_find(o.server_options(locals())))
-    needed = _head()
+    """Say which schema the database has, and which one this version needs; fails where it is older."""
+    given = o.server_options(locals())
+    log_to_stderr(given)
+    found = asyncio.run(_find(given))
+    known = read_revisions()
+    needed = known.head
     if as_json:
         print_json({"current": found, "head": needed, "isCurrent": found == needed})
     else:
         print_fields([("current", found or "no schema"), ("head", needed)])
-    if found != needed:
+    if known.is_newer(found):
+        note(f"the schema is {NEWER}")
+    elif found != needed:
         raise CommandFailed(
             "the schema is not the one that this version needs",
             hint="smithers db upgrade",
@@ -88,6 +100,7 @@ def prune(
         limit = age(older_than)
     except ValueError as error:
         raise CommandFailed(f"--older-than: {error}", exit_code=Exit.USAGE) from None
+    log_to_stderr(given)
     pruned = asyncio.run(_prune(given, limit, is_dry=dry_run))
     if as_json and not pruned.is_elsewhere:
         print_json({"runs": pruned.run_count, "events": pruned.event_count, "isDryRun": dry_run})
@@ -115,19 +128,23 @@ async def _prune(options: ServerOptions, limit: timedelta, *, is_dry: bool) -> "
         return await retention.prune(place.dsn, limit)
 
 
+async def _upgrade(options: ServerOptions) -> tuple[str, str | None]:
+    from smithers.foundation import open_database
+
+    async with open_database(options, os.environ) as place:
+        return place.describe(), await _read_revision(place)
+
+
 async def _find(options: ServerOptions) -> str | None:
     from smithers.foundation import find_database
+
+    async with find_database(options, os.environ) as place:
+        return await _read_revision(place)
+
+
+async def _read_revision(place: "Database") -> str | None:
     from smithers.store.connections import open_connection
     from smithers.store.schema import find_revision
 
-    async with (
-        find_database(options, os.environ) as place,
-        open_connection(place.dsn, role="command") as connection,
-    ):
+    async with open_connection(place.dsn, role="command") as connection:
         return await find_revision(connection)
-
-
-def _head() -> str:
-    from smithers.store.schema import head_revision
-
-    return head_revision()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 import typer
 
 from smithers.cli import options as o
-from smithers.cli.console import Exit, print_json, print_table
+from smithers.cli.console import Exit, log_to_stderr, print_json, print_table
 from smithers.errors import SmithersError
 from smithers.settings import ClientOptions, ServerOptions, read_client_options
 
@@ -54,6 +54,7 @@ def doctor(
     flags = locals()
     given = o.server_options(flags)
     address = read_client_options({"url": server, "token": token}, os.environ)
+    log_to_stderr(given)
     findings = asyncio.run(_look(given, address))
     if as_json:
         print_json([asdict(finding) for finding in findings])
@@ -141,10 +142,12 @@ def _judge_way(database: "Database") -> Finding:
 def _judge_schema(revision: str | None, *, is_embedded: bool) -> Finding:
     from smithers.store.revisions import read_revisions
 
-    head = read_revisions().head
-    if revision == head:
-        return Finding("schema", Verdict.OK, head)
-    told = f"{revision or 'none'}, and this version needs {head}: "
+    known = read_revisions()
+    if revision == known.head:
+        return Finding("schema", Verdict.OK, revision)
+    if known.is_newer(revision):
+        return Finding("schema", Verdict.OK, f"{revision}, newer than this version's {known.head}")
+    told = f"{revision or 'none'}, and this version needs {known.head}: "
     if is_embedded:
         return Finding("schema", Verdict.WARNING, told + "the next start migrates it")
     return Finding("schema", Verdict.FAILED, told + "run smithers db upgrade")

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.panel import Panel
 
-from smithers.cli.console import open_console
+from smithers.cli.console import open_console, printable
 from smithers.cli.progress import Display
 from smithers.client import Approval, AsyncClient, Conflict, Event, Run
 from smithers.states import RunStatus
@@ -133,10 +133,11 @@ async def ask_at_terminal(approval: Approval) -> Answer | None:
     if approval.request_mode != "approve":
         return None
     console = open_console(is_stderr=True)
-    title = approval.request_title or approval.node_id
+    title = printable(approval.request_title or approval.node_id)
+    summary = printable(approval.request_summary or "(nothing was said about it)")
     console.print(
         Panel(
-            escape(approval.request_summary or "(nothing was said about it)"),
+            escape(summary),
             title=f"[bold magenta]{escape(title)}[/]",
             title_align="left",
             border_style="magenta",

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from smithers.cli import options as o
-from smithers.cli.console import CommandFailed, Exit, open_console, print_json
+from smithers.cli.console import CommandFailed, Exit, open_console, print_json, printable
 from smithers.cli.up import FileArgument, InputText, find_root, place_below, read_input
 from smithers.ids import RunId
 from smithers.settings import ServerOptions
@@ -49,11 +49,10 @@ def graph(
 def _render(options: ServerOptions, place: str, given: dict[str, Any]) -> dict[str, Any]:
     import json
 
-    from pydantic import ValidationError
-
     from smithers.engine.drawing import xml_of
     from smithers.engine.facts import Facts
     from smithers.engine.rendering import build_renderer
+    from smithers.errors import InvalidInput
     from smithers.source.beneath import RootDirectory
     from smithers.source.closure import read_bundle
     from smithers.source.errors import SourceError
@@ -74,12 +73,13 @@ def _render(options: ServerOptions, place: str, given: dict[str, Any]) -> dict[s
         )
     except SourceError as error:
         raise CommandFailed(error.reason, exit_code=Exit.USAGE) from error
-    except ValidationError as error:
+    except InvalidInput as error:
         lines = [
-            f"{'.'.join(map(str, one['loc'])) or 'input'}: {one['msg']}" for one in error.errors()
+            f"{'.'.join(map(str, one['loc'])) or 'input'}: {one['msg']}"
+            for one in error.details or ()
         ]
         raise CommandFailed(
-            "the input does not fit: " + "; ".join(lines), hint="--input JSON", exit_code=Exit.USAGE
+            "; ".join([str(error), *lines]), hint="--input JSON", exit_code=Exit.USAGE
         ) from error
     rendered = renderer.render(Facts(), {})
     tree: dict[str, Any] = json.loads(xml_of(rendered.mounted, workflow.name))
@@ -102,10 +102,10 @@ def _add(parent: "Tree", element: dict[str, Any]) -> None:
     tag = element["tag"].removeprefix("smithers:")
     label = Text(NAMES.get(tag, tag), style="dim")
     if "id" in props:
-        label.append(f" {props['id']}", style="bold not dim")
+        label.append(printable(f" {props['id']}"), style="bold not dim")
     for name in SHOWN:
         if name in props:
-            label.append(f"  {name}={props[name]}", style="dim")
+            label.append(printable(f"  {name}={props[name]}"), style="dim")
     branch = parent.add(label)
     for child in element["children"]:
         _add(branch, child)

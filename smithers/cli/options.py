@@ -77,9 +77,9 @@ RunArgument = Annotated[
 ]
 
 
-def server_options(flags: Mapping[str, Any], **fixed: Any) -> ServerOptions:
-    """Read the settings of a command that serves: its flags, then the environment."""
-    return read_server_options(flags, os.environ, **fixed)
+def server_options(flags: Mapping[str, Any], **decided: Mapping[str, Any]) -> ServerOptions:
+    """Read the settings of a command that serves: its flags, then the environment; `decided`: see read_server_options."""
+    return read_server_options(flags, os.environ, **decided)
 
 
 def open_client(url: str | None, token: str | None) -> "Client":

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
-from smithers.cli.console import STYLES, open_console
+from smithers.cli.console import STYLES, open_console, printable
 from smithers.states import NodeState
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Progress:
 
     def _take_node(self, event: "Event", node_id: str, state: NodeState) -> NodeLine:
         iteration = event.iteration or 0
-        name = node_id if iteration == 0 else f"{node_id} · {iteration + 1}"
+        name = printable(node_id if iteration == 0 else f"{node_id} · {iteration + 1}")
         node = self.nodes.setdefault((node_id, iteration), NodeLine(name))
         if state is NodeState.IN_PROGRESS or (state.is_waiting and node.began_ms is None):
             node.began_ms, node.ended_ms = event.timestamp_ms, None
@@ -105,7 +105,7 @@ class Progress:
             node.ended_ms = event.timestamp_ms
         if event.type == "NodeStarted":
             node.attempt = event.attempt or 1
-        node.remark = _remark(event)
+        node.remark = printable(_remark(event))
         node.state = state
         return node
 
@@ -150,7 +150,7 @@ class PlainDisplay:
 
     def say(self, text: str) -> None:
         """Say something that is no event."""
-        self._console.print(text, markup=False)
+        self._console.print(printable(text), markup=False)
 
     def pause(self) -> None:
         """Leave the terminal to somebody else; there is nothing to leave."""
@@ -164,7 +164,7 @@ class PlainDisplay:
         for text in self._describe(event, node):
             began_ms = self.progress.began_ms or event.timestamp_ms
             self._console.print(
-                f"{(event.timestamp_ms - began_ms) / 1000:8.2f}s  {text}", markup=False
+                f"{(event.timestamp_ms - began_ms) / 1000:8.2f}s  {printable(text)}", markup=False
             )
 
     def _describe(self, event: "Event", node: NodeLine | None) -> Iterator[str]:
@@ -185,7 +185,7 @@ class LiveDisplay:
 
     def __init__(self, title: str) -> None:
         self.progress = Progress()
-        self._title = title
+        self._title = printable(title)
         self._console: Console = open_console(is_stderr=True)
         self._began_s = time.monotonic()
         self._is_unicode = (self._console.encoding or "").lower().startswith("utf")
@@ -215,7 +215,7 @@ class LiveDisplay:
 
     def say(self, text: str) -> None:
         """Say something, above the list."""
-        self._console.print(text, markup=False)
+        self._console.print(printable(text), markup=False)
 
     def pause(self) -> None:
         """Leave the terminal to a question: the list goes away, and comes back below it."""
@@ -235,7 +235,7 @@ class LiveDisplay:
         if event.type == "NodeOutput":
             for line in str(event.field("text")).splitlines():
                 self._console.print(
-                    Text(f"  {event.node_id} │ {line}", style="dim"), soft_wrap=True
+                    Text(printable(f"  {event.node_id} │ {line}"), style="dim"), soft_wrap=True
                 )
 
     def _render(self) -> "Group":

@@ -123,8 +123,7 @@ def events(
         read = client.stream if follow else client.list_events
         for event in _choose(read(run, after_seq=after_seq), node, type_names):
             if as_json:
-                sent = {"seq": event.seq, **event.to_wire()}
-                print_line(json.dumps(sent, ensure_ascii=False))
+                print_json({"seq": event.seq, **event.to_wire()}, is_line=True)
             else:
                 print_line(_event_line(event))
 

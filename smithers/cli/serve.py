@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from smithers.cli import options as o
-from smithers.cli.console import note
+from smithers.cli.console import log_to_stderr, note
 from smithers.settings import InvalidSettings, ServerOptions
 
 if TYPE_CHECKING:
@@ -151,11 +151,9 @@ def _run(
 ) -> None:
     import uvloop
 
-    import smithers.telemetry.without_rich  # noqa: F401 - before structlog
+    log_to_stderr(options)
     from gateway.load import raise_file_limit
-    from smithers.telemetry.logs import configure_logging
 
-    configure_logging(options.log_format, options.log_level)
     raise_file_limit()
     uvloop.run(command(options))
 

@@ -7,6 +7,7 @@ else knows, and a pool that claims only this run's queue. Somebody else may see 
 import asyncio
 import json
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from smithers.cli.console import CommandFailed, Exit, note, print_json
+from smithers.cli.console import CommandFailed, Exit, log_to_stderr, note, print_json
 from smithers.ids import RunId
 from smithers.settings import ServerOptions
 from smithers.states import RunStatus
@@ -40,6 +41,14 @@ class ServePlace:
     metrics: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Again:
+    """What the command was told, as a shell is told it once more."""
+
+    variables: tuple[str, ...]  # before the command: secrets, to be filled in
+    words: tuple[str, ...]  # flags, and their values quoted
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Errand:
     """What is to be run."""
@@ -51,6 +60,14 @@ class Errand:
     is_resume: bool
     is_yes: bool
     serve: ServePlace | None
+    again: Again
+
+    def command(self, *flags: str, run_id: str | None = None) -> str:
+        """Return the command that goes on with the run; `flags`: switches to add."""
+        run = run_id or self.run_id
+        added = [flag for flag in flags if flag not in self.again.words]
+        place = [shlex.quote(self.file), "--run-id", shlex.quote(run)]
+        return " ".join([*self.again.variables, "smithers up", *place, *added, *self.again.words])
 
 
 def run_errand(
@@ -59,10 +76,7 @@ def run_errand(
     """Run it, and return the command's exit code; `announce` is told once at which URL the run is served."""
     import uvloop
 
-    import smithers.telemetry.without_rich  # noqa: F401 - before structlog
-    from smithers.telemetry.logs import configure_logging
-
-    configure_logging(options.log_format, options.log_level)
+    log_to_stderr(options)
     return uvloop.run(_run(errand, options, announce))
 
 
@@ -86,7 +100,7 @@ async def _run(
                 if errand.is_resume:
                     await _refuse_others(errand, server.dsn, str(options.own_queue))
                 await _begin(errand, client)
-                async with _serving(errand, server, client, listener) as url:
+                async with _serving(errand, options, server, client, listener) as url:
                     if url is not None:
                         display.say(f"run {errand.run_id} is served at {url}")
                     if url is not None and announce is not None:
@@ -110,7 +124,11 @@ def _listening(place: ServePlace | None) -> Iterator[socket.socket | None]:
 
 @asynccontextmanager
 async def _serving(
-    errand: Errand, server: "Server", client: "AsyncClient", listener: socket.socket | None
+    errand: Errand,
+    options: ServerOptions,
+    server: "Server",
+    client: "AsyncClient",
+    listener: socket.socket | None,
 ) -> AsyncIterator[str | None]:
     """Serve the run where it was asked for, until the block is left; yield the URL."""
     if errand.serve is None or listener is None:
@@ -121,17 +139,21 @@ async def _serving(
     from smithers.telemetry.names import Role
 
     run = await client.get(errand.run_id)
-    options = ServeOptions(
+    told = ServeOptions(
         workflow=WorkflowReference(
             path=errand.workflow_path, source_hash=run.workflow_hash or "", name=run.workflow_name
         ),
-        store=StoreAddress(dsn=server.database.dsn, direct_dsn=server.database.direct_dsn),
+        store=StoreAddress(
+            dsn=server.database.dsn,
+            direct_dsn=server.database.direct_dsn,
+            own_databases=options.workflow_databases,
+        ),
         run_id=errand.run_id,
         auth_token=errand.serve.auth_token,
         metrics=errand.serve.metrics,
     )
     page = server.sheet.open_page(Role.GATEWAY)
-    async with open_run_site(options, listener, page, drain_timeout_s=DRAIN_S):
+    async with open_run_site(told, listener, page, drain_timeout_s=DRAIN_S):
         yield url_of(errand.serve.host, listener.getsockname()[1])
 
 
@@ -168,7 +190,7 @@ async def _begin(errand: Errand, client: "AsyncClient") -> None:
         hint = "leave --resume out to start it"
         raise CommandFailed(str(error), hint=hint, exit_code=Exit.USAGE) from error
     except Conflict as error:
-        hint = f"smithers up {errand.file} --run-id {errand.run_id} --resume"
+        hint = errand.command("--resume")
         raise CommandFailed(str(error), hint=hint, exit_code=Exit.USAGE) from error
 
 
@@ -243,7 +265,7 @@ class _Session:
         if self._errand.is_yes:
             return following.approve_all
         if self._errand.serve is not None:
-            return following.leave_open  # whoever is to be asked comes over HTTP
+            return following.leave_open  # decisions come over HTTP
         if sys.stdin.isatty() and sys.stderr.isatty():
             return self._ask_unless_interrupted
         return following.leave_open
@@ -327,7 +349,7 @@ class _Session:
         note(f"{word}; go on with:\n  {self._command('--resume')}")
 
     def _command(self, *flags: str) -> str:
-        return " ".join(["smithers up", self._errand.file, "--run-id", self._run_id, *flags])
+        return self._errand.command(*flags, run_id=self._run_id)
 
     @contextmanager
     def signals(self) -> Iterator[None]:

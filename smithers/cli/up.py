@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,9 +21,11 @@ import typer
 from smithers.cli import options as o
 from smithers.cli.console import CommandFailed, Exit, print_fields
 from smithers.cli.detaching import Background, detach
-from smithers.cli.session import DRAIN_S, Errand, ServePlace, run_errand
+from smithers.cli.session import DRAIN_S, Again, Errand, ServePlace, run_errand
 from smithers.ids import is_run_id, new_run_id
-from smithers.settings import ServerOptions
+from smithers.settings import SETTINGS, ServerOptions, Setting
+from smithers.settings.parsing import database_url
+from smithers.store.dsn import has_password
 
 COUNTED: Final = re.compile(r"\+[0-9]+$")
 SERVING: Final = ("host", "port", "auth_token", "detach")  # flags that mean nothing without --serve
@@ -105,6 +108,7 @@ def _up(file: str, flags: Mapping[str, Any]) -> int:
         is_resume=flags["resume"],
         is_yes=flags["yes"],
         serve=_choose_place(flags, told),
+        again=_repeat(flags),
     )
     # The server of its own is nobody else's, wherever the run itself is served.
     options = replace(told, host="127.0.0.1", port=0, auth_token=secrets.token_urlsafe())
@@ -156,12 +160,36 @@ def _read_options(flags: Mapping[str, Any], file: str, run_id: str) -> ServerOpt
     root_dir = flags["root_dir"] or os.environ.get("SMITHERS_ROOT_DIR") or find_root(file)
     return o.server_options(
         {**flags, "root_dir": root_dir},
-        own_queue=f"up-{COUNTED.sub('', run_id)}",  # also of what it goes on as
-        drain_timeout_s=DRAIN_S,
-        workers=1,  # a run has one owner at a time
-        retention=None,
-        log_level="WARNING",
+        defaults={"workers": 1, "log_level": "WARNING"},  # a run has one owner at a time
+        fixed={
+            "own_queue": f"up-{COUNTED.sub('', run_id)}",  # also of what it goes on as
+            "drain_timeout_s": DRAIN_S,
+            "retention": None,  # the database may be a server's
+            "tokens_file": None,  # its gateway takes one token, which nobody else knows
+        },
     )
+
+
+def _repeat(flags: Mapping[str, Any]) -> Again:
+    """Return what the command was told as a shell is told it once more; of a secret the variable, to be filled in."""
+    variables = []
+    words = [f"--{name}" for name in ("yes", "serve", "detach") if flags[name]]
+    words += ["--no-metrics"] * (not flags["metrics"])
+    for setting in SETTINGS:
+        given = flags.get(setting.field)
+        if given is True:
+            words.append(setting.flag)
+        elif given and setting.is_secret and not _is_open_url(setting, given):
+            variables.append(f"{setting.env}=…")
+        elif given:
+            for text in given if setting.is_many else [given]:
+                words += [setting.flag, shlex.quote(text)]
+    return Again(tuple(variables), tuple(words))
+
+
+def _is_open_url(setting: Setting, given: str) -> bool:
+    """Say whether a setting that may hold a secret is a URL without one."""
+    return setting.read is database_url and not has_password(given)
 
 
 def find_root(file: str) -> str:

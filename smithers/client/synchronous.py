@@ -1,7 +1,8 @@
 """The client for plain code."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from types import TracebackType
 from typing import Any, Self
 
@@ -211,60 +212,54 @@ class Client:
             pass
         return self.get(run_id)
 
-    def stream(self, run_id: str, *, after_seq: int = -1) -> Iterator[Event]:
+    def stream(self, run_id: str, *, after_seq: int = -1) -> Generator[Event]:
         """Yield a run's events, each once, in order, until it has ended; a stream that is cut is taken up again."""
         place = streaming.Resumption(after_seq)
         while True:
             cut: Exception | None = None
             try:
-                for event in self._connect(run_id, place.seq, streaming.SILENCE_S):
-                    if event is None:
-                        return
-                    place.take(event)
-                    yield event
+                with closing(self._connect(run_id, place)) as events:
+                    yield from events
             except (httpx2.TransportError, ServerFailed) as error:
                 cut = error
+            if place.is_over:
+                return
             time.sleep(place.pause_s(cut))
 
-    def list_events(self, run_id: str, *, after_seq: int = -1) -> Iterator[Event]:
-        """Yield the events that there are by now, and return."""
-        try:
-            for event in self._connect(run_id, after_seq, streaming.IDLE_S, is_following=False):
-                if event is None:
-                    return
-                yield event
-        except httpx2.ReadTimeout:
+    def list_events(self, run_id: str, *, after_seq: int = -1) -> Generator[Event]:
+        """Yield the events that there are by now, and return; raises UnexpectedAnswer where they do not all come."""
+        last_seq = self.get(run_id).last_seq
+        if after_seq >= last_seq:
             return
-        except httpx2.TransportError as error:
-            raise self._unreachable(error) from error
+        with closing(self.stream(run_id, after_seq=after_seq)) as events:
+            for event in events:
+                yield event
+                after_seq = event.seq
+                if after_seq >= last_seq:
+                    return
+        raise streaming.ended_early(run_id, after_seq, last_seq)
 
-    def _connect(
-        self, run_id: str, after_seq: int, silence_s: float, *, is_following: bool = True
-    ) -> Iterator[Event | None]:
-        """Yield events; None: there is nothing more to come."""
+    def _connect(self, run_id: str, place: streaming.Resumption) -> Generator[Event]:
+        """Yield what one connection brings, and note in `place` how far that is."""
         with self._http.sse(
             calls.events_path(run_id),
-            params={"afterSeq": after_seq},
-            timeout=httpx2.Timeout(10.0, read=silence_s),
+            params={"afterSeq": place.seq},
+            timeout=httpx2.Timeout(10.0, read=streaming.SILENCE_S),
             max_event_size=streaming.MAX_EVENT_BYTES,
         ) as source:
             response = source.response
             if response.status_code == 204:
-                yield None
+                place.end()
                 return
             if not response.is_success:
                 response.read()
                 raise _refusal(response)
-            end_ms = streaming.stored_until_ms(response.headers.get("Date"))
+            place.connected()
             for sent in source:
-                if not sent.data:
-                    continue
-                event = calls.read_event(sent.id, sent.data)
-                if not is_following and event.timestamp_ms > end_ms:
-                    break
-                yield event
-        if not is_following:
-            yield None
+                if sent.data:
+                    event = calls.read_event(sent.id, sent.data)
+                    place.take(event)
+                    yield event
 
     def _send(self, call: Call[Answer]) -> Answer:
         response = self._request(call, call.path)

@@ -58,6 +58,7 @@ class Run(_Wire):
     output: Any = None
     error: Mapping[str, Any] | None = None
     workflow_hash: str | None = None
+    last_seq: int  # of its events; -1: none are there yet
 
 
 class Attempt(_Wire):

@@ -17,7 +17,7 @@ from smithers.engine.turn import ChildStart, Ending, EventDraft
 from smithers.errors import InvalidOutput
 from smithers.events import EventType
 from smithers.ids import RunId, is_run_id
-from smithers.outputs import decode_output, encode_output
+from smithers.outputs import decode_output
 from smithers.states import NodeState, RunStatus
 from smithers.tree import ContinueAsNew, Subflow
 
@@ -37,7 +37,7 @@ def start(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
     run.say(EventType.NODE_STARTED, key, attempt=fact.attempt)
     child_id = child_run_id(run.renderer.run_id, key)
     try:
-        given = encode_output(element.input, element.workflow.input_model)
+        given = run.renderer.encode(element.input, element.workflow.input_model)
     except InvalidOutput as error:
         problem = Problem("InvalidInput", str(error), "INVALID_INPUT", error.details)
         outcomes.fail(run, key, fact, problem, is_tolerated=element.continue_on_fail)
@@ -74,7 +74,7 @@ def take_end(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
         return
     if end.status is RunStatus.FINISHED:
         try:
-            output = end.output and encode_output(decode_output(end.output), element.output)
+            output = end.output and run.renderer.encode(decode_output(end.output), element.output)
         except InvalidOutput as error:
             problem = Problem("InvalidOutput", str(error), error.code, error.details)
         else:
@@ -95,7 +95,7 @@ def go_on_as_new(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
     element = leaf.element
     assert isinstance(element, ContinueAsNew)
     try:
-        state = encode_output(element.state)
+        state = run.renderer.encode(element.state)
     except InvalidOutput as error:
         problem = Problem("InvalidOutput", str(error), error.code, error.details)
         outcomes.fail(run, leaf.key, fact, problem)

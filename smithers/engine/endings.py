@@ -31,9 +31,9 @@ def find_ending(run: "Progress", now_ms: int) -> Ending | None:
 
 def find_failure(facts: Facts) -> Problem | None:
     """Find what an earlier owner of the run, who died before its end, let it fail for."""
-    for attempt in facts.tries.values():
-        if attempt.phase in (TryPhase.RAISED, TryPhase.BROKEN):
-            return attempt.problem
+    for turned in facts.tries.values():
+        if turned.phase in (TryPhase.RAISED, TryPhase.BROKEN):
+            return turned.problem
     for key in sorted(facts.nodes):
         fact = facts.nodes[key]
         if fact.state is NodeState.FAILED and fact.wait != TOLERATED:

@@ -97,7 +97,7 @@ class GroupPlace:
     limit: int | None = None  # how many children may be under way
     parent: "GroupPlace | None" = None
     loop: "LoopPlace | None" = None  # this group is that loop's body
-    attempt: "TryPlace | None" = None  # this group is that Try, whose parts are its children
+    try_place: "TryPlace | None" = None  # this group is that Try, whose parts are its children
     part: "Part | None" = None  # this group is that part of a Try
     next_index: int = 0
     unclosed_count: int = 0  # children that are reached and not closed
@@ -317,7 +317,7 @@ class _Mounting:
         mounted.loop_paths[element.id] = tuple(loop for loop, _ in path)
         parent.children.append(place.group)
         if before is Way.LIVE or (before in (Way.DEAD, Way.STOPPED) and place.is_cleaning):
-            place.group.attempt = place
+            place.group.try_place = place
         self.around = place
         if isinstance(element, Try):
             body, catch, end = _TRY_WAYS[fact.phase]

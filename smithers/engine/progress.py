@@ -306,8 +306,8 @@ class Progress:
                 is_moving = self._needs_render
 
     def _open(self, schedule: Schedule, now_ms: int) -> None:
-        for attempt in schedule.take_reached_tries():
-            tries.enter(self, attempt)
+        for place in schedule.take_reached_tries():
+            tries.enter(self, place)
         for leaf in schedule.take_opened():
             if self._may_go_on and not self._is_overtaken:  # else nothing begins here any more
                 places.open_leaf(self, leaf, now_ms)
@@ -365,13 +365,13 @@ class Progress:
 
     def _turn(self, schedule: Schedule) -> None:
         """Go on with the loops and Trys whose parts have ended, by a render that knew all that they brought."""
-        loops, attempts = schedule.take_ended_loops(), schedule.take_ended_tries()
-        if not (loops or attempts):
+        loops, ended_tries = schedule.take_ended_loops(), schedule.take_ended_tries()
+        if not (loops or ended_tries):
             return
         self._needs_render = True
         if self._is_render_fresh:  # else a loop's `until`, or a Try's body, may be another now
             self._idle_renders = 0
             for loop in loops:
                 places.turn_loop(self, loop)
-            for attempt in attempts:
-                tries.end_phase(self, attempt)
+            for place in ended_tries:
+                tries.end_phase(self, place)

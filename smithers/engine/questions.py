@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
+from pydantic_core import to_json
 
 from smithers.context import ApprovalDecision
 from smithers.engine import budgets, outcomes
@@ -12,7 +13,7 @@ from smithers.engine.mount import LeafPlace
 from smithers.engine.turn import ApprovalChange, Timeout
 from smithers.errors import InvalidOutput, InvalidTree
 from smithers.events import EventType
-from smithers.outputs import decode_output, encode_output, find_adapter
+from smithers.outputs import decode_output, find_adapter
 from smithers.states import ApprovalStatus, NodeState
 from smithers.tree import Approval, ApprovalMode, Budget, HumanTask, OnDeny, OnTimeout, Task
 
@@ -117,7 +118,7 @@ def _take_answer(
                 _deny(run, key, fact, answer, is_tolerated=False)
         return
     try:
-        output = encode_output(decode_output(answer.decision or "null"), form.output)
+        output = run.renderer.encode(decode_output(answer.decision or "null"), form.output)
     except InvalidOutput as error:
         # The model knows more than its schema: the same person, or another, is asked again and told why.
         again = {**_request(run, form), "errors": error.details or [{"msg": str(error)}]}
@@ -131,7 +132,9 @@ def _take_answer(
 def _put_request(run: "Progress", key: NodeKey, request: dict[str, Any]) -> None:
     # An answer to an earlier asking is no answer to this one.
     run.facts.approvals.pop(key, None)
-    run.turn.approvals.append(ApprovalChange(key, orjson.dumps(request).decode()))
+    # Not orjson: a form's schema may bound a number beyond 64 bits.
+    text = to_json(request, inf_nan_mode="null").decode()
+    run.turn.approvals.append(ApprovalChange(key, text))
 
 
 def _say_asked(run: "Progress", key: NodeKey) -> None:

@@ -8,16 +8,25 @@ decided twice.
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import orjson
+from pydantic import ValidationError
 
 from smithers.context import Auth, Context, Reads
 from smithers.engine.facts import Facts
 from smithers.engine.mount import Mounted, key_in, mount
-from smithers.errors import RenderFailed, WorkflowError, sound, text_of
+from smithers.errors import (
+    InvalidInput,
+    InvalidOutput,
+    RenderFailed,
+    WorkflowError,
+    sound,
+    text_of,
+)
 from smithers.ids import RunId
-from smithers.outputs import decode_output
+from smithers.outputs import decode_output, encode_output, is_quick, misfits_of, name_of
 from smithers.tree import Budget, Sequence, Spent, collect
 from smithers.workflow import Workflow
 
@@ -26,7 +35,8 @@ SPENT: Final = (
     "spent"  # in a config: what the run that this one goes on for had spent of the budget
 )
 
-Guard = Callable[[Callable[[], Any]], Any]  # calls what it is given, within the render's time
+# Calls what it is given, which is an author's; raises TimeoutError where it takes longer than a render may.
+Guard = Callable[[Callable[[], Any]], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +84,23 @@ class Renderer:
             loop_paths = {**loop_paths, **found}
         raise RenderFailed("the tree moves its nodes into other loops at each render")
 
+    def encode(self, value: Any, model: Any = None) -> str:
+        """Return a value as its model writes it, JSON text; raise InvalidOutput for whatever becomes of that.
+
+        A model is its author's code, and the caller waits: it has a render's time.
+        """
+        encode = partial(encode_output, value, model)
+        if is_quick(value, model):
+            return encode()
+        try:
+            text: str = self.guard(encode)
+        except InvalidOutput:
+            raise
+        except BaseException as error:
+            what = f"{type(error).__name__}: {text_of(error)}"[:500]
+            raise InvalidOutput(f"the output does not fit {name_of(model)}: {what}") from error
+        return text
+
     def _render_once(
         self, facts: Facts, loop_paths: Mapping[str, tuple[str, ...]], *, is_stopped: bool
     ) -> Rendered:
@@ -110,22 +137,34 @@ def build_renderer(
     config_json: str,
     guard: Guard,
 ) -> Renderer:
-    """Return the renderer of a run by what its row holds; raise pydantic's ValidationError where its input does not fit."""
-    given = decode_output(input_json)  # whole numbers of any size
-    if workflow.input_model is not None:
-        given = workflow.input_model.model_validate_json(input_json)
+    """Return the renderer of a run by what its row holds; raise InvalidInput where its input does not fit."""
     auth = orjson.loads(auth_json) if auth_json else {}
     config = orjson.loads(config_json)
     return Renderer(
         run_id=run_id,
         workflow=workflow,
-        input=given,
+        input=_read_input(workflow, input_json, guard),
         auth=Auth(auth.get("user"), tuple(auth.get("scopes", ()))),
         guard=guard,
         carried=None if carried_json is None else decode_output(carried_json),
         budget=_budget_under(workflow.budget, config.get("budget")),
         spent=Spent.of(config.get(SPENT)),
     )
+
+
+def _read_input(workflow: Workflow[Any], input_json: str, guard: Guard) -> Any:
+    model = workflow.input_model
+    if model is None:
+        return decode_output(input_json)  # whole numbers of any size
+    try:
+        return guard(partial(model.model_validate_json, input_json))
+    except ValidationError as error:
+        text = f"the input does not fit {workflow.name}: {error.error_count()} errors"
+        raise InvalidInput(text, details=misfits_of(error)) from error
+    except BaseException as error:  # a validator raises whatever it likes, with what it was given
+        kind = type(error).__name__
+        text = f"the input does not fit {workflow.name}: {model.__name__} raised {kind}"
+        raise InvalidInput(text) from error
 
 
 def _budget_under(budget: Budget | None, limits: Mapping[str, Any] | None) -> Budget | None:

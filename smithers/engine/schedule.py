@@ -112,8 +112,8 @@ class Schedule:
     def _advance(self, group: GroupPlace) -> bool:
         """Reach as many children as the group's order lets; say whether the whole group has closed."""
         children = group.children
-        if group.attempt is not None and not group.next_index:
-            self._reached_tries.append(group.attempt)
+        if group.try_place is not None and not group.next_index:
+            self._reached_tries.append(group.try_place)
         while group.next_index < len(children) and not (group.is_ordered and group.unclosed_count):
             child = children[group.next_index]
             group.next_index += 1
@@ -126,8 +126,8 @@ class Schedule:
             # Stays open: whether another iteration follows is said at a render.
             self._ended_loops.append(group.loop)
             return False
-        if group.attempt is not None and not group.attempt.fact.is_done:
-            self._ended_tries.append(group.attempt)
+        if group.try_place is not None and not group.try_place.fact.is_done:
+            self._ended_tries.append(group.try_place)
             return False
         group.is_closed = True
         return True

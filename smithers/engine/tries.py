@@ -41,9 +41,10 @@ def fail_at(run: "Progress", group: GroupPlace | None, problem: Problem) -> bool
                 case _:
                     return True  # it has gone on past this part
         group = group.parent
-    if not run.is_stopped:
-        run.fail(problem)
-    return run.is_stopped
+    if run.is_stopped or run.continuation is not None:
+        return True  # it was to end in any case
+    run.fail(problem)
+    return False
 
 
 def enter(run: "Progress", place: TryPlace) -> None:

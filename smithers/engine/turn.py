@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from smithers.engine.facts import LoopFact, NodeFact, NodeKey, Problem, TryFact
 from smithers.engine.mount import LeafPlace
@@ -11,6 +11,8 @@ from smithers.events import EventType
 from smithers.ids import LoopId, RunId, TryId
 from smithers.states import AttemptState, RunStatus, ToolCallState
 from smithers.tree import Spent
+
+MAX_USED: Final = 10**15  # tokens or dollars of one answer: sums of them are numbers of JSON
 
 
 class EventDraft(NamedTuple):
@@ -69,13 +71,26 @@ class ToolCall(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenUsage:
-    """What a model took in and put out, and what that cost in dollars where it is known."""
+    """What a model took in and put out, and what that cost in dollars where it is known; raises TypeError, ValueError."""
 
     agent: str
     model: str
     input_tokens: int
     output_tokens: int
     cost: Decimal | None = None
+
+    def __post_init__(self) -> None:
+        # Here, where whoever says so can be told: it is added up where only the run could fail for it.
+        names, counts = (self.agent, self.model), (self.input_tokens, self.output_tokens)
+        cost = Decimal() if self.cost is None else self.cost
+        if not (
+            all(isinstance(name, str) for name in names)
+            and all(type(count) is int for count in counts)
+            and isinstance(cost, Decimal)
+        ):
+            raise TypeError(f"{self}: names are texts, tokens whole numbers, a cost is a Decimal")
+        if not (cost.is_finite() and all(0 <= used <= MAX_USED for used in (*counts, cost))):
+            raise ValueError(f"{self}: what is used up is neither negative nor above {MAX_USED}")
 
 
 class CachedOutput(NamedTuple):

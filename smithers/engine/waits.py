@@ -11,7 +11,7 @@ from smithers.engine.retrying import moment_after
 from smithers.engine.turn import ApprovalChange
 from smithers.errors import InvalidOutput
 from smithers.events import EventType
-from smithers.outputs import decode_output, encode_output
+from smithers.outputs import decode_output
 from smithers.states import NodeState, RunStatus
 from smithers.tree import (
     Approval,
@@ -168,7 +168,7 @@ def _consume(
     run.facts.signals.remove(signal)
     run.turn.signals.append((signal.seq, key))
     try:
-        output = encode_output(decode_output(signal.data), element.output)
+        output = run.renderer.encode(decode_output(signal.data), element.output)
     except InvalidOutput as error:
         outcomes.fail(
             run, key, fact, Problem("InvalidOutput", str(error), error.code, error.details)

@@ -106,8 +106,8 @@ def database_url(text: str) -> str:
     """Read the URL of a Postgres; it is not quoted."""
     try:
         return check_dsn(text)
-    except (InvalidDatabaseUrl, ValueError):
-        raise ValueError("must be a URL that starts with postgresql://") from None
+    except InvalidDatabaseUrl as error:
+        raise ValueError(error.problem) from None
 
 
 def named_database(text: str) -> tuple[str, str]:

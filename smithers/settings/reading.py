@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from smithers.errors import SmithersError
@@ -13,6 +14,7 @@ from smithers.settings.options import ClientOptions, ServerOptions
 from smithers.settings.parsing import named_database
 from smithers.settings.table import CLIENT_SETTINGS, SETTINGS, Setting
 
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 OF_A_DATABASE: Final = frozenset({"database_url", "database_direct_url", "data_dir", "migrate"})
 
 
@@ -25,14 +27,23 @@ class InvalidSettings(SmithersError):
 
 
 def read_server_options(
-    flags: Mapping[str, Any], environ: Mapping[str, str], **fixed: Any
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str],
+    *,
+    defaults: Mapping[str, Any] = NOTHING,
+    fixed: Mapping[str, Any] = NOTHING,
 ) -> ServerOptions:
     """Read what a server is told; raise InvalidSettings with all that is wrong.
 
-    `flags`: by field, None where not given; `fixed`: fields that the command itself decides where nobody else did.
+    All by field. `flags`: None where not given; `defaults`: what the command decides where nobody else did; `fixed`: what
+    it decides whatever anybody says.
     """
+    if flags.get(
+        "database_url"
+    ):  # the environment's direct URL goes with the environment's database
+        environ = {name: text for name, text in environ.items() if name != "DATABASE_DIRECT_URL"}
     values, problems = _read(SETTINGS, flags, environ)
-    values = {**fixed, **values}
+    values = {**defaults, **values, **fixed}
     values["limits"] = Limits(**dict(chain.from_iterable(values.get("limits", ()))))
     values.setdefault("log_format", "pretty" if sys.stderr.isatty() else "json")
     root = values.setdefault("root_dir", Path.cwd())

@@ -32,6 +32,11 @@ class Description:
     isolation: str | None
     database: str | None
     error: str | None
+    """What an answer says; it names file and line."""
+    traceback: str | None = None
+    """Where ``error`` came from, for whoever runs the server: it quotes the source."""
+    is_accident: bool = False
+    """``error`` befell the process that looked, and says nothing of the source."""
 
     def to_json(self) -> str:
         """Write the description as one JSON object."""
@@ -48,14 +53,14 @@ def describe(bundle: SourceBundle, workflow_name: str | None) -> Description:
     try:
         workflow = find_workflow(load_module(bundle), workflow_name)
     except ImportFailed as failure:
-        return _misfit(f"{failure.reason}\n{_last_lines(failure.traceback)}")
+        return _misfit(failure.reason, failure.traceback)
     except SourceError as failure:
         return _misfit(failure.reason)
     try:
         return _describe(workflow)
     except Exception as error:  # noqa: BLE001  pydantic runs the author's code to make a schema
         reason = f"the input model of {workflow.name!r} has no JSON schema: {author_message(error)}"
-        return _misfit(f"{reason}\n{_last_lines(author_traceback(error))}")
+        return _misfit(reason, author_traceback(error))
 
 
 def _describe(workflow: Workflow[Any]) -> Description:
@@ -75,16 +80,21 @@ def _describe(workflow: Workflow[Any]) -> Description:
     return Description.from_json(text)
 
 
-def _misfit(error: str) -> Description:
-    text = without_paths(error).replace("\0", "\\0").encode("utf-8", "replace").decode()
+def _misfit(error: str, traceback: str | None = None) -> Description:
     return Description(
         workflow_name=None,
         input_schema=None,
         queue=None,
         isolation=None,
         database=None,
-        error=text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + "…",
+        error=_fit(error),
+        traceback=None if traceback is None else _fit(_last_lines(traceback)),
     )
+
+
+def _fit(text: str) -> str:
+    text = without_paths(text).replace("\0", "\\0").encode("utf-8", "replace").decode()
+    return text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + "…"
 
 
 def _last_lines(text: str) -> str:

@@ -27,8 +27,9 @@ def author_traceback(error: BaseException) -> str:
 
 
 def author_message(error: BaseException) -> str:
-    """Format an exception's type and text alone."""
+    """Format an exception's type and text alone, without the line that a SyntaxError quotes."""
     shown = traceback.TracebackException(type(error), error, None)
+    shown.text = None  # type: ignore[assignment]  # None where nothing is quoted, whatever typeshed says
     return OWN_NAME.sub("", "".join(shown.format_exception_only())).strip()
 
 

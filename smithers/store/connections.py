@@ -2,8 +2,8 @@
 
 Three kinds. A *hot* connection is dedicated, kept, and never goes through a pool (a pool's reset costs a round trip); its
 plans are made once, and may use only what stays right when a table has grown: see docs/adr/0007-plans-made-once.md. The
-*pool* is for cold queries. A *listening* connection is direct (LISTEN is silently lost through a pooler in transaction
-mode) and need not wait for the disk: what it says is only a hint.
+*pool* is for cold queries. A *listening* connection is direct: LISTEN is silently lost through a pooler in transaction
+mode.
 
 TCP does not see a peer that stalls: here, and nowhere else, is said how long a connection may take to open, to come
 free, to answer, and to be cleaned up. Clean-up never raises: what was answered stands, and so does a cancellation.
@@ -17,10 +17,11 @@ from typing import Any, Final, Literal
 import asyncpg
 
 from smithers.errors import CallTooLong, StoreError, StoreStarting, StoreUnavailable
-from smithers.store.dsn import check_dsn, statement_cache_size
+from smithers.store.dsn import InvalidDatabaseUrl, check_dsn, describe_dsn, statement_cache_size
 from smithers.store.refusals import LivesElsewhere, RunExists
 
-TOMBSTONES: Final = "tombstones_pkey"  # the name of a run that retention removed is asked for
+# A run's name is asked for that another has, or had until retention removed it (see tombstones_v1.sql).
+NAMES: Final = ("runs_pkey", "tombstones_pkey")
 COMMAND_TIMEOUT_S: Final = 30.0
 SERVER_SHARE: Final = (
     0.8  # the server gives up first: its answer tells a long call from a peer that stalls
@@ -87,15 +88,39 @@ def driver_errors() -> Iterator[None]:
         raise _refusal(error) from error
 
 
+@contextmanager
+def opening_errors(dsn: str) -> Iterator[None]:
+    """Say of a connection that does not open where it was to lead, and what is in its way; never a user or a password."""
+    place = describe_dsn(dsn)
+    try:
+        yield
+    except asyncpg.ClientConfigurationError as error:
+        raise InvalidDatabaseUrl(f"must be one that can be used, for {place}: {error}") from error
+    except asyncpg.InvalidCatalogNameError as error:
+        raise StoreUnavailable(f"the database {place} does not exist") from error
+    except asyncpg.InvalidPasswordError as error:
+        raise StoreUnavailable(f"the database {place} refuses the password") from error
+    except asyncpg.InvalidAuthorizationSpecificationError as error:
+        told = f"the database {place} does not let this user in: there is no such role, or no line of pg_hba.conf for it"
+        raise StoreUnavailable(told) from error
+    except ConnectionRefusedError as error:
+        raise StoreUnavailable(f"nobody listens at {place}: connection refused") from error
+    except TimeoutError as error:
+        raise StoreUnavailable(f"no answer within {CONNECT_TIMEOUT_S:g} s from {place}") from error
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise StoreUnavailable(f"no connection to {place}: {reason}") from error
+
+
 def _refusal(error: asyncpg.PostgresError) -> Exception:
     """Say what it means that Postgres does not do what it was told."""
     match error:
         case asyncpg.CheckViolationError():  # the schema has one: that mirrors are read-only
             return LivesElsewhere()
-        case asyncpg.UniqueViolationError() if error.constraint_name == TOMBSTONES:
-            return RunExists()  # see tombstones_v1.sql
+        case asyncpg.UniqueViolationError() if error.constraint_name in NAMES:
+            return RunExists()
         case asyncpg.ProgramLimitExceededError() if "NOTIFY queue" in str(error):
-            # What is told after a commit that stands: see commit_turns_v1.sql.
+            # What is told after a commit that stands: see commit_turns_v2.sql.
             return StoreUnavailable("the database cannot notify: its queue is full")
         case _:
             return StoreError(f"the database refused: {type(error).__name__}: {error}")
@@ -158,9 +183,10 @@ async def connect(
 ) -> asyncpg.Connection:
     """Open one connection; `role` is what pg_stat_activity shows it for, `limit_s` how long a call may take."""
     limit_s = limit_s or COMMAND_TIMEOUT_S
-    with driver_errors():
+    checked = check_dsn(dsn)
+    with driver_errors(), opening_errors(checked):
         return await asyncpg.connect(
-            check_dsn(dsn),
+            checked,
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=limit_s,
             statement_cache_size=statement_cache_size(dsn),
@@ -186,7 +212,7 @@ async def connect_hot(dsn: str, *, role: str, limit_s: float | None = None) -> a
 
 async def connect_listening(dsn: str, *, role: str) -> asyncpg.Connection:
     """Open a direct connection for LISTEN and NOTIFY."""
-    return await connect(dsn, role=role, settings={"synchronous_commit": "off"})
+    return await connect(dsn, role=role)
 
 
 @asynccontextmanager

@@ -1,17 +1,21 @@
 """Keep versions of workflows' sources, and what a throwaway process found out about them.
 
 A row of a description that is null asks the pool to make it; whoever asks first writes the row. What was described never
-changes: a changed file is another source hash.
+changes: a changed file is another source hash. A failure may be one of the surroundings, a file that was missing or memory
+that was short: it is asked for again when it has aged, and at once where it was an accident of the process that looked.
 """
 
 import json
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final
 
 import asyncpg
 
 from smithers.ids import RunId, SourceHash
 from smithers.store.connections import driver_errors
+
+BELIEVED: Final = timedelta(seconds=10)  # how long a failure answers all who start the version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +42,13 @@ FIND_DESCRIPTION: Final = """
     SELECT description FROM smithers.workflow_descriptions WHERE source_hash = $1 AND workflow_export = $2"""
 
 # -- name: want_description
-# The null row is the request; an older one, or an answer, stands.
+# The null row is the request; an older one, or an answer, stands, but for a failure that nobody needs to believe any more.
+# json, not jsonb: that would look into texts which nobody asks for.
 WANT_DESCRIPTION: Final = """
-    INSERT INTO smithers.workflow_descriptions (source_hash, workflow_export) VALUES ($1, $2)
-    ON CONFLICT DO NOTHING"""
+    INSERT INTO smithers.workflow_descriptions AS d (source_hash, workflow_export) VALUES ($1, $2)
+    ON CONFLICT (source_hash, workflow_export) DO UPDATE SET description = NULL, created_at = smithers.clock()
+    WHERE d.description::json ->> 'error' IS NOT NULL
+        AND (d.description::json ->> 'is_accident' = 'true' OR d.created_at < smithers.clock() - $3::interval)"""
 
 # -- name: find_run_source
 FIND_RUN_SOURCE: Final = """
@@ -77,10 +84,14 @@ async def find_description(
     )
 
 
-async def want_description(pool: asyncpg.Pool, source_hash: SourceHash, export: str) -> None:
-    """Ask the pool for a description, unless it is asked for or there."""
+async def want_description(pool: asyncpg.Pool, source_hash: SourceHash, export: str) -> bool:
+    """Ask the pool for a description, unless it is asked for or there; say whether that was done.
+
+    A failure is there for BELIEVED after it was found, an accident only for those who wait for it.
+    """
     with driver_errors():
-        await pool.execute(WANT_DESCRIPTION, source_hash, export)
+        done: str = await pool.execute(WANT_DESCRIPTION, source_hash, export, BELIEVED)
+    return done != "INSERT 0 0"
 
 
 async def find_run_source(pool: asyncpg.Pool, run_id: RunId) -> tuple[SourceHash, str] | None:

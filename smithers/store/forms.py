@@ -12,7 +12,6 @@ import asyncpg
 from smithers.errors import StoreError
 from smithers.ids import NodeId, RunId
 from smithers.store.connections import driver_errors
-from smithers.store.outside import Wake
 from smithers.store.refusals import NodeNotFound, NodeNotWaiting, NotAllowed
 
 # -- name: read_form
@@ -21,6 +20,15 @@ READ_FORM: Final = "SELECT outcome, request FROM smithers.read_form_v1($1, $2, $
 # -- name: answer_form
 ANSWER_FORM: Final = """
     SELECT outcome, queue, is_owned FROM smithers.answer_form_v1($1, $2, $3, $4, $5, $6, $7::text[], $8)"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wake:
+    """Whom to tell: the run's owner, or, where nobody owns it, whoever claims from its queue."""
+
+    is_new: bool  # false: it was answered so before, and nothing was written
+    queue: str | None
+    is_owned: bool
 
 
 class FormChanged(StoreError):

@@ -1,9 +1,10 @@
 """Hints between processes: after a commit, "look here". Truth is in the rows; a lost hint costs a slow poll's pause.
 
 Never sent inside a transaction that matters: a notifying commit takes a lock for the whole cluster and holds it over the
-flush, which ends group commit. One connection a process both listens and notifies; what piled up while the last NOTIFY
-was under way goes out in one. What a worker's commit changes is told in the commit's own round trip, after it: see
-migrations/functions/commit_turns_v1.sql.
+flush, which ends group commit. One connection of a gateway, or of a pool's parent, both listens and notifies; what piled
+up while the last NOTIFY was under way goes out in one. What a child's commit changes is told in the commit's own round
+trip, after it (see migrations/functions/commit_turns_v2.sql); what else a child has to tell is rare, and goes over a
+connection that it has. Postgres wakes all who listen at every notification: a child hears through its parent.
 """
 
 import asyncio
@@ -20,7 +21,8 @@ MAX_PAYLOAD_BYTES: Final = 7_900  # Postgres refuses 8,000
 RECONNECT_PAUSE_S: Final = 0.2
 
 # -- name: notify
-NOTIFY: Final = "SELECT pg_notify(channel, payload) FROM unnest($1::text[], $2::text[]) AS hint(channel, payload)"
+# It waits for no flush, and fails for no full queue; see migrations/functions/commit_turns_v2.sql.
+NOTIFY: Final = "SELECT smithers.notify_v1($1, $2)"
 
 
 class Channel(StrEnum):
@@ -101,8 +103,7 @@ class Hints:
             while self._pending and not connection.is_closed():
                 pending, self._pending = self._pending, {}
                 try:
-                    with driver_errors():
-                        await connection.fetch(NOTIFY, *pack_hints(pending))
+                    await notify(connection, pending)
                 except StoreUnavailable:
                     for channel, names in pending.items():
                         self.send(channel, names)  # the next connection says it
@@ -114,6 +115,14 @@ def _hear(listener: Listener) -> Callable[[object, int, str, object], None]:
         listener(frozenset(str(payload).split(" ")))
 
     return callback
+
+
+async def notify(
+    connection: asyncpg.Connection | asyncpg.Pool, hints: Mapping[Channel, Iterable[str]]
+) -> None:
+    """Say all of this now, over a connection outside of a transaction; raises StoreError."""
+    with driver_errors():
+        await connection.fetch(NOTIFY, *pack_hints(hints))
 
 
 def pack_hints(hints: Mapping[Channel, Iterable[str]]) -> tuple[list[str], list[str]]:

@@ -17,11 +17,12 @@ from typing import Any, Final
 import asyncpg
 import orjson
 
-from smithers.events import EventType, correlation_json, event_parts
+from smithers.events import EventType
 from smithers.ids import RunId
 from smithers.store.connections import connect_hot, driver_errors, transaction
 from smithers.store.descriptions import keep_source
-from smithers.store.starts import RunStart, start_runs
+from smithers.store.own_databases import list_abandoned
+from smithers.store.starts import start_runs
 
 PAGE_EVENTS: Final = 200
 MAX_STARTS: Final = 20
@@ -123,17 +124,6 @@ INSERT_APPROVALS: Final = INSERT_REQUESTS.replace("run_requests", "approvals")
 # -- name: insert_frames
 INSERT_FRAMES: Final = INSERT_REQUESTS.replace("run_requests", "frames")
 
-# -- name: list_abandoned
-# Reservations whose starts did not come on: with what was asked, and the source, which its gateway had stored before.
-LIST_ABANDONED: Final = """
-    SELECT r.run_id, r.queue, r.priority, r.is_solo, q.workflow_name, q.workflow_path, q.workflow_export, q.source_hash,
-           q.input, q.config, q.auth, q.trace_context, q.parent_run_id, s.bundle
-    FROM smithers.runs AS r
-    JOIN smithers.run_requests AS q ON q.run_id = r.run_id
-    JOIN smithers.workflow_sources AS s ON s.source_hash = q.source_hash
-    WHERE r.mirrored_seq = -1 AND r.database = $1 AND r.created_at < smithers.clock() - make_interval(secs => $2)
-    LIMIT $3"""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copied:
@@ -200,11 +190,15 @@ class MirrorStore:
 
     async def finish_starts(self) -> int:
         """Start the runs whose gateway died, or was refused, between reservation and start; return how many."""
+        abandoned = await list_abandoned(
+            self._home, self._name, older_than_s=ABANDONED_S, limit=MAX_STARTS
+        )
+        if not abandoned:
+            return 0
+        for each in abandoned:
+            await keep_source(self._own, each.start.source_hash, each.bundle)
         with driver_errors():
-            rows = await self._home.fetch(LIST_ABANDONED, self._name, ABANDONED_S, MAX_STARTS)
-            for row in rows:
-                await keep_source(self._own, row["source_hash"], row["bundle"])
-            outcomes = await start_runs(self._own, [_start(row) for row in rows]) if rows else []
+            outcomes = await start_runs(self._own, [each.start for each in abandoned])
         return sum(outcome is True for outcome in outcomes)
 
     async def _read(
@@ -294,14 +288,6 @@ class _Named:
             if event["type"] == EventType.WORKFLOW_RELOADED:
                 self.reloaded.add(run_id)
         self.oldest_ms = min(stamps, default=0)
-
-
-def _start(row: asyncpg.Record) -> RunStart:
-    fields = {name: value for name, value in row.items() if name != "bundle"}
-    run_id = RunId(row["run_id"])
-    correlation = correlation_json(run_id, row["workflow_name"])
-    head, tail = event_parts(EventType.RUN_STARTED, run_id, correlation, {})
-    return RunStart(**fields, head=head, tail=tail)
 
 
 @asynccontextmanager

@@ -92,17 +92,31 @@ class ApprovalRow:
 
 
 # -- name: list_nodes
-# One run's nodes in the order in which they came into being; a page begins after a place.
+# One run's nodes in the order in which they came into being; a page begins after a place. It ends where its texts would
+# be more than a page holds, but never before its first node; how long a text is is known without fetching it.
 LIST_NODES: Final = """
     SELECT n.node_id, n.iteration, n.kind, n.label, n.state, n.attempt, n.created_at,
            smithers.to_ms(n.created_at) AS created_ms, smithers.to_ms(n.started_at) AS started_ms,
            smithers.to_ms(n.finished_at) AS finished_ms, smithers.to_ms(n.due_at) AS due_ms, n.wait, n.error,
-           octet_length(n.output) AS output_bytes, CASE WHEN octet_length(n.output) <= $2 THEN n.output END AS output
-    FROM smithers.nodes n
-    WHERE n.run_id = $1 AND ($3::timestamptz IS NULL
-        OR (n.created_at, n.node_id, n.iteration) > ($3, $4::text, $5::integer))
-    ORDER BY n.created_at, n.node_id, n.iteration
-    LIMIT $6"""
+           octet_length(n.output) AS output_bytes, CASE WHEN octet_length(n.output) <= $2 THEN n.output END AS output,
+           n.found_count
+    FROM (
+        SELECT f.*, count(*) OVER () AS found_count, row_number() OVER so_far AS number, sum(
+            coalesce(octet_length(f.wait), 0) + coalesce(octet_length(f.error), 0)
+            + CASE WHEN octet_length(f.output) <= $2 THEN octet_length(f.output) ELSE 0 END
+            + (SELECT coalesce(sum(octet_length(a.error)), 0) FROM smithers.attempts a
+               WHERE a.run_id = f.run_id AND a.node_id = f.node_id AND a.iteration = f.iteration)
+        ) OVER so_far AS byte_count
+        FROM (
+            SELECT * FROM smithers.nodes n
+            WHERE n.run_id = $1 AND ($3::timestamptz IS NULL
+                OR (n.created_at, n.node_id, n.iteration) > ($3, $4::text, $5::integer))
+            ORDER BY n.created_at, n.node_id, n.iteration
+            LIMIT $6) f
+        WINDOW so_far AS (ORDER BY f.created_at, f.node_id, f.iteration)
+    ) n
+    WHERE n.byte_count <= $7 OR n.number = 1
+    ORDER BY n.created_at, n.node_id, n.iteration"""
 
 # -- name: find_nodes
 # Two spellings of one id, as it stands in a path: raw and decoded; the raw one first.
@@ -168,9 +182,19 @@ _OLDEST: Final = ApprovalPlace(
 
 
 async def list_nodes(
-    pool: asyncpg.Pool, run_id: RunId, *, after: NodePlace | None, limit: int, max_bytes: int
-) -> list[NodeRow]:
-    """List a run's nodes with their attempts; outputs larger than `max_bytes` are left out."""
+    pool: asyncpg.Pool,
+    run_id: RunId,
+    *,
+    after: NodePlace | None,
+    limit: int,
+    max_bytes: int,
+    page_bytes: int,
+) -> tuple[list[NodeRow], bool]:
+    """List a run's nodes with their attempts, and say whether there may be more of them.
+
+    Outputs larger than `max_bytes` are left out. There are at most `limit` nodes, and one or more whose outputs, errors
+    and waits are `page_bytes` together.
+    """
     with driver_errors():
         async with pool.acquire() as connection:
             rows = await connection.fetch(
@@ -181,8 +205,11 @@ async def list_nodes(
                 after.node_id if after else None,
                 after.iteration if after else None,
                 limit,
+                page_bytes,
             )
-            return await _with_attempts(connection, run_id, rows)
+            nodes = await _with_attempts(connection, run_id, rows)
+    found_count = rows[0]["found_count"] if rows else 0
+    return nodes, found_count == limit or len(nodes) < found_count
 
 
 async def find_node(
@@ -265,6 +292,9 @@ async def _with_attempts(
                 for row in group
             )
     return [
-        NodeRow(**row, attempts=attempts.get((row["node_id"], row["iteration"]), ()))
+        NodeRow(
+            **{name: row[name] for name in NodeRow.__slots__ if name != "attempts"},
+            attempts=attempts.get((row["node_id"], row["iteration"]), ()),
+        )
         for row in rows
     ]

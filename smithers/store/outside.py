@@ -2,7 +2,8 @@
 
 Each is one call of one SQL function, which takes the run's row first, reads under the lock, writes, and wakes the run in
 the same transaction. Who wins a race is decided there; here its word becomes a value or an exception. Decisions and
-signals share a lane: what piles up goes in one transaction, in the order of run ids, so that two gateways never deadlock.
+signals share a lane: what piles up goes in one transaction, in the order of run ids, so that two gateways never deadlock,
+and who goes on is told in the same round trip.
 """
 
 from collections.abc import Sequence
@@ -58,19 +59,10 @@ class SignalSent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wake:
-    """Whom to tell: the run's owner, or, where nobody owns it, whoever claims from its queue."""
-
-    is_new: bool  # false: it was recorded before, and nothing was written
-    queue: str | None
-    is_owned: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SignalRecord:
     """A signal as it stands in the run's row of signals."""
 
-    wake: Wake
+    is_new: bool  # false: its sender's id came before, and this is the first record
     seq: int  # numbers the run's signals from 0
     signal_name: str
     correlation_id: str | None
@@ -106,27 +98,14 @@ class Resume:
     changed_files: str | None  # JSON
 
 
-OutsideLane = Lane[Decision | SignalSent, Wake | SignalRecord]
+OutsideLane = Lane[Decision | SignalSent, bool | SignalRecord]
 
 # -- name: decide_approvals
-# A statement in a volatile function has its own snapshot, so that each sees what those before it in the batch did.
-# An empty text of scopes is an empty array: a credential without scopes, not the absence of credentials.
-DECIDE_APPROVALS: Final = """
-    SELECT o.outcome, o.queue, o.is_owned, o.request
-    FROM unnest($1::text[], $2::text[], $3::integer[], $4::boolean[], $5::text[], $6::text[], $7::text[], $8::text[],
-                $9::text[], $10::boolean[]) WITH ORDINALITY
-        AS d(run_id, node_id, iteration, is_approved, note, decided_by, decision, user_name, scopes, is_timeout, n),
-    LATERAL smithers.decide_approval_v2(d.run_id, d.node_id, d.iteration, d.is_approved, d.note, d.decided_by,
-        d.decision, d.user_name, string_to_array(d.scopes, ' '), d.is_timeout) AS o
-    ORDER BY d.n"""
+# Each sees what those before it in the batch did; see migrations/functions/outside_v3.sql.
+DECIDE_APPROVALS: Final = "CALL smithers.decide_and_tell_v1($1::smithers.decision_v1[], NULL)"
 
 # -- name: send_signals
-SEND_SIGNALS: Final = """
-    SELECT o.outcome, o.queue, o.is_owned, o.seq, o.signal_name, o.correlation_id, o.received_ms
-    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[]) WITH ORDINALITY
-        AS s(run_id, signal_name, correlation_id, data, received_by, signal_id, n),
-    LATERAL smithers.send_signal_v1(s.run_id, s.signal_name, s.correlation_id, s.data, s.received_by, s.signal_id) AS o
-    ORDER BY s.n"""
+SEND_SIGNALS: Final = "CALL smithers.signal_and_tell_v1($1::smithers.signal_v1[], NULL)"
 
 # -- name: cancel_run
 CANCEL_RUN: Final = "SELECT outcome, is_owned, queue FROM smithers.cancel_run_v2($1)"
@@ -140,13 +119,19 @@ def open_outside_lane(dsn: str) -> OutsideLane:
     return Lane(dsn, role="outside", flush=_write_outside)
 
 
-async def decide(lane: OutsideLane, decision: Decision) -> Wake:
-    """Decide an approval; raises NodeNotFound, NodeNotWaiting, NotAllowed, DecisionMisfit."""
-    return cast("Wake", await lane.submit(decision))
+async def decide(lane: OutsideLane, decision: Decision) -> bool:
+    """Decide an approval, and tell who goes on; False: it was decided so before, and nothing was written.
+
+    Raises NodeNotFound, NodeNotWaiting, NotAllowed, DecisionMisfit.
+    """
+    return cast("bool", await lane.submit(decision))
 
 
 async def send_signal(lane: OutsideLane, signal: SignalSent) -> SignalRecord:
-    """Record a signal; the same `signal_id` again answers the first. Raises RunNotFound, RunNotActive."""
+    """Record a signal, and tell who takes it; the same `signal_id` again answers the first.
+
+    Raises RunNotFound, RunNotActive.
+    """
     return cast("SignalRecord", await lane.submit(signal))
 
 
@@ -187,11 +172,11 @@ async def resume_run(pool: asyncpg.Pool, resume: Resume) -> tuple[ResumeOutcome,
 
 async def _write_outside(
     connection: asyncpg.Connection, items: Sequence[Decision | SignalSent]
-) -> Sequence[Wake | SignalRecord | Exception]:
+) -> Sequence[bool | SignalRecord | Exception]:
     order = sorted(range(len(items)), key=lambda index: items[index].run_id)
     decisions = [index for index in order if isinstance(items[index], Decision)]
     signals = [index for index in order if isinstance(items[index], SignalSent)]
-    results: dict[int, Wake | SignalRecord | Exception] = {}
+    results: dict[int, bool | SignalRecord | Exception] = {}
     if decisions:
         asked = cast("list[Decision]", [items[index] for index in decisions])
         results.update(zip(decisions, await _decide_all(connection, asked), strict=True))
@@ -203,7 +188,7 @@ async def _write_outside(
 
 async def _decide_all(
     connection: asyncpg.Connection, decisions: Sequence[Decision]
-) -> list[Wake | Exception]:
+) -> list[bool | Exception]:
     rows = await each_on_its_own(connection, decisions, _decide_rows)
     return [row if isinstance(row, Exception) else _decided(row) for row in rows]
 
@@ -211,27 +196,31 @@ async def _decide_all(
 async def _decide_rows(
     connection: asyncpg.Connection, decisions: Sequence[Decision]
 ) -> Sequence[asyncpg.Record]:
-    return await connection.fetch(
-        DECIDE_APPROVALS,
-        [item.run_id for item in decisions],
-        [item.node_id for item in decisions],
-        [item.iteration for item in decisions],
-        [item.is_approved for item in decisions],
-        [item.note for item in decisions],
-        [item.decided_by for item in decisions],
-        [item.decision for item in decisions],
-        [item.user for item in decisions],
-        [None if item.scopes is None else " ".join(item.scopes) for item in decisions],
-        [item.is_timeout for item in decisions],
+    answers: list[asyncpg.Record] = await connection.fetchval(
+        DECIDE_APPROVALS, [_decision_row(decision) for decision in decisions]
+    )
+    return answers
+
+
+def _decision_row(decision: Decision) -> tuple[object, ...]:
+    return (
+        decision.run_id,
+        decision.node_id,
+        decision.iteration,
+        decision.is_approved,
+        decision.note,
+        decision.decided_by,
+        decision.decision,
+        decision.user,
+        decision.scopes,
+        decision.is_timeout,
     )
 
 
-def _decided(row: asyncpg.Record) -> Wake | Exception:
+def _decided(row: asyncpg.Record) -> bool | Exception:
     match row["outcome"]:
-        case "decided":
-            return Wake(is_new=True, queue=row["queue"], is_owned=row["is_owned"])
-        case "repeated":
-            return Wake(is_new=False, queue=None, is_owned=False)
+        case "decided" | "repeated" as outcome:
+            return bool(outcome == "decided")
         case "misfit":
             asked = orjson.loads(row["request"])
             return DecisionMisfit(mode=asked["mode"], options=asked["options"])
@@ -261,23 +250,28 @@ async def _send_all(
 async def _send_rows(
     connection: asyncpg.Connection, signals: Sequence[SignalSent]
 ) -> Sequence[asyncpg.Record]:
-    return await connection.fetch(
-        SEND_SIGNALS,
-        [item.run_id for item in signals],
-        [item.signal_name for item in signals],
-        [item.correlation_id for item in signals],
-        [item.data for item in signals],
-        [item.received_by for item in signals],
-        [item.signal_id for item in signals],
+    answers: list[asyncpg.Record] = await connection.fetchval(
+        SEND_SIGNALS, [_signal_row(signal) for signal in signals]
+    )
+    return answers
+
+
+def _signal_row(signal: SignalSent) -> tuple[object, ...]:
+    return (
+        signal.run_id,
+        signal.signal_name,
+        signal.correlation_id,
+        signal.data,
+        signal.received_by,
+        signal.signal_id,
     )
 
 
 def _sent(row: asyncpg.Record) -> SignalRecord | Exception:
     match row["outcome"]:
         case "received" | "repeated" as outcome:
-            is_new = outcome == "received"
             return SignalRecord(
-                wake=Wake(is_new=is_new, queue=row["queue"], is_owned=bool(row["is_owned"])),
+                is_new=outcome == "received",
                 seq=row["seq"],
                 signal_name=row["signal_name"],
                 correlation_id=row["correlation_id"],

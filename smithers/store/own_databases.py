@@ -6,13 +6,18 @@ the two leaves a reservation that holds everything that was asked: the same star
 mirror, after a while, if nobody comes (see smithers.store.mirror).
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final
 
 import asyncpg
 
+from smithers.events import EventType, correlation_json, event_parts
 from smithers.ids import RunId
-from smithers.store.connections import driver_errors, open_connection, transaction
+from smithers.store.connections import driver_errors, transaction
 from smithers.store.hints import Channel
+from smithers.store.poolers import leads_to
 from smithers.store.refusals import RunExists
 from smithers.store.starts import IdempotencyKey, RunStart, take_key
 
@@ -29,6 +34,22 @@ USE_OWN_DATABASE: Final = """
 # -- name: find_home
 FIND_HOME: Final = "SELECT database FROM smithers.runs WHERE run_id = $1"
 
+# What of a start is reserved, in the order of the parameters.
+_asked: Final = attrgetter(
+    "queue",
+    "priority",
+    "is_solo",
+    "workflow_name",
+    "workflow_path",
+    "workflow_export",
+    "source_hash",
+    "input",
+    "config",
+    "auth",
+    "trace_context",
+    "parent_run_id",
+)
+
 # -- name: reserve_run
 # No event, and due for nobody. A rival with the same id waits here until this one has committed.
 RESERVE_RUN: Final = """
@@ -43,10 +64,38 @@ RESERVE_RUN: Final = """
     SELECT run_id, $6, $7, $8, $9, $10, $11, $12, $13, $14, created_at FROM new
     RETURNING run_id"""
 
+# -- name: may_go_on
+# Whether a start that nobody has a key for may go on from a reservation: from one of a key only its key's does.
+MAY_GO_ON: Final = """
+    SELECT EXISTS (SELECT FROM smithers.runs WHERE run_id = $1 AND database = $2)
+        AND NOT EXISTS (SELECT FROM smithers.idempotency_keys WHERE run_id = $1)"""
 
-# -- name: identify_database
-IDENTIFY_DATABASE: Final = """
-    SELECT system_identifier::text || ' ' || current_database() FROM pg_control_system()"""
+# Reservations of which no event has come: with what was asked, and the source, which its gateway had stored before.
+_RESERVATIONS: Final = """
+    SELECT r.run_id, r.queue, r.priority, r.is_solo, q.workflow_name, q.workflow_path, q.workflow_export, q.source_hash,
+           q.input, q.config, q.auth, q.trace_context, q.parent_run_id, s.bundle
+    FROM smithers.runs AS r
+    JOIN smithers.run_requests AS q ON q.run_id = r.run_id
+    JOIN smithers.workflow_sources AS s ON s.source_hash = q.source_hash
+    WHERE r.mirrored_seq = -1 AND """
+
+# -- name: find_reservation
+FIND_RESERVATION: Final = _RESERVATIONS + "r.run_id = $1"
+
+# -- name: list_abandoned
+# Those whose starts did not come on.
+LIST_ABANDONED: Final = (
+    _RESERVATIONS
+    + "r.database = $1 AND r.created_at < smithers.clock() - make_interval(secs => $2) LIMIT $3"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A run that was reserved and has not been seen where it is to live."""
+
+    start: RunStart
+    bundle: str  # its source, as JSON
 
 
 async def list_own_databases(pool: asyncpg.Pool | asyncpg.Connection) -> list[str]:
@@ -64,10 +113,9 @@ async def use_own_database(pool: asyncpg.Pool, name: str) -> None:
 
 async def is_same_database(pool: asyncpg.Pool, dsn: str) -> bool:
     """Say whether a URL leads to the database of the pool."""
-    async with open_connection(dsn, role="start") as connection:
-        with driver_errors():
-            there = await connection.fetchval(IDENTIFY_DATABASE)
-            return bool(there == await pool.fetchval(IDENTIFY_DATABASE))
+    with driver_errors():
+        async with pool.acquire() as connection:
+            return await leads_to(connection, dsn)
 
 
 async def find_home(pool: asyncpg.Pool, run_id: RunId) -> str | None:
@@ -78,12 +126,18 @@ async def find_home(pool: asyncpg.Pool, run_id: RunId) -> str | None:
 
 
 async def reserve_run(
-    pool: asyncpg.Pool, start: RunStart, *, database: str, key: IdempotencyKey | None
-) -> RunId:
-    """Take a run's id for another database; return it, or the one that the key stands for already.
+    pool: asyncpg.Pool,
+    start: RunStart,
+    *,
+    database: str,
+    key: IdempotencyKey | None,
+    is_there: bool,
+) -> RunId | None:
+    """Take a run's id for another database; return the run that the key stands for already, if any.
 
-    Again for the same database is no error: which of several starts is the one is decided there. Raises RunExists where
-    the id is taken in another database, KeyReused where the key came with another request.
+    `is_there`: whether that database has a run of this id. Without a key it is no error that the id is reserved there
+    already: which of several starts is the one is decided there. Raises RunExists where the id is taken, KeyReused where
+    the key came with another request; neither uses up the key.
     """
     with driver_errors():
         async with pool.acquire() as connection, transaction(connection):
@@ -91,23 +145,35 @@ async def reserve_run(
                 first = await take_key(connection, start.run_id, key)
                 if first is not None:
                     return first
-            is_new = await connection.fetchval(
-                RESERVE_RUN,
-                start.run_id,
-                database,
-                start.queue,
-                start.priority,
-                start.is_solo,
-                start.workflow_name,
-                start.workflow_path,
-                start.workflow_export,
-                start.source_hash,
-                start.input,
-                start.config,
-                start.auth,
-                start.trace_context,
-                start.parent_run_id,
-            )
-            if not is_new and await connection.fetchval(FIND_HOME, start.run_id) != database:
+            if is_there:
                 raise RunExists
-    return start.run_id
+            if await connection.fetchval(RESERVE_RUN, start.run_id, database, *_asked(start)):
+                return None
+            if key is not None or not await connection.fetchval(MAY_GO_ON, start.run_id, database):
+                raise RunExists
+    return None
+
+
+async def find_reservation(pool: asyncpg.Pool, run_id: RunId) -> Reservation | None:
+    """Read what a run was reserved with; None where there is none, or its run has been seen where it lives."""
+    with driver_errors():
+        row = await pool.fetchrow(FIND_RESERVATION, run_id)
+    return None if row is None else _reservation(row)
+
+
+async def list_abandoned(
+    connection: asyncpg.Connection, database: str, *, older_than_s: float, limit: int
+) -> Sequence[Reservation]:
+    """List reservations in a database whose starts stopped half way, as far as their age tells."""
+    with driver_errors():
+        rows = await connection.fetch(LIST_ABANDONED, database, older_than_s, limit)
+    return [_reservation(row) for row in rows]
+
+
+def _reservation(row: asyncpg.Record) -> Reservation:
+    fields = dict(row)
+    bundle = fields.pop("bundle")
+    run_id = RunId(row["run_id"])
+    correlation = correlation_json(run_id, row["workflow_name"])
+    head, tail = event_parts(EventType.RUN_STARTED, run_id, correlation, {})
+    return Reservation(RunStart(**fields, head=head, tail=tail), bundle)

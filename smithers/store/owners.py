@@ -21,8 +21,10 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, smithers.clock(), smithers.clock())
 
 # -- name: beat
 # One statement a second for all children of a pool. Who is not returned was given up for dead by others, and must stop.
+# One that has retired claims from no queue: whoever asks why a run waits must not count on it.
 BEAT: Final = """
-UPDATE smithers.workers SET heartbeat_at = smithers.clock()
+UPDATE smithers.workers SET heartbeat_at = smithers.clock(),
+    queues = CASE WHEN worker_id = ANY ($2) THEN '{}' ELSE queues END
 WHERE worker_id = ANY ($1) AND dead_at IS NULL RETURNING worker_id
 """
 
@@ -101,10 +103,12 @@ async def register_worker(
         )
 
 
-async def beat(pool: asyncpg.Pool, worker_ids: list[WorkerId]) -> set[WorkerId]:
-    """Write these workers' heartbeats; return those that still count as alive."""
+async def beat(
+    pool: asyncpg.Pool, worker_ids: list[WorkerId], retired: list[WorkerId]
+) -> set[WorkerId]:
+    """Write these workers' heartbeats, and which of them claim no more; return those that still count as alive."""
     with driver_errors():
-        rows = await pool.fetch(BEAT, worker_ids)
+        rows = await pool.fetch(BEAT, worker_ids, retired)
     return {row["worker_id"] for row in rows}
 
 

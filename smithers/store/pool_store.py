@@ -43,9 +43,9 @@ class PoolStore:
             self._pool, worker_id, pool_id=pool_id, process=process, queues=queues
         )
 
-    async def beat(self, worker_ids: list[WorkerId]) -> set[WorkerId]:
-        """Write the children's heartbeats; return those that still count as alive."""
-        return await owners.beat(self._pool, worker_ids)
+    async def beat(self, worker_ids: list[WorkerId], retired: list[WorkerId]) -> set[WorkerId]:
+        """Write the children's heartbeats, and which of them claim no more; return those that still count as alive."""
+        return await owners.beat(self._pool, worker_ids, retired)
 
     async def bury(self, worker_id: WorkerId, death: str) -> Burial:
         """Give a worker up for dead, hand its runs back or fail them, and say so."""

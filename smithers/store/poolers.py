@@ -4,11 +4,14 @@ A pooler in transaction mode gives each transaction whichever connection is free
 LISTEN, the locks that tell that a pool lives, and statements that were prepared.
 """
 
+import secrets
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from smithers.store.connections import driver_errors, open_connection
+import asyncpg
+
+from smithers.store.connections import driver_errors, open_connection, transaction
 from smithers.store.dsn import unprepared
 
 LOOKS: Final = 3  # of two sessions in turn; others may take connections between them
@@ -20,6 +23,14 @@ NO_DIRECT_URL: Final = (
 
 # -- name: read_pid
 READ_PID: Final = "SELECT pg_backend_pid()"
+
+# -- name: take_mark
+# An advisory lock is of one database, and seen through every way to it; until the end of the transaction a pooler stays
+# with one connection. What a database says of itself (its name, its system's identifier) a restored copy says as well.
+TAKE_MARK: Final = "SELECT pg_advisory_xact_lock($1)"
+
+# -- name: is_unmarked
+IS_UNMARKED: Final = "SELECT pg_try_advisory_xact_lock($1)"
 
 
 class Way(StrEnum):
@@ -71,3 +82,15 @@ async def find_way(dsn: str) -> Way:
                     firsts.add(await first.fetchval(READ_PID))
     is_kept = len(firsts) == len(seconds) == 1 and firsts.isdisjoint(seconds)
     return Way.SESSION if is_kept else Way.TRANSACTION
+
+
+async def leads_to(
+    connection: asyncpg.Connection | asyncpg.pool.PoolConnectionProxy, dsn: str
+) -> bool:
+    """Say whether a URL leads to the database of a connection, which must have no transaction; raises StoreError."""
+    mark = secrets.randbits(62)
+    async with open_connection(unprepared(dsn), role="way") as other:
+        with driver_errors():
+            async with transaction(connection):
+                await connection.execute(TAKE_MARK, mark)
+                return not await other.fetchval(IS_UNMARKED, mark)

@@ -71,6 +71,7 @@ class RunDetail:
     output: str | None
     error: str | None
     summary: str | None  # node state → count
+    last_seq: int  # of its events; -1: none is there yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +123,7 @@ _NEWEST: Final = RunPlace(created_at=datetime.max.replace(tzinfo=UTC), run_id=Ru
 # The output is that of the node that the run's end named. Planning this costs ten times what running it does: not for a
 # hot connection, which plans each time.
 FIND_RUN: Final = """
-    SELECT r.run_id, r.status, r.owner_id::text, q.workflow_name, q.source_hash, q.input, r.error,
+    SELECT r.run_id, r.status, r.owner_id::text, q.workflow_name, q.source_hash, q.input, r.error, r.last_seq,
            smithers.to_ms(r.started_at) AS started_ms, smithers.to_ms(r.finished_at) AS finished_ms,
            smithers.to_ms(w.heartbeat_at) AS heartbeat_ms,
            w.heartbeat_at < smithers.clock() - interval '30 s' AS is_stale,
@@ -216,6 +217,7 @@ async def find_run(pool: asyncpg.Pool, run_id: RunId) -> RunDetail | None:
         output=row["output"],
         error=row["error"],
         summary=row["summary"],
+        last_seq=row["last_seq"],
     )
 
 

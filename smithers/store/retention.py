@@ -7,16 +7,18 @@ goes after its parent is gone, so that nobody can resume a parent whose children
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 
 import asyncpg
 
+from smithers.errors import StoreError
 from smithers.store.connections import driver_errors, open_connection, transaction
 
 BATCH_RUNS: Final = 100
 BATCH_EVENTS: Final = 10_000  # a larger run is a batch by itself
+BATCH_ROWS: Final = 1_000  # of what is no run's
 REST: Final = 4  # times as long as a batch took is the pause after it: a fifth of one connection
 REST_S: Final = 0.05
 UNUSED: Final = timedelta(days=1)  # far longer than a gateway trusts that a source is stored
@@ -69,31 +71,48 @@ WHERE r.finished_at < smithers.clock() - $1::interval
         AND (p.finished_at IS NULL OR p.finished_at >= smithers.clock() - $1::interval))
 """
 
+# -- name: prune_expired
+# The run that put it out does not matter: others read it. Of these five a few rows at a time, by their places, which rows
+# keep while they are locked: SKIP LOCKED passes by what is being made young again, and reads anew what just was; ARRAY looks
+# once, where an IN may look again.
+PRUNE_EXPIRED: Final = """
+DELETE FROM smithers.cached_outputs WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM smithers.cached_outputs WHERE expires_at < smithers.clock() - $1::interval
+    ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED))
+"""
+
 # -- name: prune_outputs
-# The run that put it out does not matter: others read it. What is older than runs are kept is made again.
+# What is older than runs are kept is made again.
 PRUNE_OUTPUTS: Final = """
-DELETE FROM smithers.cached_outputs
-WHERE expires_at < smithers.clock() OR created_at < smithers.clock() - $1::interval
+DELETE FROM smithers.cached_outputs WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM smithers.cached_outputs WHERE created_at < smithers.clock() - $1::interval
+    ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED))
 """
 
 # -- name: prune_sources
 # Whoever wants to start a run with a source says so every few minutes, and makes it young by that (see keep_source).
 PRUNE_SOURCES: Final = """
-DELETE FROM smithers.workflow_sources AS s WHERE s.created_at < smithers.clock() - $1::interval
-    AND NOT EXISTS (SELECT FROM smithers.run_requests AS q WHERE q.source_hash = s.source_hash)
+DELETE FROM smithers.workflow_sources WHERE ctid = ANY (ARRAY(
+    SELECT s.ctid FROM smithers.workflow_sources AS s WHERE s.created_at < smithers.clock() - $1::interval
+        AND NOT EXISTS (SELECT FROM smithers.run_requests AS q WHERE q.source_hash = s.source_hash)
+    LIMIT $2 FOR UPDATE OF s SKIP LOCKED))
 """
 
 # -- name: prune_descriptions
 PRUNE_DESCRIPTIONS: Final = """
-DELETE FROM smithers.workflow_descriptions AS d WHERE d.created_at < smithers.clock() - $1::interval
-    AND NOT EXISTS (SELECT FROM smithers.workflow_sources AS s WHERE s.source_hash = d.source_hash)
+DELETE FROM smithers.workflow_descriptions WHERE ctid = ANY (ARRAY(
+    SELECT d.ctid FROM smithers.workflow_descriptions AS d WHERE d.created_at < smithers.clock() - $1::interval
+        AND NOT EXISTS (SELECT FROM smithers.workflow_sources AS s WHERE s.source_hash = d.source_hash)
+    LIMIT $2 FOR UPDATE OF d SKIP LOCKED))
 """
 
 # -- name: prune_workers
 # An attempt keeps the id of who made it; nobody looks that up.
-PRUNE_WORKERS: Final = (
-    "DELETE FROM smithers.workers WHERE dead_at < smithers.clock() - $1::interval"
-)
+PRUNE_WORKERS: Final = """
+DELETE FROM smithers.workers WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM smithers.workers WHERE dead_at < smithers.clock() - $1::interval
+    LIMIT $2 FOR UPDATE SKIP LOCKED))
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,26 +128,30 @@ class Pruned:
 async def prune(dsn: str, older_than: timedelta) -> Pruned:
     """Remove what ended longer ago than that, and what nobody needs after it; in batches, until nothing is left.
 
-    Raises StoreError; what was removed until then stays removed.
+    Raises StoreError; what was removed until then stays removed, and one kind that fails keeps no other.
     """
-    loop = asyncio.get_running_loop()
-    run_count = event_count = 0
     async with open_connection(dsn, role="retention") as connection:
-        while True:
-            began = loop.time()
-            batch = await prune_batch(connection, older_than)
-            if batch is None or not batch.run_count:
-                break
-            run_count += batch.run_count
-            event_count += batch.event_count
-            await asyncio.sleep(REST_S + REST * (loop.time() - began))
-        source_count = 0 if batch is None else await prune_rest(connection, older_than)
-    return Pruned(
-        run_count=run_count,
-        event_count=event_count,
-        source_count=source_count,
-        is_elsewhere=batch is None,
-    )
+        try:
+            pruned = await _prune_runs(connection, older_than)
+        except StoreError:
+            # One run, perhaps, that is too large, and would be the first again next time.
+            await prune_rest(connection, older_than)
+            raise
+        if pruned.is_elsewhere:
+            return pruned
+        return replace(pruned, source_count=await prune_rest(connection, older_than))
+
+
+async def _prune_runs(connection: asyncpg.Connection, older_than: timedelta) -> Pruned:
+    run_count = event_count = 0
+    while True:
+        began_s = asyncio.get_running_loop().time()
+        batch = await prune_batch(connection, older_than)
+        if batch is None or not batch.run_count:
+            return Pruned(run_count=run_count, event_count=event_count, is_elsewhere=batch is None)
+        run_count += batch.run_count
+        event_count += batch.event_count
+        await _rest(began_s)
 
 
 async def prune_batch(connection: asyncpg.Connection, older_than: timedelta) -> Pruned | None:
@@ -146,13 +169,44 @@ async def prune_batch(connection: asyncpg.Connection, older_than: timedelta) -> 
 
 
 async def prune_rest(connection: asyncpg.Connection, older_than: timedelta) -> int:
-    """Remove sources that no run has, and rows of the long dead and the expired; return how many sources."""
-    with driver_errors():
-        await connection.execute(PRUNE_OUTPUTS, older_than)
-        answer = await connection.execute(PRUNE_SOURCES, UNUSED)
-        await connection.execute(PRUNE_DESCRIPTIONS, UNUSED)
-        await connection.execute(PRUNE_WORKERS, UNUSED)
-    return int(answer.removeprefix("DELETE "))
+    """Remove sources that no run has, and rows of the long dead and the expired; return how many sources.
+
+    Each kind by itself, in batches; the first StoreError is raised when all have had their turn.
+    """
+    counts: dict[str, int] = {}
+    failures: list[StoreError] = []
+    for statement, age in (
+        (PRUNE_EXPIRED, timedelta(0)),
+        (PRUNE_OUTPUTS, older_than),
+        (PRUNE_SOURCES, UNUSED),
+        (PRUNE_DESCRIPTIONS, UNUSED),
+        (PRUNE_WORKERS, UNUSED),
+    ):
+        try:
+            counts[statement] = await _prune_rows(connection, statement, age)
+        except StoreError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return counts[PRUNE_SOURCES]
+
+
+async def _prune_rows(connection: asyncpg.Connection, statement: str, age: timedelta) -> int:
+    total = 0
+    while True:
+        began_s = asyncio.get_running_loop().time()
+        with driver_errors():
+            answer = await connection.execute(statement, age, BATCH_ROWS)
+        count = int(answer.removeprefix("DELETE "))
+        total += count
+        if count < BATCH_ROWS:
+            return total
+        await _rest(began_s)
+
+
+async def _rest(began_s: float) -> None:
+    took_s = asyncio.get_running_loop().time() - began_s
+    await asyncio.sleep(REST_S + REST * took_s)
 
 
 async def count_prunable(dsn: str, older_than: timedelta) -> Pruned:

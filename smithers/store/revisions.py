@@ -18,6 +18,10 @@ class Revisions:
     head: str
     older: frozenset[str]
 
+    def is_newer(self, revision: str | None) -> bool:
+        """Say whether a schema is from a later version than this one, which works on it; None: there is no schema."""
+        return revision is not None and revision != self.head and revision not in self.older
+
 
 def read_revisions() -> Revisions:
     """Read the migrations' files: in the wheel, else in the checkout."""

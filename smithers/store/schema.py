@@ -15,8 +15,7 @@ import asyncpg
 
 import smithers
 from smithers.errors import StoreError
-from smithers.store.connections import CONNECT_TIMEOUT_S, driver_errors, open_connection
-from smithers.store.dsn import sqlalchemy_url
+from smithers.store.connections import connect, driver_errors, open_connection
 from smithers.store.revisions import read_revisions
 
 if TYPE_CHECKING:
@@ -51,16 +50,6 @@ def alembic_config(connection: "Connection | None" = None) -> "Config":
     return config
 
 
-def head_revision() -> str:
-    """Name the newest migration that this version knows."""
-    from alembic.script import ScriptDirectory
-
-    head = ScriptDirectory.from_config(alembic_config()).get_current_head()
-    if head is None:
-        raise SchemaMismatch(f"no migrations in {migrations_dir()}: the installation is broken")
-    return head
-
-
 async def find_revision(connection: asyncpg.Connection) -> str | None:
     """Read which migration the database is at; None where there is no schema."""
     with driver_errors():
@@ -73,22 +62,29 @@ async def find_revision(connection: asyncpg.Connection) -> str | None:
 
 
 async def run_alembic(dsn: str, action: "Callable[[Config], None]") -> None:
-    """Run one Alembic command on a connection of its own, in one transaction."""
+    """Run one Alembic command on a connection of its own, in one transaction; raises StoreError."""
+    from sqlalchemy.exc import DBAPIError
     from sqlalchemy.ext.asyncio import create_async_engine
     from sqlalchemy.pool import NullPool
 
+    # SQLAlchemy reads other things from a URL than the driver does, and drops what it says of TLS.
     engine = create_async_engine(
-        sqlalchemy_url(dsn),
+        "postgresql+asyncpg://",
         poolclass=NullPool,
-        connect_args={
-            "timeout": CONNECT_TIMEOUT_S,
-            "command_timeout": _STATEMENT_TIMEOUT_S,
-            "server_settings": {"lock_timeout": f"{_LOCK_TIMEOUT_S}s"},
-        },
+        async_creator=lambda: connect(
+            dsn,
+            role="migration",
+            settings={"lock_timeout": f"{_LOCK_TIMEOUT_S}s"},
+            limit_s=_STATEMENT_TIMEOUT_S,
+        ),
     )
     try:
-        async with engine.begin() as connection:
-            await connection.run_sync(lambda sync: action(alembic_config(sync)))
+        with driver_errors():
+            async with engine.begin() as connection:
+                await connection.run_sync(lambda sync: action(alembic_config(sync)))
+    except DBAPIError as error:
+        with driver_errors():
+            raise error.driver_exception from error
     finally:
         await engine.dispose()
 

@@ -20,8 +20,9 @@ WHERE d.description IS NULL ORDER BY d.created_at LIMIT 20
 """
 
 # -- name: put_description
+# Its time is that of the answer from now on: a failure is believed for a while (see want_description).
 PUT_DESCRIPTION: Final = """
-UPDATE smithers.workflow_descriptions SET description = $3
+UPDATE smithers.workflow_descriptions SET description = $3, created_at = smithers.clock()
 WHERE source_hash = $1 AND workflow_export = $2 AND description IS NULL
 """
 

@@ -51,6 +51,14 @@ class IdempotencyKey:
     request_hash: str
 
 
+@dataclass(frozen=True, slots=True)
+class KeptStart:
+    """What a key stands for."""
+
+    run_id: RunId
+    reserved_in: str | None  # the other database that the run is to live in, and may not yet
+
+
 _as_tuple: Final = attrgetter(*RunStart.__slots__)  # dataclasses.astuple copies deeply
 StartLane = Lane[RunStart, bool]
 
@@ -59,8 +67,8 @@ StartLane = Lane[RunStart, bool]
 START_RUNS: Final = "SELECT run_id FROM smithers.start_runs_v1($1::smithers.run_start_v1[])"
 
 # -- name: start_and_tell
-# The same, and then the notifications, in one round trip; see migrations/functions/start_and_tell_v1.sql.
-START_AND_TELL: Final = "CALL smithers.start_and_tell_v1($1::smithers.run_start_v1[], $2, $3, NULL)"
+# The same, and then the notifications, in one round trip; see migrations/functions/commit_turns_v2.sql.
+START_AND_TELL: Final = "CALL smithers.start_and_tell_v2($1::smithers.run_start_v1[], $2, $3, NULL)"
 
 # -- name: reserve_key
 # A rival with the same key waits here until the first has committed (and then gets no row) or was rolled back.
@@ -68,15 +76,19 @@ RESERVE_KEY: Final = """
     INSERT INTO smithers.idempotency_keys (idempotency_key, request_hash, run_id) VALUES ($1, $2, $3)
     ON CONFLICT DO NOTHING RETURNING run_id"""
 
-# -- name: read_key
-READ_KEY: Final = (
-    "SELECT request_hash, run_id FROM smithers.idempotency_keys WHERE idempotency_key = $1"
-)
+# -- name: find_key
+# Of a run that is reserved in another database nothing has come from there yet: its start may have stopped half way.
+FIND_KEY: Final = """
+    SELECT k.request_hash, k.run_id, CASE WHEN r.mirrored_seq = -1 THEN r.database END AS reserved_in
+    FROM smithers.idempotency_keys AS k LEFT JOIN smithers.runs AS r ON r.run_id = k.run_id
+    WHERE k.idempotency_key = $1"""
 
 # -- name: count_queued
-# Up to a limit: how many more there are is nobody's business, and the index is read no further.
+# Up to a limit: how many more there are is nobody's business, and the index is read no further; in its order, or where
+# many were queued lately the whole table would be walked for them. Mirrors wait for the workers of another database.
 COUNT_QUEUED: Final = """
-    SELECT count(*) FROM (SELECT FROM smithers.runs WHERE status = 'queued' LIMIT $1) AS queued"""
+    SELECT count(*) FROM (
+        SELECT FROM smithers.runs WHERE status = 'queued' AND database IS NULL ORDER BY created_at LIMIT $1) AS queued"""
 
 
 def open_start_lane(dsn: str) -> StartLane:
@@ -101,8 +113,8 @@ async def start_runs(
 
 async def start_with_key(
     pool: asyncpg.Pool, start: RunStart, *, idempotency_key: str, request_hash: str
-) -> RunId:
-    """Start a run once for a key, and name the run that it stands for; nobody has been told.
+) -> tuple[RunId, bool]:
+    """Start a run once for a key; name the run that it stands for, and say whether it is new. Nobody has been told.
 
     Key and run are one transaction: no crash leaves one without the other. Raises KeyReused where the key came with
     another request, RunExists where the run id was taken without this key.
@@ -112,10 +124,10 @@ async def start_with_key(
             key = IdempotencyKey(idempotency_key, request_hash)
             first = await take_key(connection, start.run_id, key)
             if first is not None:
-                return first
+                return first, False
             if not (await _start_unique(connection, [start]))[0]:
                 raise RunExists
-            return start.run_id
+            return start.run_id, True
 
 
 async def take_key(
@@ -129,10 +141,24 @@ async def take_key(
     """
     if await connection.fetchval(RESERVE_KEY, key.key, key.request_hash, run_id):
         return None
-    first = await connection.fetchrow(READ_KEY, key.key)
-    if first is None or first["request_hash"] != key.request_hash:
+    first = await find_key(connection, key)
+    if first is None:
         raise KeyReused
-    return RunId(first["run_id"])
+    return first.run_id
+
+
+async def find_key(
+    connection: asyncpg.Pool | asyncpg.Connection | asyncpg.pool.PoolConnectionProxy,
+    key: IdempotencyKey,
+) -> KeptStart | None:
+    """Say what a key stands for; None: for nothing yet. Raises KeyReused where it came with another request."""
+    with driver_errors():
+        row = await connection.fetchrow(FIND_KEY, key.key)
+    if row is None:
+        return None
+    if row["request_hash"] != key.request_hash:
+        raise KeyReused
+    return KeptStart(RunId(row["run_id"]), row["reserved_in"])
 
 
 async def count_queued(pool: asyncpg.Pool, *, limit: int) -> int:

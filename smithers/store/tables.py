@@ -320,6 +320,7 @@ Index(
     cached_outputs.c.expires_at,
     postgresql_where=text("expires_at IS NOT NULL"),
 )
+Index("cached_outputs_created_at_idx", cached_outputs.c.created_at)  # for retention: oldest first
 
 workers = Table(
     "workers",

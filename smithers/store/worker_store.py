@@ -1,19 +1,19 @@
 """The database as one child uses it: its connections, and what is done over them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final, TypeVar
 
 import asyncpg
 
 from smithers.engine.questions import TIMEOUT_USER
-from smithers.errors import StoreUnavailable
+from smithers.errors import StoreError, StoreUnavailable
 from smithers.ids import Epoch, NodeId, RunId, SourceHash, WorkerId
 from smithers.store import cached_outputs, claims, sources, tool_calls
 from smithers.store.commits import Committed, Committer, Outcome, TurnCommit
 from smithers.store.connections import connect_hot, open_pool
-from smithers.store.hints import Channel, Hints, Listener
+from smithers.store.hints import Channel, notify
 from smithers.store.lanes import Lane, Meter
 from smithers.store.outside import Decision, OutsideLane, decide, open_outside_lane
 from smithers.store.refusals import Refused
@@ -41,10 +41,8 @@ class WorkerStore:
         committer: Committer,
         loads: LoadLane,
         decisions: OutsideLane,
-        hints: Hints,
     ) -> None:
         self.worker_id = worker_id
-        self.hints = hints
         self._dsn = dsn
         self._pool = pool
         self._committer = committer
@@ -54,9 +52,8 @@ class WorkerStore:
         self._is_claim_lost = False
         self._uncommitted: dict[RunId, Epoch] = {}  # claimed here, and nothing committed yet
 
-    def watch(self, meter: Meter, hear_listening: Callable[[bool], None]) -> None:
-        """Tell from now on what goes over the lanes, and whether notifications can come."""
-        self.hints.watch = hear_listening
+    def watch(self, meter: Meter) -> None:
+        """Tell from now on what goes over the lanes."""
         lanes = (self._committer.lane, self._committer.patient_lane, self._loads, self._decisions)
         for lane in lanes:
             lane.meter = meter
@@ -79,6 +76,11 @@ class WorkerStore:
         self._uncommitted.update((claim.run_id, claim.epoch) for claim in claimed)
         return claimed
 
+    async def tell_due(self, queues: Iterable[str]) -> None:
+        """Have others look at these queues: of each pool, the child that holds the fewest runs."""
+        async with self._claim_connection() as connection:
+            await notify(connection, {Channel.DUE: queues})
+
     async def acquit(self, run_id: RunId, epoch: Epoch) -> None:
         """Lift the suspicion that a run kills its owners."""
         await _patiently(lambda: claims.acquit_run(self._pool, self.worker_id, run_id, epoch))
@@ -91,8 +93,10 @@ class WorkerStore:
     async def commit(self, change: TurnCommit) -> Committed:
         """Commit one run's turn; raises LeaseLost, StoreError."""
         answer = await self._committer.commit(change)
-        if answer.outcome is Outcome.COMMITTED:
-            self._uncommitted.pop(change.run_id, None)
+        # A park's answer may come after this child has claimed the run again.
+        is_known = self._uncommitted.get(change.run_id) == change.epoch
+        if answer.outcome is Outcome.COMMITTED and is_known:
+            del self._uncommitted[change.run_id]
         return answer
 
     async def load_run(self, run_id: RunId) -> claims.LoadedRun:
@@ -130,7 +134,8 @@ class WorkerStore:
         """Give runs back, due at once, and say so."""
         queues = await claims.release_runs(self._pool, self.worker_id, run_ids)
         if queues:
-            self.hints.send(Channel.DUE, queues)
+            with suppress(StoreError):  # a hint: whoever looks by himself finds them too
+                await notify(self._pool, {Channel.DUE: queues})
 
     async def deny_for_timeout(self, run_id: RunId, node_id: NodeId, iteration: int) -> None:
         """Let an approval's time run out: one more who decides, and whoever was first wins."""
@@ -146,11 +151,8 @@ class WorkerStore:
             scopes=None,
             is_timeout=True,
         )
-        try:
+        with suppress(Refused):  # decided meanwhile: that is the outcome, and it is among the news
             await _patiently(lambda: decide(self._decisions, decision))
-        except Refused:
-            return  # decided meanwhile: that is the outcome, and it is among the news
-        self.hints.send(Channel.EVENTS, [run_id])
 
     async def find_source(self, source_hash: SourceHash) -> str | None:
         """Read a version's bundle."""
@@ -182,18 +184,13 @@ async def _patiently(ask: Callable[[], Awaitable[Answer]]) -> Answer:
 
 
 @asynccontextmanager
-async def open_worker_store(
-    dsn: str, direct_dsn: str, worker_id: WorkerId, listeners: Mapping[Channel, Listener]
-) -> AsyncIterator[WorkerStore]:
-    """Open a child's connections: to commit, to claim, to take up, to listen, and one for the rest."""
+async def open_worker_store(dsn: str, worker_id: WorkerId) -> AsyncIterator[WorkerStore]:
+    """Open a child's connections: to commit, to claim, to take up, and one for the rest."""
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(dsn, role="child", max_size=1))
         committer = await stack.enter_async_context(Committer(dsn, worker_id=worker_id))
         loads = await stack.enter_async_context(Lane(dsn, role="load", flush=claims.load_runs))
         decisions = await stack.enter_async_context(open_outside_lane(dsn))
-        hints = await stack.enter_async_context(
-            Hints(direct_dsn, role="child", listeners=listeners)
-        )
         store = WorkerStore(
             dsn=dsn,
             worker_id=worker_id,
@@ -201,7 +198,6 @@ async def open_worker_store(
             committer=committer,
             loads=loads,
             decisions=decisions,
-            hints=hints,
         )
         stack.callback(store.close_claiming)
         yield store

@@ -23,7 +23,7 @@ class WorkflowRow:
     workflow_export: str | None
     source_hash: SourceHash
     last_started_ms: int
-    input_schema: dict[str, Any] | None
+    input_schema: str | None  # JSON Schema, as text
     queue: str | None
     isolation: str | None
     database: str | None
@@ -95,9 +95,10 @@ async def list_parked_runs(
 def _workflow(row: asyncpg.Record) -> WorkflowRow:
     found = dict(row)
     described: dict[str, Any] = json.loads(found.pop("description") or "{}")
+    schema = described.get("input_schema")
     return WorkflowRow(
         **found,
-        input_schema=described.get("input_schema"),
+        input_schema=None if schema is None else json.dumps(schema),
         queue=described.get("queue"),
         isolation=described.get("isolation"),
         database=described.get("database"),

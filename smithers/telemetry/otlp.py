@@ -6,11 +6,10 @@ read what is written here.
 
 import struct
 from collections.abc import Iterable, Mapping
-from enum import IntEnum
 from functools import lru_cache
 from typing import Final
 
-Value = str | int | float | bool
+from smithers.telemetry.spans import ERROR_TYPE, Span, SpanKind, Value
 
 _VARINT, _FIXED64, _BYTES = 0, 1, 2  # wire types
 _TIMES: Final = struct.Struct("<BQBQ")
@@ -18,46 +17,24 @@ _DOUBLE: Final = struct.Struct("<d")
 _ERROR_STATUS: Final = bytes((15 << 3 | _BYTES, 2, 3 << 3 | _VARINT, 2))
 
 
-class SpanKind(IntEnum):
-    """What a span is to the one above it."""
-
-    INTERNAL = 1
-    SERVER = 2
-    CLIENT = 3
-
-
-def encode_span(
-    name: str,
-    trace_id: bytes,
-    span_id: bytes,
-    parent_id: bytes,
-    *,
-    kind: SpanKind,
-    began_ns: int,
-    ended_ns: int,
-    attributes: bytes,
-    is_error: bool,
-) -> bytes:
-    """Return one span as it stands among a scope's; `attributes` from encode_attributes."""
+def encode_span(span: Span) -> bytes:
+    """Return a span that has ended as it stands among a scope's."""
+    parent_id, error_type = span.parent_id, span.error_type
     body = b"".join(
         (
             b"\x0a\x10",
-            trace_id,
+            span.trace_id,
             b"\x12\x08",
-            span_id,
+            span.span_id,
             b"\x22\x08" + parent_id if parent_id else b"",
-            _named(name, kind),
-            _TIMES.pack(7 << 3 | _FIXED64, began_ns, 8 << 3 | _FIXED64, ended_ns),
-            attributes,
-            _ERROR_STATUS if is_error else b"",
+            _named(span.name, span.kind),
+            _TIMES.pack(7 << 3 | _FIXED64, span.began_ns, 8 << 3 | _FIXED64, span.ended_ns),
+            *[_attribute(9, key, value) for key, value in span.inherited.items()],
+            *[_attribute(9, key, value) for key, value in span.attributes.items()],
+            b"" if error_type is None else _attribute(9, ERROR_TYPE, error_type) + _ERROR_STATUS,
         )
     )
     return encode_field(2, body)
-
-
-def encode_attributes(attributes: Mapping[str, Value]) -> bytes:
-    """Return attributes as they stand in a span."""
-    return b"".join([_attribute(9, key, value) for key, value in attributes.items()])
 
 
 def encode_request(
@@ -81,18 +58,22 @@ def _attribute(number: int, key: str, value: Value) -> bytes:
         case float():
             coded = b"\x21" + _DOUBLE.pack(value)
         case _:
-            coded = encode_field(1, value.encode("utf-8", "replace"))
+            coded = encode_field(1, _text(value))
     return encode_field(number, _key(key) + encode_field(2, coded))
 
 
 @lru_cache(maxsize=256)
 def _key(key: str) -> bytes:
-    return encode_field(1, key.encode())
+    return encode_field(1, _text(key))
 
 
 @lru_cache(maxsize=256)
 def _named(name: str, kind: SpanKind) -> bytes:
-    return encode_field(5, name.encode()) + bytes((6 << 3 | _VARINT, kind))
+    return encode_field(5, _text(name)) + bytes((6 << 3 | _VARINT, kind))
+
+
+def _text(text: str) -> bytes:
+    return text.encode("utf-8", "replace")  # anything an author hands in: nobody here could be told
 
 
 def encode_field(number: int, value: bytes) -> bytes:

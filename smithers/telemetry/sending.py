@@ -20,13 +20,15 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
-from opentelemetry.sdk.trace.sampling import Decision
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, DEFAULT_ON, Decision
 
 from smithers.telemetry.otel_variables import read_settings
-from smithers.telemetry.otlp import encode_field, encode_request
+from smithers.telemetry.otlp import encode_field, encode_request, encode_span
+from smithers.telemetry.spans import Span, plain
 
 LOG: Final = structlog.get_logger(__name__)
 SCOPE: Final = "smithers"
+VERSION: Final = version("smithers-gateway")  # read from a file, which takes as long as 100 spans
 COMPLAIN_EVERY_S: Final = 60.0
 
 Export = Callable[[bytes, int], bool]  # a request and its number of spans; whether it was taken
@@ -44,13 +46,14 @@ class Sender:
             self._provider = TracerProvider(shutdown_on_exit=False)
             self._export = _open_grpc() if settings.is_grpc else _open_http()
         resource = {**self._provider.resource.attributes, "process.pid": os.getpid()}
-        self._resource = {name: _plain(value) for name, value in resource.items()}
+        self._resource = {name: plain(value) for name, value in resource.items()}
+        self._samples_all = self._provider.sampler in (ALWAYS_ON, DEFAULT_ON)
+        (self._span_key,) = trace.set_span_in_context(trace.INVALID_SPAN, context.Context())
         self._settings = settings
         self._on_dropped = on_dropped
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[Span | bytes] = deque()
         self._overflow_count = 0
         self._complained_at = float("-inf")
-        self._arrived = threading.Event()
         self._stopping = threading.Event()
         # A daemon: a collector that does not answer must not keep the process.
         self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
@@ -58,44 +61,35 @@ class Sender:
 
     def is_sampled(self, trace_id: bytes, name: str) -> bool:
         """Say whether a trace that begins here is told: OTEL_TRACES_SAMPLER decides."""
+        if self._samples_all:
+            return True
         asked = self._provider.sampler.should_sample(None, int.from_bytes(trace_id), name)
         return asked.decision is Decision.RECORD_AND_SAMPLE
 
-    def put(self, span: bytes) -> None:
-        """Have a span sent soon; returns at once."""
-        if len(self._queue) >= self._settings.max_queue:
+    def put(self, span: Span | bytes) -> None:
+        """Have a span sent soon, or what it was written as already; returns at once."""
+        if len(self._queue) < self._settings.max_queue:
+            self._queue.append(span)
+        else:
             self._overflow_count += 1
-            return
-        self._queue.append(span)
-        if not self._arrived.is_set():
-            self._arrived.set()
 
     def serve_authors(self) -> None:
         """Send what is traced in this process through OpenTelemetry's own API as well."""
         self._provider.add_span_processor(_AuthorsSpans(self.put))
         trace.set_tracer_provider(self._provider)
 
-    def attach(self, trace_id: bytes, span_id: bytes, *, is_sampled: bool) -> None:
+    def attach(self, span: Span) -> None:
         """Have spans of OpenTelemetry's own API stand below this one, in this task and its threads."""
-        above = trace.SpanContext(
-            int.from_bytes(trace_id),
-            int.from_bytes(span_id),
-            is_remote=False,
-            trace_flags=trace.TraceFlags(int(is_sampled)),
-        )
-        context.attach(trace.set_span_in_context(trace.NonRecordingSpan(above)))
+        context.attach(context.Context({self._span_key: _Above(span)}))
 
     def close(self, limit_s: float) -> None:
         """Send what is there, for so long at the most."""
         self._stopping.set()
-        self._arrived.set()
         self._thread.join(limit_s)
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
-            self._arrived.wait()
-            self._stopping.wait(self._settings.delay_s)
-            self._arrived.clear()
+        # Without being woken: to ask at each span whether it must be costs more than to look once in a while.
+        while not self._stopping.wait(self._settings.delay_s):
             self._send_waiting()
         self._send_waiting()  # what was put while the last of it left
 
@@ -105,8 +99,9 @@ class Sender:
         for start in range(0, count, most):
             self._send([self._queue.popleft() for _ in range(min(most, count - start))])
 
-    def _send(self, batch: Sequence[bytes]) -> None:
-        request = encode_request(self._resource, SCOPE, version("smithers-gateway"), batch)
+    def _send(self, batch: Sequence[Span | bytes]) -> None:
+        told = [span if isinstance(span, bytes) else encode_span(span) for span in batch]
+        request = encode_request(self._resource, SCOPE, VERSION, told)
         lost, self._overflow_count = self._overflow_count, 0
         if not self._export(request, len(batch)):
             lost += len(batch)
@@ -116,6 +111,24 @@ class Sender:
         if time.monotonic() - self._complained_at > COMPLAIN_EVERY_S:
             self._complained_at = time.monotonic()
             LOG.warning("spans_dropped", span_count=lost)
+
+
+class _Above(trace.NonRecordingSpan):
+    """One of our spans, as the library finds its parents; few tasks ever look for one."""
+
+    def __init__(self, span: Span) -> None:
+        self._span = span  # in the place of a context, which is made for whoever asks
+
+    def __repr__(self) -> str:
+        return f"NonRecordingSpan({self.get_span_context()!r})"
+
+    def get_span_context(self) -> trace.SpanContext:
+        return trace.SpanContext(
+            int.from_bytes(self._span.trace_id),
+            int.from_bytes(self._span.span_id),
+            is_remote=False,
+            trace_flags=trace.TraceFlags(int(self._span.is_sampled)),
+        )
 
 
 class _AuthorsSpans(SpanProcessor):
@@ -174,7 +187,3 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
         for name in variables:
             os.environ.pop(name)
         os.environ.update(before)
-
-
-def _plain(value: object) -> str | int | float | bool:
-    return value if isinstance(value, str | int | float | bool) else str(value)

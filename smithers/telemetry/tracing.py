@@ -5,23 +5,24 @@ kept with the run. A run's own span is told once, at its end, under an id that f
 tells it, and everybody before could name it as a parent. A process that is killed loses the spans that it had not ended,
 and those that ended within the delay before it (otel_variables.DELAY_S).
 
-The library's own spans cost about 100 µs each, which is a tenth of a small run. Ours are written down as OTLP's bytes
-when they end (see otlp), and leave through the library's exporters.
+What is traced pays for a plain value of each span and nothing more. Code that runs once in a millisecond finds none of
+itself in the processor's caches, and takes ten times as long as in a loop: so all that can wait is done by the sender,
+many spans at a time.
 """
 
-import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from hashlib import sha256
+from random import Random
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from smithers.errors import text_of
 from smithers.ids import RunId
 from smithers.telemetry.otel_variables import read_settings
-from smithers.telemetry.otlp import SpanKind, Value, encode_attributes, encode_span
+from smithers.telemetry.spans import Place, Span, SpanKind, Value, plain, read_kept
 
 if TYPE_CHECKING:
     from smithers.telemetry.sending import Sender
@@ -39,53 +40,11 @@ ITERATION: Final = "smithers.iteration"
 ATTEMPT: Final = "smithers.attempt"
 STATUS: Final = "smithers.status"
 WAIT_REASON: Final = "smithers.wait_reason"
-ERROR_TYPE: Final = "error.type"
 
 NS_PER_MS: Final = 1_000_000
-# Of version 00; later versions may say more behind it, and ff is none.
-_TRACEPARENT: Final = re.compile(
-    r"(?!ff|00.{53}-)[0-9a-f]{2}-(?P<trace_id>[0-9a-f]{32})-(?P<span_id>[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})(-.*)?",
-    re.ASCII,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where in a trace something happens: below this span."""
-
-    trace_id: bytes
-    span_id: bytes
-    is_sampled: bool = True
-
-    @property
-    def traceparent(self) -> str:
-        """Write it as W3C's header."""
-        return f"00-{self.trace_id.hex()}-{self.span_id.hex()}-0{int(self.is_sampled)}"
-
-
-def read_traceparent(text: str | None) -> Place | None:
-    """Read W3C's header; None where there is none, or it says nothing."""
-    read = _TRACEPARENT.fullmatch(text or "")
-    if read is None:
-        return None
-    trace_id, span_id = bytes.fromhex(read["trace_id"]), bytes.fromhex(read["span_id"])
-    if not any(trace_id) or not any(span_id):
-        return None
-    return Place(trace_id, span_id, bool(int(read["flags"], 16) & 1))
-
-
-@dataclass(slots=True)
-class Span:
-    """Something under way; what is added to `attributes` before its end is told with it. No content, no secrets."""
-
-    name: str
-    place: Place
-    parent_id: bytes
-    kind: SpanKind
-    began_ns: int
-    fixed: bytes  # attributes that are encoded already
-    attributes: dict[str, Value] = field(default_factory=dict)
-    error_type: str | None = None
+# To find an enumeration's member takes as long as to make a span.
+_INTERNAL: Final = SpanKind.INTERNAL
+_NOTHING: Final[Mapping[str, Value]] = MappingProxyType({})
 
 
 class Tracer:
@@ -93,52 +52,56 @@ class Tracer:
 
     def __init__(self, sender: "Sender") -> None:
         self._sender = sender
+        self._attach = sender.attach
+        self._draw = Random().getrandbits  # noqa: S311 - no secrets; its own, since authors may seed the module's
 
-    def begin(
+    def begin(self, name: str, parent: Place | None, *, kind: SpanKind = SpanKind.INTERNAL) -> Span:
+        """Begin a span below a place, or a trace."""
+        if parent is None:
+            drawn = self._draw(192).to_bytes(24)
+            trace_id, span_id, parent_id = drawn[:16], drawn[16:], b""
+            is_sampled = self._sender.is_sampled(trace_id, name)
+        else:
+            trace_id, parent_id, is_sampled = parent
+            span_id = self._draw(64).to_bytes(8)
+        began_ns = time.time_ns()
+        return Span(name, kind, trace_id, span_id, parent_id, is_sampled, began_ns, {}, _NOTHING)
+
+    def begin_below(
         self,
         name: str,
-        parent: Place | None,
+        above: Span,
+        attributes: dict[str, Value],
         *,
         kind: SpanKind = SpanKind.INTERNAL,
-        fixed: bytes = b"",
     ) -> Span:
-        """Begin a span below another one, or a trace."""
-        span_id = os.urandom(8)
-        if parent is None:
-            trace_id = os.urandom(16)
-            place = Place(trace_id, span_id, self._sender.is_sampled(trace_id, name))
-            return Span(name, place, b"", kind, time.time_ns(), fixed)
-        place = Place(parent.trace_id, span_id, parent.is_sampled)
-        return Span(name, place, parent.span_id, kind, time.time_ns(), fixed)
+        """Begin a span below another one, with what that hands down."""
+        return Span(
+            name,
+            kind,
+            above.trace_id,
+            self._draw(64).to_bytes(8),
+            above.span_id,
+            above.is_sampled,
+            time.time_ns(),
+            attributes,
+            above.inherited,
+        )
 
-    def attach(self, place: Place) -> None:
-        """Have what is traced through OpenTelemetry's own API stand below this place, in this task."""
-        self._sender.attach(place.trace_id, place.span_id, is_sampled=place.is_sampled)
+    def make_current(self, span: Span) -> None:
+        """Have what this asyncio task does from now on stand below a span, also what OpenTelemetry's own API tells."""
+        _CURRENT.set((self, span))
+        self._attach(span)
+
+    def end(self, span: Span, ended_ns: int | None = None) -> None:
+        """Tell a span, which is nobody's to change any more; never blocks, and drops it where too many wait."""
+        if span.is_sampled:
+            span.ended_ns = ended_ns or time.time_ns()
+            self._sender.put(span)
 
     def close(self, limit_s: float) -> None:
         """Send what is there, for so long at the most."""
         self._sender.close(limit_s)
-
-    def end(self, span: Span, end_ns: int | None = None) -> None:
-        """Tell a span; never blocks, and drops it where too many wait."""
-        if not span.place.is_sampled:
-            return
-        attributes = span.attributes
-        if span.error_type is not None:
-            attributes[ERROR_TYPE] = span.error_type
-        self._sender.put(
-            encode_span(
-                span.name,
-                span.place.trace_id,
-                span.place.span_id,
-                span.parent_id,
-                kind=span.kind,
-                began_ns=span.began_ns,
-                ended_ns=end_ns or time.time_ns(),
-                attributes=span.fixed + encode_attributes(attributes),
-                is_error=span.error_type is not None,
-            )
-        )
 
 
 class RunTrace:
@@ -149,21 +112,23 @@ class RunTrace:
     ) -> None:
         """`context`: what was kept with the run. Without it the trace's id, too, follows from the run's."""
         self._tracer = tracer
-        digest = sha256(f"{run_id}\n{era}".encode()).digest()
-        above = read_traceparent(context)
-        self._parent_id = b"" if above is None else above.span_id
-        self.place = Place(
-            sha256(run_id.encode()).digest()[:16] if above is None else above.trace_id,
-            digest[:8],
-            above is None or above.is_sampled,
+        self.make_current = tracer.make_current  # for its own span, and its attempts'
+        span_id = sha256(f"{run_id}\n{era}".encode()).digest()[:8]
+        trace_id, parent_id, is_sampled = (
+            Place(sha256(run_id.encode()).digest()[:16], b"")
+            if context is None
+            else read_kept(context)
         )
-        self._fixed = encode_attributes({RUN_ID: run_id, WORKFLOW_NAME: workflow_name})
+        handed_down = {RUN_ID: run_id, WORKFLOW_NAME: workflow_name}
+        # The run's own; when it began is known at its end.
+        self.span = Span(
+            RUN, _INTERNAL, trace_id, span_id, parent_id, is_sampled, 0, {}, handed_down
+        )
 
     def begin_attempt(self, node_id: str, iteration: int, attempt: int) -> Span:
         """Begin an attempt's span."""
-        span = self._tracer.begin(TASK, self.place, fixed=self._fixed)
-        span.attributes = {NODE_ID: node_id, ITERATION: iteration, ATTEMPT: attempt}
-        return span
+        attributes: dict[str, Value] = {NODE_ID: node_id, ITERATION: iteration, ATTEMPT: attempt}
+        return self._tracer.begin_below(TASK, self.span, attributes)
 
     def end_attempt(self, span: Span, status: str, error_type: str | None) -> None:
         """Tell an attempt's span."""
@@ -175,41 +140,32 @@ class RunTrace:
         self, node_id: str, iteration: int, reason: str, *, began_ms: int, ended_ms: int
     ) -> None:
         """Tell for how long a node has needed the outside."""
-        span = self._tracer.begin(WAIT, self.place, fixed=self._fixed)
+        attributes: dict[str, Value] = {
+            NODE_ID: node_id,
+            ITERATION: iteration,
+            WAIT_REASON: reason,
+        }
+        span = self._tracer.begin_below(WAIT, self.span, attributes)
         span.began_ns = began_ms * NS_PER_MS
-        span.attributes = {NODE_ID: node_id, ITERATION: iteration, WAIT_REASON: reason}
         self._tracer.end(span, ended_ms * NS_PER_MS)
 
     def tell_run(
         self, status: str, error_type: str | None, *, began_ms: int, ended_ms: int
     ) -> None:
-        """Tell the run's own span."""
-        began_ns = began_ms * NS_PER_MS
-        span = Span(RUN, self.place, self._parent_id, SpanKind.INTERNAL, began_ns, self._fixed)
-        span.attributes = {STATUS: status}
-        span.error_type = error_type
-        self._tracer.end(span, ended_ms * NS_PER_MS)
-
-    def make_current(self, place: Place) -> None:
-        """Have what this asyncio task does from now on stand below a place: the run's own, or an attempt's."""
-        _CURRENT.set(_Current(self._tracer, place, self._fixed))
-        self._tracer.attach(place)
+        """Tell the run's own span; once."""
+        self.span.began_ns = began_ms * NS_PER_MS
+        self.span.attributes[STATUS] = status
+        self.span.error_type = error_type
+        self._tracer.end(self.span, ended_ms * NS_PER_MS)
 
 
-@dataclass(frozen=True, slots=True)
-class _Current:
-    tracer: Tracer
-    place: Place
-    fixed: bytes
+_CURRENT: Final[ContextVar[tuple[Tracer, Span] | None]] = ContextVar("smithers_span", default=None)
 
 
-_CURRENT: Final[ContextVar[_Current | None]] = ContextVar("smithers_span", default=None)
-
-
-def find_current() -> Place | None:
-    """Say where in a trace the caller stands; None where traces are off, or nothing is told here."""
+def find_current() -> Span | None:
+    """Find the span that the caller stands in; None where traces are off, or nothing is told here."""
     current = _CURRENT.get()
-    return None if current is None else current.place
+    return None if current is None else current[1]
 
 
 @contextmanager
@@ -218,24 +174,27 @@ def span(
 ) -> Iterator[dict[str, Value]]:
     """Tell what the block does as a span below the current attempt; nothing where traces are off.
 
-    Yields the span's attributes, to which more may be added; never content (inputs, outputs, prompts). What leaves
-    the block by an exception is told as failed, by the exception's class.
+    Yields the span's attributes, to which more may be added; never content (inputs, outputs, prompts). What is no Value is
+    told as its text. What leaves the block by an exception is told as failed, by the exception's class.
     """
-    above = _CURRENT.get()
-    if above is None:
-        yield {}
+    current = _CURRENT.get()
+    told = dict(attributes or {})
+    if current is None:
+        yield told
         return
-    begun = above.tracer.begin(name, above.place, kind=kind, fixed=above.fixed)
-    begun.attributes.update(attributes or {})
-    token = _CURRENT.set(_Current(above.tracer, begun.place, above.fixed))
+    tracer, above = current
+    begun = tracer.begin_below(text_of(name), above, told, kind=kind)
+    token = _CURRENT.set((tracer, begun))
     try:
-        yield begun.attributes
+        yield told
     except BaseException as error:
         begun.error_type = type(error).__name__
         raise
     finally:
         _CURRENT.reset(token)
-        above.tracer.end(begun)
+        # The block's author still has the other mapping, and may have put anything there.
+        begun.attributes = {text_of(key): plain(value) for key, value in told.copy().items()}
+        tracer.end(begun)
 
 
 def open_tracer(

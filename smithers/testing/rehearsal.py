@@ -16,11 +16,20 @@ from smithers.states import RunStatus
 from smithers.store import node_reads, reads
 from smithers.store.embedded.temporary import open_temporary_postgres
 from smithers.store.schema import upgrade_schema
-from smithers.testing.stage import MAX_LISTED, People, Question, Saying, Stage, open_stage
+from smithers.testing.stage import (
+    MAX_LISTED,
+    People,
+    Person,
+    Question,
+    Saying,
+    Stage,
+    open_stage,
+)
 from smithers.workflow import Workflow
 from worker.loops import BodyLoop
 
 WAIT_LIMIT_S: Final = 30.0
+MAX_LISTED_BYTES: Final = 1 << 30  # of the nodes of a run, without their outputs
 
 Result = TypeVar("Result")
 
@@ -148,9 +157,15 @@ class RehearsedRun:
         """Count a node's attempts, in all iterations."""
         return sum(node.attempt for node in self._nodes() if node.node_id == node_id)
 
-    def say(self, node_id: str, saying: Saying, *, by: str | None = None) -> None:
-        """Answer a question, as people would: see People. Raises what the server refuses with."""
-        self._do(self._stage.say(self.run_id, NodeId(node_id), saying, by))
+    def say(
+        self, node_id: str, saying: Saying, *, by: str | None = None, scopes: Sequence[str] = ()
+    ) -> None:
+        """Answer a question, as people would: see People. Raises what the server refuses with.
+
+        `by`: the user whose token has these scopes; without one anybody may, as on a server without tokens.
+        """
+        person = Person() if by is None else Person(by, tuple(scopes))
+        self._do(self._stage.say(self.run_id, NodeId(node_id), saying, person))
 
     def signal(self, name: str, data: Any = None, *, correlation_id: str | None = None) -> None:
         """Send a signal."""
@@ -171,9 +186,14 @@ class RehearsedRun:
 
     def _nodes(self) -> list[node_reads.NodeRow]:
         listed = node_reads.list_nodes(
-            self._stage.pool, self.run_id, after=None, limit=MAX_LISTED, max_bytes=0
+            self._stage.pool,
+            self.run_id,
+            after=None,
+            limit=MAX_LISTED,
+            max_bytes=0,
+            page_bytes=MAX_LISTED_BYTES,
         )
-        nodes: list[node_reads.NodeRow] = self._do(listed)
+        nodes: list[node_reads.NodeRow] = self._do(listed)[0]
         return sorted(nodes, key=lambda node: node.iteration)
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 from smithers.events import EventType, correlation_json, event_parts
@@ -22,7 +22,7 @@ from smithers.store.forms import Answer, answer_form, read_form
 from smithers.store.owners import register_worker
 from smithers.store.refusals import RunExists
 from smithers.store.tails import Cursor, read_tails
-from smithers.store.worker_store import open_worker_store
+from smithers.store.worker_store import WorkerStore, open_worker_store
 from smithers.telemetry.names import Role
 from smithers.telemetry.sheet import Sheet
 from smithers.workflow import Workflow
@@ -43,6 +43,13 @@ MAX_LISTED: Final = 10_000
 # What somebody says to a question: yes or no, {"selected": …} or {"ranked": […]}, or the value that a form asks for.
 Saying = Any
 People = Mapping[str, Saying | Callable[["Question"], Saying]]
+
+
+class Person(NamedTuple):
+    """Who answers a question, and with which scopes; None: nobody in particular, on a server that knows no tokens."""
+
+    name: str | None = None
+    scopes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +125,7 @@ class Stage:
             raise is_new
         if not is_new:
             raise RunExists
-        self.claimer.hear_due(None)
+        self.claimer.hear_due()
 
     async def until_at_rest(self, run_id: RunId, people: People, limit_s: float) -> None:
         """Wait until only the outside can move a run, and the script has nothing to say; raises RehearsalTimeout."""
@@ -137,7 +144,7 @@ class Stage:
         await rehearsals.move_clock(self._connection, self._offset_s)
         self.clock.hear(await rehearsals.read_clock(self._connection))
         self.claimer.hear_news(None)
-        self.claimer.hear_due(None)
+        self.claimer.hear_due()
 
     async def events(self, run_id: RunId) -> list[dict[str, Any]]:
         """Read a run's events, from the first on."""
@@ -154,7 +161,7 @@ class Stage:
         rows = await node_reads.list_approvals(self.pool, after=None, limit=MAX_LISTED)
         return [_question(row) for row in rows if row.run_id == run_id]
 
-    async def say(self, run_id: RunId, node_id: NodeId, saying: Saying, by: str | None) -> None:
+    async def say(self, run_id: RunId, node_id: NodeId, saying: Saying, by: Person) -> None:
         """Answer a question; raises what the store refuses with."""
         asked = [one for one in await self.questions(run_id) if one.node_id == node_id]
         iteration = asked[0].iteration if asked else 0
@@ -168,10 +175,10 @@ class Stage:
                 iteration=iteration,
                 is_approved=bool(saying),
                 note=None,
-                decided_by=by,
+                decided_by=by.name,
                 decision=None if choice is None else json.dumps(dict(choice)),
-                user=by,
-                scopes=None,
+                user=by.name,
+                scopes=by.scopes,
             )
             await outside.decide(self.lane, decision)
         self._tell(run_id)
@@ -218,27 +225,27 @@ class Stage:
             if question.node_id in people:
                 saying = people[question.node_id]
                 answer = saying(question) if callable(saying) else saying
-                await self.say(run_id, NodeId(question.node_id), answer, None)
+                await self.say(run_id, NodeId(question.node_id), answer, Person())
                 is_asked = True
         return is_asked
 
     async def _fill_in(
-        self, run_id: RunId, node_id: NodeId, iteration: int, value: str, by: str | None
+        self, run_id: RunId, node_id: NodeId, iteration: int, value: str, by: Person
     ) -> None:
         answer = Answer(
             run_id=run_id,
             node_id=node_id,
             iteration=iteration,
             value=value,
-            answered_by=by,
-            user=by,
-            scopes=None,
+            answered_by=by.name,
+            user=by.name,
+            scopes=by.scopes,
         )
         await answer_form(self.pool, answer, await read_form(self.pool, answer))
 
     def _tell(self, run_id: RunId) -> None:
         self.claimer.hear_news(frozenset({run_id}))
-        self.claimer.hear_due(None)
+        self.claimer.hear_due()
 
 
 async def open_stage(exits: AsyncExitStack, dsn: str, root_dir: Path) -> Stage:
@@ -249,20 +256,33 @@ async def open_stage(exits: AsyncExitStack, dsn: str, root_dir: Path) -> Stage:
     process = identify(os.getpid())
     assert process is not None
     await register_worker(pool, worker_id, pool_id=uuid4(), process=process, queues=(QUEUE,))
-    store = await exits.enter_async_context(open_worker_store(dsn, dsn, worker_id, {}))
+    store = await exits.enter_async_context(open_worker_store(dsn, worker_id))
     stage = Stage(pool=pool, connection=connection)
     stage.lane = await exits.enter_async_context(outside.open_outside_lane(dsn))
+    tools = _make_tools(
+        exits,
+        stage,
+        store,
+        PoolSettings(dsn=dsn, direct_dsn=dsn, root_dir=str(root_dir), worker_count=1),
+    )
+    stage.claimer = _make_claimer(tools)
+    running = asyncio.create_task(stage.claimer.run(), name="claimer")
+    exits.push_async_callback(_end, stage.claimer, running)
+    return stage
+
+
+def _make_tools(
+    exits: AsyncExitStack, stage: Stage, store: WorkerStore, settings: PoolSettings
+) -> Tools:
     sheet = Sheet.create(page_count=1)
     exits.callback(sheet.close)
-    settings = PoolSettings(dsn=dsn, direct_dsn=dsn, root_dir=str(root_dir), worker_count=1)
-    threads = ThreadPoolExecutor(thread_name_prefix="body")
     bodies = Bodies(
-        threads=threads,
+        threads=ThreadPoolExecutor(thread_name_prefix="body"),
         workshop=exits.enter_context(open_workshop(settings)),
-        root_dir=root_dir,
+        root_dir=settings.root,
         on_abandoned=lambda _reason: None,  # it ends with the test
     )
-    tools = Tools(
+    return Tools(
         store=store,
         workflows=stage.given,
         bodies=bodies,
@@ -273,12 +293,18 @@ async def open_stage(exits: AsyncExitStack, dsn: str, root_dir: Path) -> Stage:
             lambda build: build()
         ),  # an alarm rings in the main thread, which is the test's
     )
-    stage.claimer = Claimer(
-        tools, queues=(QUEUE,), limit=64, is_solo=False, loads=Loads([0], [0.0]), slot=0
+
+
+def _make_claimer(tools: Tools) -> Claimer:
+    return Claimer(
+        tools,
+        queues=(QUEUE,),
+        limit=64,
+        is_solo=False,
+        loads=Loads([0], [0.0]),
+        slot=0,
+        on_broken=lambda _reason: None,  # it ends with the test
     )
-    running = asyncio.create_task(stage.claimer.run(), name="claimer")
-    exits.push_async_callback(_end, stage.claimer, running)
-    return stage
 
 
 async def _end(claimer: Claimer, running: "asyncio.Task[None]") -> None:

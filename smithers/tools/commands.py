@@ -1,17 +1,19 @@
 """Tools that run programs in the jail: `bash` and `grep`."""
 
-import itertools
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Final, ParamSpec, Self
 
 from pydantic import BaseModel, Field
+from pydantic_core import to_json
 
 from smithers.source.beneath import beneath
 from smithers.source.errors import SourceError
 from smithers.tools.errors import ToolError, ToolRefused
-from smithers.tools.files import RelativePath
+from smithers.tools.files import MAX_JSON_BYTES, RelativePath, cut_text
 from smithers.tools.tool import Tool, tool
-from smithers.tools.toolbox import Command, CommandEnd, find_toolbox
+from smithers.tools.toolbox import Captured, Command, CommandEnd, find_toolbox
 
 P = ParamSpec("P")
 
@@ -25,6 +27,8 @@ GREP_OUTPUT_BYTES: Final = 1 << 20
 MAX_MATCHES: Final = 200
 MAX_LINE_CHARS: Final = 500
 NO_MATCH: Final = 1
+# What grep prints, `path NUL number : text` to the end of a line; a path may hold anything but a NUL.
+PRINTED: Final = re.compile(r"([^\0]*)\0([0-9]+):(.*)\n")
 
 Timeout = Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S, description="In seconds.")]
 WorkingDirectory = Annotated[str, Field(description="Relative to the root directory.")]
@@ -110,11 +114,7 @@ async def grep(
     )
     if end.exit_code > NO_MATCH or end.exit_code < 0:
         raise ToolError(f"grep: {_text(end.stderr.content)[:500] or end.exit_code}")
-    matches = [*itertools.islice(_read_matches(_text(end.stdout.content)), max_matches + 1)]
-    return Matches(
-        matches=matches[:max_matches],
-        is_truncated=end.stdout.is_truncated or len(matches) > max_matches,
-    )
+    return await find_toolbox().run_in_thread(partial(_read_matches, end.stdout, max_matches))
 
 
 class Bash(Tool[P, CommandResult]):  # a Tool to whoever lists tools, with one more beside it
@@ -138,12 +138,14 @@ async def _run(argv: tuple[str, ...], *, cwd: str, stdin: str, timeout_s: float)
             max_output_bytes=OUTPUT_BYTES,
         )
     )
+    stdout, stderr = _text(end.stdout.content), _text(end.stderr.content)
+    kept_stdout, kept_stderr = (cut_text(text, MAX_JSON_BYTES // 2) for text in (stdout, stderr))
     return CommandResult(
         exit_code=end.exit_code,
-        stdout=_text(end.stdout.content),
-        stderr=_text(end.stderr.content),
-        is_stdout_truncated=end.stdout.is_truncated,
-        is_stderr_truncated=end.stderr.is_truncated,
+        stdout=kept_stdout,
+        stderr=kept_stderr,
+        is_stdout_truncated=end.stdout.is_truncated or len(kept_stdout) < len(stdout),
+        is_stderr_truncated=end.stderr.is_truncated or len(kept_stderr) < len(stderr),
     )
 
 
@@ -157,15 +159,18 @@ def _inside(path: str) -> str:
         raise ToolRefused(error.reason) from error
 
 
-def _read_matches(printed: str) -> Iterator[Match]:
-    """Read what grep prints, `path NUL number : text` to the end of a line; a path may hold anything but a NUL."""
-    while True:
-        path, found, rest = printed.partition("\0")
-        line, ended, printed = rest.partition("\n")
-        if not (found and ended):  # the end, or cut off
-            return
-        number, _, text = line.partition(":")
-        yield Match(path=path.removeprefix("./"), line=int(number), text=text[:MAX_LINE_CHARS])
+def _read_matches(printed: Captured, max_matches: int) -> Matches:
+    text, at, room = _text(printed.content), 0, MAX_JSON_BYTES
+    matches: list[Match] = []
+    while found := PRINTED.match(text, at):
+        at = found.end()
+        path, line, content = found.groups()
+        match = Match(path=path.removeprefix("./"), line=int(line), text=content[:MAX_LINE_CHARS])
+        room -= len(to_json(match)) + 1
+        if room < 0 or len(matches) == max_matches:
+            return Matches(matches=matches, is_truncated=True)
+        matches.append(match)
+    return Matches(matches=matches, is_truncated=printed.is_truncated)
 
 
 def _text(content: bytes) -> str:

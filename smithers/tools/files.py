@@ -7,15 +7,18 @@ rename, which replaces a link instead of following it.
 
 import errno
 import fcntl
+import io
 import os
 import secrets
 import stat
 import time
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Annotated, Final
 
 from pydantic import BaseModel, Field
+from pydantic_core import to_json
 
 from smithers.source.beneath import RootDirectory, beneath
 from smithers.source.errors import SourceError, SourceNotFound
@@ -26,6 +29,9 @@ from smithers.tools.toolbox import find_toolbox
 MAX_FILE_BYTES: Final = 10 << 20
 MAX_LINES: Final = 2_000
 MAX_TEXT_CHARS: Final = 200_000
+MAX_JSON_BYTES: Final = (
+    1_000_000  # of what a tool gives back; the limit of outputs is a little higher
+)
 MAX_NAME_BYTES: Final = 255
 LOCK_PATIENCE_S: Final = 10.0
 LOCK_PAUSE_S: Final = 0.02
@@ -62,16 +68,16 @@ def read(
 ) -> FileText:
     """Read a text file (UTF-8, 10 MiB at most), or some of its lines, numbered from 1."""
     text = _read_text(find_toolbox().root, path)
-    lines = text.splitlines(keepends=True)
+    lines = io.StringIO(text).readlines()  # as grep counts them: only a newline ends one
     chosen = lines[start_line - 1 : start_line - 1 + max_lines]
     found = "".join(chosen)
-    is_cut = len(found) > MAX_TEXT_CHARS
+    kept = cut_text(found[:MAX_TEXT_CHARS], MAX_JSON_BYTES)
     return FileText(
         path=path,
-        text=found[:MAX_TEXT_CHARS],
+        text=kept,
         start_line=start_line,
         line_count=len(lines),
-        is_truncated=is_cut or start_line - 1 + len(chosen) < len(lines),
+        is_truncated=len(kept) < len(found) or start_line - 1 + len(chosen) < len(lines),
     )
 
 
@@ -105,6 +111,15 @@ def edit(path: RelativePath, old: str, new: str, *, replace_all: bool = False) -
         before = _status(directory, name, path)
         _replace(directory, name, content, mode=MODE if before is None else before.st_mode)
     return Written(path=path, bytes=len(content), replacements=count)
+
+
+def cut_text(text: str, max_json_bytes: int) -> str:
+    """Return the beginning of a text that is no longer than this as JSON, where a control character takes six bytes."""
+    if len(to_json(text)) <= max_json_bytes:
+        return text
+    lengths = range(len(text) + 1)
+    fitting = bisect_right(lengths, max_json_bytes, key=lambda length: len(to_json(text[:length])))
+    return text[: fitting - 1]
 
 
 def _read_text(root: RootDirectory, path: str) -> str:

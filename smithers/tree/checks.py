@@ -7,6 +7,7 @@ from smithers.errors import InvalidTree
 from smithers.ids import NODE_ID_PATTERN
 
 SCOPE_MARK: Final = "@@"  # parts a node's id from its loops' path
+MAX_WORD_CHARS: Final = 200
 
 
 def check_id(id: object, kind: str) -> str:
@@ -31,6 +32,16 @@ def check_text(text: Any, where: str) -> Any:
             f"{where}: a NUL or half a surrogate pair cannot be stored: {text[:200]!r}"
         )
     return text
+
+
+def check_word(word: Any, where: str) -> None:
+    """Raise InvalidTree for what is no word that a command can name, too; None is none at all."""
+    if word is None:
+        return
+    if not isinstance(word, str) or not word.isprintable() or " " in word:
+        raise InvalidTree(f"{where} takes a word without blanks, not {word!r:.200}")
+    if not 0 < len(word) <= MAX_WORD_CHARS:
+        raise InvalidTree(f"{where} takes 1 to {MAX_WORD_CHARS} characters, not {len(word)}")
 
 
 def check_names(given: Iterable[str], where: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import asyncpg
 import pytest
 import yaml
 
-from smithers.settings import SETTINGS
+from smithers.capacity import FOR_PEOPLE, count_connections
+from smithers.settings import SETTINGS, ServerOptions
 from smithers.telemetry.names import FAMILIES, Kind
 from tests.support.balancers import DEPLOY, find_program
 
@@ -135,6 +137,58 @@ def test_only_loopback_is_published():
             assert port.startswith(("127.0.0.1:", "${BIND:-127.0.0.1}:")), port
 
 
+def filled(text: str, **given: str) -> str:
+    """Put compose's variables in: what is given, or their defaults."""
+    return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: given.get(found[1], found[2]), text)
+
+
+def test_workers_reach_the_world_and_nothing_of_it_reaches_postgres():
+    networks, services = COMPOSE["networks"], COMPOSE["services"]
+    closed = {name for name, network in networks.items() if network.get("internal")}
+    assert set(services["postgres"]["networks"]) == closed
+    for name, service in services.items():
+        if "postgres" in service.get("depends_on", {}) or name in OURS | {"collector"}:
+            assert closed <= set(service["networks"]), name
+    ways_out = set(services["worker"]["networks"]) - closed
+    assert ways_out
+    for name, service in services.items():
+        assert name == "worker" or ways_out.isdisjoint(service["networks"]), name
+    assert services["worker"]["env_file"] == [{"path": "workers.env", "required": False}]
+
+
+def test_what_holds_secrets_is_kept_out_of_the_repository():
+    ignored = (TREE / ".gitignore").read_text(encoding="utf-8").split()
+    assert {"/.env", "/workers.env"} <= set(ignored)
+
+
+@pytest.mark.parametrize("given", [{}, {"SUBNET": "172.30.9"}])
+def test_the_balancer_finds_the_gateways_at_addresses_that_stay_theirs(given: dict[str, str]):
+    (config,) = COMPOSE["networks"]["inside"]["ipam"]["config"]
+    subnet, lent = (ip_network(filled(config[key], **given)) for key in ("subnet", "ip_range"))
+    assert lent.subnet_of(subnet)
+    for number in (1, 2):
+        own = COMPOSE["services"][f"gateway-{number}"]["networks"]["inside"]["ipv4_address"]
+        address = ip_address(filled(own, **given))
+        assert address in subnet
+        assert address not in lent, "somebody else may be given it while the gateway is away"
+        told = COMPOSE["services"]["balancer"]["environment"][f"SMITHERS_GATEWAY_{number}"]
+        assert filled(told, **given) == f"{address}:7331"
+
+
+@pytest.mark.parametrize("given", [{}, {"WORKERS": "8"}])
+def test_postgres_allows_what_the_fleet_and_people_may_need(given: dict[str, str]):
+    services = COMPOSE["services"]
+    command = [filled(word, **given) for word in services["worker"]["command"]]
+    workers = int(command[command.index("--workers") + 1])
+    pool = ServerOptions(http_workers=0, workers=workers)
+    gateway = ServerOptions(http_workers=1, workers=0)
+    needed = services["worker"]["deploy"]["replicas"] * count_connections(pool)
+    needed += 2 * count_connections(gateway)
+    allowed = re.search(r"max_connections=(\d+)", " ".join(services["postgres"]["command"]))
+    assert allowed is not None
+    assert needed + FOR_PEOPLE <= int(allowed[1])
+
+
 def test_every_file_that_is_mounted_is_there():
     for service in COMPOSE["services"].values():
         for volume in service.get("volumes", []):
@@ -214,14 +268,19 @@ async def test_the_query_that_scales_counts_what_wants_a_worker_by_indexes(datab
     connection = await asyncpg.connect(database)
     try:
         await connection.execute(
-            """INSERT INTO smithers.runs (run_id, status, last_seq, created_at, due_at, owner_id) VALUES
-            ('due', 'queued', 0, now(), now(), NULL), ('later', 'waiting-timer', 0, now(), now() + interval '1 h', NULL),
-            ('parked', 'waiting-approval', 0, now(), NULL, NULL), ('owned', 'running', 0, now(), now(), gen_random_uuid())"""
+            """INSERT INTO smithers.runs (run_id, status, last_seq, created_at, due_at, owner_id, is_solo, crash_count) VALUES
+            ('due', 'queued', 0, now(), now(), NULL, false, 0),
+            ('isolated', 'queued', 0, now(), now(), NULL, true, 0),
+            ('suspect', 'running', 0, now(), now(), NULL, false, 1),
+            ('later', 'waiting-timer', 0, now(), now() + interval '1 h', NULL, false, 0),
+            ('isolated-later', 'waiting-timer', 0, now(), now() + interval '1 h', NULL, true, 0),
+            ('parked', 'waiting-approval', 0, now(), NULL, NULL, false, 0),
+            ('owned', 'running', 0, now(), now(), gen_random_uuid(), true, 0)"""
         )
-        assert await connection.fetchval(query) == 2
+        assert await connection.fetchval(query) == 4
         await connection.execute("SET enable_seqscan = off")
         plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN {query}"))
-        assert {"runs_claimable_idx", "runs_owner_id_idx"} <= set(
+        assert {"runs_claimable_idx", "runs_solo_idx", "runs_owner_id_idx"} <= set(
             re.findall(r"runs_\w+_idx", plan)
         ), plan
     finally:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -39,7 +40,10 @@ Call = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def call(
-    server: Serving, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: Serving,
+    own_logs: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Call:
     """Run a command in this process against the server: exit code, stdout, stderr."""
     for name in [name for name in os.environ if name.startswith(("SMITHERS_", "DATABASE_"))]:
@@ -252,11 +256,12 @@ def test_up_says_how_a_failed_run_goes_on(server: Serving, flows: Path) -> None:
 def test_up_leaves_a_question_open_where_nobody_sits_and_takes_it_up_again(
     server: Serving, flows: Path
 ) -> None:
-    left = up(server, flows, "flows.py:asks", "--run-id", "asks-1")
+    (flows / "flows.py").rename(flows / "my flows.py")
+    left = up(server, flows, "my flows.py:asks", "--run-id", "asks-1")
     assert (left.returncode, left.stdout) == (3, "")
-    hint = "smithers up flows.py:asks --run-id asks-1 --resume --yes"
-    assert hint in left.stderr
-    done = up(server, flows, *hint.split()[2:])
+    (hint,) = [line for line in left.stderr.splitlines() if "smithers up" in line]
+    assert "--resume --yes" in hint
+    done = run_command(*shlex.split(hint)[1:], cwd=flows)
     assert (done.returncode, done.stdout) == (0, '"gone"\n')
 
 

@@ -28,6 +28,14 @@ from tests.support.serving import (
 )
 
 TOKEN = "t0ken-for-tests"
+ORDERS = """
+from smithers import Approval, Sequence, Task, workflow
+
+
+@workflow(database="ORDERS")
+def orders(ctx):
+    return Sequence(Approval("pay", title="Paid?"), Task("send", lambda: "sent"))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +159,17 @@ def test_a_run_that_was_cancelled_over_http_stays_to_be_read(flows: Path, data_d
         until_status(up.url, "cancelled")
         up.talk.until(lambda line: "run cancelled; it is served on" in line)
         assert up.end(signal.SIGINT)[0] == 2
+
+
+def test_a_run_in_its_workflows_own_database_is_steered_where_it_lives(
+    flows: Path, data_dir: Path, database: str
+) -> None:
+    (flows / "orders.py").write_text(ORDERS, encoding="utf-8")
+    with UpServed(flows, data_dir, "orders.py", ORDERS=database) as up:
+        until_status(up.url, "waiting-approval")
+        assert "runId" in ask(f"{up.url}/approve/pay", method="POST")
+        up.talk.until(lambda line: "run finished; it is served on" in line)
+        assert up.end(signal.SIGINT) == (0, '"sent"\n')
 
 
 def test_the_token_is_asked_for_and_metrics_can_be_left_out(flows: Path, data_dir: Path) -> None:

@@ -82,7 +82,7 @@ async def test_a_pool_opens_as_many_as_are_counted(database: str, opened: Opened
 
 
 async def test_a_child_opens_as_many_as_are_counted(database: str, opened: Opened) -> None:
-    async with open_worker_store(database, database, WorkerId(uuid4()), {}) as store:
+    async with open_worker_store(database, WorkerId(uuid4())) as store:
         await store.claim("default", 1, ClaimKind.MANY)
     assert opened.count == capacity.OF_A_CHILD, opened.names
 
@@ -106,6 +106,6 @@ async def test_a_postgres_with_too_few_connections_is_warned_of_or_refused(datab
     with capture_logs() as logs:
         await check_connections(many, database, is_embedded=False)
     (told,) = logs
-    assert (told["event"], told["needed"]) == ("connections_short", 741)
-    with pytest.raises(InvalidSettings, match=r"--workers 100 .* need up to 741 connections"):
+    assert (told["event"], told["needed"]) == ("connections_short", 661)
+    with pytest.raises(InvalidSettings, match=r"--workers 100 .* need up to 661 connections"):
         await check_connections(many, database, is_embedded=True)

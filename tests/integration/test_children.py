@@ -219,3 +219,22 @@ async def test_a_parent_waits_for_what_its_child_goes_on_as(world: World) -> Non
     await world.start("r", "chain.py")
     await world.until_status("r", "finished")
     assert json.dumps(await world.outputs("r")) == '{"s": 2}'
+
+
+async def test_a_name_that_another_run_has_fails_the_run_that_would_go_on_under_it(
+    world: World,
+) -> None:
+    world.write("pages.py", PAGES)
+    world.write(
+        "other.py",
+        "from smithers import Task, workflow\nother = workflow(lambda ctx: Task('t', 1))\n",
+    )
+    world.start_pool(workers=1)
+    await world.start("r+1", "other.py")
+    await world.until_status("r+1", "finished")
+    await world.start("r", "pages.py", {"name": "book"})
+    await world.until_status("r", "failed")
+    error = await world.error("r")
+    assert (error["name"], error["code"]) == ("RunExists", "RUN_ALREADY_EXISTS")
+    assert error["message"] == "of the runs to start one exists, or did: r+1"
+    assert await world.outputs("r+1") == {"t": 1}

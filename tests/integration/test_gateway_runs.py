@@ -4,14 +4,16 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 
+from gateway.paging import MAX_PAGE_BYTES
 from smithers.ids import WorkerId, is_run_id
 from smithers.store.claims import ClaimKind, claim_runs
 from smithers.store.hints import Channel
-from tests.support.gateway import Client, Rows, make_root, running, settings_for
+from tests.support.gateway import HELLO, Client, Rows, make_root, running, settings_for
 
 START = {"workflowPath": "hello.py"}
 
@@ -127,8 +129,7 @@ async def test_a_start_waits_for_the_description_of_a_new_version(
 ) -> None:
     (root / "hello.py").write_text("# another version\n", encoding="utf-8")
     starting = asyncio.create_task(client.post("/v1/runs", START))
-    wanted = "SELECT source_hash FROM smithers.workflow_descriptions WHERE description IS NULL"
-    await rows.until(wanted)
+    await rows.until(WANTED)
     assert not starting.done()
     await rows.describe(workflow_name="renamed", queue="gpu", isolation="process")
     await rows.connection.execute("SELECT pg_notify('smithers_sources', 'x')")
@@ -139,6 +140,57 @@ async def test_a_start_waits_for_the_description_of_a_new_version(
         run_id,
     )
     assert tuple(row) == ("gpu", True, "renamed")
+
+
+WANTED = "SELECT source_hash FROM smithers.workflow_descriptions WHERE description IS NULL"
+
+
+async def describe_wanted(rows: Rows, **changes: Any) -> None:
+    """Be the pool, once somebody asks it."""
+    await rows.until(WANTED)
+    await rows.describe(**changes)
+    await rows.connection.execute("SELECT pg_notify('smithers_sources', 'x')")
+
+
+async def test_a_failure_answers_until_it_has_aged_and_is_then_looked_into_again(
+    client: Client, rows: Rows
+) -> None:
+    await rows.describe(error="No such file: settings.toml")
+    for _ in range(2):
+        assert (await client.post("/v1/runs", START)).code == "INVALID_REQUEST"
+    assert await rows.connection.fetch(WANTED) == []
+    await rows.connection.execute(
+        "UPDATE smithers.workflow_descriptions SET created_at = created_at - interval '11 s'"
+    )
+    again, _ = await asyncio.gather(client.post("/v1/runs", START), describe_wanted(rows))
+    assert again.status == 200
+
+
+async def test_an_accident_answers_who_waits_and_the_next_start_asks_anew(
+    client: Client, rows: Rows
+) -> None:
+    await rows.describe(error="old", is_accident=True)
+    befell = "importing the workflow ended its process (exit code -9)"
+    first, _ = await asyncio.gather(
+        client.post("/v1/runs", START), describe_wanted(rows, error=befell, is_accident=True)
+    )
+    assert (first.status, first.json["error"]["details"]["reason"]) == (400, befell)
+    second, _ = await asyncio.gather(client.post("/v1/runs", START), describe_wanted(rows))
+    assert second.status == 200
+
+
+async def test_an_accident_stands_where_nobody_finds_out_more_in_time(
+    client: Client, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.sources.DESCRIBE_S", 0.05)
+    await rows.describe(error="importing the workflow took longer than 20 s", is_accident=True)
+    for _ in range(2):
+        answer = await client.post("/v1/runs", START)
+        assert (answer.status, answer.code) == (400, "INVALID_REQUEST")
+        assert "longer than 20 s" in answer.json["error"]["message"]
+        assert await rows.connection.fetch(WANTED) != []
+    await rows.describe()
+    assert (await client.post("/v1/runs", START)).status == 200
 
 
 async def test_a_version_that_nobody_describes_in_time_is_accepted(
@@ -215,6 +267,31 @@ async def test_an_idempotency_key_stands_for_one_run_however_often_and_at_once(
     assert len((await client.get("/v1/runs")).json) == 1
 
 
+async def test_a_key_answers_for_its_run_whatever_has_become_of_the_file(
+    client: Client, rows: Rows
+) -> None:
+    key = {"Idempotency-Key": "order-1"}
+    first = await client.post("/v1/runs", START, **key)
+    file = rows.root / "hello.py"
+    file.write_text(HELLO + "raise ValueError\n", encoding="utf-8")
+    await rows.describe(error="hello.py cannot be imported: ValueError")
+    assert (await client.post("/v1/runs", START)).status == 400
+    assert (await client.post("/v1/runs", START, **key)).json == first.json
+    file.unlink()
+    assert (await client.post("/v1/runs", START, **key)).json == first.json
+    other = await client.post("/v1/runs", {**START, "input": {"n": 1}}, **key)
+    assert (other.status, other.code) == (409, "IDEMPOTENCY_KEY_REUSED")
+
+
+async def test_a_start_that_is_repeated_counts_once(client: Client) -> None:
+    started = client.gateway._services.metrics._runs_started
+    before = started._words[started._at]
+    body, key = {**START, "runId": "r"}, {"Idempotency-Key": "k"}
+    answers = await asyncio.gather(*(client.post("/v1/runs", body, **key) for _ in range(5)))
+    assert [answer.json for answer in answers] == [{"runId": "r"}] * 5
+    assert started._words[started._at] == before + 1
+
+
 async def test_a_refused_start_does_not_use_up_its_key(client: Client) -> None:
     await client.post("/v1/runs", {**START, "runId": "taken"})
     for _ in range(2):
@@ -238,6 +315,7 @@ async def test_a_run_shows_its_input_output_error_and_the_states_of_its_nodes(
     assert run["output"] == {"x": 1}
     assert run["error"] == {"name": "E", "message": "m"}
     assert run["summary"] == {"finished": 1, "failed": 1}
+    assert run["lastSeq"] == 2
     assert run["runState"]["state"] == "failed"
     assert run["finishedAtMs"] >= run["startedAtMs"] > 1_600_000_000_000
     (row,) = (await client.get("/v1/runs")).json
@@ -355,6 +433,52 @@ async def test_nodes_come_with_attempts_and_large_outputs_only_when_asked_for(
     page = await client.get("/v1/runs/r/nodes?limit=1")
     following = await client.get(page.headers["link"].split(">")[0][1:])
     assert [node["nodeId"] for node in page.json + following.json] == ["a", "b"]
+
+
+async def test_a_page_of_nodes_ends_before_it_is_too_large(client: Client, rows: Rows) -> None:
+    await rows.add_run("r")
+    third = MAX_PAGE_BYTES // 3
+    sizes = {"a": third, "b": third, "c": third, "d": 10, "e": MAX_PAGE_BYTES, "f": 10}
+    for node_id, size in sizes.items():
+        await rows.add_node("r", node_id, "finished", output=json.dumps("x" * size))
+    await rows.add_node("r", "g", "failed")
+    await rows.connection.execute(
+        """INSERT INTO smithers.attempts (run_id, node_id, iteration, attempt, state, finished_at, error)
+        SELECT 'r', 'g', 0, n, 'failed', smithers.clock(), to_json(repeat('x', $1))::text
+        FROM generate_series(1, 2) AS n""",
+        MAX_PAGE_BYTES // 2,
+    )
+    path, pages = "/v1/runs/r/nodes?limit=7&maxBytes=10000000", []
+    while path:
+        answer = await client.get(path)
+        pages.append([node["nodeId"] for node in answer.json])
+        link = answer.headers.get("link")
+        path = link.split(">")[0][1:] if link else ""
+    assert pages == [["a", "b"], ["c", "d"], ["e"], ["f"], ["g"]]
+    without = await client.get("/v1/runs/r/nodes?maxBytes=100")
+    assert [node["nodeId"] for node in without.json] == list("abcdef")
+
+
+async def test_a_schema_with_numbers_beyond_64_bits_is_listed_as_it_is(
+    client: Client, rows: Rows
+) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 2**70}}}
+    await rows.describe(input_schema=schema)
+    started = await client.post("/v1/runs", {**START, "input": {"n": 2**69}})
+    (listed,) = (await client.get("/v1/workflows")).json
+    assert listed["inputSchema"] == schema
+    errors = [{"msg": f"more than {2**70}", "limit": 2**70}]
+    run_id = started.json["runId"]
+    await rows.ask(run_id, "form", mode="form", schema=schema, errors=errors)
+    (asked,) = (await client.get("/v1/approvals")).json["approvals"]
+    assert (asked["requestSchema"], asked["requestErrors"]) == (schema, errors)
+    await rows.connection.execute(
+        "UPDATE smithers.runs SET error = $1",
+        json.dumps({"name": "E", "message": "m", "details": {"n": 2**70}, "traceback": "t"}),
+    )
+    assert (await client.get(f"/v1/runs/{run_id}")).json["error"]["details"] == {"n": 2**70}
+    (row,) = (await client.get("/v1/runs")).json
+    assert json.loads(row["errorJson"])["details"] == {"n": 2**70}
 
 
 async def test_signals_are_numbered_kept_and_known_by_their_id(client: Client, rows: Rows) -> None:

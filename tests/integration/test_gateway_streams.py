@@ -12,8 +12,10 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.hub import Hub
 from gateway.viewers import MAX_BUFFERED_BYTES
-from smithers.store.tails import PAGE_EVENTS
+from smithers.ids import RunId
+from smithers.store.tails import PAGE_EVENTS, Tail
 from smithers.telemetry.names import DropReason
 from smithers.telemetry.sheet import Counter
 from tests.support.gateway import (
@@ -130,6 +132,7 @@ async def test_an_ended_run_that_was_seen_whole_is_204(client: Client, rows: Row
     for query in ("?afterSeq=2", "?afterSeq=99"):
         answer = await client.get(f"/v1/runs/r/events{query}")
         assert (answer.status, answer.body) == (204, b"")
+        assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 @pytest.mark.parametrize(
@@ -148,6 +151,26 @@ async def test_a_cursor_that_is_no_number_is_refused_before_the_head(
 
 async def test_a_stream_of_no_run_is_not_found(client: Client) -> None:
     assert (await client.get("/v1/runs/none/events")).code == "NOT_FOUND"
+
+
+async def test_a_stream_of_a_run_that_retention_takes_meanwhile_ends_and_is_not_found_again(
+    client: Client, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rows.add_run("r", status="finished", events=PAGE_EVENTS + 1)
+    read = Hub.read
+
+    async def read_and_prune(hub: Hub, run_id: RunId, cursor: int) -> Tail | None:
+        tail = await read(hub, run_id, cursor)
+        await rows.connection.execute("DELETE FROM smithers.runs")
+        await rows.connection.execute("DELETE FROM smithers.events")
+        return tail
+
+    monkeypatch.setattr(Hub, "read", read_and_prune)
+    async with client.stream("r") as stream:
+        assert await stream.take(PAGE_EVENTS) == list(range(PAGE_EVENTS))
+        assert await stream.next() is None
+    last = {"Last-Event-ID": str(PAGE_EVENTS - 1)}
+    assert (await client.get("/v1/runs/r/events", **last)).code == "NOT_FOUND"
 
 
 async def test_http_1_0_gets_the_events_unchunked_until_the_connection_closes(

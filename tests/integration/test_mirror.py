@@ -1,14 +1,15 @@
 """A workflow's own database: what happens in it stands in the server's a little later, as it is there."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import asyncpg
 import pytest
 
+from smithers import service_loops
 from smithers.errors import StoreError
 from smithers.ids import RunId, SourceHash
-from smithers.store.mirror import PAGE_EVENTS, MirrorStore, open_mirror
+from smithers.store.mirror import PAGE_EVENTS, Copied, MirrorStore, open_mirror
 from smithers.store.outside import SignalSent, cancel_run, open_outside_lane, send_signal
 from smithers.store.own_databases import (
     find_home,
@@ -17,10 +18,12 @@ from smithers.store.own_databases import (
     use_own_database,
 )
 from smithers.store.refusals import KeyReused, LivesElsewhere, RunExists
-from smithers.store.starts import IdempotencyKey, RunStart
+from smithers.store.starts import IdempotencyKey, RunStart, count_queued
 from tests.support.gateway import Rows
 from tests.support.mirrors import NAME, assert_equal, two_worlds, until_mirrored
 from tests.support.world import World, until
+from worker.mirroring import mirroring
+from worker.settings import PoolSettings
 
 FLOW = """
     from smithers import Approval, Loop, Parallel, Sequence, Task, workflow
@@ -70,6 +73,17 @@ def a_start(run_id: str, **changes: object) -> RunStart:
     return RunStart(**fields)  # type: ignore[arg-type]  # its fields, by name
 
 
+async def reserve(
+    pool: asyncpg.Pool,
+    run_id: str,
+    *,
+    database: str = NAME,
+    key: IdempotencyKey | None = None,
+    is_there: bool = False,
+) -> RunId | None:
+    return await reserve_run(pool, a_start(run_id), database=database, key=key, is_there=is_there)
+
+
 async def until_waiting(world: World, run_id: str) -> None:
     await world.until_status(run_id, "waiting-approval")
 
@@ -109,6 +123,34 @@ async def test_after_a_resume_the_mirror_has_the_nodes_that_no_event_named(
     await mirror.copy([RunId("r")])
     assert await home.states("r") == {"broken": "pending"}
     await assert_equal(home.sql, own.sql)
+
+
+async def test_a_mirror_outlives_what_nobody_foresaw(
+    worlds: tuple[World, World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, own = worlds
+    copy, failed = MirrorStore.copy, []
+
+    async def fail_once(store: MirrorStore, run_ids: Sequence[RunId]) -> Copied:
+        if not failed:
+            failed.append(run_ids)
+            raise KeyError("nobody foresaw this")
+        return await copy(store, run_ids)
+
+    monkeypatch.setattr(MirrorStore, "copy", fail_once)
+    monkeypatch.setattr(service_loops, "PAUSE_S", 0)
+    await Rows(own.sql, own.root).add_run("r", events=3)
+    settings = PoolSettings(
+        dsn=own.dsn,
+        direct_dsn=own.dsn,
+        root_dir=str(own.root),
+        worker_count=0,
+        mirror_name=NAME,
+        mirror_dsn=home.dsn,
+    )
+    async with mirroring(settings):
+        await until_mirrored(home, own)
+    assert failed == [["r"]]
 
 
 async def test_a_long_history_is_copied_a_page_at_a_time_and_has_not_ended_before_its_last(
@@ -192,29 +234,44 @@ async def test_an_id_is_reserved_once_whatever_the_database(
     worlds: tuple[World, World], pool: asyncpg.Pool
 ) -> None:
     home, _ = worlds
-    assert await reserve_run(pool, a_start("r"), database=NAME, key=None) == "r"
-    assert await reserve_run(pool, a_start("r"), database=NAME, key=None) == "r"
+    for _ in range(2):
+        assert await reserve(pool, "r") is None
     with pytest.raises(RunExists):
-        await reserve_run(pool, a_start("r"), database="OTHER", key=None)
+        await reserve(pool, "r", database="OTHER")
     await Rows(home.sql, home.root).add_run("mine")
     with pytest.raises(RunExists):
-        await reserve_run(pool, a_start("mine"), database=NAME, key=None)
-    assert [await find_home(pool, RunId(each)) for each in ("r", "mine", "none")] == [
-        NAME,
-        None,
-        None,
-    ]
+        await reserve(pool, "mine")
+    with pytest.raises(RunExists):
+        await reserve(pool, "theirs", is_there=True)
+    homes = [await find_home(pool, RunId(each)) for each in ("r", "mine", "theirs")]
+    assert homes == [NAME, None, None]
+    assert await count_queued(pool, limit=10) == 1
 
 
 async def test_a_key_stands_for_one_reservation(
     worlds: tuple[World, World], pool: asyncpg.Pool
 ) -> None:
     key = IdempotencyKey("key", "request")
-    assert await reserve_run(pool, a_start("first"), database=NAME, key=key) == "first"
-    assert await reserve_run(pool, a_start("second"), database=NAME, key=key) == "first"
+    assert await reserve(pool, "first", key=key) is None
+    assert await reserve(pool, "second", key=key) == "first"
+    assert await reserve(pool, "second", key=key, is_there=True) == "first"
     assert await find_home(pool, RunId("second")) is None
     with pytest.raises(KeyReused):
-        await reserve_run(pool, a_start("third"), database=NAME, key=IdempotencyKey("key", "other"))
+        await reserve(pool, "third", key=IdempotencyKey("key", "other"))
+
+
+async def test_a_new_key_is_for_a_new_id_and_is_not_used_up_by_one_that_is_taken(
+    worlds: tuple[World, World], pool: asyncpg.Pool
+) -> None:
+    key = IdempotencyKey("key", "request")
+    await reserve(pool, "r")
+    with pytest.raises(RunExists):
+        await reserve(pool, "r", key=key)
+    with pytest.raises(RunExists):
+        await reserve(pool, "theirs", key=key, is_there=True)
+    assert await reserve(pool, "mine", key=key) is None
+    with pytest.raises(RunExists):  # the key's start may be under way: nobody goes before it
+        await reserve(pool, "mine")
 
 
 async def test_a_start_that_stopped_half_way_is_finished_once(
@@ -224,7 +281,7 @@ async def test_a_start_that_stopped_half_way_is_finished_once(
     await home.sql.execute(
         "INSERT INTO smithers.workflow_sources (source_hash, bundle) VALUES ('hash', '{}')"
     )
-    await reserve_run(pool, a_start("r"), database=NAME, key=None)
+    await reserve(pool, "r")
     assert await mirror.finish_starts() == 0  # its gateway may yet come
     await home.sql.execute(
         "UPDATE smithers.runs SET created_at = created_at - interval '61 s' WHERE run_id = 'r'"

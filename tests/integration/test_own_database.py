@@ -9,7 +9,9 @@ from typing import Any
 import asyncpg
 import pytest
 
+from gateway.databases import Databases
 from gateway.settings import GatewaySettings
+from smithers.errors import StoreUnavailable
 from tests.support.gateway import HELLO, Client, Rows, running, settings_for
 from tests.support.mirrors import NAME, two_worlds, until_mirrored
 from tests.support.world import World, until
@@ -127,6 +129,47 @@ async def test_the_same_key_starts_one_run_even_where_the_first_start_stopped_ha
     assert [event["runId"] for event in events] == [first.json["runId"]]
 
 
+async def test_a_start_that_stopped_half_way_goes_on_as_it_was_asked_for_whatever_the_file_is_now(
+    client: Client, worlds: tuple[World, World]
+) -> None:
+    home, own = worlds
+    body, header = {**START, "runId": "r", "input": {"name": "Ada"}}, {"Idempotency-Key": "k"}
+    await client.post("/v1/runs", body, **header)
+    request = await own.sql.fetchrow("DELETE FROM smithers.run_requests RETURNING *")
+    await own.sql.execute("DELETE FROM smithers.runs")
+    await own.sql.execute("DELETE FROM smithers.events")
+    home.write("hello.py", HELLO + "raise ValueError\n")
+    await Rows(home.sql, home.root).describe(error="hello.py cannot be imported: ValueError")
+    for _ in range(2):
+        assert (await client.post("/v1/runs", body, **header)).json == {"runId": "r"}
+    again = await own.sql.fetchrow("SELECT * FROM smithers.run_requests")
+    assert (again["source_hash"], again["input"]) == (request["source_hash"], request["input"])
+    assert len(await own.events("r")) == 1
+
+
+async def test_a_fresh_key_does_not_stand_for_a_run_that_somebody_else_started(
+    client: Client, worlds: tuple[World, World]
+) -> None:
+    home, own = worlds
+    await client.post("/v1/runs", {**START, "runId": "r"})
+    await Rows(own.sql, own.root).add_run("theirs")  # at that database's own server
+    header = {"Idempotency-Key": "k"}
+    for run_id in ("r", "theirs"):
+        answer = await client.post("/v1/runs", {**START, "runId": run_id}, **header)
+        assert (answer.status, answer.code) == (409, "RUN_ALREADY_EXISTS")
+    assert await home.sql.fetchval("SELECT count(*) FROM smithers.idempotency_keys") == 0
+    answers = await asyncio.gather(
+        *(client.post("/v1/runs", {**START, "runId": "mine"}, **header) for _ in range(5)),
+        *(client.post("/v1/runs", {**START, "runId": "mine"}) for _ in range(5)),
+    )
+    with_key, without = answers[:5], answers[5:]
+    statuses = {answer.status for answer in with_key}
+    assert len(statuses) == 1
+    started = [answer.status for answer in without].count(200)
+    assert started == (0 if statuses == {200} else 1)
+    assert len(await own.events("mine")) == 1
+
+
 async def test_a_reservation_without_a_run_is_started_by_the_same_request(
     client: Client, worlds: tuple[World, World]
 ) -> None:
@@ -211,6 +254,27 @@ async def test_a_server_without_the_url_shows_the_mirror_and_lets_nobody_write_t
             assert (answer.status, answer.code) == (503, "UNAVAILABLE")
             assert "retry-after" in answer.headers
     assert await worlds[1].status("r") == "queued"
+
+
+async def test_what_cannot_be_written_down_as_used_is_not_connected_to(
+    worlds: tuple[World, World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, own = worlds
+    connected: list[str] = []
+
+    async def connect(url: str) -> Any:
+        connected.append(url)
+
+    async def fail(_pool: asyncpg.Pool, _name: str) -> None:
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr("gateway.databases.use_own_database", fail)
+    async with asyncpg.create_pool(home.dsn, min_size=0, max_size=1) as pool:
+        databases = Databases(pool, {NAME: own.dsn}, connect, migrate=False)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                await databases.get(None, NAME)  # type: ignore[arg-type]  # services: not reached
+    assert connected == []
 
 
 async def test_a_name_that_is_not_known_is_refused_and_said(

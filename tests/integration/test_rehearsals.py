@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, field_validator
 
 from smithers import (
     Approval,
@@ -17,7 +17,7 @@ from smithers import (
     Timer,
     workflow,
 )
-from smithers.store.refusals import NodeNotWaiting, RunExists
+from smithers.store.refusals import NodeNotWaiting, NotAllowed, RunExists
 from smithers.testing import Question, Rehearsal, RehearsalTimeout
 
 DAY_S = 24 * 3600
@@ -102,6 +102,19 @@ def test_a_run_stops_at_its_question_and_goes_on_with_the_answer(rehearsal: Rehe
         run.say("approve", False)
 
 
+def test_a_question_to_some_is_answered_by_none_but_them(rehearsal: Rehearsal) -> None:
+    @workflow
+    def guarded(_ctx: Context[object]) -> Approval:
+        return Approval("ok", title="?", allowed_users=["ann"], allowed_scopes=["releases"])
+
+    run = rehearsal.start(guarded).wait()
+    for by, scopes in (("bob", ["releases"]), ("ann", []), ("ann", ["runs:read"])):
+        with pytest.raises(NotAllowed):
+            run.say("ok", True, by=by, scopes=scopes)
+    run.say("ok", True, by="ann", scopes=["releases"])
+    assert run.wait().status == "finished"
+
+
 def test_people_of_a_script_answer_by_themselves(rehearsal: Rehearsal) -> None:
     asked: list[Question] = []
 
@@ -162,3 +175,48 @@ def test_what_cannot_be_started_or_never_rests_is_said(rehearsal: Rehearsal) -> 
         run.wait(limit_s=0.3)
     run.cancel()
     assert run.wait().status == "cancelled"
+
+
+class Checked(BaseModel):
+    n: int
+
+    @field_validator("n")
+    @classmethod
+    def check(cls, n: int) -> int:
+        if forbidden:
+            raise KeyError(f"secret {n}")
+        return n
+
+
+forbidden: list[int] = []
+
+
+@workflow
+def edited(_ctx):
+    return Sequence(
+        Task("make", lambda: {"n": 7}, output=Checked),
+        Task("edit", lambda: forbidden.append(7)),
+        Task("use", lambda made: made.n, needs={"made": "make"}, continue_on_fail=True),
+        Task("end", lambda: "over"),
+    )
+
+
+def test_an_output_that_its_model_takes_no_more_fails_who_needs_it(rehearsal: Rehearsal) -> None:
+    run = rehearsal.start(edited).wait()
+    assert run.status == "finished"
+    (failed,) = [event["error"] for event in run.events if event["type"] == "NodeFailed"]
+    assert failed["code"] == "INVALID_OUTPUT"
+    assert failed["message"] == "the output of make does not fit Checked any more: KeyError"
+
+
+def test_a_run_that_cannot_even_be_taken_up_fails_and_the_others_go_on(
+    rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr("worker.executor.build_renderer", lambda _workflow, **_how: 1 / 0)
+        run = rehearsal.start(breaks).wait()
+    assert run.status == "failed"
+    assert run.error is not None
+    assert run.error["code"] == "SERVER_ERROR"
+    after = rehearsal.start(publish, {"topic": "ferrets"}).wait()
+    assert after.status == "waiting-approval"

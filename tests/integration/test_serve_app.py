@@ -21,6 +21,7 @@ from gateway.serve import (
 from smithers.telemetry.names import Role
 from smithers.telemetry.sheet import Sheet
 from tests.support.gateway import TOKEN, Answer, Client, Rows, make_root
+from tests.support.postgres import fresh_database
 
 REFERENCE = WorkflowReference(path="hello.py", source_hash="none", name="hello")
 
@@ -231,6 +232,47 @@ async def test_the_end_of_the_application_ends_streams_after_a_whole_event(
             path = "/events" if place is alone else "/run/events"
             events = await viewing.enter_async_context(client.stream_at(path))
             assert await events.take(2) == [0, 1]
+        assert await events.rest() == []
+
+
+@pytest.fixture
+async def own_store(
+    database: str, rows: Rows, postgres_server: str, database_template: str
+) -> AsyncIterator[StoreAddress]:
+    """Where the run `r` asks the question `a`: a workflow's own database, of which the server's has a mirror."""
+    await rows.add_run("r", events=0)
+    await rows.connection.execute("INSERT INTO smithers.own_databases (name) VALUES ('ORDERS')")
+    await rows.connection.execute("UPDATE smithers.runs SET database = 'ORDERS', mirrored_seq = -1")
+    async with fresh_database(postgres_server, database_template) as own:
+        connection = await asyncpg.connect(own)
+        living = Rows(connection, rows.root)
+        await living.add_run("r")
+        await living.ask("r", "a")
+        await connection.close()
+        yield StoreAddress(dsn=database, own_databases={"ORDERS": own})
+
+
+async def test_a_run_in_its_workflows_own_database_is_steered_where_it_lives(
+    database: str, own_store: StoreAddress
+) -> None:
+    assert "postgres" not in repr(own_store)
+    async with alone(database, store=own_store) as client:
+        async with client.stream_at("/events") as events:
+            assert await events.take(1) == [0]
+            assert (await client.post("/approve/a")).status == 200
+            assert await events.take(1) == [1]
+            assert (await client.post("/cancel")).status == 200
+            assert await events.rest() != []
+        assert (await client.get("/")).json["status"] == "cancelled"
+
+
+async def test_the_end_of_the_application_ends_the_streams_of_an_own_database_too(
+    database: str, own_store: StoreAddress
+) -> None:
+    async with AsyncExitStack() as viewing:
+        async with alone(database, store=own_store) as client:
+            events = await viewing.enter_async_context(client.stream_at("/events"))
+            assert await events.take(1) == [0]
         assert await events.rest() == []
 
 

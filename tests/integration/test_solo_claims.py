@@ -66,11 +66,17 @@ async def test_suspects_of_one_death_are_tried_together_and_those_of_two_alone(
     monkeypatch.setattr(claiming, "Executor", Trial)
     async with Ground(database) as ground:
         worker_id = await ground.add_worker()
-        async with open_worker_store(database, database, worker_id, {}) as store:
+        async with open_worker_store(database, worker_id) as store:
             tools: Any = SimpleNamespace(store=store)
             loads = Loads([GONE], [0.0])
             claimer = Claimer(
-                tools, queues=("default",), limit=256, is_solo=True, loads=loads, slot=0
+                tools,
+                queues=("default",),
+                limit=256,
+                is_solo=True,
+                loads=loads,
+                slot=0,
+                on_broken=pytest.fail,
             )
             async with asyncio.TaskGroup() as group:
                 child = Suspects(ground, claimer, group)

@@ -36,12 +36,12 @@ Ask = Callable[[asyncpg.Connection], Awaitable[object]]
 
 
 @pytest.fixture
-async def proxy(postgres_server: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Proxy]:
+async def proxy(database: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Proxy]:
     monkeypatch.setattr(connections, "COMMAND_TIMEOUT_S", ASK_S)
     monkeypatch.setattr("smithers.store.lanes.COMMAND_TIMEOUT_S", ASK_S)
     for name in ("CLEAN_UP_TIMEOUT_S", "END_TIMEOUT_S"):
         monkeypatch.setattr(connections, name, CLEAN_UP_S)
-    async with Proxy(postgres_server) as proxy:
+    async with Proxy(database) as proxy:
         yield proxy
 
 
@@ -206,13 +206,13 @@ async def test_a_lane_that_stalls_tells_whoever_waits(proxy: Proxy) -> None:
 
 
 async def test_hints_that_stall_are_said_over_the_next_connection(
-    proxy: Proxy, postgres_server: str
+    proxy: Proxy, database: str
 ) -> None:
     heard: asyncio.Queue[frozenset[str] | None] = asyncio.Queue()
     listener = {Channel.DUE: heard.put_nowait}
     async with (
         Hints(proxy.dsn, role="test") as hints,
-        Hints(postgres_server, role="hears", listeners=listener),
+        Hints(database, role="hears", listeners=listener),
     ):
         assert await heard.get() is None
         hints.send(Channel.DUE, ["one"])

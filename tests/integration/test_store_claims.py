@@ -14,11 +14,12 @@ from smithers.engine.facts import NodeFact
 from smithers.engine.turn import ApprovalChange, Turn
 from smithers.errors import StoreUnavailable
 from smithers.events import EventType
-from smithers.ids import WorkerId
+from smithers.ids import RunId, WorkerId
 from smithers.states import NodeState, RunStatus
 from smithers.store import claims, connections, owners
 from smithers.store.claims import ClaimKind
-from smithers.store.commits import Committer
+from smithers.store.commits import Committed, Committer, TurnCommit
+from smithers.store.whys import find_why
 from smithers.store.worker_store import WorkerStore, open_worker_store
 from tests.support.proxy import Mode, Proxy
 from tests.support.turns import Ground, change, ended, key_of, names, parked, said, seeded
@@ -298,8 +299,36 @@ async def test_a_worker_is_buried_once_and_beats_no_more(ground, worker):
     freed = await asyncio.gather(*(owners.bury_worker(c, worker, "silent") for c in buriers))
     assert sorted(freed, key=len) == [{}, {}, {}, {"default": 1}]
     living = await ground.add_worker()
-    assert await owners.beat(ground.sql, [worker, living]) == {living}
+    assert await owners.beat(ground.sql, [worker, living], []) == {living}
     assert [found.worker_id for found in await owners.list_living(ground.sql)] == [living]
+
+
+async def test_the_late_answer_to_a_park_does_not_make_the_next_claim_unknown(
+    ground, worker, monkeypatch: pytest.MonkeyPatch
+):
+    await ground.start("r")
+    async with open_worker_store(ground.dsn, worker) as store:
+        (first,) = await store.claim("default", 1, ClaimKind.MANY)
+        commit = store._committer.commit
+
+        async def answer_after_the_next_claim(parking: TurnCommit) -> Committed:
+            answer = await commit(parking)
+            assert len(await store.claim("default", 1, ClaimKind.MANY)) == 1
+            return answer
+
+        monkeypatch.setattr(store._committer, "commit", answer_after_the_next_claim)
+        await store.commit(change(first, parked(due_ms=0)))
+        store._is_claim_lost = True
+        assert await store.claim("default", 1, ClaimKind.MANY) == []
+
+
+async def test_a_worker_that_has_retired_is_not_counted_on_by_who_waits(ground, worker):
+    await ground.start("r")
+    other = await ground.add_worker()
+    assert await owners.beat(ground.sql, [worker, other], [worker]) == {worker, other}
+    row = await find_why(ground.sql, RunId("r"))
+    assert row is not None
+    assert row.worker_count == 1
 
 
 @pytest.mark.parametrize(
@@ -416,7 +445,7 @@ async def remote(ground: Ground, worker: WorkerId) -> AsyncIterator[tuple[Worker
     """A worker's store behind a proxy."""
     async with (
         Proxy(ground.dsn) as proxy,
-        open_worker_store(proxy.dsn, proxy.dsn, worker, {}) as store,
+        open_worker_store(proxy.dsn, worker) as store,
     ):
         yield store, proxy
 

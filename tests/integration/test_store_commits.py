@@ -11,13 +11,21 @@ import asyncpg
 import pytest
 
 from smithers.engine.facts import LoopFact, NodeFact, Problem
-from smithers.engine.turn import ApprovalChange, AttemptEnd, EventDraft, FrameDraft, ToolCall, Turn
+from smithers.engine.turn import (
+    ApprovalChange,
+    AttemptEnd,
+    ChildStart,
+    EventDraft,
+    FrameDraft,
+    ToolCall,
+    Turn,
+)
 from smithers.errors import LeaseLost, StoreError, StoreUnavailable
 from smithers.events import EventType, event_parts
-from smithers.ids import LoopId, WorkerId
+from smithers.ids import LoopId, RunId, SourceHash, WorkerId
 from smithers.states import AttemptState, NodeState, RunStatus, ToolCallState
 from smithers.store import claims, commits, lanes, owners
-from smithers.store.commits import Committed, Committer, Outcome
+from smithers.store.commits import Committed, Committer, Outcome, RunOrigin
 from smithers.store.hints import Channel
 from tests.support.proxy import Mode, Proxy
 from tests.support.turns import Ground, change, ended, key_of, names, parked, said, seeded
@@ -125,6 +133,40 @@ async def test_a_run_that_a_gateway_holds_waits_alone_and_is_committed_after_it(
     await transaction.commit()
     assert await held == Committed(Outcome.COMMITTED, 2, (await held).now_ms)
     assert await ground.types("r0003") == ["RunStarted", "SignalReceived", "held"]
+
+
+async def test_a_child_that_another_writer_holds_holds_up_its_parent_alone(
+    ground, worker, committer
+):
+    innocent, parent = await ground.owned(worker, "innocent", "parent")
+    node = key_of("sub")
+    child = ChildStart(node, RunId("child"), "w", queue=None, is_solo=False)
+    origin = RunOrigin(
+        workflow_path="w.py",
+        workflow_export=None,
+        source_hash=SourceHash(""),
+        input="{}",
+        config="{}",
+        auth=None,
+        trace_context=None,
+    )
+    await committer.commit(change(parent, said(children=[child]), origin=origin))
+    holder = await ground.connect()
+    transaction = holder.transaction()
+    await transaction.start()
+    await holder.execute(LOCK, "child")
+    letting_go = asyncio.create_task(
+        committer.commit(change(parent, said(abandoned=[node]), 2, origin=origin))
+    )
+    for number in range(1, 4):  # each in a group with it, or after it
+        answer = await asyncio.wait_for(
+            committer.commit(change(innocent, said("x"), number)), timeout=5
+        )
+        assert answer.outcome is Outcome.COMMITTED
+    assert not letting_go.done()
+    await transaction.rollback()
+    assert (await letting_go).outcome is Outcome.COMMITTED
+    assert (await ground.run("child"))["cancel_requested_at"] is not None
 
 
 @pytest.mark.parametrize("turn", [parked(), ended(), ended(RunStatus.FAILED)])
@@ -450,7 +492,8 @@ async def test_attempts_and_frames_are_kept_one_by_one_and_a_loop_has_its_newest
 
 async def decide(ground: Ground, *, is_approved: bool) -> str:
     return await ground.sql.fetchval(
-        "SELECT outcome FROM smithers.decide_approval_v1('a', 'ok', 0, $1, NULL, 'x', '1', NULL, NULL)",
+        """SELECT (smithers.decide_approval_v3(
+            ROW('a', 'ok', 0, $1::boolean, NULL, 'x', '1', NULL, NULL, false)::smithers.decision_v1)).outcome""",
         is_approved,
     )
 

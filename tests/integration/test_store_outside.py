@@ -28,7 +28,6 @@ from smithers.store.outside import (
     Resume,
     ResumeOutcome,
     SignalSent,
-    Wake,
     cancel_run,
     decide,
     open_outside_lane,
@@ -49,7 +48,7 @@ class Door:
     lane: OutsideLane
     pool: asyncpg.Pool
 
-    async def decide(self, run_id: str, *, is_approved: bool) -> Wake:
+    async def decide(self, run_id: str, *, is_approved: bool) -> bool:
         return await decide(
             self.lane,
             Decision(
@@ -154,7 +153,7 @@ async def test_of_approve_deny_and_cancel_one_decision_stands_at_most_and_never_
         won = [
             name
             for name in ("approved", "denied")
-            if is_or_raised(answers[name], Wake, NodeNotWaiting)
+            if is_or_raised(answers[name], bool, NodeNotWaiting)
         ]
         assert len(won) <= 1
         (approval,) = await ground.rows("approvals", run_id)

@@ -19,11 +19,12 @@ from smithers.store import (
     owners,
     reads,
     sources,
+    starts,
     tails,
     whys,
 )
 from smithers.store.connections import connect, connect_hot
-from smithers.store.outside import CANCEL_RUN, DECIDE_APPROVALS, RESUME_RUN, SEND_SIGNALS
+from smithers.store.outside import CANCEL_RUN, RESUME_RUN
 from smithers.store.starts import _start_unique
 from tests.support.crowds import BIG, Plan, explain, fill
 from tests.support.postgres import fresh_database
@@ -75,7 +76,7 @@ COLD = {
     "find news": Case(claims.FIND_NEWS, f"{WORKER}, {TEN}, {TEN_SEQS}", 15, 60),
     "release runs": Case(claims.RELEASE_RUNS, f"{WORKER}, {TEN}", 60, 150),
     "find what moved": Case(tails.FIND_MOVED, f"{TEN}, {TEN_SEQS}", 15, 60),
-    "beat": Case(owners.BEAT, f"ARRAY[{WORKER}]::uuid[]", 0, 60),
+    "beat": Case(owners.BEAT, f"ARRAY[{WORKER}]::uuid[], '{{}}'", 0, 60),
     "list the living": Case(owners.LIST_LIVING, "", 0, 150),
     "find a run": Case(reads.FIND_RUN, "'r000150'", 15, 50),
     "why a run waits": Case(whys.READ_WHY, "'r000150', 100", 15, 60),
@@ -101,7 +102,11 @@ COLD = {
     "list approvals from a place on": Case(
         node_reads.LIST_APPROVALS, "now() - interval '4 h', 'r', 'w', 0, 50", 300, 1_000
     ),
-    "list nodes": Case(node_reads.LIST_NODES, "'r000150', 1000, NULL, NULL, NULL, 100", 5, 20),
+    "list nodes": Case(
+        node_reads.LIST_NODES, "'r000150', 1000, NULL, NULL, NULL, 100, 1000000", 10, 30
+    ),
+    "count the queued": Case(starts.COUNT_QUEUED, "500", 500, 1_200),
+    "find a key": Case(starts.FIND_KEY, "'k'", 2, 20),
     "find a description": Case(descriptions.FIND_DESCRIPTION, "'h77', ''", 0, 20),
     "list the descriptions that are wanted": Case(sources.LIST_WANTED_DESCRIPTIONS, "", 0, 60),
     "find a run's source": Case(descriptions.FIND_RUN_SOURCE, "'r000001'", 5, 20),
@@ -199,13 +204,17 @@ async def any_run(connection: asyncpg.Connection, status: str) -> str:
     )
 
 
+# What decide_and_tell_v1 and signal_and_tell_v1 do before their COMMIT, which a transaction that is to be undone forbids.
+DECIDE = """SELECT d.* FROM smithers.decide_approval_v3(
+    ROW($1, 'w', 0, true, NULL, 'x', NULL, NULL, NULL, false)::smithers.decision_v1) AS d"""
+SEND = "SELECT * FROM smithers.send_signal_v1($1, 's', NULL, '1', NULL, 'id')"
 CALLS: dict[str, tuple[str, str, list[Any]]] = {
     "decide": (
         "waiting-approval",
-        DECIDE_APPROVALS,
-        [["w"], [0], [True], [None], ["x"], [None], [None], [None], [False]],
+        DECIDE,
+        [],
     ),
-    "signal": ("waiting-timer", SEND_SIGNALS, [["s"], [None], ["1"], [None], ["id"]]),
+    "signal": ("waiting-timer", SEND, []),
     "cancel": ("waiting-approval", CANCEL_RUN, []),
     "resume": ("failed", RESUME_RUN, [None, None, None, None, None]),
 }
@@ -218,9 +227,7 @@ async def test_what_comes_from_outside_reads_its_run_only(
     status, query, rest = CALLS[name]
     run_id = await any_run(hot, status)
     before = await rows_read(hot)
-    (row,) = await hot.fetch(
-        query, [run_id] if rest and isinstance(rest[0], list) else run_id, *rest
-    )
+    (row,) = await hot.fetch(query, run_id, *rest)
     assert row["outcome"] in {"decided", "received", "cancelled", "resumed"}
     assert await rows_read(hot) - before <= 30
 
@@ -244,11 +251,10 @@ async def test_a_burial_reads_the_runs_of_its_worker_only(hot: asyncpg.Connectio
     assert await rows_read(hot) - before <= 50 * 8 + 2 * 50
 
 
-# What commit_turns_v1 does before its COMMIT, which a transaction that is to be undone forbids.
+# What commit_turns_v2 does before its COMMIT, which a transaction that is to be undone forbids.
 UNTOLD = """
-SELECT array_agg(c.outcome ORDER BY c.run_no) AS outcomes, array_agg(c.last_seq ORDER BY c.run_no) AS last_seqs,
-    min(c.now_ms) AS now_ms
-FROM smithers.commit_group_v2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) AS c
+SELECT c.outcomes, c.last_seqs, c.now_ms
+FROM smithers.commit_group_v3($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) AS c
 WHERE cardinality($14::text[]) = cardinality($15::text[])"""
 
 

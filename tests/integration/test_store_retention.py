@@ -27,6 +27,7 @@ OF_ITS_OWN = {  # has a run's id, and outlives the run
     "cached_outputs",  # others read them; they go by age
     "tombstones",
 }
+REST_TABLES = ("cached_outputs", "workflow_sources", "workflow_descriptions", "workers")
 LIMIT_S = 30
 
 
@@ -199,10 +200,10 @@ async def test_a_start_that_waits_for_the_pruning_of_its_id_is_refused(database,
 async def test_an_idempotency_key_lives_as_long_as_its_run(database, sql):
     async with open_pool(database, role="test", max_size=1) as pool:
         first = await start_with_key(pool, a_start("one"), idempotency_key="k", request_hash="h")
-        assert first == "one"
+        assert first == ("one", True)
         await prune(database, MONTH)
         again = await start_with_key(pool, a_start("two"), idempotency_key="k", request_hash="h")
-        assert again == "one"
+        assert again == ("one", False)
         with pytest.raises(KeyReused):
             await start_with_key(pool, a_start("two"), idempotency_key="k", request_hash="other")
         await sql.execute(
@@ -210,7 +211,7 @@ async def test_an_idempotency_key_lives_as_long_as_its_run(database, sql):
         )
         await prune(database, MONTH)
         fresh = await start_with_key(pool, a_start("two"), idempotency_key="k", request_hash="h")
-        assert fresh == "two"
+        assert fresh == ("two", True)
 
 
 async def test_a_run_that_somebody_resumes_right_now_is_passed_by(database, sql):
@@ -317,6 +318,91 @@ async def test_rows_of_the_long_dead_and_expired_outputs_go(database, sql):
     ]
 
 
+async def add_old_rows(sql: asyncpg.Connection, count: int) -> None:
+    """Write so many rows of each kind that retention removes besides runs; of outputs twice as many."""
+    await sql.execute(
+        """INSERT INTO smithers.cached_outputs (cache_key, output, run_id, node_id, created_at, expires_at)
+        SELECT kind || n, '1', 'r', 'n', smithers.clock() - age, smithers.clock() - left_for
+        FROM generate_series(1, $1::int) AS n,
+            (VALUES ('aged', interval '31 days', NULL), ('expired', '1 s', interval '1 s')) AS k (kind, age, left_for)""",
+        count,
+    )
+    await sql.execute(
+        """INSERT INTO smithers.workflow_sources (source_hash, bundle, created_at)
+        SELECT 'source' || n, '{}', smithers.clock() - interval '2 days' FROM generate_series(1, $1::int) AS n""",
+        count,
+    )
+    await sql.execute(
+        """INSERT INTO smithers.workflow_descriptions (source_hash, workflow_export, created_at)
+        SELECT source_hash, '', created_at FROM smithers.workflow_sources"""
+    )
+    await sql.execute(
+        """INSERT INTO smithers.workers (worker_id, pool_id, boot_id, pid_namespace, pid, process_start, queues,
+            started_at, heartbeat_at, dead_at)
+        SELECT gen_random_uuid(), gen_random_uuid(), 'b', 'n', 1, 's', '{}', smithers.clock(), smithers.clock(),
+            smithers.clock() - interval '2 days' FROM generate_series(1, $1::int)""",
+        count,
+    )
+
+
+async def count_rest(sql: asyncpg.Connection) -> dict[str, int]:
+    return {
+        table: await sql.fetchval(f"SELECT count(*) FROM smithers.{table}") for table in REST_TABLES
+    }
+
+
+async def test_what_goes_besides_runs_goes_a_few_rows_at_a_time(database, sql, monkeypatch):
+    monkeypatch.setattr(retention, "BATCH_ROWS", 2)
+    monkeypatch.setattr(retention, "REST_S", 0.0)
+    await add_old_rows(sql, 5)
+    await sql.execute(
+        """CREATE FUNCTION count_gone() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF (SELECT count(*) FROM gone) > 2 THEN RAISE 'too many at a time'; END IF; RETURN NULL; END $$"""
+    )
+    for table in REST_TABLES:
+        await sql.execute(
+            f"CREATE TRIGGER bounded AFTER DELETE ON smithers.{table} REFERENCING OLD TABLE AS gone "
+            "FOR EACH STATEMENT EXECUTE FUNCTION count_gone()"
+        )
+    assert (await prune(database, MONTH)).source_count == 5
+    assert await count_rest(sql) == dict.fromkeys(REST_TABLES, 0)
+
+
+@pytest.mark.parametrize("stuck", ["runs", *REST_TABLES])
+async def test_a_kind_that_cannot_be_removed_keeps_no_other(database, sql, stuck):
+    await add_run(sql, "old")
+    await add_old_rows(sql, 1)
+    before = await count_rest(sql)
+    await sql.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'stuck'; END $$"
+    )
+    await sql.execute(
+        f"CREATE TRIGGER stuck BEFORE DELETE ON smithers.{stuck} FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+    with pytest.raises(StoreError, match="stuck"):
+        await prune(database, MONTH)
+    # The description of a source that is still there is kept with it.
+    kept = {stuck, "workflow_descriptions"} if stuck == "workflow_sources" else {stuck}
+    assert await count_rest(sql) == {
+        table: before[table] if table in kept else 0 for table in REST_TABLES
+    }
+    assert await run_ids(sql) == ({"old"} if stuck == "runs" else set())
+
+
+async def test_an_output_that_somebody_writes_right_now_is_passed_by(database, sql):
+    await add_old_rows(sql, 2)
+    async with sql.transaction():
+        await sql.execute(
+            "UPDATE smithers.cached_outputs SET created_at = smithers.clock() WHERE cache_key = 'aged1'"
+        )
+        async with asyncio.timeout(LIMIT_S):
+            await prune(database, MONTH)
+    await prune(database, MONTH)
+    assert [row[0] for row in await sql.fetch("SELECT cache_key FROM smithers.cached_outputs")] == [
+        "aged1"
+    ]
+
+
 async def test_the_oldest_ends_are_found_by_their_index(sql):
     plan = "\n".join(
         row[0]
@@ -325,6 +411,20 @@ async def test_the_oldest_ends_are_found_by_their_index(sql):
         )
     )
     assert "runs_finished_at_idx" in plan
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        (retention.PRUNE_EXPIRED, "cached_outputs_expires_at_idx"),
+        (retention.PRUNE_OUTPUTS, "cached_outputs_created_at_idx"),
+    ],
+)
+async def test_an_output_that_is_to_go_is_found_by_its_index(sql, query, index):
+    await sql.execute("SET enable_seqscan = off")
+    statement = query.replace("$1", "'0 s'").replace("$2", "100")
+    plan = "\n".join(row[0] for row in await sql.fetch(f"EXPLAIN {statement}"))
+    assert index in plan
 
 
 async def test_a_server_prunes_by_itself_and_goes_on_after_an_outage(database, sql, monkeypatch):

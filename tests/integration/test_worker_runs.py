@@ -1,5 +1,7 @@
 """Runs on a real pool and a real Postgres: what a workflow says is what its history says."""
 
+import pytest
+
 from tests.support.world import World
 
 TWO_TASKS = """
@@ -389,15 +391,53 @@ async def test_a_resume_with_an_edited_source_uses_it_for_what_is_left(world: Wo
     assert "WorkflowReloaded" in await world.lines("r")
 
 
+@pytest.mark.parametrize("before", ["failed", "cancelled", "waiting-approval"])
+async def test_a_run_resumed_with_a_source_that_does_not_load_fails_until_it_is_mended(
+    world: World, before: str
+) -> None:
+    body = "1" if before == "waiting-approval" else "1 / 0" if before == "failed" else "1"
+    source = """
+        from smithers import Approval, Sequence, Task, workflow
+
+        @workflow
+        def fix(ctx):
+            return Sequence(Task("a", 1), ASKED, Task("b", lambda: BODY))
+    """.replace("ASKED", "Approval('ok', title='?')" if before != "failed" else "Task('c', 1)")
+    world.write("fix.py", source.replace("BODY", body))
+    world.start_pool(workers=1)
+    await world.start("r", "fix.py")
+    await world.until_status("r", before if before == "failed" else "waiting-approval")
+    if before == "cancelled":
+        await world.cancel("r")
+    world.write("fix.py", "import a_module_that_nobody_has\n")
+    for _ in range(2):  # the second time it is one that has failed
+        assert await world.resume("r", "fix.py") in {"resumed", "active"}
+        await world.until_status("r", "failed")
+        assert (await world.error("r"))["name"] == "ImportFailed"
+        assert "skipped" not in (await world.states("r")).values()
+    world.write("fix.py", source.replace("BODY", "2"))
+    assert await world.resume("r", "fix.py") == "resumed"
+    if before != "failed":
+        await world.until_status("r", "waiting-approval")
+        await world.decide("r", "ok", is_approved=True)
+    await world.until_status("r", "finished")
+    assert (await world.outputs("r"))["b"] == 2
+
+
 async def test_an_input_that_does_not_fit_fails_the_run_by_name(world: World) -> None:
     world.write(
         "typed.py",
         """
-        from pydantic import BaseModel
+        from pydantic import BaseModel, model_validator
         from smithers import Task, workflow
 
         class Given(BaseModel):
             n: int
+
+            @model_validator(mode="before")
+            @classmethod
+            def tidy(cls, given):
+                return {"n": given["n"] or exit(3)}
 
         @workflow(input=Given)
         def typed(ctx):
@@ -405,13 +445,14 @@ async def test_an_input_that_does_not_fit_fails_the_run_by_name(world: World) ->
         """,
     )
     world.start_pool(workers=1)
-    for run_id, given in {"none": {}, "misfit": {"n": "x"}}.items():
+    for run_id, given in {"none": {}, "misfit": {"n": "x"}, "nought": {"n": 0}}.items():
         await world.start(run_id, "typed.py", given)
         await world.until_status(run_id, "failed")
         assert (await world.error(run_id))["code"] == "INVALID_INPUT"
     await world.start("fits", "typed.py", {"n": 3})
     await world.until_status("fits", "finished")
     assert await world.outputs("fits") == {"t": 3}
+    assert await world.sql.fetchval("SELECT count(*) FROM smithers.workers") == 1
 
 
 async def test_runs_that_want_it_have_a_child_of_their_own(world: World) -> None:

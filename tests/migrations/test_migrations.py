@@ -13,10 +13,10 @@ from alembic import command
 
 from smithers.events import EventType, correlation_json, event_parts
 from smithers.ids import RunId
+from smithers.store.revisions import read_revisions
 from smithers.store.schema import (
     SchemaMismatch,
     find_revision,
-    head_revision,
     migrations_dir,
     require_schema,
     run_alembic,
@@ -110,7 +110,7 @@ async def test_processes_that_upgrade_at_once_all_succeed(empty_database, connec
             await asyncio.sleep(LOOK_AGAIN_S)
         await connection.execute("SELECT pg_advisory_unlock($1)", lock)
         assert [await rival.wait() for rival in rivals] == [0] * RIVALS
-    assert await find_revision(connection) == head_revision()
+    assert await find_revision(connection) == read_revisions().head
 
 
 async def test_an_upgrade_at_head_changes_nothing(empty_database, connection):
@@ -127,7 +127,7 @@ async def test_an_upgrade_at_head_changes_nothing(empty_database, connection):
         await connection.fetch("SELECT *, xmin::text FROM smithers.runs"),
         await names(connection, LIST_SCHEMA),
     )
-    assert await find_revision(connection) == head_revision()
+    assert await find_revision(connection) == read_revisions().head
 
 
 async def test_a_server_refuses_a_database_without_the_schema_and_names_the_command(connection):

@@ -3,7 +3,6 @@
 import asyncio
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,8 +14,7 @@ from smithers.store.tool_calls import ToolCallRow
 from smithers.tools.toolbox import TOOLBOX
 from worker.sandbox.commands import Commands, SandboxPolicy
 from worker.sandbox.jail import HIDDEN
-from worker.speech import Speech
-from worker.toolboxes import AttemptToolbox, Desk, Workshop
+from worker.toolboxes import AttemptToolbox, Desk, ToolThreads, Workshop
 
 
 class Records:
@@ -52,7 +50,7 @@ def lending_tools(
         _send_heartbeat=lambda data: None,
     )
     commands = Commands(SandboxPolicy(root=root))
-    threads = ThreadPoolExecutor(max_workers=4)
+    threads = ToolThreads()
     with RootDirectory(root, hidden=HIDDEN) as beneath:
         workshop = Workshop(root=beneath, commands=commands, threads=threads)
         toolbox = AttemptToolbox(
@@ -61,7 +59,7 @@ def lending_tools(
                 take_call=records,
                 report_usage=records.usage.append,
                 may_ask=lambda: True,
-                speech=Speech(records.said.append),
+                speak=records.said.append,
                 on_stuck=lambda: None,
             ),
             previous,
@@ -71,7 +69,7 @@ def lending_tools(
             yield toolbox, records
         finally:
             commands.close()
-            threads.shutdown()
+            threads.close()
             CURRENT.reset(tokens[0])
             TOOLBOX.reset(tokens[1])
 

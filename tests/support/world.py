@@ -255,7 +255,8 @@ class World:
     ) -> str:
         """Decide as a gateway does; return the word that the database answers."""
         row = await self.sql.fetchrow(
-            "SELECT * FROM smithers.decide_approval_v1($1, $2, $3, $4, NULL, 'tester', NULL, NULL, NULL)",
+            """SELECT (smithers.decide_approval_v3(ROW($1, $2, $3::integer, $4::boolean, NULL, 'tester', NULL, NULL,
+                NULL, false)::smithers.decision_v1)).outcome""",
             run_id,
             node_id,
             iteration,

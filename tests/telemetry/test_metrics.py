@@ -170,6 +170,11 @@ def test_a_worker_by_itself_tells_how_it_is(root: Path, database: str) -> None:
         until(lambda: is_ready(url), "the worker is ready")
         with pytest.raises(urllib.error.HTTPError, match="401"):
             read_metrics(url)
+
+        def listening_s() -> float:
+            return value_of(read_metrics(url, TOKEN), "smithers_listener_age_seconds", role="pool")
+
+        until(lambda: listening_s() > 0, "the pool listens")
         text = read_metrics(url, TOKEN)
         assert value_of(text, "smithers_processes", role="child") == 1
         assert 0 < value_of(text, "smithers_heartbeat_age_seconds") < LIMIT_S

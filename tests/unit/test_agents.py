@@ -1,6 +1,7 @@
 """Questions to agents: answers that fit, agents in their order, and calls that are recalled instead of made."""
 
 import re
+import threading
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 from openai import AsyncOpenAI
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 from pydantic_ai import Agent
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
@@ -19,7 +20,8 @@ from smithers.agents.answers import answer
 from smithers.errors import InvalidOutput, InvalidTree
 from smithers.ids import RunId
 from smithers.store.tool_calls import ToolCallRow
-from smithers.telemetry.tracing import Place, RunTrace, Tracer
+from smithers.telemetry.spans import Span
+from smithers.telemetry.tracing import RunTrace, Tracer
 from smithers.tools import ToolError, tool
 from smithers.tree import Ask, Task
 from tests.support.openai_wire import Question, Say, serving_openai
@@ -283,14 +285,58 @@ async def test_spans_name_the_agent_and_what_its_models_used(records: Records) -
 
         return await ask_model("m", {}, say, read_usage=read_usage)
 
-    told: list[bytes] = []
-    sender: Any = SimpleNamespace(put=told.append, attach=lambda *_, **__: None)
-    place = Place(b"t" * 16, b"s" * 8)
-    RunTrace(Tracer(sender), RunId("r"), "w", 1, None).make_current(place)
+    told: list[Span] = []
+    sender: Any = SimpleNamespace(put=told.append, attach=lambda _span: None)
+    run = RunTrace(Tracer(sender), RunId("r"), "w", 1, None)
+    run.make_current(run.span)
     await answer(ask(Scripted(think)), "How good?", None)
     model, agent = told
-    assert b"smithers.model" in model
-    assert b"gen_ai.usage.input_tokens" in model
-    assert b"smithers.agent" in agent
-    assert b"scripted" in agent
-    assert b"How good?" not in model + agent
+    assert model.name == "smithers.model"
+    assert model.attributes["gen_ai.usage.input_tokens"] == 5
+    assert agent.name == "smithers.agent"
+    assert agent.attributes["gen_ai.agent.name"] == "scripted"
+    assert "How good?" not in repr(model) + repr(agent)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"input_tokens": None}, TypeError),
+        ({"output_tokens": True}, TypeError),
+        ({"model": None}, TypeError),
+        ({"cost": 0.1}, TypeError),
+        ({"input_tokens": -1}, ValueError),
+        ({"output_tokens": 2**63}, ValueError),
+        ({"cost": Decimal("NaN")}, ValueError),
+    ],
+)
+def test_what_was_used_up_is_checked_where_it_is_said(
+    wrong: dict[str, Any], error: type[Exception]
+) -> None:
+    right: dict[str, Any] = {"agent": "a", "model": "m", "input_tokens": 0, "output_tokens": 1}
+    TokenUsage(**right, cost=Decimal("0.1"))
+    with pytest.raises(error, match="TokenUsage"):
+        TokenUsage(**(right | wrong))
+
+
+async def test_what_is_no_usage_is_its_agents_mistake(records: Records) -> None:
+    class Vague:
+        async def run(self, prompt: str, *, output: Any, tools: Any) -> AgentAnswer:
+            return AgentAnswer("hi", [{"input_tokens": 1}])  # type: ignore[list-item]  # the mistake
+
+    with pytest.raises(TypeError, match="is a TokenUsage, not dict"):
+        await answer(ask(Vague()), "How good?", None)
+    assert records.usage == []
+
+
+async def test_a_model_that_looks_at_an_answer_does_so_in_a_thread(records: Records) -> None:
+    class Judged(BaseModel):
+        score: int
+
+        @field_validator("score")
+        @classmethod
+        def think(cls, score: int) -> int:
+            assert threading.current_thread() is not threading.main_thread()
+            return score
+
+    assert await answer(ask(Scripted({"score": 4})), "How good?", Judged) == {"score": 4}

@@ -4,6 +4,7 @@ import asyncio
 import multiprocessing
 import os
 import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -76,6 +77,8 @@ def test_an_alarm_ends_a_render_and_nothing_else():
         os.kill(os.getpid(), signal.SIGALRM)
         assert render_guard(5.0)(lambda: "tree") == "tree"
         os.kill(os.getpid(), signal.SIGALRM)
+        with pytest.raises(TimeoutError, match="took longer"):
+            render_guard(0.05)(threading.Event().wait)
         assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     finally:
         signal.signal(signal.SIGALRM, before)

@@ -18,7 +18,7 @@ def test_each_process_counts() -> None:
     assert count_connections(replace(ONE, workers=0, http_workers=3)) == alone + 16
     assert count_connections(replace(ONE, workers=0, http_workers=0)) == capacity.OF_A_SERVER
     with_one = count_connections(ONE)
-    assert with_one == alone + capacity.OF_A_POOL + 5 * capacity.OF_A_CHILD  # four more at times
+    assert with_one == alone + capacity.OF_A_POOL + 9 * capacity.OF_A_CHILD  # eight more at times
     assert count_connections(replace(ONE, workers=9)) == with_one + 8 * capacity.OF_A_CHILD
     mirrored = replace(ONE, workflow_databases={"A": "postgresql://a/a", "B": "postgresql://b/b"})
     assert count_connections(mirrored) == with_one + 4
@@ -30,7 +30,7 @@ def test_an_embedded_postgres_is_started_with_as_many_as_are_needed() -> None:
     assert embedded_settings(many) == {"max_connections": str(count_connections(many) + 10)}
 
 
-@pytest.mark.parametrize("asked", [{"workers": 140}, {"http_workers": 130}])
+@pytest.mark.parametrize("asked", [{"workers": 170}, {"http_workers": 130}])
 def test_more_processes_than_an_embedded_postgres_takes_are_refused(asked: dict[str, int]) -> None:
     with pytest.raises(InvalidSettings, match=r"need up to 1,?\d{3} connections.*take fewer"):
         embedded_settings(replace(ONE, **asked))

@@ -19,7 +19,7 @@ from smithers.client import (
 )
 from smithers.client.calls import get, is_loopback, list_nodes, read_answer, start
 from smithers.client.errors import refusal
-from smithers.client.streaming import GIVE_UP_S, Resumption, stored_until_ms
+from smithers.client.streaming import GIVE_UP_S, Resumption
 
 
 def event(seq: int) -> Event:
@@ -83,12 +83,14 @@ def test_a_stream_that_was_cut_waits_longer_each_time_until_an_event_comes() -> 
     pauses = [place.pause_s(OSError()) for _ in range(8)]
     assert pauses == sorted(pauses)
     assert pauses[-1] == 5.0
+    place.connected()
+    assert place.pause_s(OSError()) == 5.0  # it is there, and has said nothing
     place.take(event(4))
     assert place.seq == 4
     assert place.pause_s(OSError()) == pauses[0]
 
 
-def test_a_stream_is_given_up_when_nothing_comes_for_a_minute(
+def test_a_stream_is_given_up_when_none_begins_for_a_minute(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     place = Resumption(-1)
@@ -97,11 +99,6 @@ def test_a_stream_is_given_up_when_nothing_comes_for_a_minute(
     monkeypatch.setattr(time, "monotonic", lambda: now + GIVE_UP_S + 1)
     with pytest.raises(ServerUnreachable):
         place.pause_s(OSError())
-
-
-def test_what_is_stored_ends_with_the_second_of_the_answer() -> None:
-    assert stored_until_ms("Thu, 01 Jan 1970 00:00:01 GMT") == 2000
-    assert stored_until_ms(None) == float("inf")
 
 
 def test_a_proxy_of_the_environment_is_not_for_this_host() -> None:

@@ -164,12 +164,13 @@ def test_the_module_that_gives_time_outs_leaves_none_out() -> None:
     assert list(unlimited(MODULES[SEAM])) == []
 
 
-def test_alembic_is_given_time_outs() -> None:
+def test_alembic_is_given_a_connection_of_the_module_that_gives_time_outs() -> None:
     makers = {
         name: [call for call in calls(tree) if ast.unparse(call.func) == "create_async_engine"]
         for name, tree in MODULES.items()
     }
     assert [name for name, found in makers.items() if found] == [ENGINES]
     for call in makers[ENGINES]:
-        (told,) = (keyword.value for keyword in call.keywords if keyword.arg == "connect_args")
-        assert {"timeout", "command_timeout"} <= {key.value for key in told.keys}
+        (make,) = (keyword.value for keyword in call.keywords if keyword.arg == "async_creator")
+        assert ast.unparse(make.body.func) == "connect"
+    assert "connect" in imports(MODULES[ENGINES], "smithers.store.connections")

@@ -134,6 +134,17 @@ class TestContinueAsNew:
         assert world.rows.status is RunStatus.CONTINUED
         assert "NodeCancelled b aborted" in world.events
 
+    @pytest.mark.parametrize("retries", [0, 1])
+    def test_what_raises_when_it_is_stopped_keeps_it_from_nothing(self, retries):
+        world = World(
+            lambda _ctx: Parallel(
+                Task("a", 1), Task("b", 1, retries=retries), ContinueAsNew(depends_on=["a"])
+            ),
+            aborts_at_once=False,
+        ).begin()
+        world.finish("a").fail("b")
+        assert world.rows.status is RunStatus.CONTINUED
+
     def test_what_is_to_be_done_in_the_end_is_done_before(self):
         world = World(
             lambda _ctx: Try("t", Task("a", 1), ContinueAsNew(), finally_=Task("f", 1))

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from smithers import Approval, HumanTask, Sequence, Task
 from smithers.errors import InvalidTree
@@ -73,6 +73,15 @@ def test_who_denies_a_choice_need_not_choose():
 def test_options_go_with_a_mode_that_has_them(wrong):
     with pytest.raises(InvalidTree):
         Approval("a", title="?", **wrong)
+
+
+def test_a_form_may_bound_a_number_beyond_64_bits():
+    class Wide(BaseModel):
+        n: int = Field(le=2**70)
+
+    world = World(lambda _ctx: HumanTask("f", prompt="Say", output=Wide)).begin()
+    request = world.rows.requests[world.key("f")]
+    assert request["schema"]["properties"]["n"]["maximum"] == 2**70
 
 
 def test_a_form_is_asked_by_its_schema_and_its_answer_is_the_output():

@@ -1,9 +1,12 @@
 """When a builder is called, what its trees leave behind, and what a large tree costs."""
 
+import signal
+import threading
 from typing import Any
 
 import orjson
 import pytest
+from pydantic import BaseModel, field_validator
 
 from smithers import Approval, Branch, Loop, Parallel, Sequence, Signal, Task, Timer
 from smithers.engine import schedule as schedules
@@ -16,8 +19,13 @@ from smithers.engine.frames import (
     next_frame,
     restore,
 )
+from smithers.engine.rendering import build_renderer
+from smithers.errors import InvalidInput
+from smithers.ids import RunId
 from smithers.states import AttemptState, NodeState, RunStatus
+from smithers.workflow import Workflow
 from tests.support.engine import START_MS, World
+from worker.rendering import render_guard
 
 
 class TestReads:
@@ -368,3 +376,50 @@ def test_a_run_under_suspicion_starts_only_what_it_may_and_the_rest_when_it_is_c
     world.run.start_only(None)
     world._go()
     assert world.under_way == ["a", "b", "c"]
+
+
+def read_input(given: str, *, timeout_s: float = 60) -> Any:
+    """Have a run's renderer made of its input, as a child does."""
+
+    class Given(BaseModel):
+        topic: str
+
+        @field_validator("topic", mode="before")
+        @classmethod
+        def tidy(cls, topic: str) -> str:
+            if topic == "slow":
+                threading.Event().wait(60)
+            if topic == "exit":
+                raise SystemExit(topic)
+            return topic.strip()
+
+    renderer = build_renderer(
+        Workflow(name="w", builder=lambda _: None, input_model=Given),
+        run_id=RunId("r"),
+        input_json=given,
+        auth_json=None,
+        carried_json=None,
+        config_json="{}",
+        guard=render_guard(timeout_s),
+    )
+    return renderer.input
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        ("{}", "1 errors"),
+        ('{"topic": 515}', "AttributeError"),
+        ('{"topic": "exit"}', "SystemExit"),
+        ('{"topic": "slow"}', "TimeoutError"),
+    ],
+)
+def test_whatever_a_model_makes_of_an_input_is_the_inputs_fault(given, wrong):
+    before = signal.getsignal(signal.SIGALRM)
+    try:
+        assert read_input('{"topic": " x "}').topic == "x"
+        with pytest.raises(InvalidInput, match=f"does not fit w: .*{wrong}$") as caught:
+            read_input(given, timeout_s=0.1)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert "515" not in f"{caught.value}{caught.value.details}"

@@ -1,14 +1,19 @@
 """Approvals, gates, signals, timers: how they begin, what ends them, and how a run is parked meanwhile."""
 
+import asyncio
+import signal
+import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from smithers import Approval, ApprovalDecision, Loop, Parallel, Retry, Signal, Task, Timer
 from smithers.states import ApprovalStatus, NodeState, RunStatus
 from tests.support.engine import START_MS, World
+from worker.rendering import render_guard
 
 
 class TestApprovals:
@@ -291,3 +296,35 @@ class TestParking:
         world = World(lambda _: Approval("ok", title="?")).begin().cancel()
         assert world.rows.approvals[world.key("ok")].status is ApprovalStatus.CANCELLED
         assert world.events[-2:] == ["NodeCancelled ok run-cancelled", "RunCancelled"]
+
+
+@pytest.mark.parametrize(
+    ("host", "wrong"),
+    [("slow", "took longer"), ("exit", "SystemExit"), ("cancel", "CancelledError")],
+)
+def test_a_model_that_breaks_or_hangs_fails_its_wait_by_name(host, wrong):
+    class Paid(BaseModel):
+        host: str
+
+        @field_validator("host")
+        @classmethod
+        def look_up(cls, host: str) -> str:
+            match host:
+                case "slow":
+                    threading.Event().wait(60)
+                case "exit":
+                    raise SystemExit
+                case "cancel":
+                    raise asyncio.CancelledError
+            return host
+
+    before = signal.getsignal(signal.SIGALRM)
+    try:
+        world = World(lambda _: Signal("paid", output=Paid))
+        world.renderer = replace(world.renderer, guard=render_guard(0.1))
+        world.begin().signal("paid", {"host": host})
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert world.rows.error is not None
+    assert world.rows.error.code == "INVALID_OUTPUT"
+    assert wrong in world.rows.error.message

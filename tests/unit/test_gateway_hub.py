@@ -5,13 +5,16 @@ and go, hints that are lost. What Postgres promises (a run's events in order, on
 import asyncio
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway import hub as hub_module
-from gateway.hub import Hub
+from gateway.hub import FollowedRun, Hub
 from gateway.metrics import Metrics
 from gateway.viewers import MAX_BUFFERED_BYTES, Viewer
+from smithers import service_loops
 from smithers.ids import RunId
 from smithers.states import RunStatus
 from smithers.store.tails import Cursor, Tail
@@ -223,6 +226,41 @@ async def test_a_hint_that_found_its_viewers_gone_is_kept_for_who_is_about_to_jo
         await turns(30)
         assert seqs(joining.transport) == [1]  # type: ignore[arg-type]  # a fake
         hub.leave(run, joining)
+
+
+async def test_what_nobody_foresaw_ends_the_streams_of_its_run_and_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service_loops, "PAUSE_S", 0)
+    history = History()
+    broken, whole = RunId("broken"), RUN
+    send = Hub._send
+
+    def fail(hub: Hub, run: FollowedRun, *rest: Any) -> None:
+        if run.run_id == broken:
+            raise KeyError("nobody foresaw this")
+        send(hub, run, *rest)
+
+    monkeypatch.setattr(Hub, "_send", fail)
+    viewers = {}
+    async with make_hub(history, random.Random(3)) as hub, asyncio.timeout(5):
+        for run_id in (broken, whole):
+            viewer = viewers[run_id] = Viewer(FakeTransport(), is_chunked=False, now=0.0)  # type: ignore[arg-type]  # a fake
+            viewer.cursor = 0
+            with hub.following(run_id) as run:
+                assert hub.join(run, viewer, history.tail(0))
+        history.count += 1
+        with capture_logs() as logs:
+            hub.hear(frozenset({broken}))
+            assert await viewers[broken].until_ended() is DropReason.GONE
+            while not seqs(viewers[whole].transport):  # type: ignore[arg-type]  # a fake
+                hub.hear(frozenset({whole}))
+                await asyncio.sleep(0)
+        hub.leave(run, viewers[whole])
+    assert viewers[broken].transport.is_closing()
+    assert [(line["event"], line["loop"]) for line in logs] == [
+        ("service_loop_failed", "hub-follow")
+    ]
 
 
 @pytest.mark.parametrize(

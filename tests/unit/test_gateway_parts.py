@@ -2,21 +2,30 @@
 
 import hashlib
 import json
+import resource
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import pytest
+from alembic.script import ScriptDirectory
 from multidict import CIMultiDict, CIMultiDictProxy, MultiDict
 from pydantic import Field
+from structlog.testing import capture_logs
 
+from gateway import access as access_module
 from gateway.access import Access, InvalidTokensFile, Scope, read_tokens
 from gateway.envelope import PROBLEMS
 from gateway.errors import GatewayError, InvalidRequest, Unauthorized
 from gateway.exchange import Exchange
 from gateway.fields import WHOLE, Body, Digits, Headers, Query, Text, read_each_once, read_fields
-from gateway.frames import MAX_PAGE_BYTES, WholeFrame, fit_page
+from gateway.frames import WholeFrame, fit_page
 from gateway.inputs import check_input, compile_schema
-from gateway.paging import read_cursor, write_cursor
+from gateway.paging import MAX_PAGE_BYTES, read_cursor, write_cursor
 from gateway.routes import ROUTES
 from gateway.routing import OPEN, Part, Route, Router
 from gateway.run_state import iso, run_state
@@ -27,7 +36,7 @@ from smithers.store.node_reads import FrameRow
 from smithers.store.reads import OpenWait, RunLife
 from smithers.store.refusals import Refused
 from smithers.store.revisions import read_revisions
-from smithers.store.schema import head_revision
+from smithers.store.schema import alembic_config
 
 
 class SomeQuery(Query):
@@ -116,6 +125,59 @@ def test_a_token_is_compared_as_bytes_whatever_it_holds() -> None:
             access.admit(headers(Authorization=wrong))
 
 
+@contextmanager
+def no_descriptor_free() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_tokens_file_that_could_not_be_read_once_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_module, "CHECK_FILE_S", 0)
+    path = tmp_path / "tokens"
+
+    def write(*users: str) -> None:
+        lines = [
+            {"sha256": hashlib.sha256(user.encode()).hexdigest(), "user": user, "scopes": ["*"]}
+            for user in users
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+    def admits(user: str) -> bool:
+        try:
+            return access.admit(headers(Authorization=f"Bearer {user}")).user == user
+        except Unauthorized:
+            return False
+
+    write("old")
+    access = Access(auth_token=None, tokens_file=path, only_loopback_names=False)
+    write("new", "another")
+    with no_descriptor_free():
+        assert admits("old")
+    assert admits("new")
+    assert not admits("old")
+
+
+def test_a_tokens_file_that_is_wrong_is_told_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_module, "CHECK_FILE_S", 0)
+    path = tmp_path / "tokens"
+    path.write_bytes(b"")
+    access = Access(auth_token="t", tokens_file=path, only_loopback_names=False)
+    with capture_logs() as logs:
+        for wrong in (b"no JSON", b"\xff\xfe"):
+            path.write_bytes(wrong)
+            for _ in range(3):
+                access.admit(headers(Authorization="Bearer t"))
+    assert [line["event"] for line in logs] == ["tokens_file_unreadable"] * 2
+
+
 def test_two_headers_of_one_kind_count_as_none() -> None:
     access = Access(auth_token="t", tokens_file=None, only_loopback_names=True)
     twice = CIMultiDictProxy(
@@ -192,6 +254,33 @@ def test_a_cursor_is_one_that_was_given_out(text: str) -> None:
     with pytest.raises(InvalidRequest):
         read_cursor(text, str, str)
     assert read_cursor(write_cursor("a", "b"), str, str) == ["a", "b"]
+
+
+def test_a_cursor_reads_as_the_place_that_was_written() -> None:
+    place = (datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC), "n", 2**31 - 1)
+    assert tuple(read_cursor(write_cursor(*place), datetime, str, int)) == place
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["2026-01-01T00:00:00", 0],  # of no time zone
+        ["2026-01-01", 0],
+        ["0001-01-01T00:00:00+14:00", 0],  # before the first year, or after the last
+        ["9999-12-31T23:59:59-14:00", 0],
+        ["x", 0],
+        [1, 0],
+        ["2026-01-01T00:00:00+00:00", 2**31],
+        ["2026-01-01T00:00:00+00:00", -1],
+        ["2026-01-01T00:00:00+00:00", True],
+        ["2026-01-01T00:00:00+00:00", 1.0],
+        ["2026-01-01T00:00:00+00:00"],
+    ],
+)
+def test_a_cursor_of_ones_own_making_names_no_place_that_cannot_be(parts: list[object]) -> None:
+    text = urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
+    with pytest.raises(InvalidRequest):
+        read_cursor(text, datetime, int)
 
 
 LIFE = RunLife(
@@ -278,4 +367,5 @@ def test_events_are_framed_with_their_numbers_and_chunks_with_their_length() -> 
 
 
 def test_the_gateway_knows_the_migrations_that_alembic_knows() -> None:
-    assert read_revisions().head == head_revision()
+    scripts = ScriptDirectory.from_config(alembic_config())
+    assert read_revisions().head == scripts.get_current_head()

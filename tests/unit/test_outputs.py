@@ -4,7 +4,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
@@ -14,7 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validat
 from typing_extensions import TypedDict
 
 from smithers.errors import InvalidOutput
-from smithers.outputs import MAX_MISFITS, decode_output, encode_output, weigh
+from smithers.outputs import (
+    MAX_MISFITS,
+    decode_output,
+    encode_output,
+    is_plain,
+    is_quick,
+    weigh,
+)
 
 
 class Article(BaseModel):
@@ -217,3 +224,24 @@ def test_any_json_comes_back_as_it_was(value):
     assert decode_output(text) == value
     assert weigh(value, 10**9).is_plain
     assert weigh(value, 10**9).size <= len(text.encode())
+
+
+@pytest.mark.parametrize(
+    "model", [None, Any, int, str, list[int], dict[str, Any], int | None, list[dict[str, str]]]
+)
+def test_types_of_python_run_no_authors_code(model):
+    assert is_plain(model)
+
+
+@pytest.mark.parametrize(
+    "model", [Article, Point, Row, list[Rude], dict[str, Rude | None], Annotated[int, Field(gt=1)]]
+)
+def test_a_type_with_an_authors_in_it_may(model):
+    assert not is_plain(model)
+    assert not is_quick([], model)
+
+
+def test_what_is_large_or_not_plain_is_not_quick():
+    assert is_quick({"a": [1, 2]}, dict[str, Any])
+    assert not is_quick("x" * 70_000, str)
+    assert not is_quick(Article(title="x"), None)

@@ -36,9 +36,29 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
     assert read_server_options({"log_level": "error"}, environ).log_level == "ERROR"
 
 
-def test_a_commands_own_choice_is_only_a_default() -> None:
-    assert read_server_options({}, {}, workers=1).workers == 1
-    assert read_server_options({"workers": "3"}, {}, workers=1).workers == 3
+def test_a_commands_default_gives_way_and_what_it_has_fixed_does_not() -> None:
+    defaults, fixed = {"workers": 1}, {"retention": None}
+    environ = {"SMITHERS_RETENTION": "1s"}
+    plain = read_server_options({}, environ, defaults=defaults, fixed=fixed)
+    assert (plain.workers, plain.retention) == (1, None)
+    flags = {"workers": "3", "retention": "2s"}
+    told = read_server_options(flags, environ, defaults=defaults, fixed=fixed)
+    assert (told.workers, told.retention) == (3, None)
+
+
+def test_a_direct_url_of_the_environment_is_not_that_of_a_flags_database() -> None:
+    environ = {
+        "DATABASE_URL": "postgresql://prod/a",
+        "DATABASE_DIRECT_URL": "postgresql://prod:1/a",
+    }
+    assert read_server_options({}, environ).database_direct_url == "postgresql://prod:1/a"
+    flags = {"database_url": "postgresql://staging/a"}
+    told = read_server_options(flags, environ)
+    assert (told.database_url, told.database_direct_url) == ("postgresql://staging/a", None)
+    both = read_server_options(
+        {**flags, "database_direct_url": "postgresql://staging:1/a"}, environ
+    )
+    assert both.database_direct_url == "postgresql://staging:1/a"
 
 
 def test_what_is_empty_is_as_good_as_not_given() -> None:
@@ -71,6 +91,21 @@ def test_a_secret_is_in_no_error_and_no_repr() -> None:
     )
     assert "hush" not in repr(options)
     assert "hush" not in repr(ClientOptions(token="hush"))
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("postgresql://me:hush/hush@there/name", "%XX"),
+        ("postgresql://me:hush@there:port/name", "a port from 1 to 65535"),
+        ("postgresql://me:hush@there/name?sslmode=on", "an sslmode of disable, "),
+    ],
+)
+def test_a_bad_database_url_is_told_by_what_is_wrong_and_not_quoted(url: str, told: str) -> None:
+    (said,) = problems({}, {"DATABASE_URL": url})
+    assert said.startswith("DATABASE_URL: must ")
+    assert told in said
+    assert "hush" not in said
 
 
 def test_the_data_never_lie_below_the_root(tmp_path: Path) -> None:

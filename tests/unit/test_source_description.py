@@ -108,20 +108,52 @@ def test_a_workflow_is_described(bundle_of):
     assert Description.from_json(description.to_json()) == description
 
 
+@pytest.mark.parametrize(
+    ("queue", "complaint"),
+    [
+        ("'my queue'", "takes a word without blanks, not 'my queue'"),
+        ("'a\\tb'", "takes a word without blanks"),
+        ("'a\\x00b'", "takes a word without blanks"),
+        ("'\\ud800'", "takes a word without blanks"),
+        ("7", "takes a word without blanks, not 7"),
+        ("''", "takes 1 to 200 characters, not 0"),
+        ("'q' * 201", "takes 1 to 200 characters, not 201"),
+    ],
+)
+def test_a_queue_that_no_worker_can_claim_from_is_an_error_of_the_author(
+    bundle_of, queue, complaint
+):
+    bundle = bundle_of(f"@workflow(queue={queue})\ndef publish_article(ctx): return Sequence()")
+    error = describe(bundle, None).error
+    assert error is not None
+    assert f"InvalidTree: @workflow(queue=...) of 'publish-article' {complaint}" in error
+
+
+@pytest.mark.parametrize("queue", ["gpu", "q" * 200, "größe/4:x"])
+def test_a_queue_is_any_word_that_a_command_can_name(bundle_of, queue):
+    bundle = bundle_of(f"@workflow(queue={queue!r})\ndef publish_article(ctx): return Sequence()")
+    assert describe(bundle, None).queue == queue
+
+
 def test_a_workflow_without_options_is_described(bundle_of):
     expected = {**json.loads(NOTHING.to_json()), "workflow_name": "publish-article"}
     assert json.loads(describe(bundle_of(ONE), None).to_json()) == expected
 
 
 def test_an_import_error_is_the_description(bundle_of):
-    error = describe(bundle_of("import other", other="\n\nimport no_such_library"), None).error
-    first, *lines = error.splitlines()
-    assert first == (
+    found = describe(bundle_of("import other", other="\n\nimport no_such_library"), None)
+    assert found.error == (
         "flow.py cannot be imported: "
         "ModuleNotFoundError: No module named 'no_such_library' (other.py, line 6)"
     )
-    assert "    import no_such_library" in lines
-    assert "smithers/source" not in error
+    assert "    import no_such_library" in found.traceback.splitlines()
+    assert "smithers/source" not in found.traceback
+
+
+def test_an_error_quotes_no_source(bundle_of):
+    found = describe(bundle_of('exec("secret = (")'), None)
+    assert "'(' was never closed" in found.error
+    assert "secret" not in found.error
 
 
 def test_broken_source_is_the_description(bundle_of):
@@ -148,17 +180,20 @@ def publish_article(ctx): return Sequence()
 """
     description = describe(bundle_of(source), None)
     assert "the input model of 'publish-article' has no JSON schema" in description.error
+    assert "Traceback" not in description.error
+    assert description.traceback
     assert description.input_schema is None
 
 
 def test_an_error_fits_into_the_database_and_the_answer(bundle_of):
     text = "'\\0 \\ud800 /etc/secrets/key ' + 'x' * 100_000"
-    error = describe(bundle_of(f"raise ValueError({text})"), None).error
-    assert "\0" not in error
-    assert error.encode()
-    assert "…/key" in error
-    assert "/etc" not in error
-    assert len(error) <= MAX_ERROR_CHARS + 1
+    description = describe(bundle_of(f"raise ValueError({text})"), None)
+    for told in (description.error, description.traceback):
+        assert "\0" not in told
+        assert told.encode()
+        assert "…/key" in told
+        assert "/etc" not in told
+        assert len(told) <= MAX_ERROR_CHARS + 1
 
 
 @pytest.mark.parametrize(

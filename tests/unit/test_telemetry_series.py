@@ -6,7 +6,7 @@ import re
 import pytest
 
 import gateway.metrics
-import worker.pool
+import worker.children
 from gateway.metrics import Metrics
 from smithers.store.gauges import MAX_QUEUES, Backlog, Gauges
 from smithers.telemetry import names
@@ -27,9 +27,9 @@ def test_what_workers_may_die_of_is_told_before_one_has() -> None:
 
 
 def test_no_worker_dies_of_anything_else() -> None:
-    pool = inspect.getsource(worker.pool)
-    killed_for = re.findall(r'self\._kill\(child, "([a-z-]+)"\)', pool)
-    assert len(killed_for) == pool.count("self._kill(")
+    children = inspect.getsource(worker.children)
+    killed_for = re.findall(r'self\._kill\(child, "([a-z-]+)"\)', children)
+    assert len(killed_for) == children.count("self._kill(")
     assert {*killed_for, "exit", "crash"} == set(ENDS)
     found = re.findall(r'"([a-z-]+)"', inspect.getsource(DeathWatch._find_death))
     assert {*found, "exit"} == set(DEATHS)

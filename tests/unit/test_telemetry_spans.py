@@ -1,9 +1,12 @@
 """Spans: our bytes are OTLP's, they arrive over both protocols, and a collector that is gone costs nothing but them."""
 
+import math
+import random
 import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +18,8 @@ from smithers.ids import RunId
 from smithers.telemetry import otlp, tracing
 from smithers.telemetry.otel_variables import InvalidTelemetry
 from smithers.telemetry.sending import Sender
-from smithers.telemetry.tracing import Place, RunTrace, Tracer, read_traceparent, span
+from smithers.telemetry.spans import Place, Span, SpanKind, read_kept, read_traceparent
+from smithers.telemetry.tracing import RunTrace, Tracer, span
 from tests.support.collector import collecting
 
 PARENT = Place(bytes(range(16)), bytes(range(8)))
@@ -28,19 +32,20 @@ class Kept:
     """A sender that keeps what it is given."""
 
     def __init__(self) -> None:
-        self.told: list[bytes] = []
+        self.told: list[Span] = []
 
-    def put(self, told: bytes) -> None:
+    def put(self, told: Span) -> None:
         self.told.append(told)
 
     def is_sampled(self, _trace_id: bytes, _name: str) -> bool:
         return True
 
-    def attach(self, *_: object, **__: object) -> None:
+    def attach(self, _span: Span) -> None:
         pass
 
     def spans(self):
-        request = otlp.encode_request({"service.name": "s"}, "scope", "1", self.told)
+        told = [otlp.encode_span(one) for one in self.told]
+        request = otlp.encode_request({"service.name": "s"}, "scope", "1", told)
         read = ExportTraceServiceRequest.FromString(request)
         return list(read.resource_spans[0].scope_spans[0].spans)
 
@@ -53,24 +58,29 @@ def dropping(lost: list[int]):
 @given(
     name=TEXTS,
     attributes=some.dictionaries(some.text(min_size=1, max_size=40), VALUES, max_size=8),
+    inherited=some.dictionaries(some.sampled_from(("run", "flow")), TEXTS),
     began_ns=some.integers(0, 2**64 - 1),
-    is_error=some.booleans(),
-    kind=some.sampled_from(otlp.SpanKind),
+    error_type=some.none() | TEXTS,
+    kind=some.sampled_from(SpanKind),
     parent_id=some.just(b"") | some.binary(min_size=8, max_size=8),
 )
 def test_what_is_written_by_hand_is_what_the_librarys_messages_read(
-    name, attributes, began_ns, is_error, kind, parent_id
+    name, attributes, inherited, began_ns, error_type, kind, parent_id
 ):
     told = otlp.encode_span(
-        name,
-        bytes(range(16)),
-        bytes(range(8)),
-        parent_id,
-        kind=kind,
-        began_ns=began_ns,
-        ended_ns=7,
-        attributes=otlp.encode_attributes(attributes),
-        is_error=is_error,
+        Span(
+            name,
+            kind,
+            PARENT.trace_id,
+            PARENT.span_id,
+            parent_id,
+            is_sampled=True,
+            began_ns=began_ns,
+            attributes=attributes,
+            inherited=inherited,
+            ended_ns=7,
+            error_type=error_type,
+        )
     )
     request = otlp.encode_request({"service.name": "x" * 200, "n": 3}, "scope", "1.2", [told, told])
     read = ExportTraceServiceRequest.FromString(request)
@@ -82,11 +92,12 @@ def test_what_is_written_by_hand_is_what_the_librarys_messages_read(
     assert (found.name, found.kind, found.parent_span_id) == (name, kind, parent_id)
     assert (found.trace_id, found.span_id) == (bytes(range(16)), bytes(range(8)))
     assert (found.start_time_unix_nano, found.end_time_unix_nano) == (began_ns, 7)
-    assert (found.status.code == 2) == is_error
-    values = {
-        item.key: getattr(item.value, item.value.WhichOneof("value")) for item in found.attributes
-    }
-    assert values == attributes
+    assert (found.status.code == 2) == (error_type is not None)
+    values = [
+        (item.key, getattr(item.value, item.value.WhichOneof("value"))) for item in found.attributes
+    ]
+    error = [] if error_type is None else [("error.type", error_type)]
+    assert values == [*inherited.items(), *attributes.items(), *error]
     assert read.SerializeToString()  # and nothing in it is unknown to them
     assert not read.FindInitializationErrors()
 
@@ -103,7 +114,7 @@ def test_a_runs_span_has_the_same_name_for_whoever_tells_it():
 
 
 def test_each_era_of_a_run_has_its_own_span_in_one_trace():
-    places = [RunTrace(Tracer(Kept()), RunId("r1"), "flow", era, None).place for era in (0, 1)]
+    places = [RunTrace(Tracer(Kept()), RunId("r1"), "flow", era, None).span for era in (0, 1)]
     assert places[0].trace_id == places[1].trace_id
     assert places[0].span_id != places[1].span_id
 
@@ -120,7 +131,6 @@ def test_a_caller_who_does_not_want_a_trace_gets_none():
 @pytest.mark.parametrize(
     "text",
     [
-        None,
         "",
         "00-0-0-01",
         f"00-{'0' * 32}-{'1' * 16}-01",
@@ -140,6 +150,16 @@ def test_a_traceparent_is_written_as_it_was_read():
     for flags in ("00", "01"):
         text = f"00-{'ab' * 16}-{'cd' * 8}-{flags}"
         assert read_traceparent(text).traceparent == text
+        assert read_kept(text) == read_traceparent(text)
+
+
+def test_authors_who_seed_chance_make_no_id_come_again():
+    ids = set()
+    for _ in range(3):
+        random.seed(1)
+        begun = Tracer(Kept()).begin("one", None)
+        ids |= {begun.trace_id, begun.span_id}
+    assert len(ids) == 6
 
 
 def test_off_a_block_is_only_a_block():
@@ -152,18 +172,67 @@ def test_blocks_stand_below_the_attempt_and_in_one_another():
     kept = Kept()
     run = RunTrace(Tracer(kept), RunId("r1"), "flow", 0, None)
     attempt = run.begin_attempt("a", 0, 1)
-    run.make_current(attempt.place)
+    run.make_current(attempt)
     with pytest.raises(ValueError, match="x"):
         raise_within_blocks()
     run.end_attempt(attempt, "failed", "ValueError")
     inner, outer, task = kept.spans()
     assert [inner.parent_span_id, outer.parent_span_id] == [outer.span_id, task.span_id]
-    assert task.parent_span_id == run.place.span_id
+    assert task.parent_span_id == run.span.span_id
     assert {item.key for item in inner.attributes} == {
         *("smithers.run_id", "smithers.workflow_name"),
         *("n", "m", "error.type"),
     }
     assert b"x" not in {item.value.string_value.encode() for item in inner.attributes}
+
+
+def test_what_a_block_is_told_is_written_down_at_its_end():
+    kept = Kept()
+    run = RunTrace(Tracer(kept), RunId("r1"), "flow", 0, None)
+    run.make_current(run.span)
+    odd: Any = {"none": None, "list": [1, 2]}
+    with span("block", odd) as attributes:
+        attributes[3] = "three"
+        attributes["\ud800"] = "\ud800"
+    attributes["late"] = True
+    (told,) = kept.spans()
+    assert [(item.key, item.value.string_value) for item in told.attributes[2:]] == [
+        ("none", "None"),
+        ("list", "[1, 2]"),
+        ("3", "three"),
+        ("?", "?"),
+    ]
+
+
+class Mute:
+    """What an author may have made."""
+
+    def __str__(self) -> str:
+        raise SystemExit
+
+
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_whatever_a_block_is_told_its_body_goes_on(is_traced):
+    kept = Kept()
+    if is_traced:
+        run = RunTrace(Tracer(kept), RunId("r1"), "flow", 0, None)
+        run.make_current(run.span)
+    name: Any = 7
+    odd: Any = {"least": -(2**63), "below": -(2**63) - 1, "above": 2**63, "endless": 10**5000}
+    with span(name, odd) as attributes:
+        assert attributes["above"] == 2**63
+        attributes["mute"] = Mute()
+        attributes[Mute()] = float("nan")
+    if is_traced:
+        (told,) = kept.spans()
+        values = {item.key: item.value for item in told.attributes[2:]}
+        assert told.name == "7"
+        assert values["least"].int_value == -(2**63)
+        assert values["below"].string_value == "-9223372036854775809"
+        assert values["above"].string_value == "9223372036854775808"
+        mute = "(its text cannot be had)"
+        assert values["endless"].string_value == values["mute"].string_value == mute
+        assert math.isnan(values[mute].double_value)
 
 
 def raise_within_blocks() -> None:
@@ -230,23 +299,30 @@ def test_no_request_has_more_spans_than_it_may():
 def test_spans_of_opentelemetrys_own_api_stand_below_the_attempt():
     code = """
 import sys
-from opentelemetry import trace
+from threading import Thread
+from opentelemetry import context, trace
 from smithers.ids import RunId
 from smithers.telemetry.tracing import RunTrace, open_tracer
 tracer = open_tracer({"OTEL_EXPORTER_OTLP_ENDPOINT": sys.argv[1]}, print, has_authors=True)
 run = RunTrace(tracer, RunId("r1"), "flow", 0, None)
 attempt = run.begin_attempt("a", 0, 1)
-run.make_current(attempt.place)
+run.make_current(attempt)
 with trace.get_tracer("author").start_as_current_span("chat m1", attributes={"gen_ai.request.model": "m1"}):
     pass
+taken = context.get_current()
+elsewhere = Thread(target=lambda: trace.get_tracer("author").start_span("elsewhere", taken).end())
+elsewhere.start()
+elsewhere.join()
+assert format(trace.get_current_span().get_span_context().span_id, "x") in repr(trace.get_current_span())
 run.end_attempt(attempt, "finished", None)
 tracer.close(10)
 """
     with collecting("http/protobuf") as collector:
         subprocess.run([sys.executable, "-c", code, collector.url], check=True, timeout=60)
-        chat, task = collector.spans
+        chat, elsewhere, task = collector.spans
         assert (chat.name, chat.attributes) == ("chat m1", {"gen_ai.request.model": "m1"})
-        assert (chat.parent_id, chat.trace_id) == (task.span_id, task.trace_id)
+        for theirs in (chat, elsewhere):
+            assert (theirs.parent_id, theirs.trace_id) == (task.span_id, task.trace_id)
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
@@ -305,8 +381,8 @@ def test_a_ratio_decides_what_begins_here():
     sender = Sender(
         {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0"}, dropping([])
     )
-    assert not Tracer(sender).begin("root", None).place.is_sampled
-    assert Tracer(sender).begin("child", PARENT).place.is_sampled
+    assert not Tracer(sender).begin("root", None).is_sampled
+    assert Tracer(sender).begin("child", PARENT).is_sampled
     sender.close(5)
 
 

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -31,7 +32,7 @@ from smithers.tools import (
 )
 from smithers.tools.files import MAX_FILE_BYTES
 from tests.support.tools import Records, lending_tools, swap_for_ever
-from worker.toolboxes import AttemptToolbox
+from worker.toolboxes import MAX_DEPTH, MAX_THREADS, AttemptToolbox
 
 CANARY = "canary-51c0"
 SWAPS = 10_000
@@ -222,6 +223,14 @@ async def test_what_a_command_prints_is_cut_at_its_limit(lent: object) -> None:
     assert (await bash("yes")).exit_code < 0
 
 
+async def test_what_a_command_prints_fits_where_calls_are_kept(lent: object) -> None:
+    ended = await bash.shell("head -c 90000 /dev/zero; head -c 90000 /dev/zero >&2; printf x >&2")
+    assert 80_000 < len(ended.stdout) < 90_000
+    assert len(ended.stderr) == len(ended.stdout)
+    assert ended.is_stdout_truncated
+    assert ended.is_stderr_truncated
+
+
 async def test_a_command_that_takes_too_long_is_over_in_time(lent: object) -> None:
     began = time.monotonic()
     with pytest.raises(ToolTimedOut):
@@ -247,6 +256,28 @@ async def test_grep_finds_lines(root: Path, lent: object) -> None:
     assert [match.line for match in (await grep("X = ", "a.py", ignore_case=True)).matches] == [2]
     few = await grep("import", max_matches=1)
     assert (len(few.matches), few.is_truncated) == (1, True)
+
+
+async def test_what_grep_finds_fits_where_calls_are_kept(root: Path, lent: object) -> None:
+    (root / "app.log").write_text(("x" + "\x01" * 300 + "\n") * 2_000)
+    found = await grep("x", max_matches=10_000)
+    assert 500 < len(found.matches) < 600
+    assert found.is_truncated
+
+
+async def test_grep_and_read_agree_on_what_a_line_is(root: Path, lent: object) -> None:
+    (root / "a.txt").write_bytes("one\n\x0ctwo\x85\u2028\r still two\nthree\r\n".encode())
+    found = (await grep("three", "a.txt")).matches[0]
+    assert found.line == 3
+    part = await read("a.txt", start_line=found.line, max_lines=1)
+    assert (part.text, part.line_count, part.is_truncated) == ("three\r\n", 3, False)
+
+
+async def test_what_is_read_fits_where_calls_are_kept(root: Path, lent: object) -> None:
+    (root / "a.txt").write_text("\0" * 190_000 + "\nlast\n")
+    part = await read("a.txt")
+    assert 160_000 < len(part.text) < 190_000
+    assert part.is_truncated
 
 
 @pytest.mark.parametrize(
@@ -365,6 +396,38 @@ async def test_a_plain_function_asks_for_the_result(lent: object) -> None:
         return read("a.txt").result().text + bash("echo", ["more"]).result().stdout
 
     assert await asyncio.to_thread(body) == "textmore\n"
+
+
+class TestToolsThatCallTools:
+    async def test_more_of_them_than_there_are_threads_are_all_answered(
+        self, root: Path, lent: object
+    ) -> None:
+        (root / "a.txt").write_text("one\ntwo\n")
+        all_wait = threading.Barrier(MAX_THREADS, timeout=30)
+
+        @tool(side_effect=False)
+        def count_lines(path: str) -> int:
+            """Count lines."""
+            all_wait.wait()
+            return read(path).result().line_count
+
+        @tool(side_effect=False)
+        def count_twice(path: str) -> int:
+            """Count lines, again."""
+            return 2 * count_lines(path).result()
+
+        calls = [count_twice("a.txt") for _ in range(MAX_THREADS)]
+        async with asyncio.timeout(30):
+            assert await asyncio.gather(*calls) == [4] * MAX_THREADS
+
+    async def test_they_do_not_call_one_another_without_end(self, lent: object) -> None:
+        @tool(side_effect=False)
+        def deeper(depth: int) -> int:
+            """Go on."""
+            return int(deeper(depth + 1).result())
+
+        with pytest.raises(ToolError, match=f"{MAX_DEPTH} deep"):
+            await deeper(0)
 
 
 async def test_a_result_is_not_asked_for_where_it_would_block_others(

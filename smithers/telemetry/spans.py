@@ -1,0 +1,84 @@
+"""What a span is, and where in a trace it stands. Plain values: making one is all that the traced code pays for."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from smithers.errors import text_of
+
+Value = str | int | float | bool
+ERROR_TYPE: Final = "error.type"
+
+# Of version 00; later versions may say more behind it, and ff is none. Ids of zeros name nothing.
+_TRACEPARENT: Final = re.compile(
+    r"(?!ff|00.{53}-)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?",
+    re.ASCII,
+)
+
+
+def plain(value: object) -> Value:
+    """Return a value as an attribute can hold it, or else its text; never raises, whatever an author's class does."""
+    if type(value) is str or type(value) is float or type(value) is bool:
+        return value
+    if type(value) is int and -(2**63) <= value < 2**63:
+        return value
+    return text_of(value)
+
+
+class SpanKind(IntEnum):
+    """What a span is to the one above it."""
+
+    INTERNAL = 1
+    SERVER = 2
+    CLIENT = 3
+
+
+class Place(NamedTuple):
+    """Where in a trace something happens: below this span."""
+
+    trace_id: bytes
+    span_id: bytes
+    is_sampled: bool = True
+
+    @property
+    def traceparent(self) -> str:
+        """Write it as W3C's header."""
+        return f"00-{self.trace_id.hex()}-{self.span_id.hex()}-0{int(self.is_sampled)}"
+
+
+def read_traceparent(text: str) -> Place | None:
+    """Read W3C's header; None where it says nothing."""
+    if _TRACEPARENT.fullmatch(text) is None:
+        return None
+    is_sampled = bool(int(text[54], 16) & 1)
+    return Place(bytes.fromhex(text[3:35]), bytes.fromhex(text[36:52]), is_sampled)
+
+
+def read_kept(traceparent: str) -> Place:
+    """Read what a place has written of itself."""
+    is_sampled = traceparent[54] == "1"
+    return Place(bytes.fromhex(traceparent[3:35]), bytes.fromhex(traceparent[36:52]), is_sampled)
+
+
+@dataclass(slots=True)
+class Span:
+    """Something under way; what is added to `attributes` before its end is told with it. No content, no secrets."""
+
+    name: str
+    kind: SpanKind
+    trace_id: bytes
+    span_id: bytes
+    parent_id: bytes  # empty: it begins its trace
+    is_sampled: bool
+    began_ns: int
+    attributes: dict[str, Value]
+    inherited: Mapping[str, Value]  # attributes that all spans below it have too
+    ended_ns: int = 0
+    error_type: str | None = None
+
+    @property
+    def place(self) -> Place:
+        """Say where what it starts stands."""
+        return Place(self.trace_id, self.span_id, self.is_sampled)

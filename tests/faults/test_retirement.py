@@ -1,0 +1,187 @@
+"""A body that does not stop costs nobody else anything: its child goes when it has finished what else it has."""
+
+import asyncio
+import resource
+import signal
+from functools import partial
+from pathlib import Path
+from subprocess import Popen
+
+import pytest
+
+from tests.support.world import World, kill, until
+from worker.settings import MAX_RETIRED
+
+HELD = """
+    import asyncio
+    from pathlib import Path
+    from ledger import mark
+    from smithers import Task, current_task, workflow
+
+    async def held():
+        name = current_task().run_id
+        mark(f"{name} begins")
+        while not Path("go").exists():
+            await asyncio.sleep(0.02)
+        mark(f"{name} ends")
+
+    @workflow
+    def held_up(ctx):
+        return Task("t", held)
+"""
+STUCK = """
+    import threading
+    from smithers import Task, workflow
+
+    @workflow
+    def stuck(ctx):
+        return Task("t", lambda: threading.Event().wait(), timeout=0.1)
+"""
+ONE = """
+    from smithers import Task, workflow
+
+    @workflow
+    def one(ctx):
+        return Task("a", lambda: 1)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _flows(world: World) -> None:
+    for name, source in {"held": HELD, "stuck": STUCK, "one": ONE}.items():
+        world.write(f"{name}.py", source)
+
+
+async def retire_beside(world: World, name: str) -> int:
+    """Have a child retire that has a run under way; return its pid."""
+    await world.start(name, "held.py")
+    await world.until_ledger(f"{name} begins")
+    pid = await world.owner_pid(name)
+    await world.start(f"stuck-{name}", "stuck.py")
+    await world.until_status(f"stuck-{name}", "failed")
+    assert (await world.error(f"stuck-{name}"))["code"] == "TASK_TIMEOUT"
+    await world.start(f"after-{name}", "one.py")
+    await world.until_status(f"after-{name}", "finished")
+    return pid
+
+
+async def until_buried(world: World, pid: int) -> None:
+    async def is_dead() -> bool:
+        return not await world.sql.fetchval(
+            "SELECT count(*) FROM smithers.workers WHERE pid = $1 AND dead_at IS NULL", pid
+        )
+
+    await until(is_dead, f"the worker {pid} is buried")
+
+
+async def test_others_beside_a_body_that_does_not_stop_are_left_alone(world: World) -> None:
+    world.start_pool(workers=1, drain_timeout_s=0.1)
+    pid = await retire_beside(world, "r")
+    assert await world.owner_pid("r") == pid
+    (world.root / "go").touch()
+    await world.until_status("r", "finished")
+    assert world.ledger() == {"r begins": 1, "r ends": 1}
+    await until_buried(world, pid)
+    assert "child_killed" not in (world.root / "pool.log").read_text()
+
+
+@pytest.mark.slow
+async def test_a_child_that_has_retired_drains_with_its_pool(world: World) -> None:
+    pool = world.start_pool(workers=1, drain_timeout_s=0.3)
+    pid = await retire_beside(world, "r")
+    pool.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(pool.wait, 20) == 0
+    await until_buried(world, pid)
+    assert await world.sql.fetchval("SELECT owner_id IS NULL FROM smithers.runs WHERE run_id = 'r'")
+    assert "child_killed" not in (world.root / "pool.log").read_text()
+
+
+@pytest.mark.slow
+async def test_the_oldest_of_too_many_that_have_retired_is_drained(world: World) -> None:
+    world.start_pool(workers=1, drain_timeout_s=0.3)
+    names = [f"r{number}" for number in range(MAX_RETIRED)]
+    pids = [await retire_beside(world, name) for name in names]
+    assert len(set(pids)) == len(pids)
+    await world.until_ledger("r0 begins", 2)
+    await until_buried(world, pids[0])
+    (world.root / "go").touch()
+    for name in names:
+        await world.until_status(name, "finished")
+    assert world.ledger() == {
+        **{f"{name} begins": 1 for name in names},
+        **{f"{name} ends": 1 for name in names},
+        "r0 begins": 2,
+    }
+
+
+def children_of(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+async def first_child(world: World, pool: Popen[bytes]) -> int:
+    """Wait until a pool's only child is at work."""
+    await world.start("before", "one.py")
+    await world.until_status("before", "finished")
+    (pid,) = [child for server in children_of(pool.pid) for child in children_of(server)]
+    return pid
+
+
+async def test_a_pool_that_has_no_descriptors_for_a_moment_goes_on_after_it(world: World) -> None:
+    pool = world.start_pool(workers=1)
+    child = await first_child(world, pool)
+    before = resource.prlimit(pool.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pool.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    kill(child)
+
+    async def has_none() -> bool:
+        return "Too many open files" in (world.root / "pool.log").read_text()
+
+    await until(has_none, "the pool has no descriptor")
+    resource.prlimit(pool.pid, resource.RLIMIT_NOFILE, before)
+    await world.start("after", "one.py")
+    await world.until_status("after", "finished")
+
+
+@pytest.mark.slow
+async def test_a_pool_goes_on_after_a_birth_and_a_burial_that_went_wrong(world: World) -> None:
+    pool = world.start_pool(workers=1, module="tests.support.unlucky")
+    child = await first_child(world, pool)
+    (world.root / "go").touch()
+    await world.start("r", "held.py")
+    await world.until_status("r", "finished")
+    kill(child)
+    await world.start("after", "one.py")
+    await world.until_status("after", "finished")
+    await until_buried(world, child)
+    log = (world.root / "pool.log").read_text()
+    assert "nobody foresaw this" in log
+    assert "EOFError" in log
+
+
+@pytest.mark.slow
+async def test_children_that_the_database_does_not_take_leave_nothing_behind(world: World) -> None:
+    await world.sql.execute(
+        """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'full'; END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON smithers.workers FOR EACH ROW EXECUTE FUNCTION refuse()"""
+    )
+    pool = world.start_pool(workers=1)
+
+    open_files = Path(f"/proc/{pool.pid}/fd")
+
+    async def have_failed(count: int) -> bool:
+        return (world.root / "pool.log").read_text().count("spawn_failed") >= count
+
+    await until(partial(have_failed, 1), "a child is not taken")
+    before = len(list(open_files.iterdir()))
+    await until(partial(have_failed, 5), "five children are not taken")
+
+    async def are_closed() -> bool:
+        return len(list(open_files.iterdir())) <= before
+
+    await until(are_closed, "all that is left of them is closed")
+    await world.sql.execute("DROP TRIGGER refuse ON smithers.workers")
+    await world.start("r", "one.py")
+    await world.until_status("r", "finished")

@@ -1,0 +1,139 @@
+"""What a child's claimer holds, from a claim to the end of whoever had the run; executors do nothing here but wait."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from smithers.ids import RunId
+from smithers.store.claims import ClaimedRun
+from smithers.store.worker_store import WorkerStore, open_worker_store
+from tests.support.turns import Ground
+from worker import claimer as claiming
+from worker.claimer import Claimer
+from worker.loads import Loads
+
+RUN = RunId("r")
+
+
+class Held:
+    """In an executor's place: holds its run until it is let go."""
+
+    last_seq = 0
+    attempt_count = 0
+    is_suspect = False
+
+    def __init__(self, claim: ClaimedRun, _tools: Any) -> None:
+        self.claim = claim
+        self.begun = asyncio.Event()
+        self.heard = asyncio.Event()
+        self.over = asyncio.Event()
+
+    async def execute(self) -> None:
+        self.begun.set()
+        await self.over.wait()
+
+    def hear_news(self) -> None:
+        self.heard.set()
+
+
+class Site:
+    """A claimer at work, and what it holds."""
+
+    def __init__(self, claimer: Claimer, store: WorkerStore, ground: Ground) -> None:
+        self.claimer = claimer
+        self.store = store
+        self.ground = ground
+        self.running = asyncio.create_task(claimer.run())
+
+    async def until_held(self, run_id: str, epoch: int = 1) -> Held:
+        """Wait until the claimer has claimed a run, for the so manieth time."""
+        async with asyncio.timeout(10):
+            while not self.running.done():
+                held: Any = self.claimer._executors.get(RunId(run_id), (None,))[0]
+                if held is not None and held.claim.epoch == epoch:
+                    return held
+                await asyncio.sleep(0.01)
+        raise AssertionError(self.running)
+
+
+@asynccontextmanager
+async def claiming_from(database: str) -> AsyncIterator[Site]:
+    async with Ground(database) as ground:
+        worker_id = await ground.add_worker()
+        async with open_worker_store(database, worker_id) as store:
+            gauge = SimpleNamespace(set=lambda _count: None)
+            tools: Any = SimpleNamespace(store=store, meters=SimpleNamespace(active=gauge))
+            claimer = Claimer(
+                tools,
+                queues=("default",),
+                limit=8,
+                is_solo=False,
+                loads=Loads([0], [0.0]),
+                slot=0,
+                on_broken=pytest.fail,
+            )
+            yield Site(claimer, store, ground)
+
+
+@pytest.fixture(autouse=True)
+def _executors_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claiming, "Executor", Held)
+    monkeypatch.setattr(claiming, "NEWS_EVERY_S", 0.05)
+
+
+async def test_a_claim_that_overtakes_the_answer_to_its_park_waits_for_it(database: str) -> None:
+    async with claiming_from(database) as site:
+        await site.ground.start(RUN)
+        first = await site.until_held(RUN)
+        await site.store.release([RUN])  # committed, and whoever had the run does not know it yet
+        site.claimer.hear_due()
+        second = await site.until_held(RUN, epoch=2)
+        await site.ground.start("next")
+        site.claimer.hear_due()
+        following = await site.until_held("next")
+        assert not second.begun.is_set()
+        first.over.set()
+        async with asyncio.timeout(10):
+            await second.begun.wait()
+        assert site.claimer.active_count == 2
+        for held in (second, following):
+            held.over.set()
+        site.claimer.drain()
+        await site.running
+        assert site.claimer.active_count == 0
+
+
+async def test_all_of_a_run_that_was_claimed_twice_is_stopped(database: str) -> None:
+    async with claiming_from(database) as site:
+        await site.ground.start(RUN)
+        await site.until_held(RUN)
+        await site.store.release([RUN])
+        site.claimer.hear_due()
+        await site.until_held(RUN, epoch=2)
+        site.claimer.drain()
+        await site.claimer.release_all()
+        async with asyncio.timeout(10):
+            await site.running
+        owner = await site.ground.sql.fetchval("SELECT owner_id FROM smithers.runs")
+        assert owner is None
+
+
+async def test_a_child_that_claims_no_more_still_looks_for_news(database: str) -> None:
+    async with claiming_from(database) as site:
+        await site.ground.start(RUN)
+        held = await site.until_held(RUN)
+        site.claimer.drain()
+        await site.ground.sql.execute(
+            "UPDATE smithers.runs SET cancel_requested_at = smithers.clock()"
+        )
+        async with asyncio.timeout(10):
+            for _ in range(3):  # not only a look that was under way
+                held.heard.clear()
+                await held.heard.wait()
+        held.over.set()
+        async with asyncio.timeout(10):
+            await site.running

@@ -1,0 +1,122 @@
+"""`smithers db` and `doctor` beside what they are told: which database, which schema, and nothing but data on stdout."""
+
+import asyncio
+import json
+
+import asyncpg
+import pytest
+
+from smithers import foundation
+from smithers.cli.main import run
+from smithers.errors import StoreStarting
+from smithers.store.poolers import Route, find_route
+from smithers.store.revisions import read_revisions
+from tests.support.postgres import name_database
+
+SILENT = "postgresql://me:hush@127.0.0.1:1/app"  # nobody listens there
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(own_logs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the outside's settings."""
+    for name in ("DATABASE_URL", "DATABASE_DIRECT_URL", "SMITHERS_LOG_LEVEL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SMITHERS_LOG_FORMAT", "json")
+
+
+async def ask(dsn: str, statement: str) -> object:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await connection.fetchval(statement)
+    finally:
+        await connection.close()
+
+
+def test_a_flags_database_is_upgraded_whatever_direct_url_the_environment_has(
+    database: str,
+    postgres_server: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", SILENT)
+    monkeypatch.setenv("DATABASE_DIRECT_URL", SILENT)
+    assert run(["db", "upgrade", "--database-url", database]) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.endswith(f" is at schema {read_revisions().head}\n")
+    monkeypatch.setenv("DATABASE_URL", database)
+    monkeypatch.setenv("DATABASE_DIRECT_URL", postgres_server)
+    assert run(["db", "upgrade"]) == 4
+    assert "DATABASE_DIRECT_URL: " in capsys.readouterr().err
+
+
+def test_what_is_logged_while_a_database_starts_is_no_data(
+    database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks: list[str] = []
+
+    async def find(dsn: str, direct_dsn: str) -> Route:
+        looks.append(dsn)
+        if len(looks) == 1:
+            raise StoreStarting("the database is starting, or recovering")
+        return await find_route(dsn, direct_dsn)
+
+    monkeypatch.setattr(foundation, "find_route", find)
+    assert run(["db", "current", "--database-url", database, "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["isCurrent"]
+    assert json.loads(said.err)["event"] == "database_starting"
+
+
+def test_a_schema_that_is_newer_is_said_to_be_so_and_left(
+    database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asyncio.run(ask(database, "UPDATE smithers.alembic_version SET version_num = '9999'"))
+    place = ["--database-url", database]
+    assert run(["db", "upgrade", *place]) == 0
+    said = capsys.readouterr().err
+    assert " is at schema 9999, newer than this version" in said
+    assert run(["db", "current", *place, "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {
+        "current": "9999",
+        "head": read_revisions().head,
+        "isCurrent": False,
+    }
+    assert "newer" in said.err
+    run(["doctor", *place, "--server", "http://127.0.0.1:1", "--json"])
+    (schema,) = [each for each in json.loads(capsys.readouterr().out) if each["name"] == "schema"]
+    assert schema["verdict"] == "ok"
+    assert "9999, newer" in schema["told"]
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "told"),
+    [
+        (SILENT, 1, "error: nobody listens at 127.0.0.1:1/app: connection refused\n"),
+        ("postgresql://me:hush/hush@there/app", 4, "%40"),
+        ("postgresql://me@127.0.0.1:1/app?sslmode=bogus", 4, "sslmode"),
+        ("postgresql://me@127.0.0.1:1/app?sslmode=verify-full&sslrootcert=/no", 1, "127.0.0.1:1"),
+    ],
+)
+def test_a_database_that_cannot_be_had_is_a_sentence_without_a_secret(
+    url: str,
+    code: int,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+    assert run(["db", "current"]) == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert told in said.err
+    assert "hush" not in said.err
+    assert len(said.err.splitlines()) == 1
+
+
+def test_a_database_that_is_not_there_is_named(
+    postgres_server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["db", "current", "--database-url", name_database(postgres_server, "nope")]) == 1
+    assert "/nope does not exist" in capsys.readouterr().err

@@ -1,0 +1,97 @@
+"""What a throwaway process says of a version, whatever becomes of the process."""
+
+import time
+from collections.abc import Iterator
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import pytest
+
+from smithers.source.beneath import RootDirectory
+from smithers.source.closure import SourceReader
+from smithers.source.description import Description
+from worker import describing
+from worker.describing import describe_in_process
+from worker.nursery import open_nursery
+
+WORKFLOW = """
+from smithers import Sequence, workflow
+
+@workflow
+def named(ctx):
+    return Sequence()
+"""
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[ForkServerContext]:
+    yield open_nursery()
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # it would end with the test run
+
+
+async def describe(nursery: ForkServerContext, root: Path, source: str) -> Description:
+    (root / "flow.py").write_text(source + WORKFLOW, encoding="utf-8")
+    with RootDirectory(root) as directory:
+        bundle = SourceReader(directory).read("flow.py").to_json()
+    return Description.from_json(await describe_in_process(nursery, bundle, "", root_dir=str(root)))
+
+
+async def test_what_the_source_says_is_a_fact(nursery: ForkServerContext, tmp_path: Path) -> None:
+    found = await describe(nursery, tmp_path, "")
+    assert (found.workflow_name, found.error, found.is_accident) == ("named", None, False)
+    found = await describe(nursery, tmp_path, "raise ValueError('wrong')\n")
+    assert "ValueError: wrong" in (found.error or "")
+    assert not found.is_accident
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n", "exit code -9"),
+        ("import threading; threading.Event().wait()\n", "took longer than 0.5 s"),
+    ],
+)
+async def test_what_befalls_the_process_is_an_accident(
+    nursery: ForkServerContext,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    error: str,
+) -> None:
+    if "took" in error:
+        monkeypatch.setattr(describing, "TIMEOUT_S", 0.5)
+    found = await describe(nursery, tmp_path, source)
+    assert error in (found.error or "")
+    assert found.is_accident
+
+
+async def test_an_import_that_closes_its_descriptors_holds_up_nobody(
+    nursery: ForkServerContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(describing, "EXIT_S", 0.2)
+    began = time.monotonic()
+    found = await describe(
+        nursery, tmp_path, "import os, time; os.closerange(3, 256); time.sleep(10)\n"
+    )
+    assert time.monotonic() - began < 5
+    assert "closed the pipe" in (found.error or "")
+    assert found.is_accident
+
+
+async def test_an_import_that_writes_into_the_pipe_is_no_description(
+    nursery: ForkServerContext, tmp_path: Path
+) -> None:
+    for said in (r'b"\xff\n"', r'b"[1]\n"', """b'{"error": 1}\\n'""", r'b"[" * 60_000 + b"\n"'):
+        found = await describe(
+            nursery,
+            tmp_path,
+            f"""
+import os, sys
+frame = sys._getframe()
+while "sender" not in frame.f_locals:
+    frame = frame.f_back
+os.write(frame.f_locals["sender"].fileno(), {said})
+""",
+        )
+        assert "no description" in (found.error or "")

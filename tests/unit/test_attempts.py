@@ -1,0 +1,188 @@
+"""Attempts: each that was begun is reported once, and an author's models are held against its time, not its child's."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, field_validator
+
+from smithers import Cache, Task, current_task
+from smithers.engine.facts import Facts, NodeKey
+from smithers.engine.mount import mount
+from smithers.engine.turn import Start
+from smithers.ids import NodeId, RunId
+from smithers.tree import Sequence
+from worker.attempts import Attempts
+from worker.bodies import Bodies
+from worker.caching import Caching
+from worker.happenings import Aborted, Beaten, Failed, Finished, Happening
+from worker.needs import Need
+from worker.settings import PoolSettings
+from worker.toolboxes import open_workshop
+
+KEY = NodeKey(NodeId("t"), 0)
+
+
+class Picky(BaseModel):
+    n: int
+
+    @field_validator("n")
+    @classmethod
+    def refuse(cls, n: int) -> int:
+        if threading.current_thread() is threading.main_thread():
+            raise AssertionError("this is the loop's thread")
+        if n == 1:
+            raise KeyError(f"secret {n}")
+        if n == 2:
+            raise ValueError("not two")
+        if n == 3:
+            current_task().cancelled.wait(60)
+        return n
+
+
+class Stage:
+    """One run's attempts, and what they report."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self.reported: asyncio.Queue[Happening] = asyncio.Queue()
+        self.cached: dict[str, str] = {}
+        run_id = RunId("r")
+        self.attempts = Attempts(
+            run_id,
+            bodies,
+            self.reported.put_nowait,
+            self._load_calls,
+            Caching(run_id, "w", self._find_cached),
+        )
+
+    def start(self, task: Task[Any], needs: dict[str, Need] | None = None) -> None:
+        leaf = mount(Sequence(task), Facts()).leaves[KEY]
+        self.attempts.start(
+            Start(leaf, 1),
+            needs=needs or {},
+            last_heartbeat=None,
+            is_budget_spent=lambda _more_ms: False,
+        )
+
+    async def end(self) -> Happening:
+        return await asyncio.wait_for(self.reported.get(), 30)
+
+    async def _load_calls(self, _node_id: NodeId, _iteration: int) -> list[Any]:
+        return []
+
+    async def _find_cached(self, key: str) -> str | None:
+        return self.cached.get(key)
+
+
+@pytest.fixture
+async def abandoned() -> list[str]:
+    return []
+
+
+@pytest.fixture
+async def stage(tmp_path: Path, abandoned: list[str]) -> AsyncIterator[Stage]:
+    settings = PoolSettings(dsn="", direct_dsn="", root_dir=str(tmp_path), worker_count=1)
+    with ExitStack() as exits:
+        bodies = Bodies(
+            threads=exits.enter_context(ThreadPoolExecutor(max_workers=4)),
+            workshop=exits.enter_context(open_workshop(settings)),
+            root_dir=tmp_path,
+            on_abandoned=abandoned.append,
+        )
+        opened = Stage(bodies)
+        yield opened
+        await opened.attempts.drop()
+
+
+async def for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+async def test_an_attempt_that_is_stopped_before_its_first_step_has_ended(
+    stage: Stage, abandoned: list[str]
+) -> None:
+    stage.start(Task("t", for_ever))
+    stage.attempts.abort(KEY, "unmounted")
+    async with asyncio.timeout(1):  # and not when a deaf one would be given up
+        assert await stage.reported.get() == Aborted(KEY, 1, "unmounted")
+    assert stage.attempts.count == 0
+    assert abandoned == []
+
+
+async def test_one_that_is_stopped_later_has_ended_once(stage: Stage) -> None:
+    stage.start(Task("t", for_ever))
+    await asyncio.sleep(0)
+    stage.attempts.abort(KEY, "unmounted")
+    assert await stage.end() == Aborted(KEY, 1, "unmounted")
+    await asyncio.sleep(0)
+    assert stage.reported.empty()
+
+
+async def test_the_newest_heartbeat_is_told_with_the_end(stage: Stage) -> None:
+    async def work() -> None:
+        for page in range(50):
+            current_task().heartbeat(page)
+        raise RuntimeError("it broke")
+
+    stage.start(Task("t", work))
+    told = [await stage.end() for _ in range(3)]
+    assert told[:2] == [Beaten(KEY, 1, "0"), Beaten(KEY, 1, "49")]
+    assert isinstance(told[2], Failed)
+
+
+@pytest.mark.parametrize(
+    ("n", "name", "code", "wrong"),
+    [
+        (1, "InvalidOutput", "INVALID_OUTPUT", "KeyError"),
+        (2, "InvalidOutput", "INVALID_OUTPUT", "1 errors"),
+        (3, "TimeoutError", "TASK_TIMEOUT", "took longer"),
+    ],
+)
+async def test_what_a_model_makes_of_a_need_is_the_attempts(
+    stage: Stage, n: int, name: str, code: str, wrong: str
+) -> None:
+    need = Need(NodeId("a"), f'{{"n": {n}}}', Picky)
+    stage.start(Task("t", lambda v: v.n, timeout=0.2 if n == 3 else 30), {"v": need})
+    end = await stage.end()
+    assert isinstance(end, Failed)
+    assert (end.problem.name, end.problem.code) == (name, code)
+    assert wrong in end.problem.message
+    assert "secret" not in f"{end.problem}"
+    assert "input_value" not in f"{end.problem}"
+
+
+async def test_what_a_need_is_read_as_is_what_its_model_makes_of_it(stage: Stage) -> None:
+    needs = {"v": Need(NodeId("a"), '{"n": 7}', Picky), "w": Need(NodeId("b"), None, Picky)}
+    stage.start(Task("t", lambda v, w: [v.n, w]), needs)
+    assert await stage.end() == Finished(KEY, 1, "[7,null]")
+
+
+@pytest.mark.parametrize(("n", "came_out"), [(1, 8), (2, 8), (7, 7)])
+async def test_what_was_kept_and_does_not_fit_is_made_again(
+    stage: Stage, n: int, came_out: int
+) -> None:
+    async def make() -> dict[str, int]:
+        return {"n": 8}
+
+    task = Task("t", make, output=Picky, cache=Cache())
+    assert task.cache is not None
+    key = Caching(RunId("r"), "w", stage._find_cached).key_of(task, task.cache, {})
+    stage.cached[key] = f'{{"n": {n}}}'
+    stage.start(task)
+    end = await stage.end()
+    assert isinstance(end, Finished)
+    assert end.output == f'{{"n":{came_out}}}'
+    assert (end.cached is None) == (came_out == n)
+
+
+async def test_a_list_of_models_is_judged_in_a_thread(stage: Stage) -> None:
+    async def make() -> list[dict[str, int]]:
+        return [{"n": 8}]
+
+    stage.start(Task("t", make, output=list[Picky]))
+    assert await stage.end() == Finished(KEY, 1, '[{"n":8}]')

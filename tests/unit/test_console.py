@@ -1,0 +1,108 @@
+"""What workflows, tools and models have said reaches a terminal as text, never as orders to it."""
+
+import io
+import json
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from smithers.cli import console, following, progress
+from smithers.cli.runs import _event_line
+from smithers.client import Approval, Event
+
+HOSTILE = "hi\x1b]0;pwned\x07\x1b[2J\x9b31m\r\x7fAPPROVED \u202egnp.exe"
+SHOWN = r"hi\u001b]0;pwned\u0007\u001b[2J\u009b31m"  # and on
+TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
+
+def event(event_type: str, **fields: Any) -> Event:
+    sent = {"type": event_type, "runId": "r", "timestampMs": 1000, "seq": 0, "iteration": 0}
+    return Event.model_validate({**sent, **fields})
+
+
+def orders_in(text: str) -> set[str]:
+    """Find what a terminal does not show: control characters, and turns of the direction of writing."""
+    return {
+        character
+        for character in text
+        if unicodedata.category(character) == "Cc"
+        or unicodedata.bidirectional(character) in TURNING
+    }
+
+
+def test_no_control_character_and_no_turn_of_direction_is_left_but_newline_and_tab() -> None:
+    assert orders_in(console.printable("".join(map(chr, range(0x3000))))) == {"\n", "\t"}
+    assert console.printable("größe → ✓ עברית \U0001f600") == "größe → ✓ עברית \U0001f600"
+
+
+@pytest.mark.parametrize(
+    "say",
+    [
+        console.print_line,
+        console.note,
+        lambda text: console.print_fields([("output", text)]),
+        lambda text: console.print_table(("NODE", "OUTPUT"), [("a", text)], empty=""),
+        lambda text: console.complain(text, None),
+        lambda text: console.complain("it failed", text),
+        lambda text: console.print_line(_event_line(event("NodeOutput", nodeId="n", text=text))),
+    ],
+)
+def test_what_is_printed_gives_a_terminal_no_orders(
+    say: Callable[[str], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    say(HOSTILE)
+    told = "".join(capfd.readouterr())
+    assert SHOWN in told
+    assert orders_in(told) == {"\n"}
+
+
+def test_json_is_the_same_value_and_gives_a_terminal_no_orders(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    value = {"text": HOSTILE, HOSTILE: ["\\u001b", "\t\n"]}
+    console.print_json(value)
+    console.print_json(value, is_line=True)
+    whole = capfd.readouterr().out
+    assert [json.loads(line) for line in whole.splitlines()] == [value, value]
+    assert orders_in(whole) == {"\n"}
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_a_runs_progress_gives_a_terminal_no_orders(
+    is_live: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=is_live, width=500, color_system=None)
+    monkeypatch.setattr(progress, "open_console", lambda **_: terminal)
+    display = progress.LiveDisplay(HOSTILE) if is_live else progress.PlainDisplay()
+    with display:
+        display.say(HOSTILE)
+        display.show(event("NodeOutput", nodeId=HOSTILE, text=HOSTILE))
+        display.show(event("NodeStarted", nodeId=HOSTILE, attempt=1))
+        error = {"name": HOSTILE, "message": HOSTILE}
+        display.show(event("NodeFailed", nodeId=HOSTILE, attempt=1, error=error))
+        display.show(event("RunFailed", error=error))
+    told = screen.getvalue()
+    assert SHOWN in told
+    assert "\x1b]" not in told
+    assert orders_in(told) <= {"\n", "\r", "\x1b"}  # the live display's own
+
+
+async def test_a_question_gives_a_terminal_no_orders(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def end_of_input(_prompt: str) -> None:
+        return None
+
+    monkeypatch.setattr(following, "_read_line", end_of_input)
+    asked = Approval.model_validate(
+        {"runId": "r", "nodeId": "n", "iteration": 0, "workflowName": "w", "runStatus": "running"}
+        | {"requestTitle": HOSTILE, "requestSummary": HOSTILE, "requestedAtMs": 1, "waitingMs": 1}
+    )
+    assert await following.ask_at_terminal(asked) is None
+    told = capfd.readouterr().err
+    assert told.count("pwned") == 2
+    assert orders_in(told) == {"\n"}

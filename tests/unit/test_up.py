@@ -1,0 +1,89 @@
+"""`smithers up`: what its server is told, and the command that goes on with its run."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from smithers.cli.main import run
+from smithers.cli.session import Errand
+from smithers.settings import ServerOptions
+
+FLOW = "my flow.py"
+Told = list[tuple[Errand, ServerOptions]]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A root with a workflow, which is the current directory; nothing of the outside's settings."""
+    (tmp_path / FLOW).touch()
+    monkeypatch.chdir(tmp_path)
+    for name in ("SMITHERS_ROOT_DIR", "SMITHERS_API_KEY", "DATABASE_URL", "DATABASE_DIRECT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def told(place: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
+    """What would be run, instead of running it."""
+    seen: Told = []
+
+    def keep(errand: Errand, options: ServerOptions) -> int:
+        seen.append((errand, options))
+        return 0
+
+    monkeypatch.setattr("smithers.cli.up.run_errand", keep)
+    return seen
+
+
+def test_up_removes_no_runs_and_takes_no_other_tokens_whatever_the_environment_wants(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMITHERS_RETENTION", "1s")
+    monkeypatch.setenv("SMITHERS_LOG_LEVEL", "DEBUG")
+    monkeypatch.setenv("SMITHERS_TOKENS_FILE", FLOW)
+    assert run(["up", FLOW, "--workers", "2"]) == 0
+    ((_, options),) = told
+    assert (options.retention, options.tokens_file) == (None, None)
+    assert (options.log_level, options.workers) == ("DEBUG", 2)  # those are only defaults
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--data-dir", "/tmp/some place"],
+        ["--root-dir", "."],
+        ["--database-url", "postgresql:///app?host=/run/place", "--migrate"],
+        ["--pass-env", "A", "--pass-env", "B;C", "--allow-network"],
+        ["--serve", "--port", "0", "--no-metrics"],
+        ["--yes"],
+    ],
+)
+def test_the_command_that_goes_on_is_for_a_shell_and_repeats_the_flags(
+    told: Told, flags: list[str]
+) -> None:
+    assert run(["up", FLOW, "--run-id", "r1", "--input", "{}", *flags]) == 0
+    command = shlex.split(told[0][0].command("--resume", "--yes"))
+    assert command[:2] == ["smithers", "up"]
+    assert command.count("--yes") == 1
+    assert run(command[1:]) == 0
+    (first, options), (second, again) = told
+    assert (second.file, second.run_id, second.is_resume, second.is_yes) == (FLOW, "r1", True, True)
+    assert second.serve == first.serve
+    assert replace(again, auth_token=None) == replace(
+        options, auth_token=None
+    )  # one for each server
+
+
+def test_the_command_that_goes_on_names_the_variables_of_secrets(told: Told) -> None:
+    secret = "postgresql://me:hush@there/app"
+    flags = ["--database-url", secret, "--database-direct-url", secret]
+    serving = ["--serve", "--auth-token", "hush"]
+    assert run(["up", FLOW, "--run-id", "r1", *flags, *serving]) == 0
+    command = told[0][0].command("--resume", run_id="r1+1")
+    assert command == (
+        "DATABASE_URL=… DATABASE_DIRECT_URL=… SMITHERS_API_KEY=… "
+        "smithers up 'my flow.py' --run-id r1+1 --resume --serve"
+    )

@@ -1,0 +1,260 @@
+"""The children of a pool: born into a slot, watched, replaced when they retire, and buried.
+
+A slot is a child's place in the memory that it shares with its parent. A child that retires (a body of it does not stop)
+keeps its own until it has finished what it has, for as long as that takes; its successor has another. So many may do that
+beside the others of a pool: then the oldest of them is drained.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from math import inf
+from multiprocessing.context import ForkServerContext
+from typing import Any, Final
+from uuid import uuid4
+
+import structlog
+
+from smithers.errors import StoreError
+from smithers.ids import WorkerId
+from smithers.store.pool_store import Burial, PoolStore
+from smithers.telemetry.sheet import Sheet
+from worker import processes
+from worker.births import Child, bear
+from worker.descendants import sweep
+from worker.loads import ENDED, GONE, Loads
+from worker.memory import resident_bytes
+from worker.meters import PoolMeters
+from worker.relay import Relay
+from worker.settings import DRAIN, MAX_RETIRED, MAX_SOLO, ChildSettings, PoolSettings
+
+SILENT_CHILD_S: Final = 20.0
+START_GRACE_S: Final = 60.0  # a child that has not beaten yet is still importing
+LATE_S: Final = 5.0  # for a child that was told to end, after its drain's time
+LOOK_EVERY_S: Final = 0.1  # a body fills some hundred MiB in that time
+RETRY_S: Final = 0.5
+MAX_WORD_BYTES: Final = 4_096
+
+log = structlog.get_logger("worker.children")
+
+
+class Children:
+    """A pool's children, from their births to their burials."""
+
+    def __init__(
+        self,
+        settings: PoolSettings,
+        *,
+        store: PoolStore,
+        nursery: ForkServerContext,
+        sheet: Sheet,
+        meters: PoolMeters,
+        on_left: Callable[[], None],
+    ) -> None:
+        """`on_left` is called when one has retired or was buried."""
+        self.pool_id = uuid4()
+        self._settings = settings
+        self._store = store
+        self._nursery = nursery
+        self._sheet = sheet
+        self._meters = meters
+        self._on_left = on_left
+        count = settings.worker_count + MAX_SOLO + MAX_RETIRED
+        self._beats: Any = nursery.Array("d", count, lock=False)
+        self._loads = Loads(nursery.Array("i", [GONE] * count, lock=False), self._beats)
+        self.relay = Relay(self._loads)
+        self._free: asyncio.PriorityQueue[int] = asyncio.PriorityQueue()
+        for slot in range(count):
+            self._free.put_nowait(slot)
+        self._living: dict[int, Child] = {}  # by slot
+        self._dying: set[WorkerId] = set()  # those that are being buried
+        self._retired: list[Child] = []  # those that nobody has told to end; oldest first
+        self._farewells: set[asyncio.Task[None]] = set()
+
+    @property
+    def worker_ids(self) -> set[WorkerId]:
+        """Those whose end is this pool's to see to."""
+        return {child.worker_id for child in self._living.values()} | self._dying
+
+    def list_solo(self) -> list[Child]:
+        """List those for runs of their own, but for those that claim no more."""
+        return [child for child in self._living.values() if child.is_solo and not child.is_retired]
+
+    async def start(self, *, is_solo: bool) -> Child:
+        """Start a child as soon as there is a slot; raises StoreError, OSError, EOFError where that cannot be done."""
+        child = self._bear(await self._free.get(), is_solo=is_solo)
+        farewell = asyncio.create_task(self._see_off(child), name=f"farewell-{child.worker_id}")
+        self._farewells.add(farewell)
+        farewell.add_done_callback(self._hear_farewell)
+        try:
+            await self._introduce(child)
+        except (StoreError, OSError):
+            self._kill(child, "not-registered")
+            raise
+        return child
+
+    def drain(self) -> None:
+        """Tell all of them to let their runs come to a pause, and to end."""
+        for child in self._living.values():
+            self._drain(child)
+
+    async def until_gone(self) -> None:
+        """Wait until all of them, told to drain, have been buried; no longer than a drain may take."""
+        if self._farewells:
+            limit_s = self._settings.drain_timeout_s + 2 * LATE_S
+            await asyncio.wait(self._farewells, timeout=limit_s)
+
+    async def beat(self) -> None:
+        """Write the heartbeats of all of them; kill those that others have given up for dead."""
+        known = [child for child in self._living.values() if child.is_registered]
+        if not known:
+            return
+        retired = [child.worker_id for child in known if child.is_retired]
+        alive = await self._store.beat([child.worker_id for child in known], retired)
+        self._meters.count_beat()
+        for child in known:
+            if child.worker_id not in alive:
+                self._kill(child, "displaced")  # its runs have new owners: it must not go on
+
+    async def guard(self) -> None:
+        """Kill whoever is silent, has not ended in its time, or has grown beyond its limit; until cancelled."""
+        while True:
+            now = time.monotonic()
+            for child in list(self._living.values()):
+                if self._is_silent(child, now):
+                    self._kill(child, "silent")
+                elif now > child.end_by:
+                    self._kill(child, "drain-timeout")
+                elif self._is_large(child):  # its runs go on elsewhere, and are tried apart
+                    self._kill(child, "memory")
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def _bear(self, slot: int, *, is_solo: bool) -> Child:
+        settings = ChildSettings(
+            worker_id=uuid4(), slot=slot, is_solo=is_solo, pool=self._settings, sheet=self._sheet
+        )
+        with ExitStack() as undo:
+            undo.callback(self._free_slot, slot)
+            self._beats[slot] = 0.0
+            self._loads.tell(slot, GONE if is_solo else 0)
+            ear = self.relay.open_ear(slot)
+            undo.callback(self.relay.close_mouth, slot)
+            child = bear(self._nursery, settings, self._loads, ear)
+            undo.pop_all()
+        self._living[slot] = child
+        return child
+
+    def _free_slot(self, slot: int) -> None:
+        self._loads.tell(slot, GONE)
+        self._free.put_nowait(slot)
+
+    async def _introduce(self, child: Child) -> None:
+        """Listen to a child, and write down that it lives: before that it can claim nothing."""
+        asyncio.get_running_loop().add_reader(child.orders.fileno(), self._hear, child)
+        pid = child.process.pid or 0
+        log.info("child_started", slot=child.slot, pid=pid, worker_id=str(child.worker_id))
+        child.identity = processes.identify(pid)
+        if child.identity is None:  # it is gone already
+            return
+        await self._store.register(
+            child.worker_id,
+            pool_id=self.pool_id,
+            process=child.identity,
+            queues=self._settings.queues,
+        )
+        child.is_registered = True
+
+    def _hear(self, child: Child) -> None:
+        """Take in the one thing that a child says: that it retires."""
+        # Not recv(): half a message would hold up everybody.
+        try:
+            word = os.read(child.orders.fileno(), MAX_WORD_BYTES)
+        except OSError:
+            word = b""
+        if not word:  # a body has closed it, or it ends
+            asyncio.get_running_loop().remove_reader(child.orders.fileno())
+        elif not child.is_retired and child.end_by == inf:
+            child.is_retired = True
+            log.info("child_replaced", slot=child.slot, worker_id=str(child.worker_id))
+            self._retired.append(child)
+            if len(self._retired) == MAX_RETIRED:
+                self._drain(self._retired[0])
+            self._let_go(child)
+
+    def _let_go(self, child: Child) -> None:
+        child.has_left.set()
+        self._on_left()
+
+    def _drain(self, child: Child) -> None:
+        child.end_by = time.monotonic() + self._settings.drain_timeout_s + LATE_S
+        if child in self._retired:
+            self._retired.remove(child)
+        with suppress(OSError):  # it is ending already
+            child.orders.send(DRAIN)
+
+    def _is_silent(self, child: Child, now: float) -> bool:
+        beaten_at = self._beats[child.slot]
+        limit_s = SILENT_CHILD_S if beaten_at else START_GRACE_S
+        return bool(now - (beaten_at or child.started_at) > limit_s)
+
+    def _is_large(self, child: Child) -> bool:
+        limit_mib = self._settings.worker_memory_mib
+        return limit_mib is not None and resident_bytes(child.process.pid or 0) > limit_mib << 20
+
+    def _kill(self, child: Child, reason: str) -> None:
+        if child.killed_for is None and self._living.get(child.slot) is child:
+            child.killed_for = reason
+            log.error("child_killed", slot=child.slot, reason=reason)
+            child.process.kill()
+
+    async def _see_off(self, child: Child) -> None:
+        """Wait for a child's end, and do what there is to be done after it."""
+        await processes.until_readable(child.process.sentinel)
+        self._dying.add(child.worker_id)
+        try:
+            code, is_done = self._take_leave(child)
+            burial = await self._bury(child, code, is_done=is_done)
+        finally:
+            self._dying.discard(child.worker_id)  # whoever was not buried is found by its pid
+            self._let_go(child)
+        self._meters.count_end(child.killed_for or ("exit" if is_done else "crash"), burial)
+        level = log.info if is_done else log.error
+        level("child_ended", slot=child.slot, exit_code=code, runs_handed_back=burial.handed_back)
+
+    def _hear_farewell(self, farewell: asyncio.Task[None]) -> None:
+        self._farewells.discard(farewell)
+        if not farewell.cancelled() and (error := farewell.exception()) is not None:
+            log.error("farewell_failed", exc_info=error)
+
+    def _take_leave(self, child: Child) -> tuple[int | None, bool]:
+        """Free what an ended child has held here; return its exit code, and whether it was done."""
+        child.process.join()
+        code = child.process.exitcode
+        is_done = self._beats[child.slot] == ENDED  # an exit code of 0 may be a body's too
+        del self._living[child.slot]
+        if child in self._retired:
+            self._retired.remove(child)
+        asyncio.get_running_loop().remove_reader(child.orders.fileno())
+        self.relay.close_mouth(child.slot)
+        child.orders.close()
+        child.outlet.close()
+        child.process.close()
+        self._free_slot(child.slot)
+        return code, is_done
+
+    async def _bury(self, child: Child, code: int | None, *, is_done: bool) -> Burial:
+        """Hand back a child's runs, for as long as it takes; of one that may have been registered unheard, others do it."""
+        while child.is_registered:
+            try:
+                if not is_done and child.identity is not None:
+                    await processes.end(
+                        child.identity
+                    )  # a body may have closed what tells of its end
+                    await sweep(child.worker_id)
+                return await self._store.bury(child.worker_id, f"exit-{code}")
+            except (StoreError, OSError) as error:
+                log.warning("bury_failed", worker_id=str(child.worker_id), error=str(error))
+                await asyncio.sleep(RETRY_S)
+        return Burial(0, ())
