@@ -98,13 +98,26 @@ async def test_what_is_no_call_of_citus_leaves_a_database_that_refuses_tombstone
         await connection.close()
 
 
-def function_of(query: str) -> str:
-    """Read the function that a statement calls, with what stands beside it."""
-    called = re.search(r"smithers\.(\w+)\(", query)
-    assert called is not None
-    text = (FUNCTIONS / f"{called[1]}.sql").read_text(encoding="utf-8")
-    # A procedure that commits and tells has the writing done by a function.
-    return text + function_of(text.partition("BEGIN")[2]) if "PROCEDURE" in text else text
+def functions() -> dict[str, str]:
+    """Read the texts of all functions and procedures."""
+    begins = re.compile(r"(?=^CREATE (?:FUNCTION|PROCEDURE) )", re.MULTILINE)
+    parts = [
+        part
+        for file in sorted(FUNCTIONS.glob("*.sql"))
+        for part in begins.split(file.read_text(encoding="utf-8"))[1:]
+    ]
+    return {part.partition("smithers.")[2].partition("(")[0]: part for part in parts}
+
+
+def texts_of(query: str) -> str:
+    """Read all that a statement calls, and what that calls."""
+    known, found, left = functions(), dict[str, str](), [query]
+    while left:
+        for name in re.findall(r"smithers\.(\w+)\(", left.pop()):
+            if name in known and name not in found:
+                found[name] = known[name]
+                left.append(known[name])
+    return "\n".join(found.values())
 
 
 def statements_of(text: str) -> list[str]:
@@ -116,7 +129,7 @@ def statements_of(text: str) -> list[str]:
 
 
 def hot_texts() -> dict[str, str]:
-    texts = {name: function_of(query) for name, query in HOT.items()}
+    texts = {name: texts_of(query) for name, query in HOT.items()}
     return texts | {
         name: value
         for name, value in vars(tails).items()
