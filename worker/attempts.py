@@ -172,6 +172,7 @@ class Attempts:
             TOOLBOX.set(attempt.toolbox)
             end = await self._produce(attempt, attempt.toolbox)
         except BaseException as error:  # noqa: BLE001 - an author's sys.exit() ends an attempt, not this process
+            self._bodies.hear_error(error)
             # A cancellation is swallowed only here, at the end of the task that was to be cancelled.
             is_stop = isinstance(error, asyncio.CancelledError) and attempt.stopped_by is not None
             end = (

@@ -36,6 +36,11 @@ class Bodies:
         """Hold that an attempt is under way; what it leaves in disorder is put in order at its end."""
         return nullcontext() if self.premises is None else self.premises.attempt()
 
+    def hear_error(self, error: BaseException) -> None:
+        """Take note of what a body raised: it may be for want of what all share."""
+        if self.premises is not None:
+            self.premises.hear_error(error)
+
     async def call_in_thread(
         self,
         function: Callable[[], Result],

@@ -2,7 +2,8 @@
 
 The directory, the umask, signals, the recursion limit, descriptors 0 to 2 and the standard streams belong to the process.
 A thread of bodies has a directory and a umask of its own where the kernel allows that (a container's default seccomp
-profile does not); all else is put back when an attempt has ended. What cannot be told from what an author wants (the
+profile does not); all else is put back when an attempt has ended. An eighth of the descriptors is kept back until a body has
+used up the rest. What cannot be told from what an author wants (the
 environment, imported modules and what was patched in them, the locale) stays as it was left.
 """
 
@@ -10,6 +11,7 @@ environment, imported modules and what was patched in them, the locale) stays as
 import _signal  # type: ignore[import-not-found]  # typeshed leaves it out
 import asyncio
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -23,6 +25,7 @@ from smithers.engine.rendering import Guard
 
 RESTORE_S: Final = 0.01  # after a body or a builder, for all that has ended by then
 MAX_USED: Final = 0.8  # of the descriptors that this process may have
+RESERVED: Final = 8  # one of so many is kept back
 
 _CLONE_FS: Final = 0x200
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGCHLD)
@@ -41,6 +44,9 @@ class Premises:
         self._recursion_limit = sys.getrecursionlimit()
         self._streams = sys.stdout, sys.stderr
         self._spares = {number: os.dup(number) for number in range(3)}
+        self._descriptors = soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft - soft // RESERVED, hard))
         self._attempt_count = 0
         self._is_restoring = False  # in a moment
 
@@ -64,6 +70,12 @@ class Premises:
         os.close(lowest)
         return lowest > limit * MAX_USED
 
+    def hear_error(self, error: BaseException) -> None:
+        """Let others have what was kept back, where a body found no descriptor any more."""
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            with suppress(OSError, ValueError):  # a body may have changed the limits
+                resource.setrlimit(resource.RLIMIT_NOFILE, self._descriptors)
+
     def enter_thread(self) -> None:
         """Give the calling thread a directory and a umask of its own, where that may be."""
         ctypes.CDLL(None).unshare(_CLONE_FS)  # refused: they stay the process's
@@ -73,6 +85,9 @@ class Premises:
         """Call a plain function in one of the threads of bodies."""
         try:
             return body()
+        except BaseException as error:
+            self.hear_error(error)  # at once: others are about to open something
+            raise
         finally:
             self._return()
 
