@@ -18,7 +18,7 @@ def end_returned(key: NodeKey, number: int, value: Any, model: Any) -> Finished 
     try:
         return Finished(key, number, encode_output(value, model))
     except InvalidOutput as error:
-        problem = Problem("InvalidOutput", str(error), error.code, error.details)
+        problem = Problem.of(error)
         return Failed(key, number, problem)
 
 

@@ -228,8 +228,7 @@ class Executor:
         except LoadFailed as error:
             return self._idle_renderer(), error.problem
         except InvalidInput as error:
-            problem = Problem("InvalidInput", str(error), error.code, error.details)
-            return self._idle_renderer(), problem
+            return self._idle_renderer(), Problem.of(error)
         return renderer, None
 
     def _idle_renderer(self) -> Renderer:

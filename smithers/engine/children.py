@@ -76,7 +76,7 @@ def take_end(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
         try:
             output = end.output and run.renderer.encode(decode_output(end.output), element.output)
         except InvalidOutput as error:
-            problem = Problem("InvalidOutput", str(error), error.code, error.details)
+            problem = Problem.of(error)
         else:
             outcomes.finish(run, leaf.key, fact, output)
             return
@@ -97,7 +97,7 @@ def go_on_as_new(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
     try:
         state = run.renderer.encode(element.state)
     except InvalidOutput as error:
-        problem = Problem("InvalidOutput", str(error), error.code, error.details)
+        problem = Problem.of(error)
         outcomes.fail(run, leaf.key, fact, problem)
         return
     outcomes.finish(run, leaf.key, fact, state)

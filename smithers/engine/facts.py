@@ -5,8 +5,9 @@ which one node may have many keys: one for each iteration of its loops.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
+from smithers.errors import InvalidInput, InvalidOutput
 from smithers.ids import LoopId, NodeId, RunId, TryId
 from smithers.states import ApprovalStatus, NodeState, RunStatus, TryPhase
 from smithers.tree import SCOPE_MARK
@@ -32,6 +33,11 @@ class Problem(NamedTuple):
     code: str | None = None
     details: Any = None
     traceback: str | None = None
+
+    @classmethod
+    def of(cls, error: InvalidInput | InvalidOutput) -> Self:
+        """Return what a value is refused for."""
+        return cls(type(error).__name__, str(error), error.code, error.details)
 
     def to_wire(self) -> dict[str, Any]:
         """Return `{name, message, code?, details?}`."""

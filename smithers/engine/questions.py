@@ -80,7 +80,7 @@ def _take_decision(
         try:
             output = _decision_json(decision, approval, is_approved=is_approved)
         except InvalidOutput as error:
-            problem = Problem("InvalidOutput", str(error), error.code, error.details)
+            problem = Problem.of(error)
             outcomes.fail(run, key, fact, problem)
             return
         outcomes.finish(run, key, fact, output)

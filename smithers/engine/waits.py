@@ -170,9 +170,7 @@ def _consume(
     try:
         output = run.renderer.encode(decode_output(signal.data), element.output)
     except InvalidOutput as error:
-        outcomes.fail(
-            run, key, fact, Problem("InvalidOutput", str(error), error.code, error.details)
-        )
+        outcomes.fail(run, key, fact, Problem.of(error))
         return
     outcomes.finish(run, key, fact, output)
 
