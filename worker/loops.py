@@ -1,7 +1,7 @@
 """The event loop of a child, on which the bodies of many runs work: what is not a body's, a body cannot stop.
 
-A body may cancel its own attempt's task, as its time limits do, and all tasks that bodies made. The child's own tasks and
-other attempts' are deaf to it: `for task in asyncio.all_tasks(): task.cancel()` is common, and meant for one's own program.
+A body may cancel its own attempt's task, as its time limits do, and all tasks that it made. The child's own tasks and those
+of other attempts are deaf to it: `for task in asyncio.all_tasks(): task.cancel()` is common, and meant for one's own program.
 """
 
 import asyncio
@@ -22,9 +22,8 @@ class BodyLoop(uvloop.Loop):
 
     def create_task(self, coro: Any, **options: Any) -> "asyncio.Task[Any]":
         """Start a task: the child's own is kept from bodies, and a body's is kept from harm to the child."""
-        if RUNNER.get() is None:
-            return KeptTask(coro, loop=self, **options)
-        return super().create_task(Steps(coro, is_task=True), **options)
+        is_body = RUNNER.get() is not None
+        return KeptTask(Steps(coro, is_task=True) if is_body else coro, loop=self, **options)
 
     def stop(self) -> None:
         """Stop; raise RuntimeError for a body."""
@@ -42,11 +41,14 @@ class BodyLoop(uvloop.Loop):
 
 
 class KeptTask(asyncio.Task[Any]):
-    """A task that bodies cannot cancel, but for the one whose attempt it is."""
+    """A task that bodies cannot cancel, but for the one whose attempt it is, or is a part of."""
+
+    def __init__(self, coro: Any, **options: Any) -> None:
+        super().__init__(coro, **options)
+        self._owner = RUNNER.get()
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel; False, and nothing else, where a body asks that has no say in it."""
-        runner = RUNNER.get()
-        if runner is not None and runner is not self:
+        if RUNNER.get() not in {None, self, self._owner}:
             return False
         return super().cancel(msg)

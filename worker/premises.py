@@ -9,7 +9,6 @@ environment, imported modules and what was patched in them, the locale) stays as
 
 # What signal wraps: its getsignal asks an enum first, which raises for each function.
 import _signal  # type: ignore[import-not-found]  # typeshed leaves it out
-import asyncio
 import ctypes
 import errno
 import os
@@ -23,7 +22,6 @@ from typing import Any, Final, TypeVar
 
 from smithers.engine.rendering import Guard
 
-RESTORE_S: Final = 0.01  # after a body or a builder, for all that has ended by then
 MAX_USED: Final = 0.8  # of the descriptors that this process may have
 RESERVED: Final = 8  # one of so many is kept back
 
@@ -48,7 +46,6 @@ class Premises:
         if soft != resource.RLIM_INFINITY:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft - soft // RESERVED, hard))
         self._attempt_count = 0
-        self._is_restoring = False  # in a moment
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
@@ -58,7 +55,7 @@ class Premises:
             yield
         finally:
             self._attempt_count -= 1
-            self._restore_soon()
+            self._restore()
 
     def lacks_descriptors(self) -> bool:
         """Say whether bodies have left so many descriptors open that connections may soon find none."""
@@ -98,20 +95,12 @@ class Premises:
             try:
                 return guard(build)
             finally:
-                self._restore_soon()
+                self._restore()
 
         return call
 
-    def _restore_soon(self) -> None:
-        """Put back at once what the next body would fall over, and the rest once for all that ends in a moment."""
-        self._return()
-        if not self._is_restoring:
-            self._is_restoring = True
-            asyncio.get_running_loop().call_later(RESTORE_S, self._restore)
-
     def _restore(self) -> None:
-        self._is_restoring = False
-        sys.setrecursionlimit(self._recursion_limit)
+        self._return()
         for number, handler in self._handlers.items():
             if _signal.getsignal(number) != handler:
                 signal.signal(number, handler)
@@ -126,6 +115,7 @@ class Premises:
             sys.stdout, sys.stderr = self._streams
 
     def _return(self) -> None:
+        sys.setrecursionlimit(self._recursion_limit)
         os.umask(self._umask)
         with suppress(OSError):  # the root may be gone
             os.chdir(self._root_dir)

@@ -8,6 +8,7 @@ import io
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Final, TextIO
 
@@ -78,14 +79,17 @@ class _Routed(io.TextIOBase):
 
     def write(self, text: str) -> int:
         prints = PRINTS.get()
-        if prints is None:
-            return self._original.write(text)
-        prints.write(text, self._stream)
+        if prints is not None:
+            prints.write(text, self._stream)
+        else:
+            with suppress(OSError):  # closed by some body: what is printed until it is back is lost
+                self._original.write(text)
         return len(text)
 
     def flush(self) -> None:
         if PRINTS.get() is None:
-            self._original.flush()
+            with suppress(OSError):
+                self._original.flush()
 
 
 def route_prints() -> None:

@@ -61,13 +61,21 @@ def test_a_body_cancels_its_own_tasks_and_nobody_elses():
                 await asyncio.sleep(60)
         return said
 
+    async def another_body(parts):
+        RUNNER.set(asyncio.current_task())
+        parts.append(asyncio.ensure_future(asyncio.sleep(0.05, "part")))
+        return await parts[0]
+
     async def main():
         kept = asyncio.ensure_future(asyncio.sleep(0.05, "done"))
         assert isinstance(kept, KeptTask)
-        said = await asyncio.ensure_future(body([kept, asyncio.current_task()]))
-        return said, await kept
+        parts = []
+        another = asyncio.ensure_future(another_body(parts))
+        await asyncio.sleep(0)
+        said = await asyncio.ensure_future(body([kept, asyncio.current_task(), another, *parts]))
+        return said, await kept, await another
 
-    assert run_on_body_loop(main()) == ([False, False, True], "done")
+    assert run_on_body_loop(main()) == ([False] * 4 + [True], "done", "part")
 
 
 def test_an_alarm_ends_a_render_and_nothing_else():
