@@ -23,6 +23,7 @@ from multidict import CIMultiDictProxy
 
 from gateway.errors import Forbidden, Unauthorized
 from smithers.errors import SmithersError
+from smithers.ids import SERVERS_OWN
 
 LOG: Final = structlog.get_logger(__name__)
 CHECK_FILE_S: Final = 1.0
@@ -167,6 +168,8 @@ def _token(line: dict[str, Any]) -> Token:
     user = line["user"]
     if len(hashed) != 32 or not isinstance(user, str) or not isinstance(scopes, list):
         raise ValueError("a field has the wrong shape")
+    if user.startswith(SERVERS_OWN):
+        raise ValueError("a name that is the server's own")
     if not all(isinstance(scope, str) and scope and " " not in scope for scope in scopes):
         raise ValueError("a scope is no word")
     # Scopes that we do not know are the author's own: an approval's allowedScopes may name them.

@@ -23,12 +23,12 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from gateway.errors import InvalidRequest
+from smithers.ids import SERVERS_OWN
 
 MAX_INTEGER: Final = 2**31 - 1
 MAX_BIGINT: Final = 2**63 - 1
 MAX_ERRORS: Final = 20
 NO_NUL: Final = r"^[^\x00]*$"
-SYSTEM: Final = "system:"  # what the server does by itself has such a name, and nobody else
 _WHOLE: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 
 
@@ -45,8 +45,8 @@ def _read_whole(value: Any) -> Any:
 
 
 def _refuse_system(name: str) -> str:
-    if name.startswith(SYSTEM):
-        raise ValueError(f"a name that begins with {SYSTEM!r} is the server's own")
+    if name.startswith(SERVERS_OWN):
+        raise ValueError(f"a name that begins with {SERVERS_OWN!r} is the server's own")
     return name
 
 

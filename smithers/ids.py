@@ -16,6 +16,7 @@ WorkerId = NewType("WorkerId", UUID)
 SourceHash = NewType("SourceHash", str)
 
 RUN_ID_PATTERN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:@+-]{0,254}")
+SERVERS_OWN: Final = "system:"  # what a server does by itself is told with such a user's name
 NODE_ID_PATTERN: Final = re.compile(r"[^\s/\x00-\x1f]{1,200}")
 
 

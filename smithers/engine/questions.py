@@ -13,6 +13,7 @@ from smithers.engine.mount import LeafPlace
 from smithers.engine.turn import ApprovalChange, Timeout
 from smithers.errors import InvalidOutput, InvalidTree
 from smithers.events import EventType
+from smithers.ids import SERVERS_OWN
 from smithers.outputs import decode_output, find_adapter
 from smithers.states import ApprovalStatus, NodeState
 from smithers.tree import Approval, ApprovalMode, Budget, HumanTask, OnDeny, OnTimeout, Task
@@ -20,7 +21,7 @@ from smithers.tree import Approval, ApprovalMode, Budget, HumanTask, OnDeny, OnT
 if TYPE_CHECKING:
     from smithers.engine.progress import Progress
 
-TIMEOUT_USER: Final = "system:timeout"
+TIMEOUT_USER: Final = f"{SERVERS_OWN}timeout"
 
 
 def ask(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
