@@ -37,10 +37,14 @@ class Site:
         return value_of(self.scrape(), name, **labels)
 
     def children(self) -> dict[int, int]:
-        """Find the processes that move runs: the newest pid of each slot."""
-        return {
-            told["slot"]: told["pid"] for told in self.log() if told["event"] == "child_started"
-        }
+        """Find the processes that move runs, by their slots."""
+        found: dict[int, int] = {}
+        for told in self.log():
+            if told["event"] == "child_started":
+                found[told["slot"]] = told["pid"]
+            elif told["event"] == "child_ended":
+                found.pop(told["slot"], None)
+        return found
 
     def log(self) -> list[dict[str, Any]]:
         """Read what the server's processes have logged so far."""
