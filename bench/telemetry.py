@@ -1,9 +1,11 @@
-"""`python -m bench.telemetry [--rounds 25] [--runs 300]`: what metrics and traces cost W2, side by side.
+"""`python -m bench.telemetry [--sets 6] [--rounds 4] [--runs 300]`: what metrics and traces cost W2, side by side.
 
 Servers that differ in nothing else stand beside one another: one whose counting is taken out, one as it comes, the same
 once more, and one for each protocol whose spans go to a collector. They take their turns with the same load, round by
-round, so that a busy minute falls upon all of them. What counts is the processor time of a run; runs/s move with whatever
-else the machine does. By how much the two that are the same differ says how much of the rest is chance.
+round, so that a busy minute falls upon all of them. Two servers that are the same may yet differ by a twentieth for as long
+as they live, by where their memory happens to lie: so after some rounds all are ended, and a new set is started. What
+counts is the processor time of a run; runs/s move with whatever else the machine does. By how much the two that are
+the same differ says how much of the rest is chance.
 """
 
 import argparse
@@ -40,46 +42,52 @@ gateway.metrics.Metrics.count_start = lambda *_: None
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.telemetry", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--sets", type=int, default=6, help="of new servers")
+    parser.add_argument("--rounds", type=int, default=4, help="of each set")
     parser.add_argument("--runs", type=int, default=300, help="in each round, for each server")
     chosen = parser.parse_args()
-    rates: defaultdict[str, list[float]] = defaultdict(list)
-    costs: defaultdict[str, list[float]] = defaultdict(list)
-    with ExitStack() as stack:
-        servers = open_servers(stack)
-        for server in servers.values():
-            warm_up(server, QUICK)
-        for number in range(chosen.rounds):
-            # Each round in another order: a server's neighbours leave their marks on it.
-            for name in random.Random(number).sample(list(servers), len(servers)):
-                with Meter(servers[name]) as meter:
-                    result = load(
-                        "many", servers[name].port, count=chosen.runs, in_flight=IN_FLIGHT
-                    )
-                rates[name].append(result["runs_per_s"])
-                costs[name].append(meter.per_run(chosen.runs)["cpu_ms_per_run"])
-                print(
-                    f"{number + 1} {name:10} {rates[name][-1]:8.1f} {costs[name][-1]:6.2f}",
-                    flush=True,
-                )
+    rates: defaultdict[str, list[list[float]]] = defaultdict(list)
+    costs: defaultdict[str, list[list[float]]] = defaultdict(list)
+    for set_no in range(1, chosen.sets + 1):
+        with ExitStack() as stack:
+            servers = open_servers(stack, random.Random(set_no))
+            for name, server in servers.items():
+                warm_up(server, QUICK)
+                rates[name].append([])
+                costs[name].append([])
+            for round_no in range(1, chosen.rounds + 1):
+                # Each in another order: a server's neighbours leave their marks on it.
+                for name in random.Random(round_no).sample(list(servers), len(servers)):
+                    rate, cost = measure(servers[name], chosen.runs)
+                    rates[name][-1].append(rate)
+                    costs[name][-1].append(cost)
+                    print(f"{set_no}.{round_no} {name:10} {rate:8.1f} {cost:6.2f}", flush=True)
     show(rates, costs)
 
 
-def show(rates: dict[str, list[float]], costs: dict[str, list[float]]) -> None:
-    """Print medians, and the medians of the ratios to `counted` round by round."""
-    print(f"{'':12}{'ms CPU a run':>14}{'to counted':>12}{'runs/s':>10}{'to counted':>12}")
+def measure(server: Server, run_count: int) -> tuple[float, float]:
+    """Load a server; return its runs/s, and the processor time of a run in ms."""
+    with Meter(server) as meter:
+        result = load("many", server.port, count=run_count, in_flight=IN_FLIGHT)
+    return result["runs_per_s"], meter.per_run(run_count)["cpu_ms_per_run"]
+
+
+def show(rates: dict[str, list[list[float]]], costs: dict[str, list[list[float]]]) -> None:
+    """Print medians; then the ratio to `counted` of each set's medians: the sets' median, least and most."""
+    print(f"{'':12}{'ms CPU a run':>14}{'to counted':>26}{'runs/s':>10}{'to counted':>26}")
     for name in rates:
         line = f"{name:12}"
         for values, width in ((costs, 14), (rates, 10)):
-            ratios = [
-                mine / base for mine, base in zip(values[name], values["counted"], strict=True)
-            ]
-            line += f"{statistics.median(values[name]):{width}.2f}{statistics.median(ratios):12.3f}"
+            mine = [statistics.median(of_set) for of_set in values[name]]
+            base = [statistics.median(of_set) for of_set in values["counted"]]
+            ratios = [one / other for one, other in zip(mine, base, strict=True)]
+            told = f"{statistics.median(ratios):.3f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            line += f"{statistics.median(mine):{width}.2f}{told:>26}"
         print(line)
 
 
-def open_servers(stack: ExitStack) -> dict[str, Server]:
-    """Start the servers, and collectors for those that are traced."""
+def open_servers(stack: ExitStack, order: random.Random) -> dict[str, Server]:
+    """Start the servers, in some order, and collectors for those that are traced."""
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="smithers-uncounted-"))
     (Path(folder) / "sitecustomize.py").write_text(UNCOUNTED)
     servers = {
@@ -94,7 +102,8 @@ def open_servers(stack: ExitStack) -> dict[str, Server]:
             "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
         }
         servers[protocol.split("/")[0]] = Server(otel=variables)
-    return {name: stack.enter_context(server) for name, server in servers.items()}
+    names = order.sample(list(servers), len(servers))
+    return {name: stack.enter_context(servers[name]) for name in names}
 
 
 @contextmanager

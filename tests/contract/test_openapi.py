@@ -9,7 +9,8 @@ import asyncpg
 import pytest
 
 from smithers.engine.frames import hash_of
-from tests.support.gateway import TOKEN, Client, Rows, make_root, running, settings_for
+from tests.support.canary import TOKEN
+from tests.support.gateway import Client, Rows, make_root, running, settings_for
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 COMMAND = Path(sys.executable).with_name("schemathesis")

@@ -11,7 +11,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from tests.support.gateway import TOKEN, Rows, make_root, running, settings_for
+from tests.support.canary import TOKEN
+from tests.support.gateway import Rows, make_root, running, settings_for
 
 CASES = [
     json.loads(line)

@@ -19,11 +19,11 @@ from bench.processes import pss_bytes
 from bench.server import FLOWS_DIR
 from bench.storm import Storm, Weather, read_digest
 from tests.support.balancers import KINDS, addresses, balancing, command, free_port
+from tests.support.canary import TOKEN
 from tests.support.following import Load
 from tests.support.serving import Serving
 
 pytestmark = pytest.mark.timeout(300)  # real processes, on machines that are busy
-TOKEN = "t0ken-for-tests"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 FLOW = """
 from smithers import Sequence, Task, workflow

@@ -19,11 +19,11 @@ from typing import Self
 import pytest
 
 from tests.support.balancers import HAPROXY_FILE, addresses, find_program
+from tests.support.canary import TOKEN
 from tests.support.plain_postgres import PlainPostgres, scratch
 from tests.support.serving import COMMAND, TREE, clean_environment
 
 pytestmark = pytest.mark.timeout(300)  # real processes, on machines that are busy
-TOKEN = "t0ken-for-tests"
 HOSTS = ("postgres", "gateway-1", "gateway-2", "worker-1", "worker-2", "balancer", "caller")
 FLOW = """
 from smithers import Sequence, Task, workflow

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.browsers import CLOSED, Origin, browsing
+from tests.support.canary import TOKEN
 from tests.support.serving import TREE, Serving, make_data_dir
 
 CLIENTS = TREE / "tests" / "clients"
-TOKEN = "t0ken-for-tests"
 ENV = {"SMITHERS_API_KEY": TOKEN}
 FLAGS = ("--port", "0", "--workers", "1")
 

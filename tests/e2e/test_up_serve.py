@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import pytest
 
+from tests.support.canary import TOKEN
 from tests.support.serving import (
     COMMAND,
     LIMIT_S,
@@ -27,7 +28,6 @@ from tests.support.serving import (
     wait_readable,
 )
 
-TOKEN = "t0ken-for-tests"
 ORDERS = """
 from smithers import Approval, Sequence, Task, workflow
 

@@ -15,8 +15,8 @@ from gateway.app import InsecureSettings, open_gateway
 from gateway.protocol import KEEP_ALIVE_S
 from gateway.routes import ROUTES
 from gateway.routing import OPEN, Route
+from tests.support.canary import TOKEN
 from tests.support.gateway import (
-    TOKEN,
     Client,
     Rows,
     make_root,

@@ -9,7 +9,8 @@ import asyncpg
 import pytest
 
 from smithers.settings import Limits
-from tests.support.gateway import TOKEN, Answer, Client, Rows, make_root, running, settings_for
+from tests.support.canary import TOKEN
+from tests.support.gateway import Answer, Client, Rows, make_root, running, settings_for
 
 START = {"workflowPath": "hello.py"}
 

@@ -14,7 +14,8 @@ import asyncpg
 import pytest
 
 from gateway.app import open_gateway
-from tests.support.gateway import TOKEN, Client, Rows, make_root, settings_for
+from tests.support.canary import TOKEN
+from tests.support.gateway import Client, Rows, make_root, settings_for
 from tests.support.serving import clean_environment
 
 LISTENING = re.compile(r"http://127\.0\.0\.1:(\d+)")

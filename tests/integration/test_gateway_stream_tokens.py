@@ -15,7 +15,8 @@ import structlog
 
 from smithers.client import AsyncClient
 from smithers.client import Client as SyncClient
-from tests.support.gateway import TOKEN, Client, Rows, make_root, running, settings_for
+from tests.support.canary import TOKEN
+from tests.support.gateway import Client, Rows, make_root, running, settings_for
 
 SIGHTED = "seeing-token"
 BLIND = "starting-token"

@@ -18,8 +18,8 @@ from smithers.ids import RunId
 from smithers.store.tails import PAGE_EVENTS, Tail
 from smithers.telemetry.names import DropReason
 from smithers.telemetry.sheet import Counter
+from tests.support.canary import TOKEN
 from tests.support.gateway import (
-    TOKEN,
     Client,
     Rows,
     Stream,

@@ -20,7 +20,8 @@ from gateway.serve import (
 )
 from smithers.telemetry.names import Role
 from smithers.telemetry.sheet import Sheet
-from tests.support.gateway import TOKEN, Answer, Client, Rows, make_root
+from tests.support.canary import TOKEN
+from tests.support.gateway import Answer, Client, Rows, make_root
 from tests.support.postgres import fresh_database
 
 REFERENCE = WorkflowReference(path="hello.py", source_hash="none", name="hello")

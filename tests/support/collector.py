@@ -13,6 +13,8 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as wire
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as service
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
+from tests.support import canary
+
 LIMIT_S = 30.0
 
 
@@ -63,6 +65,7 @@ class Collector:
             self.spans += seen
             self.headers.append(headers)
             self.raw.append(request.SerializeToString())
+            canary.look_through(self.raw[-1].decode("latin-1"), "a span")
             self.changed.notify_all()
 
     def until(self, condition: Callable[[list[SpanSeen]], Any]) -> Any:

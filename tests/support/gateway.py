@@ -14,8 +14,8 @@ import asyncpg
 from gateway.app import Gateway, GatewaySettings, open_gateway
 from smithers.source.beneath import RootDirectory
 from smithers.source.closure import read_bundle
+from tests.support.canary import TOKEN
 
-TOKEN = "t0ken-for-tests"
 LIMIT_S = 20.0
 HELLO = """
 from smithers import Task, workflow

@@ -18,6 +18,7 @@ import asyncpg
 
 from smithers.store.embedded import open_embedded_postgres
 from smithers.store.schema import migrations_dir, upgrade_schema
+from tests.support import canary
 
 SETTINGS = {"max_connections": "300"}
 TEMPLATE_LOCK = 7331_0002
@@ -74,10 +75,30 @@ async def fresh_database(server: str, template: str) -> AsyncIterator[str]:
         await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         try:
             yield name_database(server, name)
+            await _look_through_rows(name_database(server, name))
         finally:
             await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
     finally:
         await connection.close()
+
+
+async def _look_through_rows(dsn: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        tables = await connection.fetch(
+            "SELECT tablename FROM pg_tables WHERE schemaname = 'smithers'"
+        )
+        each = [
+            f"SELECT '{table}' AS place, t::text FROM smithers.{table} t WHERE t::text LIKE $1"
+            for (table,) in tables
+        ]
+        found = (
+            await connection.fetch(" UNION ALL ".join(each), f"%{canary.CANARY}%") if each else ()
+        )
+    finally:
+        await connection.close()
+    for place, row in found:
+        canary.look_through(row, f"a row of {place}")
 
 
 def _hash_migrations() -> str:

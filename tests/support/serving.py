@@ -16,6 +16,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from smithers.client import Client
+from tests.support import canary
 
 TREE = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-P", "-m", "smithers.cli.main"]
@@ -36,12 +37,12 @@ def clean_environment(**extra: str) -> dict[str, str]:
     """Return this process's environment without what would steer a command."""
     steering = ("SMITHERS_", "DATABASE_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(steering)}
-    return {**kept, "PYTHONPATH": str(TREE), "NO_COLOR": "1", **extra}
+    return {**kept, **canary.ENVIRONMENT, "PYTHONPATH": str(TREE), "NO_COLOR": "1", **extra}
 
 
 def run_command(*arguments: str, cwd: Path = TREE, **env: str) -> subprocess.CompletedProcess[str]:
     """Run `smithers` to its end."""
-    return subprocess.run(
+    done = subprocess.run(
         [*COMMAND, *arguments],
         capture_output=True,
         check=False,
@@ -51,6 +52,8 @@ def run_command(*arguments: str, cwd: Path = TREE, **env: str) -> subprocess.Com
         text=True,
         timeout=LIMIT_S,
     )
+    canary.look_through(done.stdout + done.stderr, f"what `smithers {arguments[:1]}` printed")
+    return done
 
 
 class Talk:
@@ -69,6 +72,7 @@ class Talk:
         for line in self._process.stderr:
             with self._changed:
                 self.lines.append(line.rstrip("\n"))
+                canary.look_through(line, "a line of a log")
                 self._changed.notify_all()
         with self._changed:
             self.is_over = True

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support import canary
+from tests.support.canary import TOKEN
 from tests.support.collector import Collector, collecting
 from tests.support.serving import Serving, clean_environment, serving
-
-TOKEN = "canary-of-the-token-6b1f"
 
 
 class Site:
@@ -58,7 +58,9 @@ def read_metrics(url: str, token: str | None = None, path: str = "/metrics") -> 
     with urllib.request.urlopen(
         urllib.request.Request(url + path, headers=headers), timeout=30
     ) as got:
-        return got.read().decode()
+        text: str = got.read().decode()
+    canary.look_through(text, "a metric")
+    return text
 
 
 def value_of(text: str, name: str, **labels: str) -> float:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from docs import telemetry_pages
+from tests.support.canary import TOKEN
 from tests.support.collector import collecting
 from tests.support.serving import clean_environment
-from tests.telemetry.conftest import TOKEN, Site, open_site, read_metrics
+from tests.telemetry.conftest import Site, open_site, read_metrics
 from tests.telemetry.test_metrics import send, until
 from tests.telemetry.test_traces import spans_of, start
 

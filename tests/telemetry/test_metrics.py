@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from smithers.telemetry import names
+from tests.support.canary import TOKEN
 from tests.support.serving import Serving, is_event, run_command
-from tests.telemetry.conftest import TOKEN, Site, read_metrics, value_of
+from tests.telemetry.conftest import Site, read_metrics, value_of
 
 LIMIT_S = 60.0
 PROMETHEUS = shutil.which("prometheus")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.canary import TOKEN
 from tests.support.collector import SpanSeen, collecting
-from tests.telemetry.conftest import TOKEN, Site, open_site
+from tests.telemetry.conftest import Site, open_site
 from tests.telemetry.test_metrics import until
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"

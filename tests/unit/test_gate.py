@@ -1,4 +1,4 @@
-"""What tests/support/gate.py promises: in the gate, and only there, a skip is a failure."""
+"""What tests/support/gate.py promises: in the gate, and only there, a skip is a failure; a shown secret is everywhere."""
 
 import os
 import subprocess
@@ -73,3 +73,24 @@ def test_a_module_that_skips_itself_fails_in_the_gate(suite):
         "import pytest\npytest.importorskip('no_such_module')\n", encoding="utf-8"
     )
     assert run_suite(suite, gate="1").returncode != 0
+
+
+LEAKS = """
+from tests.support.canary import CANARY, look_through
+
+def test_that_prints_it():
+    print("a line with", CANARY)
+
+def test_that_hears_it_in_a_log():
+    look_through(f"password={CANARY}", "a line of a log")
+
+def test_that_hears_nothing():
+    look_through("password=***", "a line of a log")
+"""
+
+
+def test_a_secret_that_was_shown_fails_the_test_that_showed_it(suite):
+    (suite / "test_suite.py").write_text(LEAKS, encoding="utf-8")
+    done = run_suite(suite, gate="")
+    assert "2 failed, 1 passed" in done.stdout, done.stdout
+    assert "test_that_hears_nothing" not in done.stdout
