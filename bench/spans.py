@@ -70,16 +70,22 @@ class Steps:
         end_request(self._tracer, span, "/v1/runs", 200)
 
 
+def open_sender(url: str, protocol: str) -> Sender:
+    """Open a sender whose thread leaves what is queued to us."""
+    return Sender(
+        {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": url,
+            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+            "OTEL_BSP_SCHEDULE_DELAY": NEVER_MS,
+            "OTEL_BSP_MAX_QUEUE_SIZE": "1000000",
+        },
+        print,
+    )
+
+
 def main() -> None:
     with collecting("http/protobuf") as url:
-        sender = Sender(
-            {
-                "OTEL_EXPORTER_OTLP_ENDPOINT": url,
-                "OTEL_BSP_SCHEDULE_DELAY": NEVER_MS,
-                "OTEL_BSP_MAX_QUEUE_SIZE": "1000000",
-            },
-            print,
-        )
+        sender = open_sender(url, "http/protobuf")
         sender.serve_authors()
         steps = Steps(sender)
         # How often a run of three nodes takes each: its own span, three attempts, two requests.
@@ -98,7 +104,9 @@ def main() -> None:
             again, cold, total = again + count * hot_us, cold + count * cold_us, total + count
             print(f"{step.__name__:16}{count:10}{hot_us:10.2f}{cold_us:10.2f}")
         print(f"{'a run, 6 spans':16}{'':10}{again:10.2f}{cold:10.2f}")
-        show_exports(sender, steps)
+    for protocol in ("http/protobuf", "grpc"):
+        with collecting(protocol) as url:
+            show_exports(protocol, open_sender(url, protocol))
 
 
 def measure(step: Callable[[], None]) -> tuple[float, float]:
@@ -118,10 +126,10 @@ def measure(step: Callable[[], None]) -> tuple[float, float]:
     return min(hot) / 1_000, sorted(cold)[COLD_REPEATS // 5] / 1_000
 
 
-def show_exports(sender: Sender, steps: Steps) -> None:
+def show_exports(protocol: str, sender: Sender) -> None:
     """Print what it takes to write spans down and to send them."""
+    steps = Steps(sender)
     send = sender._send_waiting  # noqa: SLF001 - the work of its thread, in ours
-    send()
     for count in (1, 100, 1_000):
         took = []
         for _ in range(20):
@@ -131,7 +139,9 @@ def show_exports(sender: Sender, steps: Steps) -> None:
             began = time.process_time_ns()
             send()
             took.append((time.process_time_ns() - began) / 1_000)
-        print(f"an export of {count:5}: {min(took):8.0f} µs, for each {min(took) / count:8.2f}")
+        print(
+            f"{protocol}: an export of {count:5}: {min(took):8.0f} µs, for each {min(took) / count:8.2f}"
+        )
 
 
 if __name__ == "__main__":

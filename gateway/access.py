@@ -22,13 +22,14 @@ import structlog
 from multidict import CIMultiDictProxy
 
 from gateway.errors import Forbidden, Unauthorized
+from gateway.settings import GatewaySettings
+from smithers.defaults import LOOPBACK_NAMES
 from smithers.errors import SmithersError
 from smithers.ids import SERVERS_OWN
 
 LOG: Final = structlog.get_logger(__name__)
 CHECK_FILE_S: Final = 1.0
 EVERYTHING: Final = "*"
-_LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Scope(StrEnum):
@@ -138,6 +139,16 @@ class Access:
             LOG.info("tokens_file_read", token_count=len(self._tokens) - len(self._fixed))
 
 
+def read_access(settings: GatewaySettings) -> Access:
+    """Read who may do what; raises InsecureSettings, InvalidTokensFile, OSError."""
+    settings.check()
+    return Access(
+        auth_token=settings.auth_token,
+        tokens_file=settings.tokens_file,
+        only_loopback_names=settings.is_loopback,
+    )
+
+
 def digest(token: bytes) -> bytes:
     """Hash a token as the file has it."""
     return hashlib.sha256(token).digest()
@@ -154,9 +165,11 @@ def read_tokens(text: str) -> list[Token]:
             try:
                 tokens.append(_token(json.loads(line)))
             except (ValueError, KeyError, TypeError) as error:
+                lacking = f"{error} is missing" if isinstance(error, KeyError) else "a wrong value"
                 raise InvalidTokensFile(
                     f"line {number} of the tokens file is not "
-                    '{"sha256", "user", "scopes", "expiresAt"?}: ' + type(error).__name__
+                    '{"sha256" (of the token, in hexadecimal), "user", "scopes", "expiresAt"?}: '
+                    + lacking
                 ) from error
     return tokens
 
@@ -219,6 +232,6 @@ def _refuse_foreign_pages(headers: CIMultiDictProxy[str]) -> None:
 
 def _is_loopback(url: str) -> bool:
     try:
-        return urlsplit(url).hostname in _LOOPBACK_NAMES
+        return urlsplit(url).hostname in LOOPBACK_NAMES
     except ValueError:
         return False

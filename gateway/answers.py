@@ -243,7 +243,7 @@ class ApprovalAnswer(TypedDict):
     iteration: Count
     workflowName: str
     runStatus: Status
-    label: str | None
+    label: str  # the node's, else the title, else the id
     requestTitle: str | None
     requestSummary: str | None
     requestMode: Literal["approve", "select", "rank", "form"]

@@ -11,9 +11,9 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.access import Access
+from gateway.access import Access, read_access
 from gateway.exchange import Services
-from gateway.front import Front, leave_expectation
+from gateway.front import Front, answer_every_path
 from gateway.protocol import GatewayRunner
 from gateway.routes import ROUTES
 from gateway.routing import Router
@@ -100,21 +100,10 @@ async def open_gateway(
         yield gateway
 
 
-def read_access(settings: GatewaySettings) -> Access:
-    """Read who may do what; raises InsecureSettings, InvalidTokensFile, OSError."""
-    settings.check()
-    return Access(
-        auth_token=settings.auth_token,
-        tokens_file=settings.tokens_file,
-        only_loopback_names=settings.is_loopback,
-    )
-
-
 def build_app(services: Services, access: Access) -> web.Application:
     """Build the aiohttp application: one handler for every method and path."""
-    app = web.Application(client_max_size=services.settings.max_body_bytes)
-    front = Front(services, access, Router(ROUTES))
-    app.router.add_route("*", "/{path:.*}", front.__call__, expect_handler=leave_expectation)
+    app = web.Application()
+    answer_every_path(app, Front(services, access, Router(ROUTES)).__call__)
     return app
 
 

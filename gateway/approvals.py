@@ -2,7 +2,7 @@
 
 import json
 from datetime import datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import orjson
 from pydantic import Field
@@ -11,32 +11,37 @@ from gateway.answers import ApprovalAnswer, ApprovalList
 from gateway.bodies import write_json
 from gateway.errors import DbNotConfigured
 from gateway.exchange import Exchange
-from gateway.fields import Cursor, Digits, Query
-from gateway.paging import Page, next_link, read_cursor, write_cursor
+from gateway.fields import DIGITS, Cursor, Query
+from gateway.paging import MAX_PAGE_BYTES, Page, next_link, read_cursor, write_cursor
 from smithers.ids import NodeId, RunId
 from smithers.store.node_reads import ApprovalPlace, ApprovalRow, list_approvals
 
 MAX_LIST: Final = 1_000
+# Without a limit, for programs that read no Link header.
+ALL: Final = 10_000
 
 
 class ApprovalsQuery(Query):
     """Which of the open approvals."""
 
-    limit: Digits = Field(500, ge=1, le=MAX_LIST)
+    limit: Annotated[int, Field(ge=1, le=MAX_LIST), DIGITS] | None = Field(
+        None, description=f"without one: all, up to {ALL}"
+    )
     cursor: Cursor | None = None
 
 
 async def get_approvals(exchange: Exchange, query: ApprovalsQuery) -> Page[ApprovalList]:
-    """List the open approvals, oldest request first."""
+    """List the open approvals, oldest request first; 4 MiB of what they ask a page at the most."""
     if not exchange.services.settings.is_kept:
         raise DbNotConfigured
-    rows = await list_approvals(
+    rows, has_more = await list_approvals(
         exchange.services.pool,
         after=None if query.cursor is None else _read_place(query.cursor),
-        limit=query.limit,
+        limit=query.limit or ALL,
+        page_bytes=MAX_PAGE_BYTES,
     )
     link = None
-    if len(rows) == query.limit:
+    if has_more:
         last = rows[-1]
         place = write_cursor(last.requested_at, last.run_id, last.node_id, last.iteration)
         link = next_link(exchange.request, cursor=place)
@@ -66,7 +71,7 @@ def _approval(row: ApprovalRow) -> ApprovalAnswer:
         "iteration": row.iteration,
         "workflowName": row.workflow_name,
         "runStatus": row.run_status,
-        "label": row.label,
+        "label": row.label or request.get("title") or row.node_id,
         "requestTitle": request.get("title"),
         "requestSummary": request.get("summary"),
         "requestMode": request.get("mode", "approve"),

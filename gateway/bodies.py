@@ -7,11 +7,12 @@ text is parsed, because a parser recurses.
 
 import json
 import re
+from collections.abc import Callable
 from math import isinf
 from typing import Any, Final
 
 import orjson
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from gateway.errors import InvalidJson, InvalidRequest, PayloadTooLarge
 
@@ -24,23 +25,29 @@ _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _HUGE_NUMBER: Final = re.compile(rb"[0-9]{309}")  # beyond the largest double
 
 
-async def read_object(request: web.Request, *, max_bytes: int) -> dict[str, Any]:
+async def read_object(
+    request: web.Request, *, max_bytes: int, grow: Callable[[int], None]
+) -> dict[str, Any]:
     """Read the body as a JSON object; none at all is an empty one.
 
-    Raises PayloadTooLarge (before anything is read, if the length says so), InvalidJson, InvalidRequest.
+    `grow` is told of every chunk of a body whose length was not known before. Raises PayloadTooLarge (before anything is
+    read, if the length says so), InvalidJson, InvalidRequest, and what `grow` raises.
     """
     if (request.content_length or 0) > max_bytes:
         raise PayloadTooLarge(max_bytes)
     if not request.body_exists:
         return {}
-    if request.headers.get("Expect"):
+    if request.headers.get("Expect") and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # or aiohttp takes the answer for begun
-    try:
-        body = await request.read()
-    except web.HTTPRequestEntityTooLarge as error:  # chunked: only the reading tells
-        raise PayloadTooLarge(max_bytes) from error
-    return parse_object(body) if body else {}
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > max_bytes:
+            raise PayloadTooLarge(max_bytes)
+        if request.content_length is None:
+            grow(len(chunk))
+    return parse_object(bytes(body)) if body else {}
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """How every answer looks: JSON, its headers, and the one table that turns errors into HTTP."""
 
+import json
+import random
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -9,6 +11,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway import errors
+from gateway.bodies import write_json
 from smithers.errors import StoreUnavailable
 from smithers.source.errors import SourceError
 from smithers.store import refusals
@@ -60,6 +63,11 @@ PROBLEMS: Final[Mapping[type[BaseException], int]] = MappingProxyType(
 )
 
 
+def new_request_id() -> str:
+    """Name a request: 16 hex digits, by chance."""
+    return f"{random.getrandbits(64):016x}"
+
+
 def find_status(kind: type[BaseException]) -> int | None:
     """Say which status errors of a class have; None: nobody foresaw them."""
     for each in kind.__mro__:
@@ -74,6 +82,20 @@ def reply(value: Any, *, status: int = 200, link: str | None = None) -> web.Resp
     if link is not None:
         response.headers["Link"] = link
     return response
+
+
+def stored(text: str | None) -> orjson.Fragment | None:
+    """Hand on JSON that was stored, as it is written."""
+    return None if text is None else orjson.Fragment(text)
+
+
+def public_error(text: str | None) -> orjson.Fragment | None:
+    """Hand on a stored error without its traceback, which names the host's files."""
+    if text is None or '"traceback"' not in text:
+        return stored(text)
+    error = json.loads(text)
+    error.pop("traceback", None)
+    return stored(write_json(error))
 
 
 def problem(error: BaseException) -> web.Response:

@@ -54,7 +54,8 @@ class RouteNotFound(GatewayError):
     """There is nothing at this path for this method."""
 
     code = "NOT_FOUND"
-    message = "There is no such route."
+    # Smithers' words: programs compare them.
+    message = "Route not found"
 
 
 class RunIdRequired(GatewayError):

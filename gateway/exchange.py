@@ -13,6 +13,7 @@ from gateway.routing import Part, Route
 from gateway.settings import GatewaySettings
 from gateway.stream_tokens import StreamTokens
 from gateway.traces import read_caller
+from smithers.defaults import DEFAULT_QUEUE
 from smithers.ids import RunId, is_run_id
 from smithers.store.connections import Pool
 from smithers.store.hints import Channel, Hints
@@ -94,7 +95,7 @@ class Exchange:
 
     def hint_due(self, queue: str | None) -> None:
         """Tell claimers, after the commit, that a run became claimable."""
-        self.services.hints.send(Channel.DUE, [queue or "default"])
+        self.services.hints.send(Channel.DUE, [queue or DEFAULT_QUEUE])
 
     def hint_events(self, run_id: RunId) -> None:
         """Tell streams, after the commit, that a run has new events."""

@@ -10,10 +10,10 @@ from gateway.bodies import write_json
 from gateway.exchange import Exchange
 from gateway.fields import Body, Iteration, JsonValue, Person
 from gateway.inputs import check_value, compile_schema
-from gateway.nodes import node_ids
+from gateway.nodes import at_first_spelling
 from smithers.events import EventType
+from smithers.ids import NodeId
 from smithers.store.forms import Answer, FormChanged, Wake, answer_form, read_form
-from smithers.store.refusals import NodeNotFound
 
 
 class AnswerBody(Body):
@@ -27,22 +27,20 @@ class AnswerBody(Body):
 async def post_answer(exchange: Exchange, body: AnswerBody) -> RunNamed:
     """Answer a form; the same answer again changes nothing."""
     run_id, who = exchange.run_id(), exchange.credential
-    wake = await _answer_either(
-        exchange,
-        [
-            Answer(
-                run_id=run_id,
-                node_id=node_id,
-                iteration=body.iteration or 0,
-                value=write_json(body.value),
-                answered_by=who.user or body.answered_by,
-                user=who.user,
-                scopes=who.scopes,
-            )
-            for node_id in node_ids(exchange)
-        ],
-        body.value,
-    )
+
+    async def answer_at(node_id: NodeId) -> Wake:
+        answer = Answer(
+            run_id=run_id,
+            node_id=node_id,
+            iteration=body.iteration or 0,
+            value=write_json(body.value),
+            answered_by=who.user or body.answered_by,
+            user=who.user,
+            scopes=who.scopes,
+        )
+        return await _answer(exchange, answer, body.value)
+
+    wake = await at_first_spelling(exchange, answer_at)
     if wake.is_new:
         exchange.services.metrics.count_event(EventType.APPROVAL_GRANTED)
         exchange.hint_events(run_id)
@@ -51,16 +49,6 @@ async def post_answer(exchange: Exchange, body: AnswerBody) -> RunNamed:
         else:
             exchange.hint_due(wake.queue)
     return {"runId": run_id}
-
-
-async def _answer_either(exchange: Exchange, answers: list[Answer], value: Any) -> Wake:
-    """Answer at the first of the spellings of one node id that there is."""
-    for answer in answers[:-1]:
-        try:
-            return await _answer(exchange, answer, value)
-        except NodeNotFound:
-            continue
-    return await _answer(exchange, answers[-1], value)
 
 
 async def _answer(exchange: Exchange, answer: Answer, value: Any) -> Wake:

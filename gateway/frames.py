@@ -12,14 +12,13 @@ from gateway.bodies import write_json
 from gateway.exchange import Exchange
 from gateway.fields import MAX_INTEGER, Digits, Query
 from gateway.paging import MAX_PAGE_BYTES, Page, next_link
-from smithers.engine.frames import apply_delta, mounted_tasks
+from smithers.engine.frames import mounted_tasks, restore
 from smithers.ids import RunId
 from smithers.store.node_reads import FrameRow, list_frames
 from smithers.store.reads import run_exists
 from smithers.store.refusals import RunNotFound
 
 MAX_FRAMES: Final = 1_000
-KEYFRAME: Final = "keyframe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ async def get_frames(exchange: Exchange, query: FramesQuery) -> Page[list[FrameA
     )
     if not rows and not await run_exists(pool, run_id):
         raise RunNotFound
-    page = fit_page(restore(rows, lead_count), is_ascending=is_ascending)
+    page = fit_page(restore_all(rows, lead_count), is_ascending=is_ascending)
     link = None
     if page and (len(page) == query.limit or len(page) < len(rows) - lead_count):
         edge = page[-1].row.frame_no
@@ -64,11 +63,11 @@ async def get_frames(exchange: Exchange, query: FramesQuery) -> Page[list[FrameA
     return Page([_frame(run_id, frame) for frame in page], link)
 
 
-def restore(rows: Iterable[FrameRow], lead_count: int) -> Iterator[WholeFrame]:
+def restore_all(rows: Iterable[FrameRow], lead_count: int) -> Iterator[WholeFrame]:
     """Give frames their trees, in ascending order; the first ones only lead up to the others."""
     xml_json = ""
     for number, row in enumerate(rows):
-        xml_json = row.body if row.encoding == KEYFRAME else apply_delta(xml_json, row.body)
+        xml_json = restore(xml_json, row.encoding, row.body)
         if number >= lead_count:
             yield WholeFrame(row, xml_json)
 

@@ -4,17 +4,17 @@ The order of the checks is that of http-api.md: authentication, route, scope, th
 instead of a chain of middlewares, each of which would cost as much as a small answer does.
 """
 
-import random
 import re
 import time
 from typing import Final
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from gateway.access import ANYBODY, Access, Credential, Scope
 from gateway.bodies import read_object
-from gateway.envelope import find_status, problem, reply, translate
+from gateway.envelope import find_status, new_request_id, problem, reply, translate
 from gateway.errors import (
     Forbidden,
     InvalidRequest,
@@ -25,6 +25,7 @@ from gateway.errors import (
 )
 from gateway.exchange import Exchange, Services
 from gateway.fields import Fields, read_each_once, read_fields
+from gateway.load import Room
 from gateway.paging import Page
 from gateway.protocol import GatewayProtocol
 from gateway.routing import OPEN, Part, Route, Router
@@ -145,8 +146,8 @@ class Front:
 
 async def answer(exchange: Exchange) -> web.StreamResponse:
     """Check what the route's handler takes, call it, and write what it returns."""
-    with exchange.services.load.body(_body_bytes(exchange)):
-        value = await exchange.route.handler(exchange, **await _take(exchange))
+    with exchange.services.load.body(_body_bytes(exchange)) as room:
+        value = await exchange.route.handler(exchange, **await _take(exchange, room))
     if isinstance(value, web.StreamResponse):
         return value
     if isinstance(value, Page):
@@ -154,14 +155,15 @@ async def answer(exchange: Exchange) -> web.StreamResponse:
     return reply(value)
 
 
-async def _take(exchange: Exchange) -> dict[str, Fields]:
+async def _take(exchange: Exchange, room: Room) -> dict[str, Fields]:
     request = exchange.request
     given: dict[str, Fields] = {}
     for name, kind in exchange.route.takes.items():
         match name:
             case "body":
                 limit = exchange.services.settings.max_body_bytes
-                given[name] = read_fields(kind, await read_object(request, max_bytes=limit))
+                value = await read_object(request, max_bytes=limit, grow=room.grow)
+                given[name] = read_fields(kind, value)
             case "query":
                 given[name] = read_each_once(kind, request.query)
             case "headers":
@@ -170,16 +172,32 @@ async def _take(exchange: Exchange) -> dict[str, Fields]:
 
 
 def _body_bytes(exchange: Exchange) -> int:
-    """Say how much memory the request's body may take; what is over the limit is not read at all."""
+    """Say how much memory the request's body takes from the start: what is over the limit is not read at all.
+
+    One that comes in chunks takes what has come.
+    """
     request = exchange.request
     if "body" not in exchange.route.takes or not request.body_exists:
         return 0
-    limit = exchange.services.settings.max_body_bytes
-    size = request.content_length  # None: in chunks
-    return limit if size is None else size if size <= limit else 0
+    size = request.content_length or 0
+    return size if size <= exchange.services.settings.max_body_bytes else 0
 
 
-async def leave_expectation(_request: web.Request) -> None:
+class EveryPath(web.DynamicResource):
+    """Whatever a request line names, `*` and encoded newlines too: a pattern of aiohttp's own would let those by."""
+
+    def _match(self, _path: str) -> dict[str, str]:
+        return {}
+
+
+def answer_every_path(app: web.Application, handler: Handler) -> web.AbstractRoute:
+    """Have one handler answer all requests, of every method."""
+    everything = EveryPath("/{path}")
+    app.router.register_resource(everything)
+    return everything.add_route("*", handler, expect_handler=_leave_expectation)
+
+
+async def _leave_expectation(_request: web.Request) -> None:
     """Do nothing about Expect yet: 100 Continue is said when all checks before the body have passed."""
 
 
@@ -198,7 +216,7 @@ def _refuse(request: web.Request, request_id: str, error: Exception) -> web.Stre
 
 def _request_id(request: web.Request) -> str:
     given = request.headers.get("X-Request-Id")
-    return given if given and _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
+    return given if given and _REQUEST_ID.fullmatch(given) else new_request_id()
 
 
 def _raw_path(request: web.Request) -> str:

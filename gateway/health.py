@@ -12,7 +12,7 @@ from gateway.errors import NotReady
 from gateway.exchange import Exchange, Services
 from gateway.routing import Media
 from smithers.errors import StoreError
-from smithers.store.reads import read_revision
+from smithers.store.schema import find_revision
 
 CHECK_TIMEOUT_S: Final = 2.0
 KEPT_S: Final = 1.0
@@ -49,7 +49,7 @@ async def get_metrics(
 async def _find_failing(services: Services) -> str | None:
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
-            revision = await read_revision(services.pool)
+            revision = await find_revision(services.pool)
     except (TimeoutError, StoreError):
         return "database"
     # A newer schema than ours is fine: versions one apart run side by side.

@@ -8,6 +8,7 @@ whatever comes when; a lost hint costs a slow poll's pause, never an event.
 """
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,10 @@ KEEP_ALIVE_S: Final = 10.0  # below every proxy's idle limit that we know
 SWEEP_S: Final = 0.5
 POLL_S: Final = 2.0  # the net under lost hints
 DEAF_POLL_S: Final = 0.1  # the same while no hints can come
-RETRY_S: Final = 0.2  # after a read that failed
+RETRY_S: Final = (
+    1.0  # to twice as much after a read that failed: all gateways ask a database that comes back
+)
+COMPLAIN_EVERY_S: Final = 60.0
 MAX_RUNS_PER_READ: Final = 500
 _STAMP: Final = '"timestampMs":'
 
@@ -69,6 +73,7 @@ class Hub:
         self._moved: set[RunId] = set()
         self._has_moved = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._complained_at = float("-inf")
         self.is_draining = False
 
     async def __aenter__(self) -> Self:
@@ -163,10 +168,11 @@ class Hub:
             try:
                 tails = await self._live.submit(tuple(asked))
             except StoreError as error:
-                LOG.warning("stream_read_failed", run_count=len(asked), reason=str(error))
+                if self._may_complain():
+                    LOG.warning("stream_read_failed", run_count=len(asked), reason=str(error))
                 for run in asked.values():
                     self._mark(run)
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(_retry_s())
                 continue
             now = asyncio.get_running_loop().time()
             for cursor, tail in tails.items():
@@ -223,6 +229,14 @@ class Hub:
         self._metrics.events_sent.inc(sent)
         self._metrics.stream_lag.observe(_lag_s(tail.payloads[-1]))
 
+    def _may_complain(self) -> bool:
+        """Say whether a failure is logged: the first one is, and then one a minute."""
+        now = time.monotonic()
+        if now - self._complained_at < COMPLAIN_EVERY_S:
+            return False
+        self._complained_at = now
+        return True
+
     async def _poll(self) -> None:
         while True:
             await asyncio.sleep(POLL_S if self._hears() else DEAF_POLL_S)
@@ -234,7 +248,9 @@ class Hub:
                     self._pool, [Cursor(run.run_id, run.cursor) for run in watched]
                 )
             except StoreError as error:
-                LOG.warning("stream_poll_failed", run_count=len(watched), reason=str(error))
+                if self._may_complain():
+                    LOG.warning("stream_poll_failed", run_count=len(watched), reason=str(error))
+                await asyncio.sleep(_retry_s())
                 continue
             self.hear(frozenset(moved))
 
@@ -252,6 +268,10 @@ class Hub:
                         reason = viewer.write(alive, now)
                     if reason is not None:
                         self.leave(run, viewer, reason)
+
+
+def _retry_s() -> float:
+    return RETRY_S * random.uniform(1.0, 2.0)  # noqa: S311 - keeps no secret
 
 
 def _lag_s(payload: str) -> float:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from smithers.defaults import DEFAULT_QUEUE
 from smithers.errors import StoreError
 from smithers.events import EventType
 from smithers.states import TERMINAL_STATUSES, RunStatus
@@ -22,7 +23,6 @@ from smithers.telemetry.sheet import Counter, Histogram, Key, Page, Sheet
 METHODS: Final = frozenset({"GET", "HEAD", "POST"})
 KEPT_S: Final = 5.0
 READ_TIMEOUT_S: Final = 2.0
-DEFAULT_QUEUE: Final = "default"
 EMPTY: Final = Backlog(0, 0.0)
 
 ReadGauges = Callable[[], Awaitable[Gauges]]  # may raise StoreError
@@ -42,6 +42,7 @@ class Metrics:
         self._requests: dict[tuple[str, str, int], Counter] = {}
         self._durations: dict[tuple[str, str], Histogram] = {}
         self._listening = self._page.gauge(names.LISTENER_AGE, Role.GATEWAY)
+        self._listening.set(0.0)
         self.lanes = LaneMeter(self._page)
         self.runs_resumed = self._page.counter(names.RUNS_RESUMED)
         self.streams_active = self._page.gauge(names.STREAMS_ACTIVE)

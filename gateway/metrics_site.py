@@ -6,9 +6,10 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.access import Access, Scope
+from gateway.access import Access, Scope, read_access
 from gateway.envelope import BASE_HEADERS, problem, reply
 from gateway.errors import Forbidden, GatewayError, NotReady, RouteNotFound
+from gateway.front import answer_every_path
 from gateway.load import Load
 from gateway.protocol import GatewayRunner
 from gateway.settings import GatewaySettings
@@ -65,11 +66,11 @@ class MetricsSite:
         if self.is_draining:
             raise NotReady(details={"check": "draining"})
         totals = merge(self._sheet.read())
+        if (PROCESSES.name, Role.CHILD.value) not in totals:  # then no heartbeat is written either
+            raise NotReady(details={"check": "workers"})
         silent_s = totals.get((BEAT_AGE.name,), [float("inf")])[0]
         if not 0 < silent_s < SILENT_S:
             raise NotReady(details={"check": "database"})
-        if (PROCESSES.name, Role.CHILD.value) not in totals:
-            raise NotReady(details={"check": "workers"})
 
 
 @asynccontextmanager
@@ -80,15 +81,9 @@ async def open_metrics_site(
 
     Raises InsecureSettings, InvalidTokensFile, OSError.
     """
-    settings.check()
-    access = Access(
-        auth_token=settings.auth_token,
-        tokens_file=settings.tokens_file,
-        only_loopback_names=settings.is_loopback,
-    )
-    site = MetricsSite(sheet, access, settings)
-    app = web.Application(client_max_size=settings.max_body_bytes)
-    app.router.add_route("*", "/{path:.*}", site.__call__)
+    site = MetricsSite(sheet, read_access(settings), settings)
+    app = web.Application()
+    answer_every_path(app, site.__call__)
     runner = GatewayRunner(
         app,
         load=Load(settings.limits),

@@ -1,13 +1,15 @@
 """Read a run's nodes; decide the approvals among them."""
 
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import datetime
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
-import orjson
 from pydantic import Field
 
 from gateway.answers import NodeAnswer, NodeDetailAnswer, RunNamed, ToolCallAnswer
 from gateway.bodies import write_json
+from gateway.envelope import public_error, stored
 from gateway.exchange import Exchange
 from gateway.fields import (
     DIGITS,
@@ -22,7 +24,6 @@ from gateway.fields import (
     Text,
 )
 from gateway.paging import MAX_PAGE_BYTES, Page, next_link, read_cursor, write_cursor
-from gateway.runs import public_error
 from smithers.events import EventType
 from smithers.ids import NODE_ID_PATTERN, NodeId, RunId
 from smithers.store.node_reads import NodePlace, NodeRow, find_node, list_nodes
@@ -31,6 +32,7 @@ from smithers.store.reads import run_exists
 from smithers.store.refusals import NodeNotFound, RunNotFound
 from smithers.store.tool_calls import ToolCallRow, list_tool_calls
 
+Result = TypeVar("Result")
 MAX_NODES: Final = 10_000
 LISTED_OUTPUT_BYTES: Final = 65_536
 SINGLE_OUTPUT_BYTES: Final = 1_048_576
@@ -129,24 +131,22 @@ async def _decide(exchange: Exchange, body: DecisionBody, *, is_approved: bool) 
     decision = None if body.decision is None else write_json(body.decision)
     run_id = exchange.run_id()
     who = exchange.credential
-    is_new = await _decide_either(
-        exchange,
-        [
-            Decision(
-                run_id=run_id,
-                node_id=node_id,
-                iteration=body.iteration or 0,
-                is_approved=is_approved,
-                note=body.note,
-                decided_by=who.user
-                or body.decided_by,  # a credential that names somebody is believed
-                decision=decision,
-                user=who.user,
-                scopes=who.scopes,
-            )
-            for node_id in node_ids(exchange)
-        ],
-    )
+
+    async def decide_at(node_id: NodeId) -> bool:
+        decided = Decision(
+            run_id=run_id,
+            node_id=node_id,
+            iteration=body.iteration or 0,
+            is_approved=is_approved,
+            note=body.note,
+            decided_by=who.user or body.decided_by,  # a credential that names somebody is believed
+            decision=decision,
+            user=who.user,
+            scopes=who.scopes,
+        )
+        return await decide(exchange.services.outside, decided)
+
+    is_new = await at_first_spelling(exchange, decide_at)
     if is_new:
         exchange.services.metrics.count_event(
             EventType.APPROVAL_GRANTED if is_approved else EventType.APPROVAL_DENIED
@@ -154,14 +154,15 @@ async def _decide(exchange: Exchange, body: DecisionBody, *, is_approved: bool) 
     return {"runId": run_id}
 
 
-async def _decide_either(exchange: Exchange, decisions: list[Decision]) -> bool:
-    """Decide at the first of the spellings of one node id that there is."""
-    for decision in decisions[:-1]:
-        try:
-            return await decide(exchange.services.outside, decision)
-        except NodeNotFound:
-            continue
-    return await decide(exchange.services.outside, decisions[-1])
+async def at_first_spelling(
+    exchange: Exchange, act: Callable[[NodeId], Awaitable[Result]]
+) -> Result:
+    """Act at the node that the path names, by the first spelling of its id that there is; raises NodeNotFound."""
+    *likelier, last = node_ids(exchange)
+    for node_id in likelier:
+        with suppress(NodeNotFound):
+            return await act(node_id)
+    return await act(last)
 
 
 def node_ids(exchange: Exchange) -> list[NodeId]:
@@ -190,8 +191,8 @@ def _node(run_id: RunId, row: NodeRow) -> NodeAnswer:
         "startedAtMs": row.started_ms,
         "finishedAtMs": row.finished_ms,
         "dueAtMs": row.due_ms,
-        "wait": None if row.wait is None else orjson.Fragment(row.wait),
-        "output": None if row.output is None else orjson.Fragment(row.output),
+        "wait": stored(row.wait),
+        "output": stored(row.output),
         "outputBytes": row.output_bytes,  # with a null output: larger than maxBytes
         "error": public_error(row.error),
         "attempts": [
@@ -216,11 +217,11 @@ def _tool_call(row: ToolCallRow) -> ToolCallAnswer:
         "state": row.state,
         "sideEffect": row.is_side_effect,
         "idempotent": row.is_idempotent,
-        "input": None if row.input is None else orjson.Fragment(row.input),
+        "input": stored(row.input),
         "inputBytes": row.input_bytes,  # with a null input: larger than maxBytes
-        "output": None if row.output is None else orjson.Fragment(row.output),
+        "output": stored(row.output),
         "outputBytes": row.output_bytes,
-        "error": None if row.error is None else orjson.Fragment(row.error),
+        "error": stored(row.error),
         "startedAtMs": row.started_ms,
         "finishedAtMs": row.finished_ms,
     }

@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.streams import StreamReader
 
-from gateway.envelope import problem
+from gateway.envelope import new_request_id, problem
 from gateway.errors import (
     BodyTooSlow,
     GatewayError,
@@ -47,6 +47,7 @@ class GatewayProtocol(web.RequestHandler):
         "_headers_s",
         "_load",
         "_request_s",
+        "has_heard_all",
         "is_surplus",
         "on_lost",
     )
@@ -57,6 +58,8 @@ class GatewayProtocol(web.RequestHandler):
         super().__init__(*args, **kwargs)
         self._load = load
         self.is_surplus = False  # one too many: its first answer is its last
+        # The caller sends no more.
+        self.has_heard_all = False
         self._headers_s = headers_s
         self._request_s = request_s
         self._deadline: asyncio.TimerHandle | None = None
@@ -100,6 +103,18 @@ class GatewayProtocol(web.RequestHandler):
         elif data and self._deadline is None and self._request_count == count:
             self._expect_headers()
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio reads what aiohttp does not say
+        """Keep the connection of a caller that sends no more until its whole requests are answered; say whether it is kept.
+
+        Whoever reads a live stream leaves by it: a connection that was closed looks the same.
+        """
+        self.has_heard_all = True
+        if self._is_idle or self._body is not None or self.on_lost is not None:
+            return False
+        if not self._messages:
+            self.close()  # aiohttp's: as soon as the answer under way is sent
+        return True
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -115,18 +130,28 @@ class GatewayProtocol(web.RequestHandler):
         if status < 500:
             response = problem(_malformed(exc))
         else:
-            LOG.error("request_failed_outside_its_handler", exc_info=exc)
+            request_id = new_request_id()
+            LOG.error("request_failed_outside_its_handler", request_id=request_id, exc_info=exc)
             response = problem(RuntimeError())
+            response.headers["X-Request-Id"] = request_id
         response.force_close()
         return response
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Put what aiohttp's own routing raised (for `OPTIONS *`) into the envelope."""
+        """Put what aiohttp's own routing raised into the envelope; name every request; end with the last answer owed."""
         if isinstance(resp, web.HTTPException):
             resp = problem(resp)
+        if not resp.prepared and "X-Request-Id" not in resp.headers:
+            resp.headers["X-Request-Id"] = new_request_id()
+        if self.has_heard_all and not self._messages:
+            resp.force_close()
         return await super().finish_response(request, resp, start_time)
+
+    @property
+    def _is_idle(self) -> bool:
+        return self._waiter is not None and not self._waiter.done() and not self._messages
 
     def _expect_headers(self) -> None:
         self._began_at = self._loop.time()
@@ -143,8 +168,7 @@ class GatewayProtocol(web.RequestHandler):
 
     def _headers_late(self) -> None:
         self._deadline = None
-        is_idle = self._waiter is not None and not self._waiter.done() and not self._messages
-        if not is_idle:  # an answer to the request before is under way
+        if not self._is_idle:  # an answer to the request before is under way
             self.close()
             return
         if self.transport is not None:
@@ -229,6 +253,7 @@ def _malformed(error: BaseException | None) -> GatewayError:
 
 def _late_answer() -> bytes:
     response = problem(BodyTooSlow())
+    response.headers["X-Request-Id"] = new_request_id()
     body = response.body
     assert isinstance(body, bytes)
     head = [

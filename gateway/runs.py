@@ -13,6 +13,7 @@ from gateway.access import Credential
 from gateway.answers import RunAnswer, RunNamed, RunRowAnswer, RunTaken
 from gateway.bodies import write_json
 from gateway.configs import RunConfig, StartConfig, write_config
+from gateway.envelope import public_error, stored
 from gateway.errors import DbNotConfigured, NoWorker, RunIdRequired
 from gateway.exchange import Exchange
 from gateway.fields import (
@@ -29,6 +30,7 @@ from gateway.paging import Page, next_link, read_cursor, write_cursor
 from gateway.run_state import run_state
 from gateway.sources import KnownWorkflow
 from gateway.starts import may_name_database, repeat_start, start_run
+from smithers.defaults import DEFAULT_QUEUE
 from smithers.events import EventType, correlation_json, event_parts
 from smithers.ids import RUN_ID_PATTERN, RunId, new_run_id
 from smithers.source.closure import SourceBundle
@@ -41,9 +43,8 @@ from smithers.store.refusals import NothingToResume, RunNotFound
 from smithers.store.run_traces import find_run_trace
 from smithers.store.starts import IdempotencyKey, RunStart
 from smithers.telemetry.tracing import RunTrace
+from smithers.tree import Isolation
 
-DEFAULT_QUEUE: Final = "default"
-ISOLATED: Final = "process"
 MAX_LIST: Final = 1_000
 
 WorkflowPath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=NO_NUL)]
@@ -165,9 +166,9 @@ async def get_run(exchange: Exchange) -> RunAnswer:
         "startedAtMs": run.started_ms,
         "finishedAtMs": run.finished_ms,
         "runState": run_state(run.life),
-        "summary": _stored(run.summary or "{}"),
-        "input": _stored(run.input),
-        "output": _stored(run.output),
+        "summary": stored(run.summary or "{}"),
+        "input": stored(run.input),
+        "output": stored(run.output),
         "error": public_error(run.error),
         "workflowHash": run.workflow_hash,
         "lastSeq": run.last_seq,
@@ -190,21 +191,6 @@ async def get_runs(exchange: Exchange, query: RunsQuery) -> Page[list[RunRowAnsw
         place = write_cursor(rows[-1].created_at, rows[-1].life.run_id)
         link = next_link(exchange.request, cursor=place)
     return Page([_row(row) for row in rows], link)
-
-
-def public_error(text: str | None) -> Any:
-    """Take the traceback out of a stored error: it names the host's files."""
-    if text is None:
-        return None
-    if '"traceback"' not in text:
-        return _stored(text)
-    error = json.loads(text)
-    error.pop("traceback", None)
-    return _stored(write_json(error))
-
-
-def _stored(text: str | None) -> orjson.Fragment | None:
-    return None if text is None else orjson.Fragment(text)
 
 
 def _row(row: RunRow) -> RunRowAnswer:
@@ -315,7 +301,7 @@ def _build_start(
         workflow_name=name,
         workflow_path=bundle.entry,
         workflow_export=bundle.workflow_name,
-        source_hash=bundle.source_hash,  # type: ignore[arg-type]  # a SourceHash by its nature
+        source_hash=bundle.source_hash,
         input=write_json(body.input or {}),
         config=write_config(body.config),
         auth=_auth(exchange.credential),
@@ -327,7 +313,7 @@ def _build_start(
         priority=(body.config and body.config.priority) or 0,
         head=head,
         tail=tail,
-        is_solo=known is not None and known.row.isolation == ISOLATED,
+        is_solo=known is not None and known.row.isolation == Isolation.PROCESS,
     )
 
 

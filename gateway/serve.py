@@ -1,4 +1,4 @@
-"""Serve one run of one workflow: an application by itself, or below a prefix of another one.
+"""Serve one run of one workflow, and what it goes on as: an application by itself, or below a prefix of another one.
 
     host.add_subapp("/run", create_serve_app(ServeOptions(workflow=..., store=..., run_id=run_id)))
 
@@ -11,7 +11,7 @@ import functools
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import structlog
@@ -20,17 +20,18 @@ from aiohttp import web
 from gateway.access import Access, Scope
 from gateway.exchange import Exchange, Services
 from gateway.frames import get_frames
-from gateway.front import Front, leave_expectation
+from gateway.front import Front, answer_every_path
 from gateway.health import get_health, get_metrics
 from gateway.load import Load
 from gateway.nodes import post_approve, post_deny
 from gateway.protocol import GatewayRunner
-from gateway.routing import OPEN, Part, Route, Router
+from gateway.routing import OPEN, Handler, Part, Route, Router
 from gateway.runs import get_run, post_cancel
 from gateway.services import open_services
 from gateway.settings import GatewaySettings
 from gateway.streams import get_events
-from smithers.ids import is_run_id
+from smithers.ids import RunId, is_run_id
+from smithers.store.reads import find_newest
 from smithers.telemetry.sheet import Page
 
 __all__ = ["ServeOptions", "StoreAddress", "WorkflowReference", "create_serve_app", "open_run_site"]
@@ -38,7 +39,6 @@ __all__ = ["ServeOptions", "StoreAddress", "WorkflowReference", "create_serve_ap
 LOG: Final = structlog.get_logger(__name__)
 FRONT: Final = web.AppKey("smithers-front", Front)
 SERVICES: Final = web.AppKey("smithers-services", Services)
-REST: Final = "/{path:.*}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ class StoreAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeOptions:
-    """What an application for one run is told.
+    """What an application for one run is told. What the run has gone on as (`ContinueAsNew`) is served in its place.
 
     Without an `auth_token` only requests that name this host as `localhost`, `127.0.0.1` or `::1` are answered.
     """
@@ -85,10 +85,8 @@ def create_serve_app(options: ServeOptions, *, page: Page | None = None) -> web.
     if not is_run_id(options.run_id):
         raise ValueError(f"{options.run_id!r} is no run id")
     settings = _settings(options)
-    app = web.Application(client_max_size=settings.max_body_bytes)
-    # The empty path is the prefix itself, without a slash.
-    app.router.add_route("*", "", _answer, expect_handler=leave_expectation)
-    route = app.router.add_route("*", REST, _answer, expect_handler=leave_expectation)
+    app = web.Application()
+    route = answer_every_path(app, _answer)
 
     async def serve(app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
@@ -139,6 +137,26 @@ def _settings(options: ServeOptions) -> GatewaySettings:
     )
 
 
+class ServedRun:
+    """The run that is served: the one of the options, or the newest of those that it has gone on as."""
+
+    def __init__(self, run_id: RunId) -> None:
+        self._run_id = run_id
+
+    def route(self, method: str, template: str, scope: Scope, handler: Handler) -> Route:
+        """Make a route of the run's from a handler of the whole gateway's."""
+
+        @functools.wraps(handler)
+        async def answer(exchange: Exchange, **given: Any) -> Any:
+            # The newest is remembered: a chain may be long, and retention takes it from its start.
+            self._run_id = await find_newest(exchange.services.pool, self._run_id)
+            _, *parts = exchange.parts
+            at_newest = replace(exchange, parts=(Part(self._run_id), *parts))
+            return await handler(at_newest, **given)
+
+        return Route(method, template, scope, answer)
+
+
 def _routes(options: ServeOptions) -> tuple[Route, ...]:
     @functools.wraps(post_cancel)
     async def cancel(exchange: Exchange, **given: Any) -> Any:
@@ -147,14 +165,15 @@ def _routes(options: ServeOptions) -> tuple[Route, ...]:
             options.abort.set()
         return answer
 
+    run = ServedRun(RunId(options.run_id))
     routes = (
         Route("GET", "/health", OPEN, get_health),
-        Route("GET", "/", Scope.RUNS_READ, get_run),
-        Route("GET", "/events", Scope.RUNS_READ, get_events),
-        Route("GET", "/frames", Scope.RUNS_READ, get_frames),
-        Route("POST", "/approve/:nodeId", Scope.APPROVALS_DECIDE, post_approve),
-        Route("POST", "/deny/:nodeId", Scope.APPROVALS_DECIDE, post_deny),
-        Route("POST", "/cancel", Scope.RUNS_WRITE, cancel),
+        run.route("GET", "/", Scope.RUNS_READ, get_run),
+        run.route("GET", "/events", Scope.RUNS_READ, get_events),
+        run.route("GET", "/frames", Scope.RUNS_READ, get_frames),
+        run.route("POST", "/approve/:nodeId", Scope.APPROVALS_DECIDE, post_approve),
+        run.route("POST", "/deny/:nodeId", Scope.APPROVALS_DECIDE, post_deny),
+        run.route("POST", "/cancel", Scope.RUNS_WRITE, cancel),
     )
     counted = (Route("GET", "/metrics", Scope.METRICS_READ, get_metrics),)
     return routes + counted if options.metrics else routes

@@ -108,8 +108,8 @@ async def _connect(
 
     `databases`: who hears, in the server's database, of others that came into use.
     """
-    hears: list[Hints] = []
-    sources = Sources(shared.reader, lambda: hears[0])
+    hints = Hints(direct_dsn, role="gateway")
+    sources = Sources(shared.reader, hints)
     lanes = (
         open_start_lane(dsn),
         open_outside_lane(dsn),
@@ -125,15 +125,13 @@ async def _connect(
         replay=replay,
         pool=pool,
         metrics=shared.metrics,
-        hears=lambda: hears[0].is_connected,
+        hears=lambda: hints.is_connected,
     )
     listeners: dict[Channel, Listener] = {Channel.EVENTS: hub.hear, Channel.SOURCES: sources.hear}
     if databases is not None:
         listeners[Channel.DATABASES] = databases.hear
-    hints = Hints(direct_dsn, role="gateway", listeners=listeners)
-    if databases is not None:
         hints.watch = shared.metrics.hear_listening
-    hears.append(await shared.stack.enter_async_context(hints))
+    await shared.stack.enter_async_context(hints.listen(listeners))
     await shared.stack.enter_async_context(hub)
     return Connections(
         pool=pool, starts=starts, outside=outside, hints=hints, hub=hub, sources=sources

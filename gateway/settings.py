@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Self
+from typing import Self
 
 from pydantic import TypeAdapter
 
+from smithers.defaults import LOOPBACK_NAMES
 from smithers.errors import SmithersError
 from smithers.settings import Limits
-
-LOOPBACK_HOSTS: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class InsecureSettings(SmithersError):
@@ -49,7 +48,7 @@ class GatewaySettings:
     @property
     def is_loopback(self) -> bool:
         """Whether only this host can connect."""
-        return self.host in LOOPBACK_HOSTS
+        return self.host in LOOPBACK_NAMES
 
     def check(self) -> None:
         """Raise InsecureSettings for an open door."""

@@ -10,14 +10,17 @@ from gateway.errors import InvalidRequest
 from gateway.exchange import Exchange
 from gateway.fields import NO_NUL, Body, Name, Person
 from smithers.events import EventType
+from smithers.ids import SIGNAL_NAME_RULE, is_signal_name
 from smithers.store.outside import SignalSent, send_signal
 
 
 class SignalBody(Body):
     """What a signal carries."""
 
-    data: Any = Field(None, description="any JSON value")
-    correlation_id: Name | None = None
+    data: Any = Field({}, description="any JSON value; without one an empty object")
+    correlation_id: Name | None = Field(
+        None, description="a wait that names one takes only the signals that do, too"
+    )
     received_by: Person | None = Field(None, description="a credential that names somebody wins")
     id: Annotated[str, StringConstraints(max_length=200, pattern=NO_NUL)] | None = Field(
         None, description="the sender's own: the same one again answers the first record"
@@ -26,9 +29,9 @@ class SignalBody(Body):
 
 async def post_signal(exchange: Exchange, body: SignalBody) -> SignalRecord:
     """Send a signal; it is kept when nobody waits for it yet."""
-    name = exchange.parts[1].decoded
-    if name is None or not name.strip() or len(name) > 200 or not name.isprintable():
-        raise InvalidRequest("A signal's name is 1 to 200 printable characters, not all blank.")
+    name = exchange.parts[1].decoded or exchange.parts[1].raw
+    if not is_signal_name(name):
+        raise InvalidRequest(f"A signal's name is {SIGNAL_NAME_RULE}.")
     sent = SignalSent(
         run_id=exchange.run_id(),
         signal_name=name,

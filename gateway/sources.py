@@ -8,7 +8,7 @@ looked into again by later starts, and stands until more is known.
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
 from gateway.inputs import Validator, compile_schema
@@ -33,6 +33,7 @@ SWIFT_S: Final = 0.002  # a read that took less may hold up the loop the next ti
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,16 @@ class KnownWorkflow:
     validator: Validator | None
 
 
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """What came of asking for a version's description in vain."""
+
+    failed: DescriptionRow | None = None  # the failure that is known of it, if there is one
+    given_up_at: float = float("-inf")  # by the monotonic clock
+
+
 class Bounded(Generic[Key, Value]):
-    """A mapping that forgets its oldest entries."""
+    """A mapping that forgets its oldest entries; of one thread."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -65,55 +74,45 @@ class Bounded(Generic[Key, Value]):
 class Sources:
     """Versions of workflows, read, stored and described; one for each process."""
 
-    def __init__(self, reader: SourceReader | None, hints: Callable[[], Hints]) -> None:
+    def __init__(self, reader: SourceReader | None, hints: Hints) -> None:
         self._reader = reader
         self._hints = hints
-        self._reads: dict[str, asyncio.Future[SourceBundle]] = {}
+        self._reads: dict[str, asyncio.Task[SourceBundle]] = {}
         self._swift: Bounded[str, bool] = Bounded(KNOWN)
         self._kept: Bounded[SourceHash, float] = Bounded(KNOWN)
         self._known: Bounded[tuple[SourceHash, str], KnownWorkflow] = Bounded(KNOWN)
-        self._failed: Bounded[tuple[SourceHash, str], DescriptionRow] = Bounded(KNOWN)
-        self._given_up: Bounded[tuple[SourceHash, str], float] = Bounded(KNOWN)
+        self._unknown: Bounded[tuple[SourceHash, str], Unknown] = Bounded(KNOWN)
         self._describing: dict[tuple[SourceHash, str], asyncio.Task[KnownWorkflow | None]] = {}
         self._news: asyncio.Event = asyncio.Event()
 
     async def read(self, workflow_path: str) -> SourceBundle:
         """Read a version as it is on the disk now; raises SourceError.
 
-        Requests of one turn of the loop share one read: it begins after all of them came. What was read in no time
-        before is read on the loop (a thread costs more); anything else in a thread.
+        Requests of one turn of the loop share a read: it begins after all of them came. What is remembered and unchanged is
+        looked at on the loop, where that took no time before (a thread costs more); anything else is read in a thread.
         """
         reading = self._reads.get(workflow_path)
         if reading is None:
-            loop = asyncio.get_running_loop()
-            reading = loop.create_future()
+            reading = asyncio.create_task(self._read(workflow_path), name="read source")
             self._reads[workflow_path] = reading
-            if self._swift.get(workflow_path):
-                loop.call_soon(self._read_now, workflow_path, reading)
-            else:
-                del self._reads[workflow_path]
-                return await asyncio.to_thread(self._read, workflow_path)
         return await asyncio.shield(reading)
 
-    def _read_now(self, workflow_path: str, reading: asyncio.Future[SourceBundle]) -> None:
-        del self._reads[workflow_path]
-        try:
-            reading.set_result(self._read(workflow_path))
-        except Exception as error:  # noqa: BLE001 - handed on to whoever waits, unchanged
-            reading.set_exception(error)
-            reading.exception()  # all who waited may be gone
-
-    def _read(self, workflow_path: str) -> SourceBundle:
+    async def _read(self, workflow_path: str) -> SourceBundle:
+        del self._reads[workflow_path]  # the files may have changed before the next request comes
         if self._reader is None:
             raise SourceNotFound("No source is read here.")
-        began = time.perf_counter()
-        bundle = self._reader.read(workflow_path)
-        self._swift.put(workflow_path, time.perf_counter() - began < SWIFT_S)
+        if self._swift.get(workflow_path):
+            known, is_swift = _timed(self._reader.find, workflow_path)
+            if known is not None:
+                self._swift.put(workflow_path, is_swift)
+                return known
+        bundle, is_swift = await asyncio.to_thread(_timed, self._reader.read, workflow_path)
+        self._swift.put(workflow_path, is_swift)
         return bundle
 
     async def keep(self, pool: Pool, bundle: SourceBundle) -> SourceHash:
         """Have a version stored; one that was lately is not touched."""
-        source_hash = SourceHash(bundle.source_hash)
+        source_hash = bundle.source_hash
         kept_at = self._kept.get(source_hash)
         if kept_at is None or time.monotonic() - kept_at > KEPT_S:
             await keep_source(pool, source_hash, bundle.to_json())
@@ -122,7 +121,7 @@ class Sources:
 
     async def describe(self, pool: Pool, bundle: SourceBundle) -> KnownWorkflow | None:
         """Say what is known of a stored version's workflow; None if nobody tells in time."""
-        key = (SourceHash(bundle.source_hash), bundle.workflow_name or "")
+        key = (bundle.source_hash, bundle.workflow_name or "")
         known = self._known.get(key)
         if known is not None:
             return known
@@ -152,16 +151,16 @@ class Sources:
         self, pool: Pool, key: tuple[SourceHash, str], failed: DescriptionRow | None
     ) -> DescriptionRow | None:
         """Have a version described, and wait for that; in vain, the failure that is known of it stands."""
-        failed = failed or self._failed.get(key)
-        given_up = self._given_up.get(key)
-        is_hopeless = given_up is not None and time.monotonic() - given_up < GIVEN_UP_S
-        if failed is not None:
-            self._failed.put(key, failed)
-            if is_hopeless:  # one that takes too long is not looked into again at each start
-                return failed
+        before = self._unknown.get(key) or Unknown()
+        failed = failed or before.failed
+        self._unknown.put(key, replace(before, failed=failed))
+        is_hopeless = time.monotonic() - before.given_up_at < GIVEN_UP_S
+        if failed is not None and is_hopeless:
+            # One that takes too long is not looked into again at each start.
+            return failed
         if await want_description(pool, *key):
             # Once: we hear our own hint as well, and would look and hint for as long as nobody answers.
-            self._hints().send(Channel.SOURCES, [key[0]])
+            self._hints.send(Channel.SOURCES, [key[0]])
         ends = time.monotonic() + (0 if is_hopeless else DESCRIBE_S)
         while True:
             self._news.clear()
@@ -169,7 +168,7 @@ class Sources:
             if row is not None:
                 return row
             if time.monotonic() >= ends:
-                self._given_up.put(key, time.monotonic())
+                self._unknown.put(key, Unknown(failed, time.monotonic()))
                 return failed
             await self._next_look()
 
@@ -179,3 +178,10 @@ class Sources:
                 await self._news.wait()
         except TimeoutError:
             return
+
+
+def _timed(read: Callable[[str], Found], workflow_path: str) -> tuple[Found, bool]:
+    """Read a version, and say whether that was swift."""
+    began = time.perf_counter()
+    found = read(workflow_path)
+    return found, time.perf_counter() - began < SWIFT_S

@@ -61,9 +61,7 @@ async def start_run(
             raise RunExists
         home.metrics.count_start()
         return start.run_id
-    run_id, is_new = await start_with_key(
-        home.pool, start, idempotency_key=key.key, request_hash=key.request_hash
-    )
+    run_id, is_new = await start_with_key(home.pool, start, key)
     if is_new:
         home.metrics.count_start()
         # And no hint of events: nobody can follow what was not there.

@@ -201,11 +201,13 @@ async def _write(exchange: Exchange, stream: EventStream, data: bytes, *, is_las
 async def _watch(request: web.Request, hub: Hub, run: FollowedRun, viewer: Viewer) -> bool:
     """Wait while the hub writes, until the end, a drop, or the reader's leaving; says whether it was the end."""
     protocol = request.protocol
+    is_gone = False
     # Below an application on aiohttp's own protocol the hub's timer notices.
     if isinstance(protocol, GatewayProtocol):
         protocol.on_lost = lambda: hub.leave(run, viewer, DropReason.GONE)
+        is_gone = protocol.has_heard_all
     try:
-        return hub.is_draining or await viewer.until_ended() is None
+        return hub.is_draining or is_gone or await viewer.until_ended() is None
     finally:
         if isinstance(protocol, GatewayProtocol):
             protocol.on_lost = None

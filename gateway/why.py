@@ -9,6 +9,7 @@ import orjson
 from gateway.answers import Reason, WhyAnswer
 from gateway.exchange import Exchange
 from gateway.run_state import iso
+from smithers.defaults import HEARTBEAT_LIMIT_S
 from smithers.ids import RunId
 from smithers.states import NodeState, RunStatus
 from smithers.store.refusals import RunNotFound
@@ -58,7 +59,9 @@ def _of_run(run_id: RunId, row: WhyRow) -> list[Reason]:
         case RunStatus.FAILED:
             error = orjson.loads(row.error) if row.error else {}
             said = f"{error.get('name', 'an error')}: {error.get('message', '')}"
-            return [_reason("ended", f"the run failed: {said}", unblock=_resume(run_id))]
+            mended = f"if its file has been mended: --workflow {shlex.quote(row.workflow_path)}"
+            text = f"the run failed: {said} ({mended})"
+            return [_reason("ended", text, unblock=_resume(run_id))]
         case RunStatus.CANCELLED:
             return [_reason("ended", "the run was cancelled", unblock=_resume(run_id))]
         case (
@@ -80,7 +83,7 @@ def _of_active(row: WhyRow) -> list[Reason]:
         reasons.append(_reason("cancelling", "a cancel is under way", since=since))
     if row.is_owned:
         if row.heartbeat_ms is not None and row.now_ms - row.heartbeat_ms > SILENT_OWNER_MS:
-            text = "its worker is silent: after 30 s another takes over by itself"
+            text = f"its worker is silent: after {HEARTBEAT_LIMIT_S} s another takes over by itself"
             reasons.append(_reason("worker-silent", text, since=iso(row.heartbeat_ms)))
         return reasons
     if row.due_ms is None or row.due_ms > row.now_ms:

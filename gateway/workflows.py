@@ -2,10 +2,10 @@
 
 from typing import Final
 
-import orjson
 from pydantic import Field
 
 from gateway.answers import WorkflowAnswer
+from gateway.envelope import stored
 from gateway.errors import DbNotConfigured
 from gateway.exchange import Exchange
 from gateway.fields import Cursor, Digits, Query
@@ -35,14 +35,14 @@ async def get_workflows(exchange: Exchange, query: WorkflowsQuery) -> Page[list[
 
 
 def _answer(row: WorkflowRow) -> WorkflowAnswer:
-    path = row.workflow_path
+    path, description = row.workflow_path, row.description
     return {
         "workflowName": row.workflow_name,
         "workflowPath": path if row.workflow_export is None else f"{path}:{row.workflow_export}",
         "workflowHash": row.source_hash,
         "lastStartedAtMs": row.last_started_ms,
-        "inputSchema": None if row.input_schema is None else orjson.Fragment(row.input_schema),
-        "queue": row.queue,
-        "isolation": row.isolation,
-        "database": row.database,
+        "inputSchema": stored(description.input_schema),
+        "queue": description.queue,
+        "isolation": description.isolation,
+        "database": description.database,
     }

@@ -5,7 +5,14 @@ A workflow is a builder function that is called with a context and returns a tre
 
 from smithers.context import ApprovalDecision, Auth, Context, TaskError
 from smithers.current import CurrentTask, current_task
-from smithers.errors import InvalidInput, InvalidOutput, OutputMissing, SmithersError
+from smithers.errors import (
+    InvalidInput,
+    InvalidOutput,
+    InvalidTree,
+    OutputMissing,
+    SmithersError,
+    WorkflowError,
+)
 from smithers.states import NodeState, RunStatus
 from smithers.tree import (
     Approval,
@@ -13,8 +20,10 @@ from smithers.tree import (
     Branch,
     Budget,
     Cache,
+    CacheScope,
     ContinueAsNew,
     HumanTask,
+    Isolation,
     Loop,
     OnDeny,
     OnFailure,
@@ -43,12 +52,15 @@ __all__ = [
     "Branch",
     "Budget",
     "Cache",
+    "CacheScope",
     "Context",
     "ContinueAsNew",
     "CurrentTask",
     "HumanTask",
     "InvalidInput",
     "InvalidOutput",
+    "InvalidTree",
+    "Isolation",
     "Loop",
     "NodeState",
     "OnDeny",
@@ -72,6 +84,7 @@ __all__ = [
     "Try",
     "WaitForEvent",
     "Workflow",
+    "WorkflowError",
     "current_task",
     "workflow",
 ]

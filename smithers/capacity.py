@@ -13,11 +13,11 @@ from smithers.store.checks import read_room
 from worker.settings import MAX_RETIRED, MAX_SOLO
 
 LOG: Final = structlog.get_logger(__name__)
-OF_A_GATEWAY: Final = 8
-OF_A_POOL: Final = 4
-OF_A_CHILD: Final = 6
-OF_A_SERVER: Final = 1  # what removes old runs
-OF_OWN_DATABASES: Final = 2  # what learns which are in use
+GATEWAY_CONNECTIONS: Final = 8
+POOL_CONNECTIONS: Final = 4
+CHILD_CONNECTIONS: Final = 6
+RETENTION_CONNECTIONS: Final = 1
+OWN_DATABASES_CONNECTIONS: Final = 2  # what learns which are in use
 FOR_PEOPLE: Final = 10  # and for what commands ask beside a server
 EMBEDDED_LEAST: Final = 200
 EMBEDDED_MOST: Final = 1_000
@@ -25,11 +25,13 @@ EMBEDDED_MOST: Final = 1_000
 
 def count_connections(options: ServerOptions) -> int:
     """Return how many connections to its own database a server opens at the most."""
-    count = OF_A_SERVER + options.http_workers * OF_A_GATEWAY
+    count = RETENTION_CONNECTIONS + options.http_workers * GATEWAY_CONNECTIONS
     if options.workers:
-        count += OF_A_POOL + (options.workers + MAX_SOLO + MAX_RETIRED) * OF_A_CHILD
+        count += POOL_CONNECTIONS + (options.workers + MAX_SOLO + MAX_RETIRED) * CHILD_CONNECTIONS
         if options.workflow_databases:
-            count += OF_OWN_DATABASES + len(options.workflow_databases)  # a mirror writes over one
+            count += OWN_DATABASES_CONNECTIONS + len(
+                options.workflow_databases
+            )  # a mirror writes over one
     return count
 
 

@@ -15,7 +15,7 @@ from smithers.engine.mount import Mounted
 from smithers.engine.rendering import Guard, build_renderer
 from smithers.errors import InvalidInput, WorkflowError
 from smithers.states import NodeState
-from smithers.store.claims import LoadedRun
+from smithers.store.run_facts import LoadedRun
 from smithers.store.workflows import ParkedRun
 from smithers.workflow import Workflow
 

@@ -2,21 +2,14 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from smithers.errors import SmithersError
 from smithers.ids import NodeId, RunId
-
-
-class HeartbeatSink(Protocol):
-    """Where heartbeats go: the worker's attempt, or nothing in a test."""
-
-    def __call__(self, data: Any) -> None:
-        """Take one heartbeat; may be called from any thread."""
-
 
 _CREATING: Final = threading.Lock()
 
@@ -31,7 +24,7 @@ class CurrentTask:
     attempt: int  # from 1
     root_dir: Path
     last_heartbeat: Any = None  # what an earlier attempt of this node last reported
-    _send_heartbeat: HeartbeatSink
+    _send_heartbeat: Callable[[Any], None]  # from any thread
     _cancelled: threading.Event | None = (
         None  # made when somebody asks for it: most bodies never do
     )

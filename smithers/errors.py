@@ -9,10 +9,14 @@ SmithersError
 ├── InvalidOutput           what a task returned is no JSON, too large, or does not fit its model
 ├── InvalidInput            what a caller sent does not fit the workflow's input model
 ├── SourceError             see smithers.source.errors
-└── StoreError              see below
+└── StoreError              the database refused (see smithers.store.refusals), or did not answer
     ├── LeaseLost           another worker holds the run now: stop at once, write nothing
-    └── StoreUnavailable    the database does not answer: nothing is known to have happened
-        └── CallTooLong     it answers, and has given a call up for its length: what was committed by then stands
+    ├── AnswerTooLarge      what was asked for, or is to be written, is more than one value of the database holds
+    └── StoreUnavailable    the database does not answer: whether the last write was kept is not known
+        ├── StoreStarting   it has been started, and takes no connections yet
+        ├── RowsHeld        another transaction keeps rows that were asked for: nothing was written
+        │   └── Deadlocked  and waited for what this one had: the same call, made again, goes through
+        └── CallTooLong     it has given a call up for its length: what was committed by then stands
 """
 
 from typing import Any
@@ -42,8 +46,8 @@ class DuplicateNodeId(WorkflowError):
     code = "DUPLICATE_NODE_ID"
 
 
-class InvalidTree(WorkflowError):
-    """What a builder returned is no tree."""
+class InvalidTree(WorkflowError, ValueError):
+    """What a builder returned is no tree, or an element was given what it does not take."""
 
     code = "RENDER_FAILED"
 
@@ -84,28 +88,26 @@ class LeaseLost(StoreError):
     code = "LEASE_LOST"
 
 
+class AnswerTooLarge(StoreError):
+    """What was asked for, or is to be written, is more than one value of the database holds."""
+
+
 class StoreUnavailable(StoreError):
     """The database does not answer; whether the last write was kept is not known."""
 
     code = "UNAVAILABLE"
 
 
-def text_of(value: object) -> str:
-    """Return a text of an exception, or of any value, as it can be sent and stored; an author's class may raise there."""
-    try:
-        text = str(value)
-    except BaseException:  # noqa: BLE001 - even a sys.exit() in __str__ is only a text that cannot be had
-        return "(its text cannot be had)"
-    return sound(text)
-
-
-def sound(text: str) -> str:
-    """Return a text without what no database takes: NUL, and halves of surrogate pairs."""
-    return text.encode("utf-8", "replace").decode().replace("\x00", "")
-
-
 class StoreStarting(StoreUnavailable):
     """The database has been started, and takes no connections yet."""
+
+
+class RowsHeld(StoreUnavailable):
+    """Another transaction has rows that were asked for, and keeps them; nothing was written."""
+
+
+class Deadlocked(RowsHeld):
+    """It also waited for what this one had; the same call, made again, goes through."""
 
 
 class CallTooLong(StoreUnavailable):

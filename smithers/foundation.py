@@ -6,9 +6,10 @@ Postgres starts or recovers, and runs go on before anybody is served.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -34,8 +35,9 @@ from smithers.store.embedded import (
 )
 from smithers.store.poolers import Route, Way, find_route, leads_to
 from smithers.store.schema import settle_schema
-from smithers.telemetry.otel_variables import read_settings
+from smithers.telemetry.otel_variables import OTEL_PREFIX
 from smithers.telemetry.sheet import Sheet
+from smithers.telemetry.tracing import check_tracing
 from worker.settings import PoolSettings
 
 LOG: Final = structlog.get_logger(__name__)
@@ -43,8 +45,9 @@ STARTING_S: Final = 60.0  # for a database that was just started, and may have t
 LOOK_AGAIN_S: Final = 0.5
 SECRET_NAMES: Final = ("DATABASE_URL", "DATABASE_DIRECT_URL")
 OUR_PREFIX: Final = "SMITHERS_"
-OTEL_PREFIX: Final = "OTEL_"
 PROCESS_ENVIRONMENT: Final = MappingProxyType(os.environ)
+
+Share = EmbeddedPostgres | TemporaryPostgres
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +85,9 @@ async def lay_foundation(
     workers inherit, without its secrets.
     """
     gateway_settings(options, "", "").check()
-    otel_variables(options, environ)  # and what they say
+    otel = otel_variables(options, environ)
+    if otel is not None:
+        check_tracing(otel)
     with closing(Sheet.create()) as sheet:
         async with (
             _loading_pool(options, environ, sheet) as loading,
@@ -130,18 +135,29 @@ async def find_database(
             dsn=route.dsn, direct_dsn=route.direct_dsn, way=route.way, warning=route.warning
         )
         return
-    share: EmbeddedPostgres | TemporaryPostgres
     settings = embedded_settings(options)
     if options.no_database:
-        share = await asyncio.to_thread(open_temporary_postgres, settings)
+        share = await _open_share(partial(open_temporary_postgres, settings))
     else:
         data_dir = options.data_dir or default_data_dir(options.root_dir, environ=environ)
-        share = await asyncio.to_thread(open_embedded_postgres, data_dir, settings=settings)
+        share = await _open_share(partial(open_embedded_postgres, data_dir, settings=settings))
     try:
         yield Database(dsn=share.dsn, direct_dsn=share.dsn, data_dir=share.data_dir)
     finally:
         # Not in a thread: the loop may be on its way out, and a share must not be left half closed.
         share.close()
+
+
+async def _open_share(open_it: Callable[[], Share]) -> Share:
+    """Start or join an embedded Postgres, in a thread; whoever is cancelled meanwhile gives it back first."""
+    opening = asyncio.create_task(asyncio.to_thread(open_it))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        await asyncio.wait([opening])  # its own time limit ends it
+        if opening.exception() is None:
+            opening.result().close()
+        raise
 
 
 async def _until_found(dsn: str, direct_dsn: str) -> Route:
@@ -269,12 +285,10 @@ def worker_environment(environ: Mapping[str, str], pass_env: tuple[str, ...]) ->
 
 
 def otel_variables(options: ServerOptions, environ: Mapping[str, str]) -> dict[str, str] | None:
-    """Return what OpenTelemetry is told; None where traces are off. Raises InvalidTelemetry."""
+    """Return what OpenTelemetry is told; None where traces are off."""
     if not options.otel:
         return None
-    told = {name: value for name, value in environ.items() if name.startswith(OTEL_PREFIX)}
-    read_settings(told)
-    return told
+    return {name: value for name, value in environ.items() if name.startswith(OTEL_PREFIX)}
 
 
 def _is_secret(name: str, value: str) -> bool:

@@ -18,11 +18,26 @@ SourceHash = NewType("SourceHash", str)
 RUN_ID_PATTERN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:@+-]{0,254}")
 SERVERS_OWN: Final = "system:"  # what a server does by itself is told with such a user's name
 NODE_ID_PATTERN: Final = re.compile(r"[^\s/\x00-\x1f]{1,200}")
+SIGNAL_NAME_RULE: Final = (
+    "1 to 200 printable characters, not all blank, not . or .., without encoded ones such as %20"
+)
+_ENCODED: Final = re.compile(r"%[0-9A-Fa-f]{2}")
 
 
 def is_run_id(text: str) -> bool:
     """Say whether a caller may name a run so."""
     return RUN_ID_PATTERN.fullmatch(text) is not None
+
+
+def means_itself(text: str) -> bool:
+    """Say whether a name keeps its meaning in a URL's path, which folds `.` and `..` away and reads `%20` as a blank."""
+    return text not in {".", ".."} and _ENCODED.search(text) is None
+
+
+def is_signal_name(text: str) -> bool:
+    """Say whether a signal may be named so, by SIGNAL_NAME_RULE: sent to a run, or waited for by one."""
+    is_sized = 0 < len(text) <= 200
+    return is_sized and text.isprintable() and not text.isspace() and means_itself(text)
 
 
 def new_run_id() -> RunId:

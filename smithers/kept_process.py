@@ -152,6 +152,9 @@ class KeptProcess:
             pass_fds=program.handed_fds,
             start_new_session=True,
         )
+        if self._draining.is_set():
+            # Told to end while it was being started: it has nothing to finish yet.
+            self.kill()
 
     async def _tell(self) -> None:
         assert self._process is not None

@@ -1,17 +1,18 @@
-"""Outputs as JSON text: made once when a task returns, read back when somebody asks.
+"""Outputs, inputs and states as JSON text: made once when a task returns, read back when somebody asks.
 
 What is stored is JSON in the strict sense: no NaN, no infinity, text that is text. Whatever does not fit is
-InvalidOutput, and says where.
+InvalidOutput, and says what and where.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import UnionType
 from typing import Any, Final, NamedTuple, Union, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from smithers.errors import InvalidOutput, sound, text_of
+from smithers.errors import InvalidOutput
+from smithers.texts import sound, text_of
 
 MAX_OUTPUT_BYTES: Final = 1_048_576
 MAX_QUICK_BYTES: Final = 65_536
@@ -27,34 +28,29 @@ def adapter_for(model: Any) -> TypeAdapter[Any]:
     return TypeAdapter(model)
 
 
-def find_adapter(model: Any) -> TypeAdapter[Any] | None:
-    """Return the adapter of a hashable type that pydantic knows, None for anything else."""
-    try:
-        return adapter_for(model)
-    except Exception:  # noqa: BLE001 - a foreign annotation may raise anything; then any JSON is accepted
-        return None
-
-
-def encode_output(value: Any, model: Any = None, *, max_bytes: int = MAX_OUTPUT_BYTES) -> str:
-    """Return a task's result as JSON text; raise InvalidOutput where it does not fit `model` or is no JSON.
+def encode_output(
+    value: Any, model: Any = None, *, what: str = "the output", max_bytes: int = MAX_OUTPUT_BYTES
+) -> str:
+    """Return a value as JSON text; raise InvalidOutput, which calls it `what`, where it does not fit `model` or is no JSON.
 
     What is returned can be read back: as JSON, and as `model`. What is far too large is not even written.
     """
     try:
-        _refuse_iterator(type(value))
-        text = _dump(value, max_bytes) if model is None else _dump_as(model, value, max_bytes)
-        _check_size(len(text), max_bytes)
+        _refuse_iterator(type(value), what)
+        dump = _dump if model is None else partial(_dump_as, model)
+        text = dump(value, what, max_bytes)
+        _check_size(len(text), what, max_bytes)
         from_json(text, allow_inf_nan=False)
     except ValidationError as error:
         count = error.error_count()
         raise InvalidOutput(
-            f"the output does not fit {name_of(model)}: {count} error{'s'[: count != 1]}",
+            f"{what} does not fit {name_of(model)}: {count} error{'s'[: count != 1]}",
             details=misfits_of(error),
         ) from error
     except InvalidOutput:
         raise
     except Exception as error:  # an author's validators and serializers raise whatever they like
-        raise InvalidOutput(f"the output is no JSON: {text_of(error)[:500]}") from error
+        raise InvalidOutput(f"{what} is no JSON: {text_of(error)[:500]}") from error
     return text.decode()
 
 
@@ -63,6 +59,7 @@ class Weight(NamedTuple):
 
     size: int
     is_plain: bool
+    iterator: type[Any] | None = None  # the first that was met, where the weighing ended
 
 
 def weigh(value: Any, limit: int) -> Weight:
@@ -82,7 +79,8 @@ def weigh(value: Any, limit: int) -> Weight:
                 left += one
                 left += one.values() if kind is dict else ()
         elif one is not None and kind is not bool and kind is not float:
-            _refuse_iterator(kind)
+            if _is_iterator(kind):
+                return Weight(size, is_plain=False, iterator=kind)
             is_plain = False
     return Weight(size, is_plain)
 
@@ -106,17 +104,20 @@ def is_plain(model: Any) -> bool:
     return is_known and all(is_plain(part) for part in get_args(model))
 
 
-def _refuse_iterator(kind: type[Any]) -> None:
-    if hasattr(kind, "__next__"):  # it would be run to its end, which may be none
-        raise InvalidOutput(
-            f"the output is no JSON: a {kind.__name__}; put out a list of what it gives"
-        )
+def _is_iterator(kind: type[Any]) -> bool:
+    """Say whether values of this type would be run to their end, which may be none, to be written."""
+    return hasattr(kind, "__next__")
 
 
-def _check_size(size: int, max_bytes: int) -> None:
+def _refuse_iterator(kind: type[Any], what: str) -> None:
+    if _is_iterator(kind):
+        raise InvalidOutput(f"{what} is no JSON: a {kind.__name__}; make a list of what it gives")
+
+
+def _check_size(size: int, what: str, max_bytes: int) -> None:
     if size > max_bytes:
         raise InvalidOutput(
-            f"the output has {size} bytes or more, and {max_bytes} are kept: store it elsewhere, and put out where it is",
+            f"{what} has {size} bytes or more, and {max_bytes} are kept: store it elsewhere, and pass on where it is",
             details={"bytes": size, "maxBytes": max_bytes},
         )
 
@@ -128,12 +129,15 @@ def decode_output(text: str, model: Any = None) -> Any:
     return adapter_for(model).validate_json(text)
 
 
-def _dump(plain: Any, max_bytes: int) -> bytes:
-    _check_size(weigh(plain, max_bytes).size, max_bytes)
+def _dump(plain: Any, what: str, max_bytes: int) -> bytes:
+    weight = weigh(plain, max_bytes)
+    if weight.iterator is not None:
+        _refuse_iterator(weight.iterator, what)
+    _check_size(weight.size, what, max_bytes)
     return to_json(plain, inf_nan_mode="constants")
 
 
-def _dump_as(model: Any, value: Any, max_bytes: int) -> bytes:
+def _dump_as(model: Any, value: Any, what: str, max_bytes: int) -> bytes:
     """Write a value as its model writes it, in the first way in which the model can read it back."""
     adapter = adapter_for(model)
     value = adapter.validate_python(value)
@@ -142,7 +146,7 @@ def _dump_as(model: Any, value: Any, max_bytes: int) -> bytes:
         plain = adapter.dump_python(
             value, mode="json", by_alias=by_alias, round_trip=round_trip, warnings=False
         )
-        text = _dump(plain, max_bytes)
+        text = _dump(plain, what, max_bytes)
         try:
             adapter.validate_json(text)
         except ValidationError:

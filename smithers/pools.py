@@ -99,7 +99,7 @@ class Pools:
         def hear(_names: frozenset[str] | None) -> None:
             self._heard.set()
 
-        async with Hints(self._direct_dsn, role="pools", listeners={Channel.DATABASES: hear}):
+        async with Hints(self._direct_dsn, role="pools").listen({Channel.DATABASES: hear}):
             while True:
                 await self._heard.wait()
                 self._heard.clear()

@@ -8,11 +8,13 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 import structlog
 
 from smithers.errors import StoreError
+from smithers.service_loops import keep_going
 from smithers.store.retention import prune
 
 LOG: Final = structlog.get_logger(__name__)
@@ -28,7 +30,8 @@ async def pruning(
     if retention is None:
         yield
         return
-    task = asyncio.create_task(_prune_now_and_then(dsn, retention, first_s, every_s), name="prune")
+    serve = partial(_prune_now_and_then, dsn, retention, first_s, every_s)
+    task = asyncio.create_task(keep_going(serve, name="prune"), name="prune")
     try:
         yield
     finally:

@@ -13,7 +13,8 @@ from typing import Final
 
 import structlog
 
-from gateway.app import Gateway, bind, open_gateway, read_access
+from gateway.access import read_access
+from gateway.app import Gateway, bind, open_gateway
 from gateway.settings import GatewaySettings, HttpProcessSettings
 from smithers.foundation import (
     PROCESS_ENVIRONMENT,

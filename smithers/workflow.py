@@ -9,8 +9,8 @@ from pydantic import BaseModel
 
 from smithers.context import Context
 from smithers.durations import Duration, seconds
-from smithers.tree import Budget, Child
-from smithers.tree.checks import check_word
+from smithers.tree import Budget, Child, Isolation
+from smithers.tree.checks import check_choice, check_kind, check_word
 
 Input = TypeVar("Input", bound=BaseModel)
 Builder = Callable[[Context[Any]], Child]
@@ -27,14 +27,23 @@ class Workflow(Generic[Input]):
     input_model: type[Input] | None = None
     output_node: str | None = None  # whose output is the run's; None: the last task's
     queue: str | None = None
-    isolation: str | None = None  # "process": each run has a child of its own
+    isolation: Isolation | str | None = None
     database: str | None = None  # the environment variable with its URL
     budget: Budget | None = None  # what a run's agents may use up
     render_timeout_s: float = RENDER_TIMEOUT_S
 
     def __post_init__(self) -> None:
-        """Raise InvalidTree for a queue that no worker can be told to claim from."""
+        """Raise InvalidTree for a queue that no worker can be told to claim from, an unknown isolation, no Budget."""
         check_word(self.queue, f"@workflow(queue=...) of {self.name!r}")
+        if self.isolation is not None:
+            check_choice(Isolation, self.isolation, f"@workflow(isolation=...) of {self.name!r}")
+        if self.budget is not None:
+            check_kind(Budget, self.budget, f"@workflow(budget=...) of {self.name!r}")
+
+    @property
+    def is_isolated(self) -> bool:
+        """Whether each run has a worker process of its own."""
+        return self.isolation == Isolation.PROCESS
 
     def __call__(self, ctx: Context[Input]) -> Child:
         """Render: the tree that these facts give."""
@@ -50,7 +59,7 @@ def workflow(
     name: str | None = None,
     output: str | None = None,
     queue: str | None = None,
-    isolation: str | None = None,
+    isolation: Isolation | str | None = None,
     database: str | None = None,
     budget: Budget | None = None,
     render_timeout: Duration = RENDER_TIMEOUT_S,
@@ -63,7 +72,7 @@ def workflow(
     name: str | None = None,
     output: str | None = None,
     queue: str | None = None,
-    isolation: str | None = None,
+    isolation: Isolation | str | None = None,
     database: str | None = None,
     budget: Budget | None = None,
     render_timeout: Duration = RENDER_TIMEOUT_S,
@@ -72,9 +81,11 @@ def workflow(
 
     `input`: the pydantic model of a run's input; without one `ctx.input` is a plain mapping. `name`: default, the function's
     name in kebab case. `output`: the id of the node whose output is the run's; default, the last task's. `queue`: which
-    workers may run it, a word of 1 to 200 characters; anything else is InvalidTree. `isolation="process"`: each run in a
-    child of its own. `database`: the environment variable that holds the URL of the workflow's own database. `budget`: what a
-    run's agents may use up before a person is asked. `render_timeout`: how long one render may take.
+    workers may run it, a word of 1 to 200 characters. `isolation="process"`: each run in a worker process of its own.
+    `database`: the environment variable that holds the URL of the workflow's own database. `budget`: what a run's agents
+    may use up before a person is asked. `render_timeout`: how long one render may take.
+
+    Raises InvalidTree for any other queue, isolation, budget or duration.
     """
 
     def make(function: Callable[..., Child]) -> Workflow[Any]:

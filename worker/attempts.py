@@ -29,10 +29,9 @@ from smithers.tools.toolbox import TOOLBOX
 from smithers.tree import Task
 from worker.bodies import Bodies
 from worker.caching import Caching, fit_found
-from worker.descendants import STARTED, Process, end_all
 from worker.ends import end_raised, end_returned, outcome_of
 from worker.forks import Steps
-from worker.functions import is_async, returned_model
+from worker.functions import is_async, model_of
 from worker.happenings import (
     Aborted,
     Beaten,
@@ -48,12 +47,12 @@ from worker.heartbeats import Heartbeats
 from worker.loops import RUNNER
 from worker.needs import Need, are_plain, read_needs
 from worker.prints import PRINTS, Prints
+from worker.started import Started
 from worker.threads import STOP_GRACE_S
 from worker.toolboxes import AttemptToolbox, Desk
 
 GIVE_UP_S: Final = 2 * STOP_GRACE_S
 MODEL_STREAM: Final = "stdout"  # the wire knows two; whoever reads either sees what a model says
-
 
 Judged = TypeVar("Judged")
 LoadCalls = Callable[[NodeId, int], Awaitable[list[ToolCallRow]]]
@@ -92,7 +91,7 @@ class Attempts:
         last_heartbeat: str | None,
         is_budget_spent: Callable[[int], bool],
     ) -> None:
-        """Begin an attempt; a plain value has ended before this returns.
+        """Begin an attempt; a plain value that no code of its author's has a say in has ended before this returns.
 
         `is_budget_spent` is asked before each question to a model, with what the attempt has taken in ms since it was
         last counted.
@@ -103,17 +102,21 @@ class Attempts:
         attempt = _Attempt(key, start.attempt, task, needs, is_budget_spent)
         if self._trace is not None:
             attempt.span = self._trace.begin_attempt(*key, start.attempt)
-        if task.ask is None and not callable(task.do):
+        is_value = task.ask is None and not callable(task.do)
+        if is_value and is_quick(task.do, task.output):
             self._end(attempt, end_returned(key, start.attempt, task.do, task.output))
             return
         attempt.current = self._current(attempt, last_heartbeat)
         self._under_way[key] = attempt
         attempt.runner = self._loop.create_task(self._perform(attempt))
+        attempt.runner.add_done_callback(partial(self._hear_end, attempt))
+        # Here and not in the runner: a timer that was cancelled may stay in the loop until its time, and its context with it.
+        self._limit(attempt)
 
     def abort(self, key: NodeKey, reason: str) -> None:
         """Have an attempt stopped; its end is reported like any other."""
         attempt = self._under_way.get(key)
-        if attempt is not None and attempt.stopped_by is None:
+        if attempt is not None:
             self._stop(attempt, Aborted(key, attempt.number, reason))
 
     @property
@@ -128,16 +131,15 @@ class Attempts:
             attempt.is_reported = True
             attempt.cancel()
         if attempts:
-            _, stuck = await asyncio.wait(
-                [attempt.runner for attempt in attempts], timeout=GIVE_UP_S
-            )
-            for runner in stuck:
-                self._bodies.on_abandoned(
-                    f"an attempt of run {self._run_id} does not stop: {runner}"
-                )
+            ending = [one for each in attempts for one in (each.runner, *each.started.endings)]
+            _, stuck = await asyncio.wait(ending, timeout=GIVE_UP_S)
+            for one in stuck:
+                self._bodies.on_abandoned(f"an attempt of run {self._run_id} does not stop: {one}")
 
     def _current(self, attempt: "_Attempt", last_heartbeat: str | None) -> CurrentTask:
         attempt.heartbeats = Heartbeats(partial(self._beat, attempt))
+        stuck = f"a call in a thread of {self._run_id}/{attempt.key.node_id} does not stop"
+        attempt.started = Started(partial(self._bodies.on_abandoned, stuck))
         return CurrentTask(
             run_id=self._run_id,
             node_id=attempt.key.node_id,
@@ -150,46 +152,32 @@ class Attempts:
 
     async def _perform(self, attempt: "_Attempt") -> None:
         with self._bodies.attempt():
-            await self._make(attempt)
-
-    async def _make(self, attempt: "_Attempt") -> None:
-        prints = Prints(partial(self._print, attempt))
-        RUNNER.set(attempt.runner)
-        CURRENT.set(attempt.current)
-        PRINTS.set(prints)
-        STARTED.set(attempt.processes)
-        if self._trace is not None and attempt.span is not None:
-            self._trace.make_current(attempt.span)
-        timeout_s = attempt.task.timeout_s
-        timer = None
-        if timeout_s is not None:
-            timer = self._loop.call_later(timeout_s, self._time_out, attempt, timeout_s)
-        if attempt.task.heartbeat_timeout_s is not None:
-            self._listen(attempt, attempt.task.heartbeat_timeout_s)
-        end: Happening
-        try:
-            attempt.toolbox = await self._equip(attempt)
-            TOOLBOX.set(attempt.toolbox)
-            end = await self._produce(attempt, attempt.toolbox)
-        except BaseException as error:  # noqa: BLE001 - an author's sys.exit() ends an attempt, not this process
-            self._bodies.hear_error(error)
-            # A cancellation is swallowed only here, at the end of the task that was to be cancelled.
-            is_stop = isinstance(error, asyncio.CancelledError) and attempt.stopped_by is not None
-            end = (
-                attempt.stopped_by
-                if is_stop and attempt.stopped_by
-                else end_raised(attempt.key, attempt.number, error)
-            )
-        finally:
-            PRINTS.set(None)
-            if timer is not None:
-                timer.cancel()
-        with suppress(
-            asyncio.CancelledError
-        ):  # stopped while its last tools ended: over all the same
-            await attempt.close()
-        prints.flush()
-        self._end(attempt, end)
+            prints = Prints(partial(self._print, attempt))
+            RUNNER.set(attempt.runner)
+            CURRENT.set(attempt.current)
+            PRINTS.set(prints)
+            attempt.started.note_here()
+            if self._trace is not None and attempt.span is not None:
+                self._trace.make_current(attempt.span)
+            end: Happening
+            try:
+                attempt.toolbox = await self._equip(attempt)
+                TOOLBOX.set(attempt.toolbox)
+                end = await self._produce(attempt, attempt.toolbox)
+            except BaseException as error:  # noqa: BLE001 - an author's sys.exit() ends an attempt, not this process
+                self._bodies.hear_error(error)
+                # A cancellation is swallowed only here, at the end of the task that was to be cancelled.
+                is_cancelled = isinstance(error, asyncio.CancelledError)
+                stopped_by = attempt.stopped_by if is_cancelled else None
+                end = stopped_by or end_raised(attempt.key, attempt.number, error)
+            finally:
+                PRINTS.set(None)
+                attempt.lift_limits()
+            # Stopped while its last tools ended: it is over all the same.
+            with suppress(asyncio.CancelledError):
+                await attempt.close()
+            prints.flush()
+            self._end(attempt, end)
 
     async def _equip(self, attempt: "_Attempt") -> AttemptToolbox:
         """Lay out the tools; only a later attempt has calls of earlier ones to know of."""
@@ -212,7 +200,7 @@ class Attempts:
         task, cache = attempt.task, attempt.task.cache
         read = partial(read_needs, attempt.needs)
         needs = await self._judge(attempt, read, is_quick=are_plain(attempt.needs))
-        model = task.output or returned_model(task.do)
+        model = model_of(task)
         cache_key = None
         if cache is not None:
             cache_key = self._caching.key_of(task, cache, needs)
@@ -243,7 +231,8 @@ class Attempts:
     async def _call(self, attempt: "_Attempt", needs: Mapping[str, Any]) -> Any:
         ask = attempt.task.ask
         if ask is None:
-            return await self._call_function(attempt, attempt.task.do, needs)
+            do = attempt.task.do
+            return await self._call_function(attempt, do, needs) if callable(do) else do
         prompt = ask.prompt
         if not isinstance(prompt, str):
             prompt = await self._call_function(attempt, prompt, needs)
@@ -273,19 +262,31 @@ class Attempts:
                 self._trace.end_attempt(attempt.span, *outcome_of(end))
             self._report(end)
 
+    def _hear_end(self, attempt: "_Attempt", runner: asyncio.Task[None]) -> None:
+        """Report an attempt that could not say how it ended, because what was raised defies any look at it."""
+        if not (runner.cancelled() or attempt.is_reported):
+            name = type(runner.exception()).__name__
+            problem = Problem(name, "how the attempt ended cannot be told")
+            self._end(attempt, Failed(attempt.key, attempt.number, problem))
+
+    def _limit(self, attempt: "_Attempt") -> None:
+        """Bound how long a body may take, and for how long it may be silent."""
+        timeout_s = attempt.task.timeout_s
+        if timeout_s is not None:
+            attempt.deadline = self._loop.call_later(timeout_s, self._time_out, attempt, timeout_s)
+        if attempt.task.heartbeat_timeout_s is not None:
+            self._listen(attempt, attempt.task.heartbeat_timeout_s)
+
     def _time_out(self, attempt: "_Attempt", timeout_s: float) -> None:
-        if attempt.stopped_by is None:
-            problem = Problem("TimeoutError", f"took longer than {timeout_s:g} s", "TASK_TIMEOUT")
-            self._stop(attempt, Failed(attempt.key, attempt.number, problem))
+        problem = Problem("TimeoutError", f"took longer than {timeout_s:g} s", "TASK_TIMEOUT")
+        self._stop(attempt, Failed(attempt.key, attempt.number, problem))
 
     def _listen(self, attempt: "_Attempt", timeout_s: float) -> None:
         """Stop a body that reports nothing of itself for too long; looked at again when it would be too long."""
-        if attempt.is_reported or attempt.stopped_by is not None:
-            return
         assert attempt.heartbeats is not None
-        silent_s = attempt.heartbeats.silent_s
-        if silent_s < timeout_s:
-            self._loop.call_later(timeout_s - silent_s, self._listen, attempt, timeout_s)
+        left_s = timeout_s - attempt.heartbeats.silent_s
+        if left_s > 0:
+            attempt.listening = self._loop.call_later(left_s, self._listen, attempt, timeout_s)
             return
         text = f"no heartbeat for {timeout_s:g} s"
         problem = Problem("HeartbeatTimeout", text, HEARTBEAT_TIMEOUT)
@@ -367,32 +368,33 @@ class _Attempt:
         self.loop_thread = threading.get_ident()
         self.span: Span | None = None  # where traces are on
         self.toolbox: AttemptToolbox | None = None
-        self.processes: list[Process] = []  # what an async body has started by itself
-        self.ending: asyncio.Task[None] | None = None
+        self.deadline: asyncio.TimerHandle | None = None
+        self.listening: asyncio.TimerHandle | None = None
         self.current: CurrentTask
+        self.started: Started
         self.runner: asyncio.Task[None]
 
     def lap_ms(self) -> int:
         """Say how long it has been at work since that was last counted."""
         return round((time.monotonic() - self.counted_at) * 1000)
 
+    def lift_limits(self) -> None:
+        """Bound its time no longer; the timers would hold it for as long as it might have taken."""
+        for timer in (self.deadline, self.listening):
+            if timer is not None:
+                timer.cancel()
+
     def cancel(self) -> None:
         """Tell the body, its tools, its processes and whoever waits for them that it is over."""
+        self.lift_limits()
         self.current.cancelled.set()
         if self.toolbox is not None:
             self.toolbox.stop()
         self.runner.cancel()
-        ending = end_all([*self.processes], STOP_GRACE_S)
-        self.processes.clear()
-        self.ending = asyncio.get_running_loop().create_task(ending)
+        self.started.stop()
 
     async def close(self) -> None:
-        """Return when nothing of it is left; the processes of a body that was not stopped are its author's affair."""
+        """Return when nothing of it is left; what a body that was not stopped leaves behind is its author's affair."""
         if self.toolbox is not None:
             await self.toolbox.close()
-        if self.ending is not None:
-            await self.ending
-            await end_all(self.processes, 0)  # begun while it was being stopped
-        else:
-            for process in self.processes:
-                process.close()
+        await self.started.close()

@@ -1,8 +1,9 @@
 """A child: one process, one event loop, many runs. It owns the runs that it claims, under an id made at its start.
 
 It ends when its parent says so, when the pipe to its parent closes, or when it can no longer be trusted: where a body does
-not stop it claims no more, and ends when it has finished what else it has. It beats into shared memory from its event loop:
-a loop that is blocked is silent, and the parent kills it.
+not stop it claims no more, and ends when it has finished what else it has. It ends at once then, whatever still runs here,
+and no run of which something may still run is given back before: its parent does that when this process is dead. It beats
+into shared memory from its event loop: a loop that is blocked is silent, and the parent kills it.
 """
 
 import asyncio
@@ -11,11 +12,11 @@ import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Final
 
 import structlog
-import uvloop
 
 from smithers.errors import StoreError
 from smithers.ids import WorkerId
@@ -27,7 +28,7 @@ from worker.bodies import Bodies
 from worker.claimer import Claimer
 from worker.clock import DatabaseClock
 from worker.descendants import mark_this_process
-from worker.executor import Tools
+from worker.executor import Shared
 from worker.loads import Loads
 from worker.loops import BodyLoop
 from worker.meters import ChildMeters
@@ -38,13 +39,16 @@ from worker.processes import die_with_parent, volunteer_for_oom
 from worker.relay import listen_to_parent
 from worker.rendering import install_alarm, render_guard
 from worker.settings import DRAIN, RETIRES, ChildSettings
+from worker.started import LoopThreads
+from worker.threads import MAX_THREADS
 from worker.toolboxes import open_workshop
 from worker.workflows import Workflows
 
 BEAT_EVERY_S: Final = 0.25
 WATCH_EVERY_S: Final = 1.0
 SEND_SPANS_S: Final = 2.0  # for what a collector that is slow has not taken at the end
-MAX_THREADS: Final = 512
+CUT_SHORT: Final = 3  # what this process ends with where something of a body may still run
+BROKEN: Final = 70  # EX_SOFTWARE: where a run is held that nobody could move
 MAX_LEFT_BEHIND: Final = 64  # bodies that do not stop: each may hold one of the threads
 
 log = structlog.get_logger("worker.child")
@@ -68,28 +72,31 @@ def run_child(
     os.chdir(settings.pool.root_dir)
     mark_this_process(WorkerId(settings.worker_id))
     volunteer_for_oom()
-    uvloop.run(_live(settings, loads, ear, orders), loop_factory=BodyLoop)
-    loads.bid_farewell(settings.slot)
-    # Threads that do not stop must not keep the process: everything that counts is in the database.
-    os._exit(0)
+    departure = _Departure(orders)
+    # Never closed: that would wait for bodies that do not stop. Everything that counts is in the database.
+    runner = asyncio.Runner(loop_factory=BodyLoop)
+    runner.run(_live(settings, loads, ear, orders, departure))
+    if not departure.is_broken:
+        loads.bid_farewell(settings.slot)
+    os._exit(departure.exit_code)
 
 
 async def _live(
-    settings: ChildSettings, loads: Loads, ear: socket.socket, orders: Connection
+    settings: ChildSettings,
+    loads: Loads,
+    ear: socket.socket,
+    orders: Connection,
+    departure: "_Departure",
 ) -> None:
     loop = asyncio.get_running_loop()
     beating = loop.create_task(_beat(loads, settings.slot), name="beat")
-    departure = _Departure(orders)
     loop.add_reader(orders.fileno(), _take_order, orders, departure)
     loop.add_signal_handler(signal.SIGTERM, departure.hurry)
     premises = Premises(settings.pool.root)
-    threads = ThreadPoolExecutor(
-        max_workers=MAX_THREADS, thread_name_prefix="body", initializer=premises.enter_thread
-    )
-
+    loop.set_default_executor(LoopThreads(premises))
     with open_workshop(settings.pool) as workshop:
         bodies = Bodies(
-            threads=threads,
+            threads=_open_threads("body", premises),
             workshop=workshop,
             root_dir=settings.pool.root,
             on_abandoned=departure.leave_behind,
@@ -101,14 +108,31 @@ async def _live(
     beating.cancel()
 
 
+def _open_threads(name: str, premises: Premises) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(MAX_THREADS, name, initializer=premises.enter_thread)
+
+
 class _Departure:
     """How this child comes to its end: it claims no more, and what it has may take its time or has a limit."""
 
     def __init__(self, orders: Connection) -> None:
         self.has_begun = asyncio.Event()
         self.is_limited = asyncio.Event()
+        self.is_broken = False  # a run is held that nobody moves, and it may be to blame
         self._orders = orders
         self._left_behind = 0
+
+    @property
+    def has_left_behind(self) -> bool:
+        """Whether something of a body may still run here."""
+        return self._left_behind > 0
+
+    @property
+    def exit_code(self) -> int:
+        """What this process ends with."""
+        if self.is_broken:
+            return BROKEN
+        return CUT_SHORT if self.has_left_behind else 0
 
     def leave_behind(self, reason: str) -> None:
         """Retire for a body that does not stop; after many there may be no thread left for the others."""
@@ -125,6 +149,11 @@ class _Departure:
             self.has_begun.set()
             with suppress(OSError):  # a body has closed it, or the parent is gone
                 self._orders.send(RETIRES)
+
+    def break_down(self, reason: str) -> None:
+        """Have this child's end taken for a crash, which counts against the run that it could not move."""
+        self.is_broken = True
+        self.give_up(reason)
 
     def give_up(self, reason: str) -> None:
         """The same where what is here had better go on elsewhere: it has a drain's time."""
@@ -146,15 +175,15 @@ async def _serve(
 ) -> None:
     pool = settings.pool
     async with open_worker_store(pool.dsn, WorkerId(settings.worker_id)) as store:
-        tools = _make_tools(settings, store, bodies)
+        shared = _make_shared(settings, store, bodies)
         claimer = Claimer(
-            tools,
+            shared,
             queues=pool.queues,
             limit=pool.runs_per_worker,
             is_solo=settings.is_solo,
             loads=loads,
             slot=settings.slot,
-            on_broken=departure.give_up,
+            on_broken=departure.break_down,
         )
         listen_to_parent(
             ear, loads, settings.slot, on_due=claimer.hear_due, on_news=claimer.hear_news
@@ -163,19 +192,21 @@ async def _serve(
         await _until_any(running, departure.has_begun)
         claimer.drain()
         await _until_any(running, departure.is_limited)
-        await _end(claimer, running, pool.drain_timeout_s)
-    if tools.tracer is not None:
-        await asyncio.to_thread(tools.tracer.close, SEND_SPANS_S)
+        if not await _has_ended(running, pool.drain_timeout_s):
+            await _give_back(claimer, store, departure)
+            await asyncio.wait([running], timeout=1)
+    if shared.tracer is not None:
+        shared.tracer.close(SEND_SPANS_S)  # the loop has nothing else to do any more
 
 
-def _make_tools(settings: ChildSettings, store: WorkerStore, bodies: Bodies) -> Tools:
+def _make_shared(settings: ChildSettings, store: WorkerStore, bodies: Bodies) -> Shared:
     meters = ChildMeters(settings.sheet.open_page(Role.CHILD))
     premises = bodies.premises
     assert premises is not None
     store.watch(meters.lanes.count)
-    return Tools(
+    return Shared(
         store=store,
-        workflows=Workflows(store, bodies),
+        workflows=Workflows(store, replace(bodies, threads=_open_threads("import", premises))),
         bodies=bodies,
         clock=DatabaseClock(),
         guard=lambda timeout_s: premises.around(render_guard(timeout_s)),
@@ -190,20 +221,23 @@ async def _until_any(running: asyncio.Task[None], event: asyncio.Event) -> None:
     waiting.cancel()
 
 
-async def _end(claimer: Claimer, running: asyncio.Task[None], timeout_s: float) -> None:
-    """Let what is under way come to its end within the time there is; give back the rest."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await asyncio.shield(running)
-    except TimeoutError:
-        log.info("drain_timeout", released=claimer.active_count)
+async def _has_ended(running: asyncio.Task[None], limit_s: float) -> bool:
+    """Wait until what is under way has come to its end; False: it takes longer."""
+    ended, _ = await asyncio.wait([running], timeout=limit_s)
+    for task in ended:
+        task.result()  # a defect of ours ends this process as a crash
+    return bool(ended)
+
+
+async def _give_back(claimer: Claimer, store: WorkerStore, departure: _Departure) -> None:
+    """Stop what is under way, and give its runs back; the parent does it at our end where something may still run."""
+    stopped = await claimer.stop_all()
+    log.info("drain_timeout", stopped=len(stopped))
+    if not departure.has_left_behind:
         try:
-            await claimer.release_all()
+            await store.release(stopped)
         except StoreError as error:
-            log.warning(
-                "release_failed", error=str(error)
-            )  # the parent buries this worker at its end
-        await asyncio.wait([running], timeout=1)
+            log.warning("release_failed", error=str(error))
 
 
 def _take_order(orders: Connection, departure: _Departure) -> None:

@@ -19,19 +19,20 @@ import structlog
 
 from smithers.errors import StoreError
 from smithers.ids import WorkerId
+from smithers.processes import find_process
 from smithers.store.pool_store import Burial, PoolStore
 from smithers.telemetry.sheet import Sheet
 from worker import processes
 from worker.births import Child, bear
 from worker.descendants import sweep
 from worker.loads import ENDED, GONE, Loads
-from worker.memory import resident_bytes
 from worker.meters import PoolMeters
 from worker.relay import Relay
 from worker.settings import DRAIN, MAX_RETIRED, MAX_SOLO, ChildSettings, PoolSettings
 
 SILENT_CHILD_S: Final = 20.0
 START_GRACE_S: Final = 60.0  # a child that has not beaten yet is still importing
+LATE: Final = "drain-timeout"
 LATE_S: Final = 5.0  # for a child that was told to end, after its drain's time
 LOOK_EVERY_S: Final = 0.1  # a body fills some hundred MiB in that time
 RETRY_S: Final = 0.5
@@ -126,7 +127,7 @@ class Children:
                 if self._is_silent(child, now):
                     self._kill(child, "silent")
                 elif now > child.end_by:
-                    self._kill(child, "drain-timeout")
+                    self._kill(child, LATE)
                 elif self._is_large(child):  # its runs go on elsewhere, and are tried apart
                     self._kill(child, "memory")
             await asyncio.sleep(LOOK_EVERY_S)
@@ -201,7 +202,10 @@ class Children:
 
     def _is_large(self, child: Child) -> bool:
         limit_mib = self._settings.worker_memory_mib
-        return limit_mib is not None and resident_bytes(child.process.pid or 0) > limit_mib << 20
+        if limit_mib is None or child.process.pid is None:
+            return False
+        found = find_process(child.process.pid)
+        return found is not None and found.resident_bytes > limit_mib << 20
 
     def _kill(self, child: Child, reason: str) -> None:
         if child.killed_for is None and self._living.get(child.slot) is child:
@@ -245,16 +249,22 @@ class Children:
         return code, is_done
 
     async def _bury(self, child: Child, code: int | None, *, is_done: bool) -> Burial:
-        """Hand back a child's runs, for as long as it takes; of one that may have been registered unheard, others do it."""
-        while child.is_registered:
+        """Hand back a child's runs, for as long as it takes; of one that may have been registered unheard, others do it.
+
+        Of a child that was told to end none is to blame for that, though it did not stop in time.
+        """
+        has_left_nothing = is_done and code == 0
+        death = "drained" if is_done or child.killed_for == LATE else f"exit-{code}"
+        burial = Burial(is_all=not child.is_registered)
+        while not burial.is_all:
             try:
-                if not is_done and child.identity is not None:
-                    await processes.end(
-                        child.identity
-                    )  # a body may have closed what tells of its end
+                if not has_left_nothing and child.identity is not None:
+                    # A body may have closed what tells of its end.
+                    await processes.end(child.identity)
                     await sweep(child.worker_id)
-                return await self._store.bury(child.worker_id, f"exit-{code}")
+                burial = (await self._store.bury(child.worker_id, death)).after(burial)
             except (StoreError, OSError) as error:
                 log.warning("bury_failed", worker_id=str(child.worker_id), error=str(error))
+            if not burial.is_all:
                 await asyncio.sleep(RETRY_S)
-        return Burial(0, ())
+        return burial

@@ -14,7 +14,7 @@ import structlog
 from smithers.errors import StoreError
 from smithers.ids import RunId
 from smithers.store.claims import ClaimedRun, ClaimKind
-from worker.executor import Executor, Tools
+from worker.executor import Executor, Shared
 from worker.loads import GONE, Loads
 
 MAX_CLAIM: Final = 16  # then whoever holds the fewest goes on
@@ -33,7 +33,7 @@ class Claimer:
 
     def __init__(
         self,
-        tools: Tools,
+        shared: Shared,
         *,
         queues: tuple[str, ...],
         limit: int,
@@ -46,7 +46,7 @@ class Claimer:
 
         `on_broken`: a run is held that nobody moves, until this child ends.
         """
-        self._tools = tools
+        self._shared = shared
         self._queues = queues
         self._limit = limit
         self._is_solo = is_solo
@@ -61,6 +61,7 @@ class Claimer:
         )
         self._sleep: asyncio.Timeout | None = None
         self._is_draining = False
+        self._is_stopped = False
 
     @property
     def active_count(self) -> int:
@@ -94,12 +95,18 @@ class Claimer:
 
     async def release_all(self) -> None:
         """Stop every executor where it stands and give the runs back."""
+        if stopped := await self.stop_all():
+            await self._shared.store.release(stopped)
+
+    async def stop_all(self) -> list[RunId]:
+        """Stop every executor where it stands, for good; return the runs, which are still this child's."""
+        self._is_stopped = True
         held = dict(self._executors)
         for _, task in held.values():
             task.cancel()
         if held:
             await asyncio.wait([task for _, task in held.values()])
-            await self._tools.store.release(list(held))
+        return list(held)
 
     async def _claim_and_sleep(self, group: asyncio.TaskGroup) -> None:
         self._woken.clear()
@@ -108,7 +115,7 @@ class Claimer:
             if is_more and self.active_count < self._limit:
                 if self._is_solo or self._loads.is_next(self._slot):
                     return
-                await self._tools.store.tell_due(self._queues)
+                await self._shared.store.tell_due(self._queues)
             wake_at = await self._find_wake_time()
         except StoreError as error:
             log.warning("claim_failed", error=str(error))
@@ -125,9 +132,11 @@ class Claimer:
             room = min(self._limit - self.active_count, MAX_CLAIM)
             if room <= 0:
                 return False
-            claimed = await self._tools.store.claim(queue, room, ClaimKind.MANY)
+            claimed = await self._shared.store.claim(queue, room, ClaimKind.MANY)
             for claim in claimed:
                 self._begin(group, claim)
+            if claimed:
+                self._put_last(queue)
             is_more = is_more or len(claimed) == room
         return is_more
 
@@ -135,16 +144,21 @@ class Claimer:
         """Try suspects; a run that wants the child to itself gets it. Drained when none is left; say if one was found."""
         kind, room = self._choose_solo()
         for queue in self._queues if room > 0 else ():
-            claimed = await self._tools.store.claim(queue, room, kind)
+            claimed = await self._shared.store.claim(queue, room, kind)
             for claim in claimed:
                 self._begin(group, claim)
                 if claim.is_solo:
                     self.drain()
             if claimed:
+                self._put_last(queue)
                 return True
         if not self._executors:
             self.drain()
         return False
+
+    def _put_last(self, queue: str) -> None:
+        """Let the other queues go first next time: one that always has something would take all the room there is."""
+        self._queues = (*(one for one in self._queues if one != queue), queue)
 
     def _choose_solo(self) -> tuple[ClaimKind, int]:
         """Say what may come beside what is here, and how many: what was in flight in two dead children is tried alone."""
@@ -162,7 +176,9 @@ class Claimer:
         return [one.claim for one, _ in self._executors.values() if one.is_suspect]
 
     def _begin(self, group: asyncio.TaskGroup, claim: ClaimedRun) -> None:
-        executor = Executor(claim, self._tools)
+        if self._is_stopped:  # the claim was under way: the burial hands it back
+            return
+        executor = Executor(claim, self._shared)
         _, before = self._executors.get(claim.run_id, (None, None))
         task = group.create_task(self._execute(executor, before), name=f"run-{claim.run_id}")
         self._executors[claim.run_id] = (executor, task)
@@ -194,7 +210,7 @@ class Claimer:
 
     def _expect(self, due_ms: int) -> None:
         """Be awake when a run is due that was parked here; others find it by looking once a second."""
-        due_at = self._loop.time() + (due_ms - self._tools.clock.now_ms()) / 1000
+        due_at = self._loop.time() + (due_ms - self._shared.clock.now_ms()) / 1000
         self._known_due_at = min(self._known_due_at, due_at)
         sleep = self._sleep
         if sleep is not None and not sleep.expired() and (sleep.when() or due_at) > due_at:
@@ -206,7 +222,7 @@ class Claimer:
         if self._is_solo or self.active_count >= self._limit:
             return now + (TRIAL_SLEEP_S if self._find_suspects() else MAX_SLEEP_S)
         if now >= self._known_due_at:
-            due = [await self._tools.store.find_next_due_ms(queue) for queue in self._queues]
+            due = [await self._shared.store.find_next_due_ms(queue) for queue in self._queues]
             soonest_s = min((ms / 1000 for ms in due if ms is not None), default=MAX_SLEEP_S)
             self._known_due_at = self._loop.time() + min(max(soonest_s, 0.001), MAX_SLEEP_S)
         return self._known_due_at
@@ -216,13 +232,13 @@ class Claimer:
         while True:
             await asyncio.sleep(NEWS_EVERY_S)
             executors = [executor for executor, _ in self._executors.values()]
-            self._tools.meters.active.set(sum(one.attempt_count for one in executors))
+            self._shared.meters.active.set(sum(one.attempt_count for one in executors))
             cursors = {
                 run_id: executor.last_seq for run_id, (executor, _) in self._executors.items()
             }
             if not cursors:
                 continue
             try:
-                self.hear_news(frozenset(await self._tools.store.find_news(cursors)))
+                self.hear_news(frozenset(await self._shared.store.find_news(cursors)))
             except StoreError as error:
                 log.warning("news_failed", error=str(error))

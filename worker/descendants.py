@@ -45,8 +45,8 @@ class Process:
         return not poll.poll(0)
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal, to this process or to none."""
-        with suppress(ProcessLookupError):
+        """Send a signal, to this process or to none: one with another account's rights (setuid) takes none from us."""
+        with suppress(ProcessLookupError, PermissionError):
             signal.pidfd_send_signal(self._pidfd, number)
 
     def close(self) -> None:
@@ -129,8 +129,9 @@ def _has_mark(place: Path, mark: str) -> bool:
     """Say whether a process, by its place in /proc, was started by such a worker."""
     if mark.encode() in (place / "environ").read_bytes().split(b"\0"):
         return True
-    links = (os.readlink(entry.path) for entry in os.scandir(place / "fd"))  # noqa: PTH115 - there may be thousands
-    return any(link.startswith(f"/memfd:{mark} ") for link in links)
+    with os.scandir(place / "fd") as entries:
+        links = (os.readlink(entry.path) for entry in entries)  # noqa: PTH115 - there may be thousands
+        return any(link.startswith(f"/memfd:{mark} ") for link in links)
 
 
 def _hold(pid: int | None) -> Process | None:

@@ -9,10 +9,13 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Final
+from uuid import uuid4
 
+from smithers.ids import WorkerId
 from smithers.source.closure import SourceBundle
 from smithers.source.description import Description, describe
 from smithers.source.errors import SourceError
+from worker.descendants import mark_this_process, sweep
 from worker.processes import die_with_parent, until_readable
 
 TIMEOUT_S: Final = 20.0
@@ -26,7 +29,8 @@ async def describe_in_process(
 ) -> str:
     """Return a version's description as JSON; what befalls the process is part of it, as an accident."""
     receiver, sender = nursery.Pipe(duplex=False)
-    process = nursery.Process(target=_answer, args=(bundle, export or None, root_dir, sender))
+    mark = WorkerId(uuid4())  # of this process alone: no worker has it
+    process = nursery.Process(target=_answer, args=(bundle, export or None, root_dir, sender, mark))
     process.start()
     sender.close()
     try:
@@ -41,7 +45,7 @@ async def describe_in_process(
     except (ValueError, TypeError, RecursionError):
         return _failure("importing the workflow answered in its place: no description").to_json()
     finally:
-        _end(process)
+        await _end(process, mark)
 
 
 async def _read(receiver: Connection) -> str:
@@ -68,13 +72,15 @@ async def _find_end(process: ForkServerProcess) -> str:
     return f"importing the workflow ended its process (exit code {process.exitcode})"
 
 
-def _end(process: ForkServerProcess) -> None:
+async def _end(process: ForkServerProcess, mark: WorkerId) -> None:
+    """Kill the process, and what the author's modules have started: in its group, or out of it by setsid."""
     assert process.pid is not None
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # and what the author's modules started
+        os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.join()
     process.close()
+    await sweep(mark)
 
 
 def _failure(error: str) -> Description:
@@ -92,10 +98,13 @@ def _accident(error: str) -> Description:
     return replace(_failure(error), is_accident=True)
 
 
-def _answer(bundle: str, export: str | None, root_dir: str, sender: Connection) -> None:
+def _answer(
+    bundle: str, export: str | None, root_dir: str, sender: Connection, mark: WorkerId
+) -> None:
     """Be the process that is thrown away."""
     die_with_parent()
     os.setsid()
+    mark_this_process(mark)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.chdir(root_dir)

@@ -3,11 +3,12 @@
 from typing import Any, Final
 
 from smithers.engine.facts import NodeKey, Problem
-from smithers.engine.rendering import author_traceback
-from smithers.errors import InvalidOutput, text_of
+from smithers.errors import InvalidOutput
 from smithers.outputs import encode_output
 from smithers.states import AttemptState
+from smithers.texts import text_of
 from smithers.tools.errors import ToolError
+from smithers.tracebacks import author_traceback
 from worker.happenings import Aborted, Failed, Finished, Happening, Parked
 
 MAX_ERROR_CHARS: Final = 8_000

@@ -19,14 +19,16 @@ from smithers.engine.facts import Facts, NodeKey, Problem
 from smithers.engine.progress import DEFAULT_CONCURRENCY, Progress
 from smithers.engine.rendering import Guard, Renderer, build_renderer
 from smithers.engine.turn import Turn
-from smithers.errors import InvalidInput, LeaseLost, StoreError
+from smithers.errors import AnswerTooLarge, InvalidInput, LeaseLost, StoreError
 from smithers.events import EventType, correlation_json
-from smithers.states import NodeState, RunStatus
-from smithers.store.claims import ClaimedRun, News
+from smithers.states import NodeState
+from smithers.store.claims import ClaimedRun
 from smithers.store.commits import Committed, Outcome, RunOrigin, TurnCommit
 from smithers.store.refusals import RunExists
+from smithers.store.run_facts import News
 from smithers.store.worker_store import WorkerStore
 from smithers.telemetry.tracing import Tracer
+from smithers.texts import text_of
 from smithers.tree import Task
 from smithers.workflow import Workflow
 from worker.attempts import Attempts
@@ -44,11 +46,17 @@ from worker.workflows import Library, LoadFailed
 SURVIVE_S: Final = 2.0  # how long a run under suspicion is tried, at first
 MAX_DOUBLINGS: Final = 10  # of that: by each attempt cut off before those deaths
 
+RUN_TOO_LARGE: Final = Problem(
+    "RunTooLarge",
+    "more has come out of the run than can be read at once: put out less, or let ContinueAsNew begin a new run in time",
+    "RUN_TOO_LARGE",
+)
+
 log = structlog.get_logger("worker.executor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tools:
+class Shared:
     """What a child's executors share."""
 
     store: WorkerStore
@@ -63,23 +71,31 @@ class Tools:
 class Executor:
     """One claimed run on its way."""
 
-    def __init__(self, claim: ClaimedRun, tools: Tools) -> None:
+    def __init__(self, claim: ClaimedRun, shared: Shared) -> None:
         self.claim = claim
         self.last_seq = claim.last_seq
-        self._tools = tools
+        self._shared = shared
         self._inbox: list[Happening] = []
         self._has_news = False
         self._arrived = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._record = RunRecord(claim, tools.meters, tools.tracer)
-        load_calls = partial(tools.store.list_previous_calls, claim.run_id)
-        caching = Caching(claim.run_id, claim.workflow_name, tools.store.find_cached)
+        self._record = RunRecord(claim, shared.meters, shared.tracer)
+        load_calls = partial(shared.store.list_previous_calls, claim.run_id)
+        caching = Caching(claim.run_id, claim.workflow_name, shared.store.find_cached)
         self._attempts = Attempts(
-            claim.run_id, tools.bodies, self._report, load_calls, caching, self._record.trace
+            claim.run_id, shared.bodies, self._report, load_calls, caching, self._record.trace
         )
         self._awaiting_commit: list[asyncio.Future[None]] = []  # bodies about to call a tool
         self._correlation = correlation_json(claim.run_id, claim.workflow_name)
-        self._origin = RunOrigin(**{field: getattr(claim, field) for field in RunOrigin.__slots__})
+        self._origin = RunOrigin(
+            workflow_path=claim.workflow_path,
+            workflow_export=claim.workflow_export,
+            source_hash=claim.source_hash,
+            input=claim.input,
+            config=claim.config,
+            auth=claim.auth,
+            trace_context=claim.trace_context,
+        )
         self._commit_no = 0
         self._is_refused = False  # a turn was, and the run is to fail for it
         self.is_suspect = claim.crash_count > 0 and not claim.is_solo
@@ -105,13 +121,15 @@ class Executor:
             try:
                 run = await self._take_up()
                 return await self._advance(run)
+            except AnswerTooLarge:
+                problem = RUN_TOO_LARGE
             except (StoreError, asyncio.CancelledError):
                 raise
             except Exception as error:  # a defect of ours: this run fails by name, the others go on
                 log.exception("executor_broke", run_id=self.claim.run_id)
-                await self._fail_broken(
-                    run or self._progress(self._idle_renderer(), Facts()), error
-                )
+                text = f"{type(error).__name__}: {text_of(error)}"[:2000]
+                problem = Problem("InternalError", text, "SERVER_ERROR")
+            await self._fail_now(run or self._progress(self._idle_renderer(), Facts()), problem)
         except LeaseLost:
             log.warning("lease_lost", run_id=self.claim.run_id, epoch=self.claim.epoch)
             self._record.lose()
@@ -121,7 +139,7 @@ class Executor:
 
     async def _advance(self, run: Progress) -> int | None:
         while True:
-            turn = run.plan(self._tools.clock.now_ms())
+            turn = run.plan(self._shared.clock.now_ms())
             if turn.timeouts:
                 await self._let_time_run_out(run, turn)
                 continue
@@ -131,38 +149,37 @@ class Executor:
                 return turn.ending.due_ms
             if self.is_suspect and not run.in_flight:
                 # What was in flight at its owner's death has ended here: it goes on among the others.
-                await self._tools.store.release([self.claim.run_id])
+                await self._shared.store.release([self.claim.run_id])
                 return None
             self._perform(run, turn)
             if self.is_suspect:
                 self._acquit_at = min(self._acquit_at, self._loop.time() + self._survive_s)
-            await self._happening(run)
+            await self._take_in_happenings(run)
             if self._loop.time() >= self._acquit_at:
                 await self._acquit(run)
 
     async def _acquit(self, run: Progress) -> None:
         """Lift the suspicion from a run that has been tried for a while and has not done it again."""
-        await self._tools.store.acquit(self.claim.run_id, self.claim.epoch)
+        await self._shared.store.acquit(self.claim.run_id, self.claim.epoch)
         self.is_suspect, self._acquit_at = False, float("inf")
         run.start_only(None)
 
-    async def _fail_broken(self, run: Progress, error: Exception) -> None:
+    async def _fail_now(self, run: Progress, problem: Problem) -> None:
+        """Let the run fail whatever it was in the midst of, and whatever it has to clean up."""
         await self._attempts.drop()
-        reports.refuse_turn(
-            run, Problem("InternalError", f"{type(error).__name__}: {error}"[:2000], "SERVER_ERROR")
-        )
+        reports.refuse_turn(run, problem)
         for key in sorted(run.in_flight):
             reports.abort_attempt(run, key, "run-failed")
-        while not await self._commit(run, run.plan(self._tools.clock.now_ms())):
+        while not await self._commit(run, run.plan(self._shared.clock.now_ms())):
             pass
 
     async def _take_up(self) -> Progress:
         """Build the run's progress from its rows, and say how it comes to go on here."""
-        claim, tools = self.claim, self._tools
-        tools.clock.hear(claim.now_ms)
+        claim, shared = self.claim, self._shared
+        shared.clock.hear(claim.now_ms)
         facts, xml_hash, news = Facts(), None, None
         if not claim.is_new:
-            loaded = await tools.store.load_run(claim.run_id)
+            loaded = await shared.store.load_run(claim.run_id)
             facts, xml_hash, news = loaded.facts, loaded.xml_hash, loaded.news
         renderer, problem = await self._renderer()
         run = self._progress(renderer, facts, xml_hash)
@@ -195,19 +212,14 @@ class Executor:
                 lastHeartbeatAtMs=claim.lost_heartbeat_ms,
                 staleDurationMs=stale_ms,
             )
-        before = claim.status_before
-        if before.is_parked or (before is RunStatus.QUEUED and not claim.is_new):
-            run.note(EventType.RUN_STARTED)
-            run.note_status(RunStatus.RUNNING)
-            if before is RunStatus.QUEUED:
-                run.reopen()
-        for key, fact in list(run.facts.nodes.items()):
+        for key, fact in run.facts.nodes.items():
             if fact.state is NodeState.IN_PROGRESS:
                 self._suspects.add(key)
                 # What kills later than it was tried for would be acquitted each time, and never be stopped.
                 doublings = min(fact.attempt - fact.failures - claim.crash_count, MAX_DOUBLINGS)
                 self._survive_s = max(self._survive_s, SURVIVE_S * 2**doublings)
-                reports.lose_attempt(run, key)
+        # By its era: its history may hold a signal that came before its first claim.
+        run.take_up(claim.status_before, is_new=claim.era == 0)
         if self.is_suspect:
             run.start_only(self._suspects)
 
@@ -215,7 +227,8 @@ class Executor:
         """Load the workflow and its input; what is wrong with either fails the run, not the child."""
         claim = self.claim
         try:
-            workflow = await self._tools.workflows.get(claim.source_hash, claim.workflow_export)
+            library = self._shared.workflows
+            workflow = await library.get(claim.source_hash, claim.workflow_export)
             renderer = build_renderer(
                 workflow,
                 run_id=claim.run_id,
@@ -223,7 +236,8 @@ class Executor:
                 auth_json=claim.auth,
                 carried_json=claim.carried,
                 config_json=claim.config,
-                guard=self._tools.guard(workflow.render_timeout_s),
+                guard=self._shared.guard(workflow.render_timeout_s),
+                find_export=partial(library.find_export, claim.source_hash),
             )
         except LoadFailed as error:
             return self._idle_renderer(), error.problem
@@ -233,18 +247,18 @@ class Executor:
 
     def _idle_renderer(self) -> Renderer:
         """Return what renders nothing, for a run that is only to fail."""
-        idle: Workflow[Any] = Workflow(name=self.claim.workflow_name, builder=lambda _ctx: None)
+        idle: Workflow[Any] = Workflow(name=self.claim.workflow_name, builder=lambda _ctx: [])
         return Renderer(
             run_id=self.claim.run_id,
             workflow=idle,
             input=None,
             auth=Auth(),
-            guard=self._tools.guard(idle.render_timeout_s),
+            guard=self._shared.guard(idle.render_timeout_s),
         )
 
     async def _commit(self, run: Progress, turn: Turn) -> bool:
         """Commit a turn; False: something came that it did not know of, and it is to be planned again."""
-        claim, tools = self.claim, self._tools
+        claim, shared = self.claim, self._shared
         self._commit_no += 1
         change = TurnCommit(
             run_id=claim.run_id,
@@ -261,7 +275,7 @@ class Executor:
             hints=kin_hints(claim, turn),
         )
         try:
-            answer = await tools.store.commit(change)
+            answer = await shared.store.commit(change)
         except LeaseLost:
             raise
         except StoreError as error:
@@ -275,7 +289,7 @@ class Executor:
         return True
 
     def _take_in(self, run: Progress, turn: Turn, answer: Committed) -> None:
-        self._tools.clock.hear(answer.now_ms)
+        self._shared.clock.hear(answer.now_ms)
         written = len(turn.events) + (0 if turn.ending is None else len(turn.ending.events))
         if answer.last_seq != self.last_seq + written:
             self._has_news = True  # a gateway wrote in between
@@ -309,12 +323,12 @@ class Executor:
         for abort in turn.aborts:
             self._attempts.abort(abort.key, abort.reason)
 
-    async def _happening(self, run: Progress) -> None:
+    async def _take_in_happenings(self, run: Progress) -> None:
         """Wait until something has happened, and take all of it in."""
         while not (self._inbox or self._has_news):
             due_ms, wake_at = run.next_due_ms(), self._acquit_at
             if due_ms is not None:
-                wait_s = (due_ms - self._tools.clock.now_ms()) / 1000
+                wait_s = (due_ms - self._shared.clock.now_ms()) / 1000
                 wake_at = min(wake_at, self._loop.time() + wait_s)
             self._arrived.clear()
             if wake_at == float("inf"):
@@ -326,18 +340,18 @@ class Executor:
             except TimeoutError:
                 break
         inbox, self._inbox = self._inbox, []
-        now_ms = self._tools.clock.now_ms()
+        now_ms = self._shared.clock.now_ms()
         for happening in inbox:
             take(run, happening, now_ms)
             if isinstance(happening, Called) and happening.kept is not None:
                 self._awaiting_commit.append(happening.kept)
         if self._has_news:
             await self._take_news(run)
-        run.pass_time(self._tools.clock.now_ms())
+        run.pass_time(self._shared.clock.now_ms())
 
     async def _take_news(self, run: Progress) -> None:
         self._has_news = False
-        news = await self._tools.store.load_news(self.claim.run_id)
+        news = await self._shared.store.load_news(self.claim.run_id, run.waiting)
         if news is None:
             raise LeaseLost(f"run {self.claim.run_id} is gone")
         self._take_in_news(run, news)
@@ -346,18 +360,14 @@ class Executor:
         if news.epoch != self.claim.epoch:
             raise LeaseLost(f"run {self.claim.run_id} has another owner")
         self.last_seq = news.last_seq
-        self._tools.clock.hear(news.now_ms)
-        run.facts.approvals = news.approvals
-        run.facts.ends = news.ends
-        taken = {seq for seq, _ in run.turn.signals}
-        run.facts.signals = [signal for signal in news.signals if signal.seq not in taken]
+        self._shared.clock.hear(news.now_ms)
         if news.is_cancelling:
             run.cancel()
-        run.take_news()
+        run.take_news(approvals=news.approvals, ends=news.ends, signals=news.signals)
 
     async def _let_time_run_out(self, run: Progress, turn: Turn) -> None:
-        for timeout in turn.timeouts:
-            await self._tools.store.deny_for_timeout(self.claim.run_id, *timeout.key)
+        for key in turn.timeouts:
+            await self._shared.store.deny_for_timeout(self.claim.run_id, *key)
         turn.timeouts.clear()
         await self._take_news(run)
 

@@ -1,10 +1,11 @@
-"""What an author's function says of itself before it is called."""
+"""What an author's task and its function say of themselves before anything is called."""
 
 import inspect
 from functools import partial
 from typing import Any
 
-from smithers.outputs import find_adapter
+from smithers.outputs import adapter_for
+from smithers.tree import Task
 
 
 def is_async(do: Any) -> bool:
@@ -14,16 +15,21 @@ def is_async(do: Any) -> bool:
     return inspect.iscoroutinefunction(do) or inspect.iscoroutinefunction(type(do).__call__)
 
 
-def returned_model(do: Any) -> Any:
+def model_of(task: Task[Any]) -> Any:
+    """Return the model that a task's output must fit: its `output`, else what its function returns; None: any JSON."""
+    return task.output or _returned_model(task.do)
+
+
+def _returned_model(do: Any) -> Any:
     """Return what a body is annotated to return, where pydantic can check it."""
     while isinstance(do, partial):
         do = do.func
-    annotation = getattr(do, "__annotations__", {}).get("return")
-    if isinstance(annotation, str):
-        try:
+    try:
+        annotation = getattr(do, "__annotations__", {}).get("return")
+        if isinstance(annotation, str):
             annotation = inspect.get_annotations(do, eval_str=True).get("return")
-        except Exception:  # noqa: BLE001 - an annotation that names what is not there says nothing
-            return None
-    if annotation is None or find_adapter(annotation) is None:
+        if annotation is not None:
+            adapter_for(annotation)
+    except BaseException:  # noqa: BLE001 - what names nothing that is there, or is foreign to pydantic, says nothing
         return None
     return annotation

@@ -15,8 +15,8 @@ async def keep_liveness(direct_dsn: str, pool_id: UUID) -> None:
     """Hold the liveness lock; take it anew when its session has gone."""
     while True:
         try:
-            async with open_liveness(direct_dsn, pool_id) as gone:
-                await gone.wait()
+            async with open_liveness(direct_dsn, pool_id) as session:
+                await session.until_gone()
         except StoreError as error:
             log.warning("liveness_failed", error=str(error))
             await asyncio.sleep(0.5)

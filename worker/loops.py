@@ -2,10 +2,14 @@
 
 A body may cancel its own attempt's task, as its time limits do, and all tasks that it made. The child's own tasks and those
 of other attempts are deaf to it: `for task in asyncio.all_tasks(): task.cancel()` is common, and meant for one's own program.
+A body may await a task that another attempt made (a request that both want): cancelled, or out of asyncio.timeout, it waits
+no longer, and the task goes on. asyncio.gather, and wait_for before Python 3.12, cancel what they are given and wait for its
+end: there the body hears of its own cancellation when the other attempt's task is done.
 """
 
 import asyncio
-from contextvars import ContextVar
+from collections.abc import Generator
+from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final
 
 import uvloop
@@ -43,12 +47,31 @@ class BodyLoop(uvloop.Loop):
 class KeptTask(asyncio.Task[Any]):
     """A task that bodies cannot cancel, but for the one whose attempt it is, or is a part of."""
 
-    def __init__(self, coro: Any, **options: Any) -> None:
-        super().__init__(coro, **options)
-        self._owner = RUNNER.get()
+    def __init__(self, coro: Any, *, context: Context | None = None, **options: Any) -> None:
+        self._maker = RUNNER.get()
+        # Kept, since an attempt's own task, which the child makes, says in it later whose it is.
+        self._variables = copy_context() if context is None else context
+        super().__init__(coro, context=self._variables, **options)
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel; False, and nothing else, where a body asks that has no say in it."""
-        if RUNNER.get() not in {None, self, self._owner}:
+        if self._is_foreign():
             return False
-        return super().cancel(msg)
+        # What it waits for is cancelled in its own name, whoever has asked: it may be another attempt's.
+        asking = RUNNER.set(self._runner())
+        try:
+            return super().cancel(msg)
+        finally:
+            RUNNER.reset(asking)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Wait for it; a body that waits for another attempt's is cancelled alone."""
+        return asyncio.shield(self).__await__() if self._is_foreign() else super().__await__()
+
+    def _runner(self) -> "asyncio.Task[Any] | None":
+        return self._maker or self._variables.get(RUNNER)
+
+    def _is_foreign(self) -> bool:
+        """Say whether a body has no say in this task."""
+        asking = RUNNER.get()
+        return asking is not None and asking is not self._runner()

@@ -155,6 +155,7 @@ class PoolMeters:
         self._page = page
         self._beat = page.gauge(names.BEAT_AGE)
         self._listening = page.gauge(names.LISTENER_AGE, Role.POOL)
+        self._listening.set(0.0)
         self._takeovers = {death: page.counter(names.TAKEOVERS, death) for death in DEATHS}
         self._ends = {end: page.counter(names.CHILDREN_ENDED, end) for end in ENDS}
 
@@ -167,8 +168,9 @@ class PoolMeters:
         self._beat.set(time.monotonic())
 
     def count_burial(self, death: str, burial: Burial) -> None:
-        """Take in that a worker was given up for dead; `death`: how that was noticed."""
-        self._takeovers[death].inc(burial.handed_back)
+        """Take in that a worker was given up for dead; `death`: how that was noticed, here or by its parent."""
+        counter = self._takeovers.get(death, self._takeovers["exit"])
+        counter.inc(burial.handed_back)
         for event in burial.events:
             self._page.counter(names.EVENTS, event.value).inc()
 

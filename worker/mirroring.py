@@ -48,8 +48,7 @@ class Mirror:
 
     async def run(self) -> None:
         """Copy until cancelled."""
-        listeners = {Channel.EVENTS: self.hear}
-        async with Hints(self._own_direct_dsn, role="mirror", listeners=listeners):
+        async with Hints(self._own_direct_dsn, role="mirror").listen({Channel.EVENTS: self.hear}):
             while True:
                 try:
                     async with open_mirror(self._own_dsn, self._home_dsn, self._name) as store:

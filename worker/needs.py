@@ -13,6 +13,7 @@ from smithers.errors import InvalidOutput
 from smithers.ids import NodeId
 from smithers.outputs import decode_output, is_plain, misfits_of, name_of
 from smithers.tree import Task
+from worker.functions import model_of
 
 
 class Need(NamedTuple):
@@ -32,8 +33,8 @@ def find_needs(run: Progress, task: Task[Any]) -> dict[str, Need]:
     for name, node_id in task.needs.items():
         key = run.rendered.mounted.resolve(node_id, run.facts)
         assert not isinstance(key, str)
-        leaf = run.find_leaf(key)
-        model = None if leaf is None else getattr(leaf.element, "output", None)
+        element = run.rendered.mounted.find_element(key)
+        model = model_of(element) if isinstance(element, Task) else getattr(element, "output", None)
         found[name] = Need(key.node_id, run.facts.nodes[key].output, model)
     return found
 

@@ -11,6 +11,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Final, TextIO
 
+from smithers.texts import printable
+
 BURST_BYTES: Final = 1 << 20
 BYTES_PER_S: Final = 1 << 16
 DROPPED: Final = b"\n[a worker's code wrote more than is passed on: dropped]\n"
@@ -70,5 +72,9 @@ class Outlet:
 
 
 def _write(text: bytes) -> None:
+    if os.isatty(
+        2
+    ):  # whoever sits there is shown what is written, and the terminal obeys nothing of it
+        text = printable(text.decode(errors="replace")).encode()
     with suppress(OSError):  # nobody reads the pool's stderr either
         os.write(2, text)

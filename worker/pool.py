@@ -21,7 +21,7 @@ import structlog
 
 from smithers.errors import StoreError
 from smithers.service_loops import keep_going
-from smithers.store.hints import Channel, Listener
+from smithers.store.hints import Channel
 from smithers.store.pool_store import PoolStore, open_pool_store
 from smithers.telemetry.names import Role
 from smithers.telemetry.sheet import Sheet
@@ -186,8 +186,13 @@ class Pool:
 
     async def _bury_gone(self) -> None:
         own = self._children.worker_ids
-        living = [one for one in await self._store.list_living() if one.worker_id not in own]
-        for worker, death in self._death_watch.look(living):
+        try:
+            living = await self._store.list_living()
+        except StoreError:
+            self._death_watch.miss()
+            raise
+        others = [one for one in living if one.worker_id not in own]
+        for worker, death in self._death_watch.look(others):
             # Before others go on with what it has in flight.
             if processes.is_here(worker.process):
                 await processes.end(worker.process)
@@ -237,30 +242,20 @@ async def _stop(tasks: list[asyncio.Task[None]]) -> None:
 async def run_pool(settings: PoolSettings, nursery: ForkServerContext) -> None:
     """Run a pool until SIGTERM, SIGINT or the end of stdin."""
     loop = asyncio.get_running_loop()
-    holder: list[Pool] = []
-
-    def to_pool(hear: Callable[[Pool, frozenset[str] | None], None]) -> Listener:
-        def tell(names: frozenset[str] | None) -> None:
-            for pool in holder:
-                hear(pool, names)
-
-        return tell
-
-    listeners = {
-        Channel.SOURCES: to_pool(Pool.hear_sources),
-        Channel.DUE: to_pool(Pool.hear_due),
-        Channel.NEWS: to_pool(Pool.hear_news),
-    }
-    async with open_pool_store(settings.dsn, settings.direct_dsn, listeners) as store:
+    async with open_pool_store(settings.dsn, settings.direct_dsn) as store:
         sheet = Sheet.create() if settings.sheet_fd is None else Sheet(settings.sheet_fd)
-        pool = Pool(settings.alone, store, nursery, sheet)
-        holder.append(pool)
+        pool = Pool(settings.for_children, store, nursery, sheet)
+        listeners = {
+            Channel.SOURCES: pool.hear_sources,
+            Channel.DUE: pool.hear_due,
+            Channel.NEWS: pool.hear_news,
+        }
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, pool.drain)
         keeping = _keep(partial(keep_liveness, settings.direct_dsn, pool.pool_id), "liveness")
         loop.add_reader(0, _read_stdin, loop, pool)
         try:
-            async with mirroring(settings):
+            async with store.hints.listen(listeners), mirroring(settings):
                 await pool.run()
         finally:
             await _stop([keeping])

@@ -12,6 +12,8 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import Final, TextIO
 
+from smithers.texts import encodable
+
 MAX_PRINTED_CHARS: Final = 65_536  # of one attempt; the rest is dropped, and said to be
 MIN_LINE_CHARS: Final = 5  # what a shorter line counts as: each is an event
 
@@ -37,7 +39,7 @@ class Prints:
             if self._is_cut:
                 return
             self._is_cut = len(text) >= self._room
-            text = text[: max(0, self._room)].encode("utf-8", "replace").decode()
+            text = encodable(text[: max(0, self._room)])
             self._room -= len(text)
             if self._is_cut:
                 text += "\n[more was printed, and dropped]\n"

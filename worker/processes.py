@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from smithers.processes import find_process
 from smithers.store.owners import ProcessIdentity
 
 END_LIMIT_S: Final = 2.0
@@ -18,11 +19,11 @@ _PR_SET_PDEATHSIG: Final = 1
 
 def identify(pid: int) -> ProcessIdentity | None:
     """Return what tells this process from every other; None where it is gone."""
-    start = find_process_start(pid)
-    if start is None:
+    found = find_process(pid)
+    if found is None:
         return None
     return ProcessIdentity(
-        boot_id=boot_id(), pid_namespace=pid_namespace(), pid=pid, process_start=start
+        boot_id=boot_id(), pid_namespace=pid_namespace(), pid=pid, process_start=str(found.start)
     )
 
 
@@ -52,7 +53,7 @@ async def end(process: ProcessIdentity) -> None:
         return
     try:
         # Looked at after the descriptor was opened: this is the process that the descriptor is of.
-        if find_process_start(process.pid) != process.process_start:
+        if identify(process.pid) != process:
             return
         with suppress(ProcessLookupError, PermissionError, TimeoutError):
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
@@ -70,17 +71,6 @@ async def until_readable(descriptor: int) -> None:
         await readable.wait()
     finally:
         loop.remove_reader(descriptor)
-
-
-def find_process_start(pid: int) -> str | None:
-    """Return when a process started, in the kernel's ticks: a pid that was used again has another start."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The name in parentheses may hold anything; field 3, the state, comes right after it, and the start is field 22.
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in ("Z", "X") else fields[19]
 
 
 def volunteer_for_oom() -> None:

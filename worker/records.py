@@ -3,19 +3,25 @@
 from collections.abc import Mapping
 from typing import Final
 
-from smithers.engine.facts import NodeFact, NodeKey
+import structlog
+
+from smithers.engine.facts import NodeFact, NodeKey, Problem
 from smithers.engine.turn import Turn
 from smithers.store.claims import ClaimedRun
 from smithers.telemetry.tracing import RunTrace, Tracer
+from smithers.tracebacks import find_place
 from worker.meters import ChildMeters
 
 _WAITING: Final = "waiting-"
+
+log = structlog.get_logger("worker.records")
 
 
 class RunRecord:
     """One claimed run, as telemetry has it."""
 
     def __init__(self, claim: ClaimedRun, meters: ChildMeters, tracer: Tracer | None) -> None:
+        self._claim = claim
         self._meters = meters
         self._times = meters.count_claim(claim)
         self.trace: RunTrace | None = None  # where traces are off
@@ -36,6 +42,8 @@ class RunRecord:
     def tell(self, turn: Turn, before: Mapping[NodeKey, NodeFact], now_ms: int) -> None:
         """Take in that a turn was committed at the database's `now_ms`; `before`: the facts that it replaces."""
         self._meters.count_turn(turn, self._times, now_ms, before)
+        if turn.ending is not None and turn.ending.error is not None:
+            self._log_failure(turn.ending.error)
         if self.trace is None:
             return
         for key, fact in turn.nodes.items():
@@ -50,3 +58,16 @@ class RunRecord:
             error_type = None if ending.error is None else ending.error.name
             began_ms = self._times.started_ms
             self.trace.tell_run(ending.status, error_type, began_ms=began_ms, ended_ms=now_ms)
+
+    def _log_failure(self, problem: Problem) -> None:
+        """Say that the run failed, and where; not its error's text, which may hold what it was given."""
+        file, line = find_place(problem.traceback or "") or (None, None)
+        log.info(
+            "run_failed",
+            run_id=self._claim.run_id,
+            workflow=self._claim.workflow_name,
+            error=problem.name,
+            code=problem.code,
+            file=file,
+            line=line,
+        )

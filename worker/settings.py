@@ -7,6 +7,7 @@ from uuid import UUID
 
 import orjson
 
+from smithers.defaults import DEFAULT_QUEUE
 from smithers.telemetry.sheet import Sheet
 
 DRAIN: Final = "drain"  # what a child is told at the end
@@ -27,7 +28,7 @@ class PoolSettings:
     worker_count: int
     runs_per_worker: int = 256
     worker_memory_mib: int | None = None  # what a child may have; None: no limit
-    queues: tuple[str, ...] = ("default",)
+    queues: tuple[str, ...] = (DEFAULT_QUEUE,)
     drain_timeout_s: float = 30.0
     embedded_data_dir: str | None = None  # the pool's own share in an embedded Postgres
     allow_network: bool = False
@@ -42,8 +43,8 @@ class PoolSettings:
     mirror_dsn: str | None = field(default=None, repr=False)  # the server's database, direct
 
     @property
-    def alone(self) -> Self:
-        """The same without the address of another database: for children."""
+    def for_children(self) -> Self:
+        """The same without the address of another database."""
         return replace(self, mirror_name=None, mirror_dsn=None)
 
     @property

@@ -1,18 +1,22 @@
-"""Call what blocks in a thread, so that a cancellation is heard: it gets a second to end, with the processes it started."""
+"""Call what blocks in a thread, so that a cancellation is heard: it gets a second to end, with the processes it started.
+
+A call that no thread has taken up yet is withdrawn instead: it never begins.
+"""
 
 import asyncio
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import Context as Variables
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from worker.descendants import ThreadChildren, end_all
 from worker.forks import end_fork
 
+MAX_THREADS: Final = 512  # of each kind: bodies, imports, calls through the event loop, tools
 STOP_GRACE_S: Final = 1.0
 AFTER_KILL_S: Final = 0.5  # for a thread that waited for a process which did not hear
 
@@ -30,6 +34,45 @@ class NoThread(Exception):
     """The system gives this process no more threads."""
 
 
+class ThreadCall:
+    """A call in a thread, and the processes that it starts."""
+
+    def __init__(
+        self,
+        submit: Callable[[Callable[[], Any]], "Future[Any]"],
+        function: Callable[[], Any],
+    ) -> None:
+        """`submit` has a thread call a function."""
+        self._children: ThreadChildren | None = None  # None: no thread has taken it up
+        self.future = submit(partial(self._call, function))
+
+    async def end(self) -> None:
+        """Withdraw the call, or give it a second to end, with the processes that it has started; it may go on after that."""
+        if self.future.cancel() or self.future.done():
+            return
+        ended = asyncio.wrap_future(self.future)
+        ended.add_done_callback(_look_at)
+        waiting = asyncio.wait([ended], timeout=STOP_GRACE_S)
+        if self._children is not None:
+            await asyncio.gather(end_all(self._children.find(), STOP_GRACE_S), waiting)
+            waiting = asyncio.wait([ended], timeout=AFTER_KILL_S)
+        await waiting
+
+    def _call(self, function: Callable[[], Any]) -> Any:
+        self._children = ThreadChildren()
+        pid = os.getpid()
+        try:
+            return function()
+        finally:
+            end_fork(pid)
+
+
+def _look_at(ended: "asyncio.Future[Any]") -> None:
+    """Have asyncio not complain that nobody wants to know what was raised."""
+    if not ended.cancelled():
+        ended.exception()
+
+
 async def call_in_thread(
     threads: ThreadPoolExecutor,
     function: Callable[[], Result],
@@ -42,37 +85,27 @@ async def call_in_thread(
     On a cancellation `on_cancel` is called at once, the processes that the thread has started are ended, and `on_stuck` is
     called where it still runs after that. Raises NoThread where no thread is to be had.
     """
-    loop = asyncio.get_running_loop()
-    started: list[ThreadChildren] = []
     try:
-        future = loop.run_in_executor(threads, partial(_call, copy_context(), function, started))
+        call = ThreadCall(threads.submit, partial(_catch, copy_context(), function))
     except RuntimeError as error:
         raise NoThread(str(error)) from error
     try:
-        result = await asyncio.shield(future)
+        result = await asyncio.shield(asyncio.wrap_future(call.future))
     except asyncio.CancelledError:
         on_cancel()
-        waiting = asyncio.wait([future], timeout=STOP_GRACE_S)
-        if started and not future.done():  # else the thread is another body's
-            await asyncio.gather(end_all(started[0].find(), STOP_GRACE_S), waiting)
-            waiting = asyncio.wait([future], timeout=AFTER_KILL_S)
-        _, stuck = await waiting
-        if stuck:
-            on_stuck()
+        try:
+            await call.end()
+        finally:  # a second cancellation cuts its time short
+            if not call.future.done():
+                on_stuck()
         raise
     if isinstance(result, _Raised):
         raise result.error
     return cast("Result", result)
 
 
-def _call(
-    variables: Variables, function: Callable[[], object], started: list[ThreadChildren]
-) -> object:
-    started.append(ThreadChildren())
-    pid = os.getpid()
+def _catch(variables: Variables, function: Callable[[], object]) -> object:
     try:
         return variables.run(function)
     except BaseException as error:  # noqa: BLE001 - handed to the loop, which judges it
         return _Raised(error)
-    finally:
-        end_fork(pid)

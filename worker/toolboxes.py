@@ -8,7 +8,7 @@ import asyncio
 import concurrent.futures
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,25 +18,23 @@ from typing import Any, Final, NamedTuple, TypeVar
 import orjson
 
 from smithers.engine.turn import TokenUsage, ToolCall
-from smithers.errors import SmithersError, text_of
+from smithers.errors import SmithersError
 from smithers.source.beneath import RootDirectory
 from smithers.states import ToolCallState
 from smithers.store.tool_calls import ToolCallRow
+from smithers.texts import text_of
 from smithers.tools.errors import CallLost, ToolError
 from smithers.tools.toolbox import CallStart, Command, CommandEnd, PreviousCall
+from worker.recall import Recall, is_repeatable
 from worker.sandbox.commands import Commands, SandboxPolicy
 from worker.sandbox.jail import HIDDEN
+from worker.sandbox.own_code import find_closed
 from worker.settings import PoolSettings
 from worker.speech import Speech
-from worker.threads import call_in_thread
+from worker.threads import MAX_THREADS, call_in_thread
 
-MAX_THREADS: Final = 32  # of each depth
 MAX_DEPTH: Final = 16
 MAX_ERROR_CHARS: Final = 4_000
-LOST_CALL: Final = (
-    "{name} was called before, and the process died before it answered: nobody knows whether it was done. Find out before "
-    "calling it again."
-)
 CLOSE_S: Final = 4.0  # a second to be told, three to be killed
 
 Result = TypeVar("Result")
@@ -86,7 +84,8 @@ class Workshop:
 def open_workshop(settings: PoolSettings) -> Iterator[Workshop]:
     """Lay out what a child's tools need; whatever is in a jail dies at the end."""
     threads = ToolThreads()
-    with RootDirectory(settings.root, hidden=HIDDEN) as root:
+    closed = find_closed(settings.root.resolve())
+    with RootDirectory(settings.root, hidden=HIDDEN, closed=closed) as root:
         policy = SandboxPolicy(
             root=root.path,
             is_jailed=not settings.unsafe_tools,
@@ -125,7 +124,7 @@ class AttemptToolbox:
         self._workshop = workshop
         self._desk = desk
         self._previous_calls = previous_calls
-        self._recalled = _recallable(previous_calls)
+        self._recall = Recall(previous_calls)
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._is_closed = False
@@ -157,25 +156,18 @@ class AttemptToolbox:
     def recall(self, start: CallStart) -> PreviousCall | None:
         """Take a call for one that an attempt made whose process died; None: it is to be made."""
         self._check_open()
-        made = self._recalled.get(self._count + 1)
-        while made is not None and not _is_same(made, start) and made.kind == "tool":
-            made = self._recalled.get(made.call_no + 1)  # that one was made by the tool before it
-        if made is None or not _is_same(made, start):
-            self._recalled.clear()  # what those attempts did from here on went another way
+        recalled = self._recall.take(start, after=self._count)
+        if recalled is None:
             return None
-        is_lost = made.state == ToolCallState.STARTED
-        if is_lost and _is_repeatable(start):
-            return None
-        if made.state == ToolCallState.FAILED and made.kind == "model":
-            return None  # it has answered nothing
-        self._count = made.call_no
-        return _to_previous(self._lose(made, start) if is_lost else made)
+        self._count = recalled.row.call_no
+        loss = recalled.loss
+        return _to_previous(recalled.row if loss is None else self._lose(recalled.row, start, loss))
 
-    def expect(self, call: object) -> None:
+    def note_written(self, call: object) -> None:
         """Take note of a call that is still to be made."""
         self._expected.add(call)
 
-    def make(self, call: object) -> None:
+    def note_made(self, call: object) -> None:
         """Take note that it is made."""
         self._expected.discard(call)
 
@@ -199,7 +191,7 @@ class AttemptToolbox:
         task = asyncio.current_task()
         assert task is not None
         self._under_way[call.call_no] = _UnderWay(call, task, time.monotonic())
-        if not _is_repeatable(start):
+        if not is_repeatable(start):
             kept: asyncio.Future[None] = self._loop.create_future()
             self._desk.take_call(call, kept)
             try:
@@ -297,9 +289,9 @@ class AttemptToolbox:
         if self._speech is not None:
             self._speech.flush()
 
-    def _lose(self, made: ToolCallRow, start: CallStart) -> ToolCallRow:
-        """Record that nobody knows of a call whether it was done, so that a further attempt is told the same."""
-        error = _error_json(CallLost(LOST_CALL.format(name=start.tool_name)))
+    def _lose(self, made: ToolCallRow, start: CallStart, loss: CallLost) -> ToolCallRow:
+        """Record that a call was not made, and why, so that a further attempt is told the same."""
+        error = _error_json(loss)
         call = _begun(self._count, start)._replace(state=ToolCallState.FAILED, error=error)
         self._desk.take_call(call, None)
         return replace(made, state=call.state, error=error)
@@ -328,30 +320,6 @@ def _begun(number: int, start: CallStart) -> ToolCall:
         is_idempotent=start.is_idempotent,
         input=start.input,
     )
-
-
-def _is_repeatable(start: CallStart) -> bool:
-    return start.is_idempotent or not start.is_side_effect
-
-
-def _recallable(rows: Iterable[ToolCallRow]) -> dict[int, ToolCallRow]:
-    """Return the calls of attempts that died by their numbers, each as the newest of them has it; `rows`: oldest first.
-
-    Where one of them went another way than those before it, what those did from there on is forgotten.
-    """
-    found: dict[int, ToolCallRow] = {}
-    for row in rows:
-        if not row.is_recallable:
-            continue
-        known = found.get(row.call_no, row)
-        if (known.kind, known.tool_name, known.input) != (row.kind, row.tool_name, row.input):
-            found = {number: call for number, call in found.items() if number < row.call_no}
-        found[row.call_no] = row
-    return found
-
-
-def _is_same(made: ToolCallRow, start: CallStart) -> bool:
-    return (made.kind, made.tool_name, made.input) == (start.kind, start.tool_name, start.input)
 
 
 def _to_previous(row: ToolCallRow) -> PreviousCall:

@@ -9,7 +9,7 @@ from smithers.engine.facts import Problem
 from smithers.ids import SourceHash
 from smithers.source.closure import SourceBundle
 from smithers.source.errors import ImportFailed, SourceError
-from smithers.source.loading import load_workflow
+from smithers.source.loading import find_export, load_workflow
 from smithers.store.worker_store import WorkerStore
 from smithers.workflow import Workflow
 from worker.bodies import Bodies
@@ -31,6 +31,9 @@ class Library(Protocol):
 
     async def get(self, source_hash: SourceHash, export: str | None) -> Workflow[Any]:
         """Return a workflow; raises LoadFailed."""
+
+    def find_export(self, source_hash: SourceHash, workflow: Workflow[Any]) -> str | None:
+        """Say what another workflow of a loaded source is had by; None: by nothing."""
 
 
 class Workflows:
@@ -55,6 +58,10 @@ class Workflows:
             self._loading[key] = task
             task.add_done_callback(lambda _task: self._loading.pop(key, None))
         return await asyncio.shield(task)
+
+    def find_export(self, source_hash: SourceHash, workflow: Workflow[Any]) -> str | None:
+        """Say under which name of which module another workflow of a loaded version stands; None: under none."""
+        return find_export(source_hash, workflow)
 
     async def _load(self, source_hash: SourceHash, export: str | None) -> Workflow[Any]:
         text = await self._store.find_source(source_hash)

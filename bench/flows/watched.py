@@ -3,12 +3,13 @@
 import time
 
 from smithers import Approval, Context, Sequence, Task, workflow
-from smithers.telemetry.tracing import span
+from smithers.tools import tool
 
 
+@tool
 def publish() -> str:
-    with span("smithers.tool", {"gen_ai.tool.name": "publish"}):
-        time.sleep(0.3)
+    """Publish what was approved."""
+    time.sleep(0.3)
     return "published"
 
 
@@ -18,5 +19,5 @@ def watched(_ctx: Context) -> Sequence:
         Task("prepare", lambda: time.sleep(0.2)),
         Task("work", lambda: time.sleep(2.5)),
         Approval("ask", title="Publish?"),
-        Task("publish", publish),
+        Task("publish", lambda: publish().result()),
     )

@@ -20,6 +20,7 @@ TOLD: Final = (
     "Earlier attempts at this have already made the calls below, whose effects stand. Do not repeat one unless you have "
     "found out that it was not done."
 )
+LEFT_OUT: Final = "- {count:,} earlier calls are not listed here."
 MISFIT: Final = "You answered:\n{answer}\n\nThat does not fit: {error}\nAnswer again."
 
 log = structlog.get_logger("smithers.agents")
@@ -98,7 +99,9 @@ def _tell(calls: Sequence[PreviousCall]) -> str:
     done = [call for call in calls if call.is_side_effect and not call.is_idempotent]
     if not done:
         return ""
-    return "\n".join(["", "", TOLD, *map(_tell_call, done[-MAX_TOLD_CALLS:])])
+    told = done[-MAX_TOLD_CALLS:]
+    left_out = [LEFT_OUT.format(count=len(done) - len(told))] if len(done) > len(told) else []
+    return "\n".join(["", "", TOLD, *left_out, *map(_tell_call, told)])
 
 
 def _tell_call(call: PreviousCall) -> str:

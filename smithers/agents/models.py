@@ -35,7 +35,7 @@ async def ask_model(
     """
     start = CallStart(
         tool_name=model,
-        input=encode_output(dict(request)),
+        input=encode_output(dict(request), what="the request"),
         is_side_effect=False,
         is_idempotent=True,
         kind="model",

@@ -181,7 +181,7 @@ async def _call_own_tool(name: str, arguments: object, body: Body) -> object:
     """Call a tool that the agent has by itself; nobody says of it that it might be called twice."""
     start = CallStart(
         tool_name=name,
-        input=encode_output(arguments),
+        input=encode_output(arguments, what="the input"),
         is_side_effect=True,
         is_idempotent=False,
     )
@@ -207,9 +207,9 @@ def _response_in(answer: object) -> dict[str, Any]:
 
 
 def _find_cost(answer: object) -> Decimal | None:
-    """Say what a response has cost in dollars; None for a model whose price genai-prices does not know."""
-    response = _RESPONSE.validate_python(_response_in(answer))
+    """Say what a response has cost in dollars; None where genai-prices does not know the model, or it has no name."""
     try:
-        return response.cost().total_price
-    except (LookupError, ValueError):
+        response = _RESPONSE.validate_python(_response_in(answer))
+        return response.cost().total_price if response.model_name else None
+    except Exception:  # noqa: BLE001 - an answer that is paid for is not lost for its price, whatever a table raises
         return None

@@ -4,13 +4,21 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from smithers.cli import options as o
-from smithers.cli.console import CommandFailed, Exit, note, print_json, print_table
+from smithers.cli.console import (
+    CommandFailed,
+    Exit,
+    note,
+    print_fields,
+    print_json,
+    print_line,
+    print_table,
+    read_json,
+)
 from smithers.cli.runs import span
 
 if TYPE_CHECKING:
@@ -32,13 +40,27 @@ By = Annotated[
 
 
 def approvals(
-    *, as_json: o.AsJson = False, server: o.ServerUrl = None, token: o.Token = None
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN]", help="Only of this run, each question in full.", show_default=False
+        ),
+    ] = None,
+    *,
+    as_json: o.AsJson = False,
+    server: o.ServerUrl = None,
+    token: o.Token = None,
 ) -> None:
     """List what waits for somebody's decision, oldest first."""
     with o.open_client(server, token) as client:
-        asked = client.list_approvals()
+        asked = [one for one in client.list_approvals() if run in {None, one.run_id}]
     if as_json:
         print_json({"approvals": [approval.to_wire() for approval in asked]})
+        return
+    if run is not None:
+        for approval in asked:
+            print_fields(_in_full(approval))
+            print_line("")
         return
     print_table(
         ("RUN", "NODE", "QUESTION", "WAITS"),
@@ -53,6 +75,18 @@ def approvals(
         ),
         empty="nothing waits for an approval",
     )
+
+
+def _in_full(approval: "Approval") -> Iterator[tuple[str, str]]:
+    yield "node", approval.node_id
+    yield "question", _question(approval)
+    if approval.request_summary:
+        yield "summary", approval.request_summary
+    if approval.request_schema is not None:
+        yield "form", json.dumps(approval.request_schema, ensure_ascii=False)
+    for error in approval.request_errors or ():
+        yield "wrong", json.dumps(error, ensure_ascii=False)
+    yield "waits", span(approval.waiting_ms / 1000)
 
 
 def _question(approval: "Approval") -> str:
@@ -123,7 +157,12 @@ def answer(
     *,
     value: Annotated[
         str,
-        typer.Option("--value", metavar="JSON|@FILE", help="What to fill in.", show_default=False),
+        typer.Option(
+            "--value",
+            metavar="JSON",
+            help="What to fill in: JSON, @FILE, or @- for stdin.",
+            show_default=False,
+        ),
     ],
     iteration: Iteration = 0,
     by: By = None,
@@ -131,15 +170,7 @@ def answer(
     token: o.Token = None,
 ) -> None:
     """Fill in a form; the run goes on by itself."""
-    text = Path(value[1:]).read_text(encoding="utf-8") if value.startswith("@") else value
-    try:
-        filled_in = json.loads(text)
-    except ValueError as error:
-        raise CommandFailed(
-            f"--value is no JSON: {error}",
-            hint="""a text is quoted twice: '"yes"'""",
-            exit_code=Exit.USAGE,
-        ) from error
+    filled_in = read_json("--value", value, example='"yes"')
     with o.open_client(server, token) as client, _explained(run):
         client.answer(run, node, filled_in, answered_by=_name(by), iteration=iteration)
     note(f"{node} of run {run}: answered")

@@ -1,7 +1,6 @@
 """`smithers check`: what the files below the root would make of the runs that wait, before anybody resumes one with them."""
 
 import asyncio
-import os
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -10,12 +9,13 @@ import typer
 
 from smithers.cli import options as o
 from smithers.cli.console import CommandFailed, Exit, log_to_stderr, note, print_json, print_table
+from smithers.cli.db import find_existing
 from smithers.settings import ServerOptions
 
 if TYPE_CHECKING:
     from smithers.checking import Finding
     from smithers.source.beneath import RootDirectory
-    from smithers.store.claims import LoadedRun
+    from smithers.store.run_facts import LoadedRun
     from smithers.store.workflows import ParkedRun
     from smithers.workflow import Workflow
 
@@ -86,14 +86,13 @@ async def _check_all(options: ServerOptions, only: str | None) -> list[dict[str,
 
 
 async def _parked(options: ServerOptions) -> AsyncIterator[tuple["ParkedRun", "LoadedRun"]]:
-    from smithers.foundation import find_database
-    from smithers.store.claims import load_runs
     from smithers.store.connections import open_connection
+    from smithers.store.run_facts import load_runs
     from smithers.store.schema import require_schema
     from smithers.store.workflows import list_parked_runs
 
     async with (
-        find_database(options, os.environ) as place,
+        find_existing(options) as place,
         open_connection(place.dsn, role="command") as connection,
     ):
         await require_schema(connection)

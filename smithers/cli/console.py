@@ -1,4 +1,4 @@
-"""What a person or a program sees: data on stdout, talk on stderr, colour and tables on terminals only.
+"""What a person or a program sees: data on stdout, talk on stderr, colour and tables on terminals only; and JSON flags.
 
 `--json` prints what the server said, with the wire's names: one document, or for events one line each.
 
@@ -7,15 +7,16 @@ terminal takes it for an order.
 """
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
 from smithers.errors import SmithersError
+from smithers.texts import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,8 +36,6 @@ STYLES: Final = {
     "waiting-event": "magenta",
     "waiting-timer": "magenta",
 }
-# What a terminal obeys (C0 but tab and newline, delete, C1), and what makes a line read otherwise than it is written.
-_ORDERS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class Exit(IntEnum):
@@ -62,6 +61,36 @@ class CommandFailed(SmithersError):
         self.exit_code = exit_code
 
 
+def read_json(flag: str, text: str, *, example: str) -> Any:
+    """Return the value of a flag that is JSON, `@FILE` that holds it, or `@-` for stdin; raise CommandFailed otherwise.
+
+    `example`: a JSON text, which the hint shows as a shell is told it.
+    """
+    try:
+        if text.startswith("@"):
+            text = sys.stdin.read() if text == "@-" else Path(text[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandFailed(f"{flag} cannot be read: {error}", exit_code=Exit.USAGE) from error
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CommandFailed(
+            f"{flag} is no JSON: {error}",
+            hint=f"quote it for the shell: '{example}'",
+            exit_code=Exit.USAGE,
+        ) from error
+
+
+def in_full(error: Exception) -> str:
+    """Return what an error says, and what its details say was wrong or expected, a line for each."""
+    details = getattr(error, "details", None)
+    told = details if isinstance(details, dict) else {}
+    lines = [str(error), *(json.dumps(one, ensure_ascii=False) for one in told.get("errors") or ())]
+    if "expected" in told:
+        lines.append(f"expected: {json.dumps(told['expected'], ensure_ascii=False)}")
+    return "\n  ".join(lines)
+
+
 def open_console(*, is_stderr: bool = False) -> "Console":
     """Return a console; it knows NO_COLOR, TERM=dumb and what is no terminal."""
     from rich.console import Console
@@ -70,11 +99,6 @@ def open_console(*, is_stderr: bool = False) -> "Console":
     if not console.is_terminal:
         console.no_color = True
     return console
-
-
-def printable(text: str) -> str:
-    """Return a text that a terminal shows and does not obey: its control characters as JSON writes them."""
-    return _ORDERS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def print_json(value: Any, *, is_line: bool = False) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -114,13 +116,29 @@ def prune(
     print_line(f"{did} {pruned.run_count} runs with {pruned.event_count} events")
 
 
-async def _prune(options: ServerOptions, limit: timedelta, *, is_dry: bool) -> "Pruned":
+@asynccontextmanager
+async def find_existing(options: ServerOptions) -> AsyncIterator["Database"]:
+    """Join the database that a command only looks at; raise CommandFailed where there is none: it makes no new one."""
     from smithers.foundation import find_database
+    from smithers.store.embedded import default_data_dir, has_database
+
+    if options.database_url is None:
+        place = options.data_dir or default_data_dir(options.root_dir, environ=os.environ)
+        if not has_database(place):
+            raise CommandFailed(
+                f"there is no database of {options.root_dir} yet: {place} holds none",
+                hint="name the server's with --data-dir or --database-url",
+            )
+    async with find_database(options, os.environ) as database:
+        yield database
+
+
+async def _prune(options: ServerOptions, limit: timedelta, *, is_dry: bool) -> "Pruned":
     from smithers.store import retention
     from smithers.store.connections import open_connection
     from smithers.store.schema import require_schema
 
-    async with find_database(options, os.environ) as place:
+    async with find_existing(options) as place:
         async with open_connection(place.dsn, role="command") as connection:
             await require_schema(connection)
         if is_dry:
@@ -136,9 +154,7 @@ async def _upgrade(options: ServerOptions) -> tuple[str, str | None]:
 
 
 async def _find(options: ServerOptions) -> str | None:
-    from smithers.foundation import find_database
-
-    async with find_database(options, os.environ) as place:
+    async with find_existing(options) as place:
         return await _read_revision(place)
 
 

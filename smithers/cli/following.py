@@ -14,10 +14,11 @@ import typer
 from rich.markup import escape
 from rich.panel import Panel
 
-from smithers.cli.console import open_console, printable
+from smithers.cli.console import open_console
 from smithers.cli.progress import Display
 from smithers.client import Approval, AsyncClient, Conflict, Event, Run
 from smithers.states import RunStatus
+from smithers.texts import printable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

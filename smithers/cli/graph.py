@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from smithers.cli import options as o
-from smithers.cli.console import CommandFailed, Exit, open_console, print_json, printable
+from smithers.cli.console import CommandFailed, Exit, open_console, print_json
 from smithers.cli.up import FileArgument, InputText, find_root, place_below, read_input
 from smithers.ids import RunId
 from smithers.settings import ServerOptions
+from smithers.texts import printable
 
 if TYPE_CHECKING:
     from rich.tree import Tree

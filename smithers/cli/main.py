@@ -7,8 +7,8 @@ from typing import Annotated, Final
 
 import typer
 
-from smithers.cli import approvals, check, db, doctor, graph, runs, serve, signals, up
-from smithers.cli.console import CommandFailed, Exit, complain, print_line
+from smithers.cli import approvals, check, db, doctor, graph, runs, serve, signals, start, up
+from smithers.cli.console import CommandFailed, Exit, complain, in_full, print_line
 from smithers.errors import SmithersError
 from smithers.settings import InvalidSettings
 
@@ -18,6 +18,7 @@ HELP: Final = (
 OVERVIEW: Final = (
     "smithers serve                    serve the workflows below this directory",
     "smithers up FILE --input @in.json  run one workflow to its end",
+    "smithers start FILE               start a run on the server",
     "smithers ps                       what runs, and what waits",
     "smithers events RUN --follow      watch a run",
 )
@@ -84,6 +85,12 @@ def _add_running() -> None:
 
 
 def _add_operating() -> None:
+    _add(
+        app,
+        start.start,
+        "smithers start flow.py",
+        """smithers start flow.py:nightly --input '{"topic": "foxes"}' --run-id nightly-7""",
+    )
     _add(app, runs.ps, "smithers ps", "smithers ps --status failed --json")
     _add(app, runs.inspect, "smithers inspect RUN", "smithers inspect RUN --json")
     _add(app, runs.why, "smithers why RUN")
@@ -159,7 +166,7 @@ def _explain(error: Exception) -> int:
             complain(str(error), error.hint)
             return error.exit_code
         case _:
-            complain(str(error), getattr(error, "hint", None))
+            complain(in_full(error), getattr(error, "hint", None))
             return Exit.FAILED
 
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
-from smithers.cli.console import STYLES, open_console, printable
+from smithers.cli.console import STYLES, open_console
 from smithers.states import NodeState
+from smithers.texts import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -142,7 +143,7 @@ class PlainDisplay:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.end()
 
     def end(self) -> None:
@@ -206,7 +207,7 @@ class LiveDisplay:
         self._live.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.end()
 
     def end(self) -> None:

@@ -95,6 +95,8 @@ def why(
         print_line(f"{reason.text}{since}")
         if reason.unblock:
             print_line(f"  {reason.unblock['command']}")
+    if any(reason.kind == "approval" for reason in found.reasons):
+        note(f"what is asked, in full: smithers approvals {run}")
 
 
 def events(
@@ -166,8 +168,14 @@ def resume(
 ) -> None:
     """Have a failed or cancelled run go on; what has finished is not run again."""
     with o.open_client(server, token) as client:
+        before = client.get(run).status
+        if before in {RunStatus.FINISHED, RunStatus.CONTINUED}:
+            raise CommandFailed(f"run {run} is {before}: nothing is left to do")
         client.resume(run, workflow_path=workflow_path)
-    note(f"run {run} goes on; follow it with: smithers events {run} -f")
+    if workflow_path is not None or before in {RunStatus.FAILED, RunStatus.CANCELLED}:
+        note(f"run {run} goes on; follow it with: smithers events {run} -f")
+    else:
+        note(f"run {run} is {before}: `smithers why {run}` says what it waits for")
 
 
 def _choose(

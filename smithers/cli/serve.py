@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -121,8 +121,16 @@ def worker(
 
 @contextmanager
 def stop_signals(hurry: Callable[[], None]) -> Iterator[asyncio.Event]:
-    """Yield an event that the first signal to stop sets; each one after it calls `hurry`."""
+    """Yield an event that the first signal to stop sets; each one after it calls `hurry`.
+
+    SIGHUP is left ignored where `nohup` has had it ignored.
+    """
     loop = asyncio.get_running_loop()
+    heeded = [
+        number
+        for number in STOP_SIGNALS
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+    ]
     stopping = asyncio.Event()
 
     def stop() -> None:
@@ -130,12 +138,12 @@ def stop_signals(hurry: Callable[[], None]) -> Iterator[asyncio.Event]:
             hurry()
         stopping.set()
 
-    for number in STOP_SIGNALS:
+    for number in heeded:
         loop.add_signal_handler(number, stop)
     try:
         yield stopping
     finally:
-        for number in STOP_SIGNALS:
+        for number in heeded:
             loop.remove_signal_handler(number)
 
 
@@ -159,47 +167,78 @@ def _run(
 
 
 async def _serve(options: ServerOptions) -> None:
-    from gateway.settings import InsecureSettings
-    from smithers.foundation import lay_foundation
-
     servers: list[Server] = []
 
     def hurry() -> None:
         for server in servers:
             server.hurry()
 
-    try:
-        with stop_signals(hurry) as stopping:
-            async with lay_foundation(options, os.environ) as foundation:
-                from smithers.server import serve_on  # runs go on while the gateway's modules load
+    async def work(foundation: "Foundation", stopping: asyncio.Event) -> None:
+        from smithers.server import serve_on  # runs go on while the gateway's modules load
 
-                async with serve_on(foundation, options, os.environ) as server:
-                    servers.append(server)
-                    _announce(server, options)
-                    await stopping.wait()
-                    _say_stopping(options)
-    except InsecureSettings as error:
-        raise InvalidSettings([str(error)]) from error
+        async with serve_on(foundation, options, os.environ) as server:
+            servers.append(server)
+            _announce(server, options)
+            await stopping.wait()
+            _say_stopping(options)
+
+    await _work_on(options, work, hurry)
 
 
 async def _work(options: ServerOptions) -> None:
-    from gateway.settings import InsecureSettings
-    from smithers.foundation import lay_foundation
-
     laid: list[Foundation] = []
-    alone = replace(options, http_workers=0)
 
     def hurry() -> None:
         for foundation in laid:
             foundation.pools.kill()
 
+    async def work(foundation: "Foundation", stopping: asyncio.Event) -> None:
+        laid.append(foundation)
+        await _show_metrics(foundation, options, stopping)
+
+    await _work_on(replace(options, http_workers=0), work, hurry)
+
+
+async def _work_on(
+    options: ServerOptions,
+    work: Callable[["Foundation", asyncio.Event], Coroutine[Any, Any, None]],
+    hurry: Callable[[], None],
+) -> None:
+    """Lay the foundation, and have `work` done on it; whoever is told to stop before it is laid just ends."""
+    from gateway.settings import InsecureSettings
+
     try:
-        with stop_signals(hurry) as stopping:
-            async with lay_foundation(alone, os.environ) as foundation:
-                laid.append(foundation)
-                await _show_metrics(foundation, options, stopping)
+        async with AsyncExitStack() as stack:
+            stopping = stack.enter_context(stop_signals(hurry))
+            foundation = await _lay(stack, options, stopping)
+            if foundation is not None:
+                await work(foundation, stopping)
     except InsecureSettings as error:
         raise InvalidSettings([str(error)]) from error
+
+
+async def _lay(
+    stack: AsyncExitStack, options: ServerOptions, stopping: asyncio.Event
+) -> "Foundation | None":
+    """Lay the foundation, which the stack then holds; None: told to stop before it was laid."""
+    from smithers.foundation import lay_foundation
+
+    own = asyncio.current_task()
+    assert own is not None
+    giving_up = asyncio.create_task(_cancel_at(stopping, own))
+    try:
+        return await stack.enter_async_context(lay_foundation(options, os.environ))
+    except asyncio.CancelledError:
+        if stopping.is_set() and not own.uncancel():
+            return None
+        raise
+    finally:
+        giving_up.cancel()
+
+
+async def _cancel_at(stopping: asyncio.Event, task: "asyncio.Task[None]") -> None:
+    await stopping.wait()
+    task.cancel()
 
 
 async def _show_metrics(

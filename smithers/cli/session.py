@@ -5,7 +5,6 @@ else knows, and a pool that claims only this run's queue. Somebody else may see 
 """
 
 import asyncio
-import json
 import os
 import shlex
 import signal
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from smithers.cli.console import CommandFailed, Exit, log_to_stderr, note, print_json
+from smithers.cli.console import CommandFailed, Exit, in_full, log_to_stderr, note, print_json
 from smithers.ids import RunId
 from smithers.settings import ServerOptions
 from smithers.states import RunStatus
@@ -25,7 +24,7 @@ from smithers.states import RunStatus
 if TYPE_CHECKING:
     from smithers.cli.following import Answer, Ask, Followed
     from smithers.cli.progress import Display
-    from smithers.client import Approval, AsyncClient, BadRequest, Run
+    from smithers.client import Approval, AsyncClient, Run
     from smithers.server import Server
 
 DRAIN_S: Final = 2.0  # what is under way when we are told to leave is given back after this
@@ -99,7 +98,7 @@ async def _run(
             with session.signals():
                 if errand.is_resume:
                     await _refuse_others(errand, server.dsn, str(options.own_queue))
-                await _begin(errand, client)
+                await session.begin()
                 async with _serving(errand, options, server, client, listener) as url:
                     if url is not None:
                         display.say(f"run {errand.run_id} is served at {url}")
@@ -168,6 +167,14 @@ async def _refuse_others(errand: Errand, dsn: str, own_queue: str) -> None:
         )
 
 
+async def _find_traceback(run_id: str, dsn: str) -> str | None:
+    from smithers.store.connections import open_connection
+    from smithers.store.reads import find_traceback
+
+    async with open_connection(dsn, role="up") as connection:
+        return await find_traceback(connection, RunId(run_id))
+
+
 async def _find_queue(run_id: str, dsn: str) -> str | None:
     from smithers.store.connections import open_connection
     from smithers.store.reads import find_queue
@@ -185,20 +192,13 @@ async def _begin(errand: Errand, client: "AsyncClient") -> None:
         else:
             await client.start(errand.workflow_path, errand.input, run_id=errand.run_id)
     except BadRequest as error:
-        raise CommandFailed(_explain(error), exit_code=Exit.USAGE) from error
+        raise CommandFailed(in_full(error), exit_code=Exit.USAGE) from error
     except NotFound as error:
         hint = "leave --resume out to start it"
         raise CommandFailed(str(error), hint=hint, exit_code=Exit.USAGE) from error
     except Conflict as error:
         hint = errand.command("--resume")
         raise CommandFailed(str(error), hint=hint, exit_code=Exit.USAGE) from error
-
-
-def _explain(error: "BadRequest") -> str:
-    """Say what is wrong with a start, field by field."""
-    details = error.details if isinstance(error.details, dict) else {}
-    errors = details.get("errors") or []
-    return "\n  ".join([str(error), *(json.dumps(one, ensure_ascii=False) for one in errors)])
 
 
 class _Session:
@@ -218,11 +218,18 @@ class _Session:
         self._display = display
         self._server = server
         self._client = client
+        self._has_begun = asyncio.Event()
         self._interrupted = asyncio.Event()
         self._leaving = asyncio.Event()
         self._exit_code = Exit.OK  # of who was told to leave
-        self._cancelling: asyncio.Task[str] | None = None
+        self._cancelling: asyncio.Task[None] | None = None
         self._left: Followed | None = None
+        self._traceback: str | None = None  # of what failed the run
+
+    async def begin(self) -> None:
+        """Start the run, or have it go on."""
+        await _begin(self._errand, self._client)
+        self._has_begun.set()
 
     async def follow(self) -> None:
         """Follow the run until it has ended or waits, or somebody wants us to leave; a served one always until that."""
@@ -235,6 +242,8 @@ class _Session:
             await asyncio.wait({following_it})
         else:
             self._left = following_it.result()
+            if self._left.run.status is RunStatus.FAILED:
+                self._traceback = await _find_traceback(self._left.run.run_id, self._server.dsn)
             if self._errand.serve is not None and self._cancelling is None:
                 self._display.say(f"run {self._left.run.status}; it is served on until Ctrl-C")
                 await self._leaving.wait()
@@ -304,6 +313,8 @@ class _Session:
                 return Exit.CANCELLED if self._cancelling is None else Exit.SIGINT
             case RunStatus.FAILED:
                 error = run.error or {}
+                if self._traceback is not None:
+                    note(self._traceback.rstrip())
                 raise CommandFailed(
                     f"the run failed: {error.get('name')}: {error.get('message')}",
                     hint=f"mend it, then: {self._command('--resume')}",
@@ -370,7 +381,16 @@ class _Session:
             return
         self._display.say("cancelling the run; Ctrl-C again to leave at once")
         self._interrupted.set()
-        self._cancelling = asyncio.create_task(self._client.cancel(self._run_id))
+        self._cancelling = asyncio.create_task(self._cancel())
+
+    async def _cancel(self) -> None:
+        from smithers.client import ClientError
+
+        await self._has_begun.wait()  # before that, the server knows of no run
+        try:
+            await self._client.cancel(self._run_id)
+        except ClientError as error:
+            self._display.say(f"the run is not cancelled: {error}")
 
     def _leave(self, code: Exit) -> None:
         if self._leaving.is_set():

@@ -1,12 +1,11 @@
 """`smithers signal`: send a run what it waits for."""
 
-import json
 from typing import Annotated
 
 import typer
 
 from smithers.cli import options as o
-from smithers.cli.console import CommandFailed, Exit, note, print_json
+from smithers.cli.console import note, print_json, read_json
 
 
 def signal(
@@ -16,7 +15,12 @@ def signal(
     ],
     *,
     data: Annotated[
-        str | None, typer.Option("--data", metavar="JSON", help="What the signal carries.")
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="JSON",
+            help="What the signal carries: JSON, @FILE, or @- for stdin. [default: {}]",
+        ),
     ] = None,
     correlation_id: Annotated[
         str | None,
@@ -31,14 +35,7 @@ def signal(
     token: o.Token = None,
 ) -> None:
     """Send a signal; one that nobody waits for yet is kept."""
-    try:
-        value = None if data is None else json.loads(data)
-    except ValueError as error:
-        raise CommandFailed(
-            f"--data is no JSON: {error}",
-            hint="""a text is quoted twice: '"yes"'""",
-            exit_code=Exit.USAGE,
-        ) from error
+    value = {} if data is None else read_json("--data", data, example='"yes"')
     with o.open_client(server, token) as client:
         record = client.signal(run, name, value, correlation_id=correlation_id, signal_id=signal_id)
     if as_json:

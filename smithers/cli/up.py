@@ -5,12 +5,10 @@ knows, a pool that claims only this run's queue, and the root's embedded databas
 there: a run that was released, or that waits, is taken up again by --resume.
 """
 
-import json
 import os
 import re
 import secrets
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +17,10 @@ from typing import Annotated, Any, Final
 import typer
 
 from smithers.cli import options as o
-from smithers.cli.console import CommandFailed, Exit, print_fields
+from smithers.cli.console import CommandFailed, Exit, print_fields, read_json
 from smithers.cli.detaching import Background, detach
 from smithers.cli.session import DRAIN_S, Again, Errand, ServePlace, run_errand
+from smithers.defaults import LOOPBACK_NAMES
 from smithers.ids import is_run_id, new_run_id
 from smithers.settings import SETTINGS, ServerOptions, Setting
 from smithers.settings.parsing import database_url
@@ -134,9 +133,7 @@ def _choose_place(flags: Mapping[str, Any], told: ServerOptions) -> ServePlace |
                 exit_code=Exit.USAGE,
             )
         return None
-    from gateway.settings import LOOPBACK_HOSTS
-
-    if told.host not in LOOPBACK_HOSTS and not told.auth_token:
+    if told.host not in LOOPBACK_NAMES and not told.auth_token:
         raise CommandFailed(
             f"host {told.host} is reachable from outside, and no token is set",
             hint="set SMITHERS_API_KEY",
@@ -222,19 +219,7 @@ def read_input(text: str | None) -> dict[str, Any]:
     """Read --input; raise CommandFailed for what is no JSON object."""
     if text is None:
         return {}
-    if text.startswith("@"):
-        try:
-            text = sys.stdin.read() if text == "@-" else Path(text[1:]).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CommandFailed(f"--input: {error}", exit_code=Exit.USAGE) from error
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise CommandFailed(
-            f"--input is no JSON: {error}",
-            hint="""quote it: '{"topic": "foxes"}'""",
-            exit_code=Exit.USAGE,
-        ) from error
+    value = read_json("--input", text, example='{"topic": "foxes"}')
     if not isinstance(value, dict):
         raise CommandFailed("--input must be a JSON object", exit_code=Exit.USAGE)
     return value

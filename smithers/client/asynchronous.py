@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from types import TracebackType
 from typing import Any, Self
 
 import httpx2
@@ -40,12 +39,7 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_exc: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -95,11 +89,11 @@ class AsyncClient:
     async def list_runs(
         self, *, status: str | None = None, workflow: str | None = None, limit: int | None = None
     ) -> list[RunSummary]:
-        """List runs, newest first."""
+        """List the newest runs, newest first: at most `limit` of them, by default 50."""
         return await self._send(calls.list_runs(status=status, workflow=workflow, limit=limit))
 
     async def list_nodes(self, run_id: str) -> list[Node]:
-        """List a run's nodes, oldest first."""
+        """List all of a run's nodes, oldest first."""
         return await self._send_all(calls.list_nodes(run_id))
 
     async def get_node(self, run_id: str, node_id: str, *, iteration: int | None = None) -> Node:
@@ -109,15 +103,15 @@ class AsyncClient:
     async def list_frames(
         self, run_id: str, *, limit: int | None = None, order: str = "desc"
     ) -> list[Frame]:
-        """List a run's frames."""
+        """List one page of a run's frames, at most `limit` (default 50): the newest first, with `order="asc"` the oldest."""
         return await self._send(calls.list_frames(run_id, limit=limit, order=order))
 
     async def list_workflows(self) -> list[WorkflowSummary]:
-        """List the workflows that runs were started of, by name."""
+        """List all workflows that runs were started of, by name."""
         return await self._send_all(calls.list_workflows())
 
     async def list_approvals(self) -> list[Approval]:
-        """List what people are asked, oldest first."""
+        """List all that people are asked, oldest first."""
         return await self._send_all(calls.list_approvals())
 
     async def approve(
@@ -153,7 +147,7 @@ class AsyncClient:
         answered_by: str | None = None,
         iteration: int | None = None,
     ) -> str:
-        """Fill in a form; raises InvalidRequest, with where, for a value that does not fit it."""
+        """Fill in a form; raises BadRequest, whose `details` say where, for a value that does not fit it."""
         return await self._send(
             calls.answer(run_id, node_id, value, answered_by=answered_by, iteration=iteration)
         )
@@ -183,12 +177,12 @@ class AsyncClient:
         self,
         run_id: str,
         signal_name: str,
-        data: Any = None,
+        data: Any = {},  # noqa: B006 - handed on as it is
         *,
         correlation_id: str | None = None,
         signal_id: str | None = None,
     ) -> SignalRecord:
-        """Send a signal; with an id sending it twice is sending it once."""
+        """Send a signal with any JSON value; with an id sending it twice is sending it once."""
         return await self._send(
             calls.signal(
                 run_id, signal_name, data, correlation_id=correlation_id, signal_id=signal_id
@@ -283,7 +277,7 @@ class AsyncClient:
                 call.method,
                 url,
                 params=call.sent_params if url == call.path else None,  # a link has its own
-                json=call.sent_body,
+                json=call.body,
                 headers=call.headers,
             )
         except httpx2.TransportError as error:

@@ -21,15 +21,15 @@ from smithers.client.wire import (
     Why,
     WorkflowSummary,
 )
+from smithers.defaults import LOOPBACK_NAMES
 
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
-LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call(Generic[Answer]):
-    """One request; None among the parameters and in the body means: not sent."""
+    """One request; None among the parameters means: not sent."""
 
     method: str
     path: str
@@ -41,14 +41,7 @@ class Call(Generic[Answer]):
     @property
     def sent_params(self) -> dict[str, Any]:
         """The parameters that are sent."""
-        return {name: value for name, value in self.params.items() if value is not None}
-
-    @property
-    def sent_body(self) -> dict[str, Any] | None:
-        """The body that is sent."""
-        if self.body is None:
-            return None
-        return {name: value for name, value in self.body.items() if value is not None}
+        return _given(self.params)
 
 
 _RUNS: Final = TypeAdapter(list[RunSummary])
@@ -79,16 +72,14 @@ def start(
     idempotency_key: str | None,
 ) -> Call[str]:
     """Start a run."""
-    config = {"maxConcurrency": max_concurrency, "priority": priority, "budget": budget}
-    config = {name: value for name, value in config.items() if value is not None}
+    config = _given({"maxConcurrency": max_concurrency, "priority": priority, "budget": budget})
     return Call(
         method="POST",
         path="/v1/runs",
         body={
             "workflowPath": workflow_path,
             "input": dict(input or {}),
-            "runId": run_id,
-            "config": config or None,
+            **_given({"runId": run_id, "config": config or None}),
         },
         headers={} if idempotency_key is None else {"Idempotency-Key": idempotency_key},
         read=_run_id,
@@ -97,7 +88,7 @@ def start(
 
 def resume(run_id: str, *, workflow_path: str | None) -> Call[str]:
     """Resume a run."""
-    body = {"workflowPath": workflow_path}
+    body = _given({"workflowPath": workflow_path})
     return Call(method="POST", path=_run(run_id, "resume"), body=body, read=_run_id)
 
 
@@ -171,12 +162,14 @@ def decide(
     return Call(
         method="POST",
         path=_run(run_id, "nodes", node_id, "approve" if is_approved else "deny"),
-        body={
-            "note": note,
-            "decidedBy": decided_by,
-            "iteration": iteration,
-            "decision": decision,
-        },
+        body=_given(
+            {
+                "note": note,
+                "decidedBy": decided_by,
+                "iteration": iteration,
+                "decision": decision,
+            }
+        ),
         read=_run_id,
     )
 
@@ -195,7 +188,7 @@ def answer(
     return Call(
         method="POST",
         path=_run(run_id, "nodes", node_id, "answer"),
-        body={"value": value, "answeredBy": answered_by, "iteration": iteration},
+        body={"value": value, **_given({"answeredBy": answered_by, "iteration": iteration})},
         read=_run_id,
     )
 
@@ -212,7 +205,7 @@ def signal(
     return Call(
         method="POST",
         path=_run(run_id, "signals", signal_name),
-        body={"data": data, "correlationId": correlation_id, "id": signal_id},
+        body={"data": data, **_given({"correlationId": correlation_id, "id": signal_id})},
         read=SignalRecord.model_validate,
     )
 
@@ -246,6 +239,11 @@ def headers_for(token: str | None) -> dict[str, str]:
 def is_loopback(url: str) -> bool:
     """Say whether a URL stays on this host: a proxy of the environment is not for it then."""
     return urlsplit(url).hostname in LOOPBACK_NAMES
+
+
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is None: the server takes it as not given, but for values of the caller's own."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _run(*parts: str) -> str:

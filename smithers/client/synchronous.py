@@ -3,7 +3,6 @@
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from types import TracebackType
 from typing import Any, Self
 
 import httpx2
@@ -40,12 +39,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -95,11 +89,11 @@ class Client:
     def list_runs(
         self, *, status: str | None = None, workflow: str | None = None, limit: int | None = None
     ) -> list[RunSummary]:
-        """List runs, newest first."""
+        """List the newest runs, newest first: at most `limit` of them, by default 50."""
         return self._send(calls.list_runs(status=status, workflow=workflow, limit=limit))
 
     def list_nodes(self, run_id: str) -> list[Node]:
-        """List a run's nodes, oldest first."""
+        """List all of a run's nodes, oldest first."""
         return self._send_all(calls.list_nodes(run_id))
 
     def get_node(self, run_id: str, node_id: str, *, iteration: int | None = None) -> Node:
@@ -109,15 +103,15 @@ class Client:
     def list_frames(
         self, run_id: str, *, limit: int | None = None, order: str = "desc"
     ) -> list[Frame]:
-        """List a run's frames."""
+        """List one page of a run's frames, at most `limit` (default 50): the newest first, with `order="asc"` the oldest."""
         return self._send(calls.list_frames(run_id, limit=limit, order=order))
 
     def list_workflows(self) -> list[WorkflowSummary]:
-        """List the workflows that runs were started of, by name."""
+        """List all workflows that runs were started of, by name."""
         return self._send_all(calls.list_workflows())
 
     def list_approvals(self) -> list[Approval]:
-        """List what people are asked, oldest first."""
+        """List all that people are asked, oldest first."""
         return self._send_all(calls.list_approvals())
 
     def approve(
@@ -153,7 +147,7 @@ class Client:
         answered_by: str | None = None,
         iteration: int | None = None,
     ) -> str:
-        """Fill in a form; raises InvalidRequest, with where, for a value that does not fit it."""
+        """Fill in a form; raises BadRequest, whose `details` say where, for a value that does not fit it."""
         return self._send(
             calls.answer(run_id, node_id, value, answered_by=answered_by, iteration=iteration)
         )
@@ -183,12 +177,12 @@ class Client:
         self,
         run_id: str,
         signal_name: str,
-        data: Any = None,
+        data: Any = {},  # noqa: B006 - handed on as it is
         *,
         correlation_id: str | None = None,
         signal_id: str | None = None,
     ) -> SignalRecord:
-        """Send a signal; with an id sending it twice is sending it once."""
+        """Send a signal with any JSON value; with an id sending it twice is sending it once."""
         return self._send(
             calls.signal(
                 run_id, signal_name, data, correlation_id=correlation_id, signal_id=signal_id
@@ -282,7 +276,7 @@ class Client:
                 call.method,
                 url,
                 params=call.sent_params if url == call.path else None,  # a link has its own
-                json=call.sent_body,
+                json=call.body,
                 headers=call.headers,
             )
         except httpx2.TransportError as error:

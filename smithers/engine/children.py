@@ -35,34 +35,41 @@ def start(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
     run.facts.ends.pop(key, None)  # of an earlier attempt
     fact = fact.but(attempt=fact.attempt + 1)
     run.say(EventType.NODE_STARTED, key, attempt=fact.attempt)
-    child_id = child_run_id(run.renderer.run_id, key)
-    try:
-        given = run.renderer.encode(element.input, element.workflow.input_model)
-    except InvalidOutput as error:
-        problem = Problem("InvalidInput", str(error), "INVALID_INPUT", error.details)
-        outcomes.fail(run, key, fact, problem, is_tolerated=element.continue_on_fail)
+    child = _child_of(run, key, element)
+    if isinstance(child, Problem):
+        outcomes.fail(run, key, fact, child, is_tolerated=element.continue_on_fail)
         return
-    if not is_run_id(child_id):
-        text = f"{child_id} is no name of a run: subflows are nested too deep, or the run's own is too long"
-        problem = Problem("SubflowTooDeep", text, "SUBFLOW_TOO_DEEP")
-        outcomes.fail(run, key, fact, problem, is_tolerated=element.continue_on_fail)
-        return
-    run.turn.children.append(
-        ChildStart(
-            key=key,
-            run_id=child_id,
-            workflow_name=element.workflow.name,
-            workflow_export=_export_of(element.workflow),
-            input=given,
-            queue=element.workflow.queue,
-            is_solo=element.workflow.isolation == "process",
-        )
-    )
+    run.turn.children.append(child)
+    child_id = child.run_id
     wait = {"childRunId": child_id, "signalName": child_id}
     fact = fact.but(wait=orjson.dumps(wait).decode(), state=NodeState.WAITING_EVENT, due_ms=None)
     run.put(key, fact)
     run.say(EventType.SUBFLOW_STARTED, key, childRunId=child_id)
     run.say(EventType.NODE_WAITING_EVENT, key, signalName=child_id)
+
+
+def _child_of(run: "Progress", key: NodeKey, element: Subflow[Any]) -> ChildStart | Problem:
+    workflow, child_id = element.workflow, child_run_id(run.renderer.run_id, key)
+    try:
+        given = run.renderer.encode(element.input, workflow.input_model, what="the input")
+    except InvalidOutput as error:
+        return Problem("InvalidInput", str(error), "INVALID_INPUT", error.details)
+    if not is_run_id(child_id):
+        text = f"{child_id} is no name of a run: subflows are nested too deep, or the run's own is too long"
+        return Problem("SubflowTooDeep", text, "SUBFLOW_TOO_DEEP")
+    export = run.renderer.find_export(workflow)
+    if export is None:
+        text = f"the workflow {workflow.name!r} has no name in a module of this source: assign it to one"
+        return Problem("WorkflowNotFound", text, "SOURCE_BROKEN")
+    return ChildStart(
+        key=key,
+        run_id=child_id,
+        workflow_name=workflow.name,
+        workflow_export=export,
+        input=given,
+        queue=workflow.queue,
+        is_solo=workflow.is_isolated,
+    )
 
 
 def take_end(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
@@ -95,7 +102,7 @@ def go_on_as_new(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
     element = leaf.element
     assert isinstance(element, ContinueAsNew)
     try:
-        state = run.renderer.encode(element.state)
+        state = run.renderer.encode(element.state, what="the state")
     except InvalidOutput as error:
         problem = Problem.of(error)
         outcomes.fail(run, leaf.key, fact, problem)
@@ -128,7 +135,7 @@ def end_continued(run: "Progress", key: NodeKey) -> Ending:
         run_id=new_id,
         workflow_name=workflow.name,
         queue=workflow.queue,
-        is_solo=workflow.isolation == "process",
+        is_solo=workflow.is_isolated,
         carried=state,
         spent=None if run.renderer.budget is None else budgets.spent_of(run),
     )
@@ -148,9 +155,3 @@ def next_run_id(run_id: RunId) -> RunId:
     if counted is None:
         return RunId(f"{run_id}+1")
     return RunId(f"{counted[1]}+{int(counted[2]) + 1}")
-
-
-def _export_of(workflow: Any) -> str:
-    """Say where in the source a workflow is: `file.py:name`."""
-    file = getattr(workflow.builder, "__globals__", {}).get("__file__", "")
-    return f"{file}:{workflow.name}"

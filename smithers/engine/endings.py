@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 STAY_MS: Final = 5_000  # a back-off up to this long is waited out in memory
 
 
-def find_ending(run: "Progress", now_ms: int) -> Ending | None:
-    """Return how the run leaves its worker; None while there is something to do or to wait for here."""
+def end_or_park(run: "Progress", now_ms: int) -> Ending | None:
+    """Let the run leave its worker, ended or parked; None while there is something to do or to wait for here."""
     if run.in_flight or run.turn.timeouts or run.is_cleaning:
         return None
     if run.is_ending:
         return _end(run, run.last_status)
-    if run.is_cut_short or run.is_held:
+    if run.is_cut_short or run.ready.is_held:
         return None
     assert run.schedule is not None
     if run.schedule.is_done:

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, Self
 from smithers.errors import InvalidInput, InvalidOutput
 from smithers.ids import LoopId, NodeId, RunId, TryId
 from smithers.states import ApprovalStatus, NodeState, RunStatus, TryPhase
+from smithers.texts import encodable
 from smithers.tree import SCOPE_MARK
 
 # Why a node was passed over: its branch was not taken, or it left the tree. It may be mounted again.
@@ -41,7 +42,7 @@ class Problem(NamedTuple):
 
     def to_wire(self) -> dict[str, Any]:
         """Return `{name, message, code?, details?}`."""
-        message = self.message.encode("utf-8", "replace").decode()  # file names may hold anything
+        message = encodable(self.message)  # file names may hold anything
         wire: dict[str, Any] = {"name": self.name, "message": message}
         if self.code is not None:
             wire["code"] = self.code

@@ -5,7 +5,8 @@ costs its own length, however large the tree. Pure.
 """
 
 import hashlib
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import orjson
 
@@ -68,13 +69,9 @@ def apply_delta(previous: str, body: str) -> str:
     return f"{previous[:start]}{middle}{previous[len(previous) - end :] if end else ''}"
 
 
-def restore(previous: str | None, encoding: str, body: str) -> str:
-    """Return the whole text of a row; `previous` is that of the row before, needed for a difference only."""
-    if encoding == KEYFRAME:
-        return body
-    if previous is None:
-        raise ValueError("a difference needs the frame before it")
-    return apply_delta(previous, body)
+def restore(previous: str, encoding: str, body: str) -> str:
+    """Return the whole text of a row; `previous` is that of the row before, which a whole one does without."""
+    return body if encoding == KEYFRAME else apply_delta(previous, body)
 
 
 def mounted_tasks(xml_json: str) -> list[NodeKey]:
@@ -90,7 +87,7 @@ def mounted_tasks(xml_json: str) -> list[NodeKey]:
     return found
 
 
-def _common(limit: int, is_same: Any) -> int:
+def _common(limit: int, is_same: Callable[[int], bool]) -> int:
     """Find by bisection the largest size up to `limit` at which two ends are the same."""
     low, high = 0, limit
     while low < high:

@@ -29,8 +29,8 @@ MAX_DEPTH: Final = 100
 MAX_LEAVES: Final = 100_000
 
 
-class Way(Enum):
-    """How what stands at a place goes on."""
+class Fate(Enum):
+    """What becomes of what stands at a place."""
 
     LIVE = "live"
     LATER = "later"  # nobody knows yet whether its turn comes
@@ -50,23 +50,19 @@ class TryPart(Enum):
 CLEANING: Final = frozenset({TryPhase.AFTER, TryPhase.CAUGHT, TryPhase.FAILED, TryPhase.UNDO})
 
 # By phase: how the body, the catch and the finally of a Try go on; the actions and the undoing of a Saga.
-_TRY_WAYS: Final = {
-    TryPhase.BODY: (Way.LIVE, Way.LATER, Way.LATER),
-    TryPhase.CATCH: (Way.DEAD, Way.LIVE, Way.LATER),
-    TryPhase.AFTER: (Way.LIVE, Way.DEAD, Way.LIVE),
-    TryPhase.CAUGHT: (Way.DEAD, Way.LIVE, Way.LIVE),
-    TryPhase.FAILED: (Way.DEAD, Way.DEAD, Way.LIVE),
-    TryPhase.RAISED: (Way.DEAD, Way.DEAD, Way.LIVE),
-    TryPhase.UNDO: (Way.DEAD, Way.DEAD, Way.LIVE),  # it was a Saga before an edit
-    TryPhase.BROKEN: (Way.DEAD, Way.DEAD, Way.LIVE),
+_TRY_FATES: Final = {
+    TryPhase.BODY: (Fate.LIVE, Fate.LATER, Fate.LATER),
+    TryPhase.CATCH: (Fate.DEAD, Fate.LIVE, Fate.LATER),
+    TryPhase.AFTER: (Fate.LIVE, Fate.DEAD, Fate.LIVE),
+    TryPhase.CAUGHT: (Fate.DEAD, Fate.LIVE, Fate.LIVE),
+    TryPhase.FAILED: (Fate.DEAD, Fate.DEAD, Fate.LIVE),
+    TryPhase.RAISED: (Fate.DEAD, Fate.DEAD, Fate.LIVE),
+    TryPhase.UNDO: (Fate.DEAD, Fate.DEAD, Fate.LIVE),  # it was a Saga before an edit
+    TryPhase.BROKEN: (Fate.DEAD, Fate.DEAD, Fate.LIVE),
 }
-_SAGA_WAYS: Final = {
-    phase: (Way.LIVE, Way.LATER)
-    if phase is TryPhase.BODY
-    else (Way.LIVE, Way.DEAD)
-    if phase is TryPhase.AFTER
-    else (Way.DEAD, Way.LIVE)
-    for phase in TryPhase
+_SAGA_FATES: Final = dict.fromkeys(TryPhase, (Fate.DEAD, Fate.LIVE)) | {
+    TryPhase.BODY: (Fate.LIVE, Fate.LATER),
+    TryPhase.AFTER: (Fate.LIVE, Fate.DEAD),
 }
 
 LoopPath = tuple[tuple[str, int], ...]  # (loop's written id, iteration), outermost first
@@ -169,13 +165,18 @@ class Mounted:
     budget: LeafPlace | None = None  # where the run has one
     # Leaves that are under way and to be stopped: what stands after them waits until they are.
     dying: dict[NodeKey, LeafPlace] = field(default_factory=dict)
-    stopped: set[NodeKey] = field(default_factory=set)  # leaves of a run that is ending
+    stopped: dict[NodeKey, Leaf] = field(default_factory=dict)  # leaves of a run that is ending
 
     def has(self, key: NodeKey) -> bool:
         """Say whether a node has a place in the tree, whatever becomes of it there."""
         return (
             key in self.leaves or key in self.unchosen or key in self.dying or key in self.stopped
         )
+
+    def find_element(self, key: NodeKey) -> Leaf | None:
+        """Find what an author wrote for a node that has a place in the tree, whatever becomes of it there."""
+        place = self.leaves.get(key) or self.dying.get(key)
+        return self.unchosen.get(key) or self.stopped.get(key) if place is None else place.element
 
     def dependencies(self, leaf: Leaf, facts: Facts) -> list[NodeKey | str]:
         """List what a leaf waits for: keys, or written ids that are neither mounted nor known."""
@@ -216,8 +217,8 @@ def mount(
     """
     root = GroupPlace(children=[])
     mounted = Mounted(root=root, tree=tree)
-    way = Way.STOPPED if is_stopped else Way.LIVE
-    mounting = _Mounting(mounted, facts, way)
+    fate = Fate.STOPPED if is_stopped else Fate.LIVE
+    mounting = _Mounting(mounted, facts, fate)
     mounting.place(tree, root, (), 0)
     if budget is not None:
         mounting.place_budget(budget)
@@ -230,7 +231,7 @@ class _Mounting:
 
     mounted: Mounted
     facts: Facts
-    way: Way
+    fate: Fate
     around: TryPlace | None = None
     try_names: set[str] = field(default_factory=set)
     order: list[NodeKey] = field(default_factory=list)  # all leaves, in tree order
@@ -267,10 +268,10 @@ class _Mounting:
         key = mounted.keys[budget.id] = NodeKey(NodeId(budget.id), granted)
         mounted.loop_paths[budget.id] = ()
         mounted.budget = LeafPlace(key, budget, len(mounted.keys), mounted.root)
-        if self.way is Way.LIVE:
+        if self.fate is Fate.LIVE:
             mounted.leaves[key] = mounted.budget
         else:
-            mounted.stopped.add(key)
+            mounted.stopped[key] = budget
 
     def _place_group(
         self,
@@ -286,10 +287,10 @@ class _Mounting:
             self.place(child, group, path, depth + 1)
 
     def _place_unchosen(self, children: tuple[Element, ...], path: LoopPath, depth: int) -> None:
-        before = self.way
-        self.way = before if before in (Way.LATER, Way.STOPPED) else Way.UNCHOSEN
+        before = self.fate
+        self.fate = before if before in (Fate.LATER, Fate.STOPPED) else Fate.UNCHOSEN
         self._place_group(children, GroupPlace([]), GroupPlace([]), path, depth)
-        self.way = before
+        self.fate = before
 
     def _place_loop(self, element: Loop, parent: GroupPlace, path: LoopPath, depth: int) -> None:
         loop_id = LoopId(scoped(element.id, path))
@@ -297,7 +298,7 @@ class _Mounting:
             raise DuplicateNodeId(f"two loops have the id {element.id!r}")
         group = GroupPlace([])
         place = LoopPlace(loop_id, element, self.facts.loops.get(loop_id, LoopFact()), group)
-        if self.way is Way.LIVE:  # else no iteration follows
+        if self.fate is Fate.LIVE:  # else no iteration follows
             group.loop = place
         self.mounted.loops[loop_id] = place
         inner = (*path, (element.id, place.fact.iteration))
@@ -306,7 +307,7 @@ class _Mounting:
     def _place_try(
         self, element: Try | Saga, parent: GroupPlace, path: LoopPath, depth: int
     ) -> None:
-        mounted, around, before = self.mounted, self.around, self.way
+        mounted, around, before = self.mounted, self.around, self.fate
         if element.id in mounted.keys or element.id in self.try_names:
             raise DuplicateNodeId(f"two nodes of one tree have the id {element.id!r}")
         self.try_names.add(element.id)
@@ -316,30 +317,30 @@ class _Mounting:
         mounted.tries[try_id] = place
         mounted.loop_paths[element.id] = tuple(loop for loop, _ in path)
         parent.children.append(place.group)
-        if before is Way.LIVE or (before in (Way.DEAD, Way.STOPPED) and place.is_cleaning):
+        if before is Fate.LIVE or (before in (Fate.DEAD, Fate.STOPPED) and place.is_cleaning):
             place.group.try_place = place
         self.around = place
         if isinstance(element, Try):
-            body, catch, end = _TRY_WAYS[fact.phase]
+            body, catch, end = _TRY_FATES[fact.phase]
             self._place_part(place, TryPart.BODY, element.body, path, depth, before, body)
             self._place_part(place, TryPart.CATCH, element.catch, path, depth, before, catch)
             self._place_part(place, TryPart.END, element.finally_, path, depth, before, end)
         else:
             self._place_steps(place, element, path, depth, before)
-        self.around, self.way = around, before
+        self.around, self.fate = around, before
 
     def _place_steps(
-        self, place: TryPlace, saga: Saga, path: LoopPath, depth: int, around: Way
+        self, place: TryPlace, saga: Saga, path: LoopPath, depth: int, around: Fate
     ) -> None:
-        action, undo = _SAGA_WAYS[place.fact.phase]
+        action, undo = _SAGA_FATES[place.fact.phase]
         done: list[bool] = []
         for step in saga.steps:
             known = len(self.order)
             self._place_part(place, TryPart.BODY, step.action, path, depth, around, action)
             done.append(any(self._state(key) is NodeState.FINISHED for key in self.order[known:]))
         for step, is_done in reversed([*zip(saga.steps, done, strict=True)]):
-            way = Way.DEAD if undo is Way.LIVE and not is_done else undo
-            self._place_part(place, TryPart.END, step.undo, path, depth, around, way)
+            fate = Fate.DEAD if undo is Fate.LIVE and not is_done else undo
+            self._place_part(place, TryPart.END, step.undo, path, depth, around, fate)
 
     def _place_part(  # noqa: PLR0917 - where it stands, and how it and what is around it go on
         self,
@@ -348,15 +349,15 @@ class _Mounting:
         children: tuple[Element, ...],
         path: LoopPath,
         depth: int,
-        around: Way,
-        way: Way,
+        around: Fate,
+        fate: Fate,
     ) -> None:
-        if around in (Way.UNCHOSEN, Way.LATER):
-            way = around
-        elif around is not Way.LIVE and way is not Way.LATER:
-            is_kept = name is TryPart.END and way is Way.LIVE and place.is_cleaning
-            way = Way.LIVE if is_kept else around
-        self.way = way
+        if around in (Fate.UNCHOSEN, Fate.LATER):
+            fate = around
+        elif around is not Fate.LIVE and fate is not Fate.LATER:
+            is_kept = name is TryPart.END and fate is Fate.LIVE and place.is_cleaning
+            fate = Fate.LIVE if is_kept else around
+        self.fate = fate
         part = GroupPlace([], part=Part(place, name))
         self._place_group(children, part, place.group, path, depth + 1)
 
@@ -372,20 +373,20 @@ class _Mounting:
         mounted.keys[leaf.id] = key
         self.order.append(key)
         mounted.loop_paths[leaf.id] = tuple(loop for loop, _ in path)
-        match self.way:
-            case Way.LIVE:
+        match self.fate:
+            case Fate.LIVE:
                 place = LeafPlace(key, leaf, len(mounted.keys), parent)
                 mounted.leaves[key] = place
                 parent.children.append(place)
-            case Way.DEAD | Way.STOPPED if self._state(key) is NodeState.IN_PROGRESS:
+            case Fate.DEAD | Fate.STOPPED if self._state(key) is NodeState.IN_PROGRESS:
                 place = LeafPlace(key, leaf, len(mounted.keys), parent)
                 mounted.dying[key] = place
                 parent.children.append(place)
-            case Way.STOPPED:
-                mounted.stopped.add(key)
-            case Way.DEAD | Way.UNCHOSEN:
+            case Fate.STOPPED:
+                mounted.stopped[key] = leaf
+            case Fate.DEAD | Fate.UNCHOSEN:
                 mounted.unchosen[key] = leaf
-            case Way.LATER:
+            case Fate.LATER:
                 pass
 
     def _state(self, key: NodeKey) -> NodeState | None:

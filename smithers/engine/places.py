@@ -1,9 +1,10 @@
 """What a new tree says of nodes: pending, passed over, gone; and what a leaf does whose turn has come. Pure."""
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from smithers.engine import questions, tries, waits
+from smithers.engine import outcomes, questions, tries, waits
 from smithers.engine.facts import UNCHOSEN, LoopFact, NodeFact, NodeKey, Problem
 from smithers.engine.mount import LeafPlace, LoopPlace, Mounted
 from smithers.engine.rendering import Rendered
@@ -27,13 +28,15 @@ def record_places(run: "Progress", rendered: Rendered, before: Rendered | None) 
         fact = run.facts.nodes.get(key)
         if fact is None:
             run.put(key, _new_fact(leaf.element, mounted))
-        elif fact.wait == UNCHOSEN and fact.state is NodeState.SKIPPED:
-            run.put(key, fact.but(state=NodeState.PENDING, wait=None))
-        elif fact.state is NodeState.CANCELLED and key not in was_mounted:
-            run.put(key, fact.but(state=NodeState.PENDING))
+        elif _is_back(fact, was_mounted=key in was_mounted):
+            run.put(key, _pending(fact, leaf.element))
         elif fact.state.is_waiting and not _fits(leaf.element, fact):
             run.cancel_node(key, fact, "unmounted")
             run.put(key, _new_fact(leaf.element, mounted).but(attempt=fact.attempt))
+        elif fact.state is NodeState.PENDING and fact.kind != _kind_of(leaf.element):
+            # No event: it is as pending as before. Its wait is told by its kind once it has begun.
+            run.put(key, _pending(fact, leaf.element))
+            continue
         else:
             continue
         run.say(EventType.NODE_PENDING, key)
@@ -43,6 +46,13 @@ def record_places(run: "Progress", rendered: Rendered, before: Rendered | None) 
     for key in [*was_mounted] if before is not None else sorted(run.facts.nodes):
         if not mounted.has(key):
             _pass_over(run, key, run.facts.nodes.get(key))
+
+
+def _is_back(fact: NodeFact, *, was_mounted: bool) -> bool:
+    """Say whether a node that was passed over, or stopped when it left the tree, stands in it again."""
+    if fact.state is NodeState.SKIPPED:
+        return fact.wait == UNCHOSEN
+    return fact.state is NodeState.CANCELLED and not was_mounted
 
 
 def _fits(element: Leaf, fact: NodeFact) -> bool:
@@ -77,9 +87,7 @@ def open_leaf(run: "Progress", leaf: LeafPlace, now_ms: int) -> None:
         if fact.due_ms is not None:
             run.at(fact.due_ms, key)
     elif element.skip_if or _lacks_needs(run, element):
-        run.put(key, fact.but(state=NodeState.SKIPPED, due_ms=None))
-        run.say(EventType.NODE_SKIPPED, key)
-        run.settle(key)
+        outcomes.skip(run, key, fact)
     elif not isinstance(element, Task):
         waits.begin(run, leaf, fact, now_ms)
     elif fact.due_ms is not None and fact.due_ms > now_ms:
@@ -119,12 +127,24 @@ def _lacks_needs(run: "Progress", element: Leaf) -> bool:
 def _stop_leaves(run: "Progress", mounted: Mounted) -> None:
     for key in mounted.dying:
         _abort(run, key, "aborted")
-    for key in sorted(run.waiting & mounted.stopped):  # nobody is to decide what no longer counts
+    for key in sorted(
+        run.waiting & mounted.stopped.keys()
+    ):  # nobody is to decide what no longer counts
         run.cancel_node(key, run.facts.nodes[key], run.reason)
 
 
+def _pending(fact: NodeFact, leaf: Leaf) -> NodeFact:
+    """Return the fact of a node that is to begin as what stands there now; it may have been of another kind."""
+    return fact.but(state=NodeState.PENDING, kind=_kind_of(leaf), label=leaf.label, wait=None)
+
+
 def _kind_of(leaf: Leaf) -> str:
-    return _KIND.sub("-", type(leaf).__name__).lower()
+    return _kind_named(type(leaf).__name__)
+
+
+@lru_cache
+def _kind_named(class_name: str) -> str:
+    return _KIND.sub("-", class_name).lower()
 
 
 def _new_fact(leaf: Leaf, mounted: Mounted) -> NodeFact:

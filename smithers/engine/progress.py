@@ -7,24 +7,35 @@ all that follows from it; what task bodies read (`committed`) follows only when 
 Building a progress from the facts of any commit and going on gives the same history as never having stopped.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from smithers.engine import places, questions, tries, waits
+from smithers.engine import places, reports, tries, waits
 from smithers.engine.children import find_continuation
 from smithers.engine.drawing import xml_of
 from smithers.engine.dues import Dues
-from smithers.engine.endings import find_ending, find_failure
-from smithers.engine.facts import Facts, NodeFact, NodeKey, Problem, written_id
+from smithers.engine.endings import end_or_park, find_failure
+from smithers.engine.facts import (
+    ApprovalFact,
+    EndFact,
+    Facts,
+    NodeFact,
+    NodeKey,
+    Problem,
+    SignalFact,
+    written_id,
+)
 from smithers.engine.frames import FrameLog
 from smithers.engine.mount import LeafPlace
 from smithers.engine.ready import Ready
-from smithers.engine.rendering import Rendered, Renderer, author_traceback
+from smithers.engine.rendering import Rendered, Renderer
 from smithers.engine.schedule import Schedule
 from smithers.engine.turn import Abort, EventDraft, Turn
 from smithers.errors import RenderFailed, WorkflowError
 from smithers.events import EventType
 from smithers.states import NodeState, RunStatus
+from smithers.texts import text_of
+from smithers.tracebacks import author_traceback, find_place
 
 DEFAULT_CONCURRENCY: Final = 32
 MAX_RENDERS: Final = 100  # in one turn: the rest follows in the next, and others get theirs
@@ -73,44 +84,49 @@ class Progress:
 
     # What happened.
 
-    def reopen(self) -> None:
-        """Begin a new era: what had failed is tried again."""
-        self.turn.tries.update(tries.reopen(self.facts))
-        self.open_tries.update(self.turn.tries)
-        self.failure = find_failure(self.facts)
+    def take_up(self, before: RunStatus, *, is_new: bool) -> None:
+        """Go on where the last owner left the run; its attempts died with it.
+
+        `before`: the status in which the run was claimed. `is_new`: nobody has claimed it before.
+        """
+        is_new_era = before is RunStatus.QUEUED and not is_new
+        if before.is_parked or is_new_era:
+            self.note(EventType.RUN_STARTED)
+            self.turn.status = RunStatus.RUNNING
+        if is_new_era:
+            # What had failed is tried again.
+            self.turn.tries.update(tries.reopen(self.facts))
+            self.open_tries.update(self.turn.tries)
+            self.failure = find_failure(self.facts)
+        for key, fact in list(self.facts.nodes.items()):
+            if fact.state is NodeState.IN_PROGRESS:
+                reports.lose_attempt(self, key)
 
     def note(self, event: EventType, **fields: Any) -> None:
         """Add an event of the run itself, e.g. that it goes on after a death."""
         self.turn.events.append(EventDraft(event, fields))
 
-    def note_status(self, status: RunStatus) -> None:
-        """Let the run go on under another status."""
-        self.turn.status = status
-
     def start_only(self, keys: set[NodeKey] | None) -> None:
         """Start nothing but these (None: everything again): what is under suspicion of a crash is tried alone."""
         self.ready.only = keys
-
-    @property
-    def is_held(self) -> bool:
-        """Not everything that is due may start here."""
-        return self.ready.only is not None
 
     def cancel(self) -> None:
         """Take in that the run is to be cancelled: the only end that it may still have."""
         self.is_cancelling = True
 
-    def take_news(self) -> None:
-        """Take in the decisions and signals that have come into the facts; the first in the tree is served first."""
-        leaves = [leaf for key in self.waiting if (leaf := self.find_leaf(key)) is not None]
-        for leaf in sorted(leaves, key=lambda leaf: leaf.position):
-            fact = self.facts.nodes[leaf.key]
-            if not waits.fits(leaf.element, fact.state) or self.is_just_asked(leaf.key):
-                continue
-            if fact.state is NodeState.WAITING_APPROVAL:
-                questions.take_decision(self, leaf, fact)
-            elif fact.state is NodeState.WAITING_EVENT:
-                waits.take_event(self, leaf, fact)
+    def take_news(
+        self,
+        *,
+        approvals: dict[NodeKey, ApprovalFact],
+        ends: dict[NodeKey, EndFact],
+        signals: Iterable[SignalFact],
+    ) -> None:
+        """Take in what has come for the nodes that wait; earlier decisions stay known, for a task that is tried again."""
+        taken = {seq for seq, _ in self.turn.signals}
+        self.facts.approvals.update(approvals)
+        self.facts.ends = ends
+        self.facts.signals = [signal for signal in signals if signal.seq not in taken]
+        waits.take_all(self)
 
     def pass_time(self, now_ms: int) -> None:
         """Take in what has become due: timers, waits' time-outs, back-offs' ends."""
@@ -134,15 +150,14 @@ class Progress:
             try:
                 self._go_on(now_ms)
             except WorkflowError as error:
-                trace = author_traceback(error.__cause__ or error)
-                self.fail(Problem(type(error).__name__, str(error), error.code, traceback=trace))
+                self.fail(_problem_of(error))
         if self.is_ending:
             self._clean_up(now_ms)
             kept = self.rendered.mounted.leaves if self.is_cleaning and self.rendered else {}
             turn.aborts = [Abort(key, self.reason) for key in sorted(self.in_flight - kept.keys())]
         else:  # but for what came back into the tree
             turn.aborts = [abort for abort in turn.aborts if self.find_leaf(abort.key) is None]
-        turn.ending = find_ending(self, now_ms)
+        turn.ending = end_or_park(self, now_ms)
         return turn
 
     def retract_ending(self) -> None:
@@ -352,7 +367,7 @@ class Progress:
         self._record_frame(xml)
         rendered.context.go_live(self.committed)
         self.schedule = Schedule(rendered.mounted, self.facts)
-        self.take_news()
+        waits.take_all(self)
 
     def _record_frame(self, xml: str) -> None:
         """Keep the last tree of a turn, if it is another than that of the turn before."""
@@ -375,3 +390,11 @@ class Progress:
                 places.turn_loop(self, loop)
             for place in ended_tries:
                 tries.end_phase(self, place)
+
+
+def _problem_of(error: WorkflowError) -> Problem:
+    """Return what a tree cannot be had for, and where its author finds that."""
+    shown = author_traceback(error.__cause__ or error)
+    place = find_place(shown)
+    text = text_of(error) if place is None else f"{text_of(error)} ({place[0]}, line {place[1]})"
+    return Problem(type(error).__name__, text, error.code, traceback=shown)

@@ -4,18 +4,19 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
-from pydantic_core import to_json
+from pydantic_core import to_json, to_jsonable_python
 
 from smithers.context import ApprovalDecision
 from smithers.engine import budgets, outcomes
 from smithers.engine.facts import ApprovalFact, NodeFact, NodeKey, Problem
 from smithers.engine.mount import LeafPlace
-from smithers.engine.turn import ApprovalChange, Timeout
+from smithers.engine.turn import ApprovalChange
 from smithers.errors import InvalidOutput, InvalidTree
 from smithers.events import EventType
 from smithers.ids import SERVERS_OWN
-from smithers.outputs import decode_output, find_adapter
+from smithers.outputs import adapter_for, decode_output, name_of
 from smithers.states import ApprovalStatus, NodeState
+from smithers.texts import text_of
 from smithers.tree import Approval, ApprovalMode, Budget, HumanTask, OnDeny, OnTimeout, Task
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ def run_out(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> No
     """Take in that a question's time has come: one more who decides, and whoever was first wins."""
     if run.is_just_asked(leaf.key):
         run.at(fact.due_ms or now_ms, leaf.key)
-    elif Timeout(leaf.key) not in run.turn.timeouts:
-        run.turn.timeouts.append(Timeout(leaf.key))
+    elif leaf.key not in run.turn.timeouts:
+        run.turn.timeouts.append(leaf.key)
 
 
 def _take_decision(
@@ -78,13 +79,7 @@ def _take_decision(
 ) -> None:
     is_approved = decision.status is ApprovalStatus.APPROVED
     if is_approved or approval.on_deny is OnDeny.CONTINUE:
-        try:
-            output = _decision_json(decision, approval, is_approved=is_approved)
-        except InvalidOutput as error:
-            problem = Problem.of(error)
-            outcomes.fail(run, key, fact, problem)
-            return
-        outcomes.finish(run, key, fact, output)
+        outcomes.finish(run, key, fact, _decision_json(decision, fact, is_approved=is_approved))
     elif approval.on_deny is OnDeny.SKIP:
         outcomes.skip(run, key, fact)
     else:
@@ -95,8 +90,7 @@ def _take_grant(
     run: "Progress", key: NodeKey, fact: NodeFact, decision: ApprovalFact, budget: Budget
 ) -> None:
     if decision.status is ApprovalStatus.APPROVED:
-        output = _decision_json(decision, budget, is_approved=True)
-        outcomes.finish(run, key, fact, output)
+        outcomes.finish(run, key, fact, _decision_json(decision, fact, is_approved=True))
         run.ask_render()  # which gives the budget its next iteration, with nothing spent
         return
     problem = _denial(decision)
@@ -119,7 +113,8 @@ def _take_answer(
                 _deny(run, key, fact, answer, is_tolerated=False)
         return
     try:
-        output = run.renderer.encode(decode_output(answer.decision or "null"), form.output)
+        filled_in = decode_output(answer.decision or "null")
+        output = run.renderer.encode(filled_in, form.output, what="the form")
     except InvalidOutput as error:
         # The model knows more than its schema: the same person, or another, is asked again and told why.
         again = {**_request(run, form), "errors": error.details or [{"msg": str(error)}]}
@@ -151,7 +146,7 @@ def _request(run: "Progress", element: object) -> dict[str, Any]:
             if element.mode is not ApprovalMode.APPROVE:
                 request |= {"mode": element.mode, "options": element.options}
         case HumanTask():
-            request = {"title": element.prompt, "mode": "form", "schema": _schema(element)}
+            request = {"title": element.prompt, "mode": "form", "schema": _schema(run, element)}
         case Budget():
             spent = element.describe(budgets.spent_of(run))
             title = "The budget is spent: may the agents use up as much again?"
@@ -169,14 +164,19 @@ def _request(run: "Progress", element: object) -> dict[str, Any]:
     return request
 
 
-def _schema(form: HumanTask[Any]) -> Any:
-    adapter = find_adapter(form.output)
+def _schema(run: "Progress", form: HumanTask[Any]) -> Any:
+    """Make a form's schema: its author's code has a say in that, and has a render's time."""
+    model: Any = form.output
+
+    def make() -> Any:
+        return to_jsonable_python(adapter_for(model).json_schema(), inf_nan_mode="null")
+
     try:
-        if adapter is not None:
-            return adapter.json_schema()
-    except Exception as error:  # pydantic runs the author's code to make a schema
-        raise InvalidTree(f"HumanTask({form.id!r}, output=...): {error}"[:500]) from error
-    raise InvalidTree(f"HumanTask({form.id!r}, output={form.output!r}) is no model of a form")
+        return run.renderer.guard(make)
+    except BaseException as error:
+        what = f"HumanTask({form.id!r}, output={name_of(model)}) is no model of a form"
+        why = f"{type(error).__name__}: {text_of(error)}"
+        raise InvalidTree(f"{what}: {why}"[:500]) from error
 
 
 def _deny(
@@ -193,39 +193,19 @@ def _denial(decision: ApprovalFact) -> Problem:
     return Problem("ApprovalDenied", f"denied{by}{note}", "APPROVAL_DENIED")
 
 
-def _decision_json(
-    decision: ApprovalFact, approval: Approval | Budget, *, is_approved: bool
-) -> str:
+def _decision_json(decision: ApprovalFact, fact: NodeFact, *, is_approved: bool) -> str:
+    """Write a decision down as the answer to what was asked; the tree of now may offer other options."""
+    asked = {} if fact.wait is None else orjson.loads(fact.wait)
+    mode = asked.get("mode") if is_approved else None
+    # Whoever took the decision down has held it against the question.
+    chosen = decode_output(decision.decision or "null")
     moment = decision.decided_ms
-    chosen = _choice(decision, approval) if is_approved else None
     return ApprovalDecision(
         approved=is_approved,
         note=decision.note,
         decided_by=decision.decided_by,
         decided_at=None if moment is None else datetime.fromtimestamp(moment / 1000, UTC),
         timed_out=decision.decided_by == TIMEOUT_USER,
-        selected=chosen if approval.mode is ApprovalMode.SELECT else None,
-        ranked=chosen if approval.mode is ApprovalMode.RANK else None,
+        selected=chosen["selected"] if mode == ApprovalMode.SELECT else None,
+        ranked=chosen["ranked"] if mode == ApprovalMode.RANK else None,
     ).model_dump_json()
-
-
-def _choice(decision: ApprovalFact, approval: Approval | Budget) -> Any:
-    """Read which option was chosen, or all in their order; an edit of the file may have changed the options since."""
-    given = decode_output(decision.decision or "null")
-    chosen = given if isinstance(given, dict) else {}
-    options = approval.options
-    match approval.mode:
-        case ApprovalMode.APPROVE:
-            return None
-        case ApprovalMode.SELECT:
-            if (selected := chosen.get("selected")) in options:
-                return selected
-        case ApprovalMode.RANK:
-            ranked = chosen.get("ranked")
-            if isinstance(ranked, list) and _is_order(ranked, options):
-                return ranked
-    raise InvalidOutput(f"the decision {given} does not choose among {list(options)}")
-
-
-def _is_order(ranked: list[Any], options: tuple[str, ...]) -> bool:
-    return len(ranked) == len(options) and all(option in ranked for option in options)

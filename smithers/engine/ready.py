@@ -26,6 +26,11 @@ class Ready:
         self._max_concurrency = max_concurrency
         self._heap: list[tuple[int, NodeKey]] = []
 
+    @property
+    def is_held(self) -> bool:
+        """Not everything that is due may start here."""
+        return self.only is not None
+
     def add(self, leaf: LeafPlace) -> None:
         """Let a task start as soon as there is room."""
         heapq.heappush(self._heap, (leaf.position, leaf.key))

@@ -5,10 +5,10 @@ whose tree puts a node that was read somewhere else than thought is done again; 
 decided twice.
 """
 
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import Any, Final
 
 import orjson
@@ -17,16 +17,10 @@ from pydantic import ValidationError
 from smithers.context import Auth, Context, Reads
 from smithers.engine.facts import Facts
 from smithers.engine.mount import Mounted, key_in, mount
-from smithers.errors import (
-    InvalidInput,
-    InvalidOutput,
-    RenderFailed,
-    WorkflowError,
-    sound,
-    text_of,
-)
+from smithers.errors import InvalidInput, InvalidOutput, RenderFailed, WorkflowError
 from smithers.ids import RunId
 from smithers.outputs import decode_output, encode_output, is_quick, misfits_of, name_of
+from smithers.texts import text_of
 from smithers.tree import Budget, Sequence, Spent, collect
 from smithers.workflow import Workflow
 
@@ -35,6 +29,8 @@ SPENT: Final = (
     "spent"  # in a config: what the run that this one goes on for had spent of the budget
 )
 
+# Says where in the source of a run a workflow is, as ChildStart has it; None: under no name.
+FindExport = Callable[[Workflow[Any]], str | None]
 # Calls what it is given, which is an author's; raises TimeoutError where it takes longer than a render may.
 Guard = Callable[[Callable[[], Any]], Any]
 
@@ -62,6 +58,7 @@ class Renderer:
     spent: Spent = field(
         default_factory=Spent
     )  # of the budget, by the run that this one goes on for
+    find_export: FindExport = attrgetter("name")
 
     def render(
         self,
@@ -84,12 +81,12 @@ class Renderer:
             loop_paths = {**loop_paths, **found}
         raise RenderFailed("the tree moves its nodes into other loops at each render")
 
-    def encode(self, value: Any, model: Any = None) -> str:
-        """Return a value as its model writes it, JSON text; raise InvalidOutput for whatever becomes of that.
+    def encode(self, value: Any, model: Any = None, *, what: str = "the output") -> str:
+        """Return a value as its model writes it, JSON text; raise InvalidOutput, which calls it `what`, where it does not.
 
         A model is its author's code, and the caller waits: it has a render's time.
         """
-        encode = partial(encode_output, value, model)
+        encode = partial(encode_output, value, model, what=what)
         if is_quick(value, model):
             return encode()
         try:
@@ -97,8 +94,8 @@ class Renderer:
         except InvalidOutput:
             raise
         except BaseException as error:
-            what = f"{type(error).__name__}: {text_of(error)}"[:500]
-            raise InvalidOutput(f"the output does not fit {name_of(model)}: {what}") from error
+            why = f"{type(error).__name__}: {text_of(error)}"[:500]
+            raise InvalidOutput(f"{what} does not fit {name_of(model)}: {why}") from error
         return text
 
     def _render_once(
@@ -115,7 +112,7 @@ class Renderer:
             reads=reads,
         )
         try:
-            tree = self.guard(lambda: Sequence(collect((self.workflow.builder(context),))))
+            tree: Sequence = self.guard(partial(self._build, context))
             mounted = mount(tree, facts, budget=self.budget, is_stopped=is_stopped)
             return Rendered(mounted, reads, context)
         except WorkflowError:
@@ -125,6 +122,14 @@ class Renderer:
             raise RenderFailed(
                 f"the builder of {self.workflow.name} raised {text}"[:2000]
             ) from error
+
+    def _build(self, context: Context[Any]) -> Sequence:
+        built = self.workflow.builder(context)
+        if built is None:
+            raise RenderFailed(
+                f"the builder of {self.workflow.name} returned None: is a return missing? [] says that nothing is to be done"
+            )
+        return Sequence(collect((built,)))
 
 
 def build_renderer(
@@ -136,6 +141,7 @@ def build_renderer(
     carried_json: str | None,
     config_json: str,
     guard: Guard,
+    find_export: FindExport = attrgetter("name"),
 ) -> Renderer:
     """Return the renderer of a run by what its row holds; raise InvalidInput where its input does not fit."""
     auth = orjson.loads(auth_json) if auth_json else {}
@@ -149,6 +155,7 @@ def build_renderer(
         carried=None if carried_json is None else decode_output(carried_json),
         budget=_budget_under(workflow.budget, config.get("budget")),
         spent=Spent.of(config.get(SPENT)),
+        find_export=find_export,
     )
 
 
@@ -187,8 +194,3 @@ def _is_as_told(
     return not known or (
         node_id not in told and known == [key_in(node_id, ())] and not found[node_id]
     )
-
-
-def author_traceback(error: BaseException) -> str:
-    """Return a traceback for operators, from the author's code on."""
-    return sound("".join(traceback.format_exception(error))[-20_000:])

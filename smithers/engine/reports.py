@@ -10,6 +10,7 @@ from smithers.engine.retrying import backoff_ms
 from smithers.engine.turn import AttemptEnd, CachedOutput, TokenUsage, ToolCall
 from smithers.events import EventType
 from smithers.states import AttemptState, NodeState, ToolCallState
+from smithers.texts import encodable
 from smithers.tree import Spent, Task
 
 if TYPE_CHECKING:
@@ -97,8 +98,7 @@ def park_attempt(run: "Progress", key: NodeKey, took_ms: int) -> None:
 
 def print_output(run: "Progress", key: NodeKey, attempt: int, text: str, stream: str) -> None:
     """Take in what a body has printed."""
-    sound = text.encode("utf-8", "replace").decode()
-    run.say(EventType.NODE_OUTPUT, key, attempt=attempt, text=sound, stream=stream)
+    run.say(EventType.NODE_OUTPUT, key, attempt=attempt, text=encodable(text), stream=stream)
 
 
 def beat(run: "Progress", key: NodeKey, attempt: int, data: str) -> None:

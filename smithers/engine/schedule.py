@@ -55,7 +55,7 @@ class Schedule:
         while queue:
             _, leaf = heapq.heappop(queue)
             self._try(leaf, opened, queue)
-            for group, _, _ in _ways_up(leaf):  # the room that it was offered and did not take
+            for group, _, _ in _ancestors(leaf):  # the room that it was offered and did not take
                 _offer_room(group, queue)
         opened.sort(key=lambda leaf: leaf.position)
         return opened
@@ -171,12 +171,12 @@ class Schedule:
         """Give a leaf room in all its groups, or none, and let it wait at the innermost that has none."""
         if leaf.is_closed or leaf.is_open:
             return
-        ways_up = [*_ways_up(leaf)]
-        gate = next((way for way in ways_up if _is_shut(way)), None)
+        ancestors = [*_ancestors(leaf)]
+        gate = next((ancestor for ancestor in ancestors if _is_shut(ancestor)), None)
         if gate is None:
             leaf.is_open = True
             opened.append(leaf)
-            for group, child, is_new in ways_up:
+            for group, child, is_new in ancestors:
                 group.open_count += 1
                 group.busy_count += is_new
                 if isinstance(child, GroupPlace):
@@ -189,13 +189,13 @@ class Schedule:
         while group is not None:
             group.open_count -= 1
             group = group.parent
-        for group, _, was_last in _ways_up(leaf):
+        for group, _, was_last in _ancestors(leaf):
             group.busy_count -= was_last
             if was_last and group.held:
                 self._freed.append(group)
 
 
-class _Way(NamedTuple):
+class _Ancestor(NamedTuple):
     """One group around a leaf."""
 
     group: GroupPlace
@@ -203,17 +203,17 @@ class _Way(NamedTuple):
     is_alone: bool  # no other leaf in that child is open
 
 
-def _ways_up(leaf: LeafPlace) -> Iterator[_Way]:
+def _ancestors(leaf: LeafPlace) -> Iterator[_Ancestor]:
     child: LeafPlace | GroupPlace = leaf
     is_alone, group = True, leaf.parent
     while group is not None:
-        yield _Way(group, child, is_alone)
+        yield _Ancestor(group, child, is_alone)
         is_alone, child, group = group.open_count == 0, group, group.parent
 
 
-def _is_shut(way: _Way) -> bool:
-    limit = way.group.limit
-    return way.is_alone and limit is not None and way.group.busy_count >= limit
+def _is_shut(ancestor: _Ancestor) -> bool:
+    limit = ancestor.group.limit
+    return ancestor.is_alone and limit is not None and ancestor.group.busy_count >= limit
 
 
 def _hold(group: GroupPlace, child: LeafPlace | GroupPlace, leaf: LeafPlace) -> None:

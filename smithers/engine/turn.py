@@ -130,12 +130,6 @@ class Abort(NamedTuple):
     reason: str
 
 
-class Timeout(NamedTuple):
-    """An approval whose time has run out: denied like any other, by `system:timeout`."""
-
-    key: NodeKey
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
     """The run leaves its worker: parked or over."""
@@ -169,7 +163,8 @@ class Turn:
     status: RunStatus | None = None  # the run goes on, under another status
     starts: list[Start] = field(default_factory=list)
     aborts: list[Abort] = field(default_factory=list)
-    timeouts: list[Timeout] = field(default_factory=list)
+    # Questions whose time has run out: denied like any other, by `system:timeout`.
+    timeouts: list[NodeKey] = field(default_factory=list)
     ending: Ending | None = None
 
     @property

@@ -45,12 +45,20 @@ def begin(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None
             children.go_on_as_new(run, leaf, fact)
 
 
-def take_event(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
-    """Go on where what a node waits for has come: a signal, or its child's end."""
-    if isinstance(leaf.element, Subflow):
-        children.take_end(run, leaf, fact)
-    else:
-        take_signal(run, leaf, fact)
+def take_all(run: "Progress") -> None:
+    """Go on where what a node waits for has come; the first in the tree is served first."""
+    leaves = [leaf for key in run.waiting if (leaf := run.find_leaf(key)) is not None]
+    for leaf in sorted(leaves, key=lambda leaf: leaf.position):
+        fact = run.facts.nodes[leaf.key]
+        if not fits(leaf.element, fact.state) or run.is_just_asked(leaf.key):
+            continue
+        match fact.state:
+            case NodeState.WAITING_APPROVAL:
+                questions.take_decision(run, leaf, fact)
+            case NodeState.WAITING_EVENT if isinstance(leaf.element, Subflow):
+                children.take_end(run, leaf, fact)
+            case NodeState.WAITING_EVENT:
+                take_signal(run, leaf, fact)
 
 
 def take_signal(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> bool:
@@ -168,7 +176,8 @@ def _consume(
     run.facts.signals.remove(signal)
     run.turn.signals.append((signal.seq, key))
     try:
-        output = run.renderer.encode(decode_output(signal.data), element.output)
+        data = decode_output(signal.data)
+        output = run.renderer.encode(data, element.output, what="the signal's data")
     except InvalidOutput as error:
         outcomes.fail(run, key, fact, Problem.of(error))
         return

@@ -1,4 +1,4 @@
-"""What a server and an operating command are told, as frozen values; their defaults stand here only."""
+"""What a server and an operating command are told, as frozen values with their defaults, which the table tells people."""
 
 import os
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+from smithers.defaults import DEFAULT_QUEUE
 from smithers.settings.limits import Limits
 
 DEFAULT_URL: Final = "http://127.0.0.1:7331"
@@ -37,7 +38,7 @@ class ServerOptions:
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     runs_per_worker: int = 256
     worker_memory_mib: int | None = None  # None: no limit
-    queues: tuple[str, ...] = ("default",)
+    queues: tuple[str, ...] = (DEFAULT_QUEUE,)
     own_queue: str | None = None  # all that is started here goes there, and nothing else is claimed
     allow_network: bool = False
     unsafe_tools: bool = False

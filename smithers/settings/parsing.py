@@ -73,7 +73,7 @@ def one_of(choices: Sequence[str], fold: Callable[[str], str]) -> Callable[[str]
 
 def word(text: str) -> str:
     """Read a word."""
-    if not text.isprintable() or " " in text or len(text) > 300:
+    if not text or not text.isprintable() or " " in text or len(text) > 300:
         raise ValueError("must be a word without blanks")
     return text
 

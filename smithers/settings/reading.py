@@ -15,6 +15,9 @@ from smithers.settings.parsing import named_database
 from smithers.settings.table import CLIENT_SETTINGS, SETTINGS, Setting
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+KEPT_FROM_TASKS: Final = MappingProxyType(
+    {"data_dir": "--data-dir", "tokens_file": "--tokens-file"}
+)
 OF_A_DATABASE: Final = frozenset({"database_url", "database_direct_url", "data_dir", "migrate"})
 
 
@@ -47,9 +50,11 @@ def read_server_options(
     values["limits"] = Limits(**dict(chain.from_iterable(values.get("limits", ()))))
     values.setdefault("log_format", "pretty" if sys.stderr.isatty() else "json")
     root = values.setdefault("root_dir", Path.cwd())
+    for field, flag in KEPT_FROM_TASKS.items():
+        path = values.get(field)
+        if path is not None and path.is_relative_to(root):
+            problems.append(f"{flag}: must not lie below the root, where tasks can reach it")
     data_dir = values.get("data_dir")
-    if data_dir is not None and data_dir.is_relative_to(root):
-        problems.append("--data-dir: must not lie below the root, where tasks can reach it")
     if values.get("no_database"):
         problems += _contradictions(flags)
         values = {name: value for name, value in values.items() if name not in OF_A_DATABASE}

@@ -142,7 +142,7 @@ SETTINGS: Final = (
         metavar="FILE",
         read=file,
         default="none",
-        help="More tokens, each with a user and scopes: one JSON object a line.",
+        help="More tokens, each with a user and scopes: one JSON object a line. Not below the root.",
     ),
     Setting(
         field="insecure",
@@ -244,7 +244,7 @@ SETTINGS: Final = (
         read=switch,
         is_switch=True,
         default="off",
-        help="Let tools reach the network.",
+        help="Let tools reach the network, and with it the host's abstract Unix sockets.",
     ),
     Setting(
         field="unsafe_tools",

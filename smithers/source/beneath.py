@@ -1,4 +1,4 @@
-"""Opens files beneath a root directory, whatever is swapped under its feet meanwhile.
+"""Open files beneath a root directory, whatever is swapped under our feet meanwhile.
 
 Guarantees: what is read lies beneath the root at the moment it is opened, is a regular file with
 one name, is no larger than asked, and did not change while it was read. One descriptor of the root
@@ -14,6 +14,7 @@ import ctypes
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -35,7 +36,7 @@ REFUSED: Final = frozenset({errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
 
 
 class OpenHow(ctypes.Structure):
-    """``struct open_how`` of openat2(2)."""
+    """`struct open_how` of openat2(2)."""
 
     _fields_ = (
         ("flags", ctypes.c_uint64),
@@ -86,7 +87,7 @@ class FileContent:
 def beneath(relative: str) -> str:
     """Bring a path into its one spelling, or raise OutsideRoot.
 
-    ``..`` is refused even where it would stay inside: after a link it means something else than it
+    `..` is refused even where it would stay inside: after a link it means something else than it
     says. A path that no file can have raises SourceNotFound.
     """
     if "\0" in relative:
@@ -107,13 +108,17 @@ class RootDirectory:
     Safe to use from several threads, as long as none of them closes it.
     """
 
-    def __init__(self, path: Path, *, hidden: str | None = None) -> None:
+    def __init__(
+        self, path: Path, *, hidden: str | None = None, closed: Iterable[Path] = ()
+    ) -> None:
         """Open the directory; an OSError tells that there is none.
 
-        What lies below the directory `hidden`, or is it, is not found, also where a link leads there.
+        What lies below the directory `hidden`, or is it, is not found, also where a link leads there. In `closed`, real paths
+        below this one, nothing is changed.
         """
         self.path = path.resolve(strict=True)
         self._hidden = hidden
+        self._closed = tuple(place.relative_to(self.path) for place in closed)
         self._fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._openat2 = ctypes.CDLL(None, use_errno=True).syscall
         self._openat2.restype = ctypes.c_long
@@ -129,7 +134,7 @@ class RootDirectory:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -155,12 +160,22 @@ class RootDirectory:
         raise SourceUnreadable(f"{path} is being written to; try again when that is done")
 
     def open(self, relative: str, flags: int) -> int:
-        """Open what a path leads to (``""``: the root); the caller closes it. Raises as read does.
+        """Open what a path leads to (`""`: the root); the caller closes it. Raises as read does.
 
         Nothing is made by it: with O_CREAT the root would be no bound for a link that leads nowhere yet.
         """
         assert not flags & os.O_CREAT
         return self._open(beneath(relative) if relative else ".", _beneath(flags))
+
+    def open_to_change(self, relative: str) -> int:
+        """Open a directory (`""`: the root) in which something is to be changed; raises as open does."""
+        fd = self.open(relative, os.O_RDONLY | os.O_DIRECTORY)
+        if any(self._is_in(fd, place) for place in self._closed):
+            os.close(fd)
+            raise SourceUnreadable(
+                f"{relative or 'the root'} holds code that the server runs: nothing is written there"
+            )
+        return fd
 
     def find_identity(self, relative: str) -> FileIdentity | None:
         """Say which regular file a path leads to now, without reading it; None if to none.
@@ -177,7 +192,7 @@ class RootDirectory:
         return self.find_identity(relative) is not None
 
     def is_dir(self, relative: str) -> bool:
-        """Say whether a directory is there (``""``: the root); raises as is_file."""
+        """Say whether a directory is there (`""`: the root); raises as is_file."""
         if not relative:
             return True
         status = self._status(beneath(relative))
@@ -204,9 +219,9 @@ class RootDirectory:
     def _open(self, path: str, how: OpenHow) -> int:
         try:
             fd = self._open_any(path, how)
-        except OSError as failure:
-            raise _ours(failure, path) from failure
-        if self._hidden is not None and self._is_hidden(fd, self._hidden):
+        except OSError as error:
+            raise _ours(error, path) from error
+        if self._hidden is not None and self._is_in(fd, self._hidden):
             os.close(fd)
             raise SourceNotFound(f"there is no file {path}")
         return fd
@@ -216,16 +231,16 @@ class RootDirectory:
             return self._open_resolved(path.encode(), how)
         return self._open_stepwise(path, how.flags)
 
-    def _is_hidden(self, fd: int, name: str) -> bool:
-        """Say whether the kernel finds an open file at a hidden place, by whichever links it was reached."""
-        hidden = Path(f"/proc/self/fd/{self._fd}").readlink() / name
-        return Path(f"/proc/self/fd/{fd}").readlink().is_relative_to(hidden)
+    def _is_in(self, fd: int, place: str | Path) -> bool:
+        """Say whether the kernel finds an open file at a place below the root, by whichever links it was reached."""
+        whole = Path(f"/proc/self/fd/{self._fd}").readlink() / place
+        return Path(f"/proc/self/fd/{fd}").readlink().is_relative_to(whole)
 
     def _kernel_resolves(self) -> bool:
         try:
             os.close(self._open_resolved(b".", TO_LOOK))
-        except OSError as failure:
-            if failure.errno in REFUSED:  # EPERM: how old seccomp filters refuse what they know not
+        except OSError as error:
+            if error.errno in REFUSED:  # EPERM: how old seccomp filters refuse what they know not
                 return False
             os.close(self._fd)
             raise
@@ -262,9 +277,9 @@ def _step(name: bytes, flags: int, at: int) -> int:
         if stat.S_ISLNK(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
             raise OSError(errno.EXDEV, "a link") from None
         raise
-    except OSError as failure:
-        if failure.errno == errno.ELOOP:
-            raise OSError(errno.EXDEV, "a link") from failure
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.EXDEV, "a link") from error
         raise
     # O_PATH with O_NOFOLLOW opens the link itself instead of failing.
     if stat.S_ISLNK(os.fstat(fd).st_mode):
@@ -286,8 +301,8 @@ def _read_unchanged(fd: int, path: str, *, max_bytes: int) -> FileContent | None
         raise SourceUnreadable(f"{path} is larger than {max_bytes} bytes")
     try:
         content = _read_at_most(fd, before.st_size + 1)
-    except OSError as failure:
-        raise _ours(failure, path) from failure
+    except OSError as error:
+        raise _ours(error, path) from error
     identity = FileIdentity.of(before)
     if len(content) != before.st_size or FileIdentity.of(os.fstat(fd)) != identity:
         return None
@@ -302,8 +317,8 @@ def _read_at_most(fd: int, size_bytes: int) -> bytes:
     return b"".join(chunks)
 
 
-def _ours(failure: OSError, path: str) -> SourceError:
-    code = failure.errno or 0
+def _ours(error: OSError, path: str) -> SourceError:
+    code = error.errno or 0
     if code in ABSENT:
         return SourceNotFound(f"there is no file {path}")
     if code == errno.EXDEV:

@@ -1,10 +1,10 @@
-"""Reads a workflow's file and the modules below the root that it imports, and names them by hash.
+"""Read a workflow's file and the modules below the root that it imports, and name them by hash.
 
 The gateway calls this; nothing of what is read is ever executed here. A bundle holds what was read:
 the bytes that were hashed are the bytes that are stored. The files are read one after another, so a
 bundle may mix two states of a deploy in progress, but never half a file that does not parse.
-Imports are found wherever they stand, in functions, in ``try`` and under ``TYPE_CHECKING`` too.
-What no import statement names (``importlib.import_module``, data files) is not part of a bundle.
+Imports are found wherever they stand, in functions, in `try` and under `TYPE_CHECKING` too.
+What no import statement names (`importlib.import_module`, data files) is not part of a bundle.
 """
 
 import hashlib
@@ -12,10 +12,12 @@ import json
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Self
+from weakref import WeakValueDictionary
 
+from smithers.ids import SourceHash
 from smithers.source.beneath import FileIdentity, RootDirectory, beneath
 from smithers.source.errors import OutsideRoot, SourceUnreadable
 from smithers.source.parsing import ImportStatement, ParsedSource, read_source
@@ -29,7 +31,8 @@ from smithers.source.resolution import (
     search_places,
 )
 
-MAX_FILE_BYTES: Final = 2 * 1024 * 1024
+# Python parses a file in one piece, and no other thread of the process runs meanwhile.
+MAX_FILE_BYTES: Final = 512 * 1024
 MAX_MODULES: Final = 500
 MAX_BUNDLE_BYTES: Final = 16 * 1024 * 1024
 
@@ -45,14 +48,10 @@ SETTLED_NS: Final = 2_500_000_000
 class SourceBundle:
     """One version of a workflow's source."""
 
-    entry: str
-    """The entry file's path below the root, with ``/``."""
-    workflow_name: str | None
-    """Which workflow of the file was asked for; says nothing about the version."""
-    modules: Mapping[str, str]
-    """Path below the root -> source text, the entry and the packages above included."""
-    source_hash: str
-    """The sha-256, in hex, of entry and modules; see hash_source."""
+    entry: str  # the entry file's path below the root, with `/`
+    workflow_name: str | None  # which one of the file was asked for; says nothing of the version
+    modules: Mapping[str, str]  # path below the root -> text; the entry and the packages above too
+    source_hash: SourceHash  # the sha-256, in hex, of entry and modules; see hash_source
 
     def to_json(self) -> str:
         """Write what the hash covers: equal hashes, equal text, whichever name was asked for."""
@@ -72,18 +71,18 @@ class SourceBundle:
         )
 
 
-def hash_source(entry: str, modules: Mapping[str, str]) -> str:
+def hash_source(entry: str, modules: Mapping[str, str]) -> SourceHash:
     """Hash a version: every part is preceded by its length, the modules are sorted by path."""
     digest = hashlib.sha256(b"smithers source 1\n")
     for part in (entry, *(part for item in sorted(modules.items()) for part in item)):
         content = part.encode()
         digest.update(len(content).to_bytes(8, "big"))
         digest.update(content)
-    return digest.hexdigest()
+    return SourceHash(digest.hexdigest())
 
 
 def read_bundle(root: RootDirectory, workflow_path: str) -> SourceBundle:
-    """Read ``path.py`` or ``path.py:name`` and its import closure, once and without a cache.
+    """Read `path.py` or `path.py:name` and its import closure, once and without a cache.
 
     Raises OutsideRoot, SourceNotFound, SourceUnreadable, SourceBroken.
     """
@@ -91,23 +90,43 @@ def read_bundle(root: RootDirectory, workflow_path: str) -> SourceBundle:
 
 
 class SourceReader:
-    """Reads bundles again and again, and parses only what has changed since.
+    """A reader of many bundles, which parses only what has changed since the last.
 
     Every read resolves every import anew, so a file that appears and shadows another is seen at the
-    next read; only the contents of files are remembered. Threads may share it: they take turns.
+    next read; only the contents of files are remembered. Threads may share it.
     """
 
     def __init__(self, root: RootDirectory) -> None:
         self._root = root
         self._files = _FileCache(root)
-        self._turn = threading.Lock()
+        # Those who read one version take turns: the second finds what the first has parsed.
+        self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        self._turns_lock = threading.Lock()
 
     def read(self, workflow_path: str) -> SourceBundle:
-        """Read a bundle; blocks on the disk, and raises as read_bundle."""
+        """Read a bundle; blocks on the disk and on who else reads it, and raises as read_bundle."""
+        known = self.find(workflow_path)
+        if known is not None:
+            return known
+        with self._turns_lock:
+            turn = self._turns.setdefault(workflow_path, threading.Lock())
+        with turn:
+            return self._walk(workflow_path, self._files.read)
+
+    def find(self, workflow_path: str) -> SourceBundle | None:
+        """Return the bundle that `read` would, where all of its files are remembered and unchanged; else None.
+
+        It looks at each file's times and at no content, and waits for no thread. Raises as read_bundle.
+        """
+        try:
+            return self._walk(workflow_path, self._files.recall)
+        except _NotKnown:
+            return None
+
+    def _walk(self, workflow_path: str, read: Callable[[str], ParsedSource]) -> SourceBundle:
         path, name = split_reference(workflow_path)
         entry = beneath(path)
-        with self._turn:
-            modules = _Closure(self._root, self._files, entry).collect()
+        modules = _Closure(self._root, read, entry).collect()
         return SourceBundle(
             entry=entry,
             workflow_name=name,
@@ -117,7 +136,7 @@ class SourceReader:
 
 
 def split_reference(workflow_path: str) -> tuple[str, str | None]:
-    """Split ``path.py:name``; raises SourceUnreadable for what is no Python file."""
+    """Split `path.py:name`; raises SourceUnreadable for what is no Python file."""
     if workflow_path.endswith(".py"):
         return workflow_path, None
     path, _, name = workflow_path.rpartition(":")
@@ -135,19 +154,24 @@ class _CachedFile:
     source: ParsedSource
 
 
+class _NotKnown(Exception):
+    """A file is not remembered, or has changed since."""
+
+
 class _FileCache:
-    """Parsed files by path, the least recently used dropped first."""
+    """Parsed files by path, the least recently used dropped first. The lock is held for no file's time."""
 
     def __init__(self, root: RootDirectory) -> None:
         self._root = root
+        self._lock = threading.Lock()
         self._files: OrderedDict[str, _CachedFile] = OrderedDict()
         self._size_bytes = 0
 
     def read(self, path: str) -> ParsedSource:
         """Parse a file, or remember it; raises what opening and parsing raise."""
-        known = self._files.get(path)
-        if known and known.is_settled and self._root.find_identity(path) == known.identity:
-            self._files.move_to_end(path)
+        with self._lock:
+            known = self._look_up(path)
+        if known is not None and self._is_unchanged(path, known):
             return known.source
         # Taken before the read: what is changed after it must not pass for settled.
         now_ns = time.time_ns()
@@ -156,8 +180,30 @@ class _FileCache:
         source = known.source if known and is_same else read_source(found.content, path)
         changed_ns = max(found.identity.changed_ns, found.identity.modified_ns)
         is_settled = changed_ns < now_ns - SETTLED_NS
-        self._keep(path, _CachedFile(found.identity, is_settled, found.content, source))
+        with self._lock:
+            self._keep(path, _CachedFile(found.identity, is_settled, found.content, source))
         return source
+
+    def recall(self, path: str) -> ParsedSource:
+        """Return a file that is remembered and unchanged; raises _NotKnown for any other, and where the lock is held."""
+        if not self._lock.acquire(blocking=False):
+            raise _NotKnown
+        try:
+            known = self._look_up(path)
+        finally:
+            self._lock.release()
+        if known is None or not self._is_unchanged(path, known):
+            raise _NotKnown
+        return known.source
+
+    def _look_up(self, path: str) -> _CachedFile | None:
+        known = self._files.get(path)
+        if known is not None:
+            self._files.move_to_end(path)
+        return known
+
+    def _is_unchanged(self, path: str, known: _CachedFile) -> bool:
+        return known.is_settled and self._root.find_identity(path) == known.identity
 
     def _keep(self, path: str, file: _CachedFile) -> None:
         self._drop(path)
@@ -174,9 +220,11 @@ class _FileCache:
 class _Closure:
     """One walk from an entry file over everything below the root that it imports."""
 
-    def __init__(self, root: RootDirectory, files: _FileCache, entry: str) -> None:
+    def __init__(
+        self, root: RootDirectory, read: Callable[[str], ParsedSource], entry: str
+    ) -> None:
         self._root = root
-        self._files = files
+        self._read = read
         self._entry = entry
         self._search = search_places(entry)
         self._sources: dict[str, ParsedSource] = {}
@@ -214,7 +262,7 @@ class _Closure:
             raise SourceUnreadable(
                 f"{self._entry} imports more than {MAX_MODULES} modules below the root"
             )
-        source = self._files.read(path)
+        source = self._read(path)
         self._size_bytes += source.size_bytes
         if self._size_bytes > MAX_BUNDLE_BYTES:
             raise SourceUnreadable(

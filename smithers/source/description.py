@@ -1,4 +1,4 @@
-"""Says what a version of a workflow's source is, without running it: for a throwaway process.
+"""Say what a version of a workflow's source is, without running it: for a throwaway process.
 
 What an author got wrong is part of the answer, never an exception. The answer fits into the
 database and into a response: no NUL, no lone surrogate, no path outside the root, no endless text.
@@ -12,7 +12,8 @@ from typing import Any, Final, Self
 from smithers.source.closure import SourceBundle
 from smithers.source.errors import ImportFailed, SourceError
 from smithers.source.loading import find_workflow, load_module
-from smithers.source.tracebacks import author_message, author_traceback, without_paths
+from smithers.texts import encodable
+from smithers.tracebacks import author_message, author_traceback, without_paths
 from smithers.workflow import Workflow
 
 MAX_ERROR_CHARS: Final = 8_000
@@ -23,20 +24,16 @@ ESCAPED_NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What a start needs to know of a workflow; where ``error`` is set, nothing else is."""
+    """What a start needs to know of a workflow; where `error` is set, nothing else is."""
 
     workflow_name: str | None
-    input_schema: dict[str, Any] | None
-    """The JSON Schema of the input; None where any object is taken."""
+    input_schema: dict[str, Any] | None  # JSON Schema; None where any object is taken
     queue: str | None
     isolation: str | None
     database: str | None
-    error: str | None
-    """What an answer says; it names file and line."""
-    traceback: str | None = None
-    """Where ``error`` came from, for whoever runs the server: it quotes the source."""
-    is_accident: bool = False
-    """``error`` befell the process that looked, and says nothing of the source."""
+    error: str | None  # what an answer says; it names file and line
+    traceback: str | None = None  # for whoever runs the server: it quotes the source
+    is_accident: bool = False  # the error befell the process that looked, whatever the source is
 
     def to_json(self) -> str:
         """Write the description as one JSON object."""
@@ -52,10 +49,10 @@ def describe(bundle: SourceBundle, workflow_name: str | None) -> Description:
     """Load a version and describe one of its workflows; executes the author's code."""
     try:
         workflow = find_workflow(load_module(bundle), workflow_name)
-    except ImportFailed as failure:
-        return _misfit(failure.reason, failure.traceback)
-    except SourceError as failure:
-        return _misfit(failure.reason)
+    except ImportFailed as error:
+        return _misfit(error.reason, error.traceback)
+    except SourceError as error:
+        return _misfit(error.reason)
     try:
         return _describe(workflow)
     except Exception as error:  # noqa: BLE001  pydantic runs the author's code to make a schema
@@ -93,7 +90,7 @@ def _misfit(error: str, traceback: str | None = None) -> Description:
 
 
 def _fit(text: str) -> str:
-    text = without_paths(text).replace("\0", "\\0").encode("utf-8", "replace").decode()
+    text = encodable(without_paths(text).replace("\0", "\\0"))
     return text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + "…"
 
 

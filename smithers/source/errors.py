@@ -8,14 +8,14 @@ SourceError
 ├── ImportFailed       it is Python, and raised when it was imported
 └── WorkflowNotFound   it was imported, and holds no workflow, or several and none was named
 
-``reason`` may be shown to whoever asked: it names files relative to the root only.
+`reason` may be shown to whoever asked: it names files relative to the root only.
 """
 
 from smithers.errors import SmithersError
 
 
 class SourceError(SmithersError):
-    """A workflow's source cannot be used; ``reason`` says why, and fits into an answer."""
+    """A workflow's source cannot be used; `reason` says why, and fits into an answer."""
 
     code = "INVALID_REQUEST"
 
@@ -25,7 +25,7 @@ class SourceError(SmithersError):
 
 
 class OutsideRoot(SourceError):
-    """A path leads out of the root: by ``..``, as an absolute path, or through a link."""
+    """A path leads out of the root: by `..`, as an absolute path, or through a link."""
 
     code = "WORKFLOW_PATH_OUTSIDE_ROOT"
 
@@ -49,9 +49,9 @@ class SourceBroken(SourceError):
 
 
 class ImportFailed(SourceError):
-    """A module raised while it was imported; ``traceback`` is the author's part of it.
+    """A module raised while it was imported; `traceback` is the author's part of it.
 
-    ``traceback`` names libraries by their real paths: it is for the author, not for an answer.
+    `traceback` names libraries by their real paths: it is for the author, not for an answer.
     """
 
     def __init__(self, reason: str, *, traceback: str, file: str, line: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Loads a stored version of a workflow's source into this process: for children, never a gateway.
+"""Load a stored version of a workflow's source into this process: for children, never a gateway.
 
 A version is loaded as a whole or not at all: when its entry fails, nothing of it stays behind.
 """
@@ -9,13 +9,8 @@ from typing import Any
 
 from smithers.source.closure import SourceBundle
 from smithers.source.errors import ImportFailed, SourceBroken, SourceError, WorkflowNotFound
-from smithers.source.tracebacks import (
-    author_message,
-    author_traceback,
-    find_place,
-    without_paths,
-)
 from smithers.source.version import VERSION_ATTRIBUTE, LoadedVersion, package_name
+from smithers.tracebacks import author_message, author_traceback, find_place, without_paths
 from smithers.workflow import Workflow
 
 
@@ -51,20 +46,28 @@ def load_workflow(bundle: SourceBundle, export: str | None) -> Workflow[Any]:
     return find_workflow(_version(bundle).load(file), name)
 
 
-def unload(source_hash: str) -> None:
-    """Forget a version, if it is loaded; code of it that still runs keeps what it has."""
+def find_export(source_hash: str, workflow: Workflow[Any]) -> str | None:
+    """Say where a loaded version has a workflow, as load_workflow takes it; the entry's name for it comes first.
+
+    None: no module has it under a name. Its builder does not tell: a decorator may have put a function of another module
+    in the author's place.
+    """
     package = sys.modules.get(package_name(source_hash))
-    if package is not None:
-        version: LoadedVersion = vars(package)[VERSION_ATTRIBUTE]
-        with version.lock:
-            version.unload()
+    if package is None:
+        return None
+    version: LoadedVersion = vars(package)[VERSION_ATTRIBUTE]
+    for file, module in version.list_ready():
+        for name, value in list(vars(module).items()):
+            if value is workflow:
+                return f"{file}:{name}"
+    return None
 
 
 def find_workflow(module: ModuleType, name: str | None) -> Workflow[Any]:
     """Pick a module's workflow; raises WorkflowNotFound with the candidates.
 
     By name: the attribute of that name, else the workflow of that name. Without one: the attribute
-    ``workflow``, else the only workflow that the module itself defines.
+    `workflow`, else the only workflow that the module itself defines.
     """
     found = {key: value for key, value in vars(module).items() if isinstance(value, Workflow)}
     if name is not None:
@@ -120,12 +123,13 @@ def _failure(error: BaseException, version: LoadedVersion) -> SourceError:
     if isinstance(error, SyntaxError) and (error.filename or "").endswith(suffix):
         file = str(error.filename).removesuffix(suffix)
         return SourceBroken(without_paths(error.msg), file=file, line=error.lineno)
-    file, line = find_place(error, suffix) or (version.bundle.entry, None)
+    shown = author_traceback(error)
+    file, line = find_place(shown) or (version.bundle.entry, None)
     place = file if line is None else f"{file}, line {line}"
     message = without_paths(author_message(error))
     return ImportFailed(
         f"{version.bundle.entry} cannot be imported: {message} ({place})",
-        traceback=author_traceback(error),
+        traceback=shown,
         file=file,
         line=line,
     )

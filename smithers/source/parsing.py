@@ -1,4 +1,4 @@
-"""Turns a file's bytes into Python source, and source into the imports that it names.
+"""Turn a file's bytes into Python source, and source into the imports that it names.
 
 Nothing is executed here: the gateway calls this. Parsing takes time in proportion to the file (a
 second or so for the largest one allowed) and belongs in a thread.
@@ -25,7 +25,7 @@ _WARNING_FILTERS: Final = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class ImportStatement:
-    """One ``import`` of a module; ``level`` counts the dots of a relative one."""
+    """One `import` of a module; `level` counts the dots of a relative one."""
 
     level: int
     module: str
@@ -39,8 +39,7 @@ class ParsedSource:
     text: str
     size_bytes: int
     imports: tuple[ImportStatement, ...]
-    exported: tuple[str, ...]
-    """The strings of ``__all__``: what ``from package import *`` imports from a package."""
+    exported: tuple[str, ...]  # the strings of `__all__`: what `from package import *` imports
 
 
 def read_source(content: bytes, file: str) -> ParsedSource:
@@ -66,20 +65,20 @@ def read_source(content: bytes, file: str) -> ParsedSource:
 
 
 def decode(content: bytes, file: str) -> str:
-    r"""Decode by byte order mark or encoding cookie, else UTF-8; line ends become ``\n``."""
+    r"""Decode by byte order mark or encoding cookie, else UTF-8; line ends become `\n`."""
     try:
         text = importlib.util.decode_source(content)
         # Some codecs that a cookie may name make code points that no file and no database can hold.
         text.encode()
-    except SyntaxError as failure:
-        raise SourceBroken(failure.msg, file=file, line=1) from failure
-    except UnicodeDecodeError as failure:
-        line = content.count(b"\n", 0, failure.start) + 1
+    except SyntaxError as error:
+        raise SourceBroken(error.msg, file=file, line=1) from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
         raise SourceBroken(
-            f"it is not {failure.encoding}: {failure.reason}", file=file, line=line
-        ) from failure
-    except (UnicodeError, LookupError) as failure:
-        raise SourceBroken("its encoding is not one of text", file=file, line=1) from failure
+            f"it is not {error.encoding}: {error.reason}", file=file, line=line
+        ) from error
+    except (UnicodeError, LookupError) as error:
+        raise SourceBroken("its encoding is not one of text", file=file, line=1) from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise SourceBroken("it contains a NUL character", file=file, line=line)
@@ -95,19 +94,19 @@ def compile_source(text: str, filename: str) -> CodeType:
     try:
         with _warnings("default"):
             return compile(text, filename, "exec", dont_inherit=True)
-    except (RecursionError, MemoryError) as failure:
-        raise SyntaxError(TOO_DEEP, (filename, None, None, None)) from failure
+    except (RecursionError, MemoryError) as error:
+        raise SyntaxError(TOO_DEEP, (filename, None, None, None)) from error
 
 
 def _parse(text: str, file: str) -> ast.Module:
     try:
         with _warnings("ignore"):
             return ast.parse(text, file)
-    except SyntaxError as failure:
-        raise SourceBroken(failure.msg, file=file, line=failure.lineno) from failure
-    except (RecursionError, MemoryError, ValueError) as failure:
+    except SyntaxError as error:
+        raise SourceBroken(error.msg, file=file, line=error.lineno) from error
+    except (RecursionError, MemoryError, ValueError) as error:
         # MemoryError is how the parser says that its own stack is exhausted.
-        raise SourceBroken(TOO_DEEP, file=file, line=None) from failure
+        raise SourceBroken(TOO_DEEP, file=file, line=None) from error
 
 
 def _strings(value: ast.expr) -> Iterator[str]:

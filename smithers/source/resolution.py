@@ -1,17 +1,17 @@
-"""Says which file below the root an import means; one answer for the closure and for the loader.
+"""Say which file below the root an import means; one answer for the closure and for the loader.
 
 Both ask the same functions, the closure about the disk, the loader about the stored modules, so
 that what was found is what is loaded. The rules are Python's for a script: beside the entry file
-first (``sys.path[0]``), then the root, then whatever is installed; in one directory a package
+first (`sys.path[0]`), then the root, then whatever is installed; in one directory a package
 before a module. They differ in three points, because the files alone must decide:
 
-- ``smithers`` and the modules built into the interpreter are never local;
-- a directory without ``__init__.py`` counts only for an import that names a file below it, and
+- `smithers` and the modules built into the interpreter are never local;
+- a directory without `__init__.py` counts only for an import that names a file below it, and
   never under the name of a module of the standard library: a data directory shadows nothing;
 - every package above a module is imported before it, the entry's own included, and a relative
   import works in any directory below the root.
 
-A *place* is a module's path without its suffix (``flows/tools``); the root itself is ``""``.
+A *place* is a module's path without its suffix (`flows/tools`); the root itself is `""`.
 """
 
 import sys
@@ -49,7 +49,7 @@ def ancestors(path: str) -> Iterator[str]:
 
 
 def find_file(place: str, has_file: HasFile) -> str | None:
-    """Find the package or module at a place; None for a directory without ``__init__.py``."""
+    """Find the package or module at a place; None for a directory without `__init__.py`."""
     for file in (f"{place}/__init__.py", f"{place}.py"):
         if place and has_file(file):
             return file

@@ -1,10 +1,10 @@
 """One version of a workflow's source in this process: its modules, and the imports between them.
 
-The modules of a version live in ``sys.modules`` under a package of the version's own,
-``smithers_source_<hash>``, so that two versions stand side by side. Every module has its own
-``__builtins__`` with its own ``__import__``, which finds the version's modules by the rules of
+The modules of a version live in `sys.modules` under a package of the version's own,
+`smithers_source_<hash>`, so that two versions stand side by side. Every module has its own
+`__builtins__` with its own `__import__`, which finds the version's modules by the rules of
 smithers.source.resolution, also long after the module was loaded, and passes everything else to the
-real one. ``importlib.import_module("helpers")`` does not go that way: it finds installed modules
+real one. `importlib.import_module("helpers")` does not go that way: it finds installed modules
 only, and its error names the one that is missing.
 """
 
@@ -44,7 +44,7 @@ def package_name(source_hash: str) -> str:
 class LoadedVersion:
     """The modules of one bundle; each is executed once, when it is first imported.
 
-    ``lock`` is held while modules are executed, and may be taken again by the same thread. So a
+    `lock` is held while modules are executed, and may be taken again by the same thread. So a
     module that starts a thread while it is imported, and waits for it, must not import one of its
     version's modules for the first time in there: the two would wait for each other.
     """
@@ -84,6 +84,10 @@ class LoadedVersion:
             self._ready[file] = module
             return module
 
+    def list_ready(self) -> list[tuple[str, ModuleType]]:
+        """List the modules that have been executed, by their files; the entry's first."""
+        return sorted(self._ready.items(), key=lambda ready: ready[0] != self.bundle.entry)
+
     def unload(self) -> None:
         """Forget the version's modules; what still runs keeps its own and may import more."""
         inside = self.package.__name__ + "."
@@ -97,7 +101,7 @@ class LoadedVersion:
     def find_import(
         self, importer: str, name: str, names: Sequence[str], level: int
     ) -> ModuleType | None:
-        """Do what ``__import__`` does, for the version's modules; None: it is none of them."""
+        """Do what `__import__` does, for the version's modules; None: it is none of them."""
         start = find_start(
             ImportStatement(level, name, tuple(names)),
             importer=importer,

@@ -1,27 +1,14 @@
-"""Take runs that are due, give them back, and read what is known of a run that is taken up."""
+"""Take runs that are due, and give them back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 import asyncpg
-import orjson
 
-from smithers.engine.facts import (
-    ApprovalFact,
-    EndFact,
-    Facts,
-    LoopFact,
-    NodeFact,
-    NodeKey,
-    Problem,
-    SignalFact,
-    TryFact,
-)
-from smithers.errors import LeaseLost
-from smithers.ids import Epoch, LoopId, RunId, SourceHash, TryId, WorkerId
-from smithers.states import ApprovalStatus, NodeState, RunStatus, TryPhase
+from smithers.ids import Epoch, RunId, SourceHash, WorkerId
+from smithers.states import RunStatus
 from smithers.store.connections import driver_errors, transaction
 
 
@@ -139,39 +126,6 @@ SELECT smithers.to_ms(min(d.due_at)) - smithers.to_ms(smithers.clock()) FROM lev
     ORDER BY r.due_at LIMIT 1) AS d
 """.replace("LEVELS", _LEVELS)
 
-# -- name: load_news
-# What comes from outside, of some runs: decisions, and signals that nobody has taken.
-LOAD_NEWS: Final = """
-SELECT r.run_id, r.last_seq, r.epoch, r.cancel_requested_at IS NOT NULL AS is_cancelling,
-    smithers.to_ms(smithers.clock()) AS now_ms,
-    (SELECT coalesce(json_agg(json_build_array(a.node_id, a.iteration, a.status, a.note, a.decided_by,
-            smithers.to_ms(a.decided_at), a.decision)), '[]')
-        FROM smithers.approvals AS a WHERE a.run_id = r.run_id AND a.status IN ('approved', 'denied'))::text AS approvals,
-    (SELECT coalesce(json_agg(json_build_array(s.seq, s.signal_name, s.correlation_id, s.data) ORDER BY s.seq), '[]')
-        FROM smithers.signals AS s WHERE s.run_id = r.run_id AND s.consumed_by IS NULL)::text AS signals,
-    (SELECT coalesce(json_agg(json_build_array(k.node_id, k.iteration, k.child_run_id, k.status, k.output, k.error)), '[]')
-        FROM smithers.children AS k JOIN smithers.nodes AS n
-            ON n.run_id = k.run_id AND n.node_id = k.node_id AND n.iteration = k.iteration
-        WHERE k.run_id = r.run_id AND k.status IS NOT NULL AND n.state = 'waiting-event')::text AS ends
-    -- MORE
-FROM smithers.runs AS r WHERE r.run_id = ANY ($1)
-"""
-
-# -- name: load_runs
-# All that is known of some runs, in one snapshot and one round trip: with the news, what their own history says.
-LOAD_RUNS: Final = LOAD_NEWS.replace(
-    "-- MORE",
-    """,
-    (SELECT coalesce(json_agg(json_build_array(n.node_id, n.iteration, n.state, n.kind, n.label, n.attempt, n.failures,
-            n.output, n.error, smithers.to_ms(n.due_at), smithers.to_ms(n.started_at), n.wait, n.heartbeat, n.loop_id)), '[]')
-        FROM smithers.nodes AS n WHERE n.run_id = r.run_id)::text AS nodes,
-    (SELECT coalesce(json_agg(json_build_array(l.loop_id, l.iteration, l.is_done)), '[]')
-        FROM smithers.loops AS l WHERE l.run_id = r.run_id)::text AS loops,
-    (SELECT coalesce(json_agg(json_build_array(t.try_id, t.phase, t.is_done, t.problem)), '[]')
-        FROM smithers.tries AS t WHERE t.run_id = r.run_id)::text AS tries,
-    (SELECT f.xml_hash FROM smithers.frames AS f WHERE f.run_id = r.run_id ORDER BY f.frame_no DESC LIMIT 1) AS xml_hash""",
-)
-
 # -- name: release_runs
 # Give runs back that are to go on elsewhere, e.g. on a drain: due at once, and no news.
 RELEASE_RUNS: Final = """
@@ -220,36 +174,14 @@ class ClaimedRun:
     due_ms: int  # since when it could have been claimed
     started_ms: int  # its first claim
     now_ms: int
-    queue: str = "default"
-    parent_run_id: RunId | None = None  # who waits for its end
-    carried: str | None = None  # JSON: the state that it goes on with for another
+    queue: str
+    parent_run_id: RunId | None  # who waits for its end
+    carried: str | None  # JSON: the state that it goes on with for another
 
     @property
     def is_new(self) -> bool:
         """Nothing is known of it but its start."""
         return self.last_seq == 0
-
-
-@dataclass(frozen=True, slots=True)
-class News:
-    """What has come to a run from outside."""
-
-    last_seq: int
-    epoch: Epoch
-    is_cancelling: bool
-    now_ms: int
-    approvals: dict[NodeKey, ApprovalFact]
-    signals: list[SignalFact]
-    ends: dict[NodeKey, EndFact]  # of children that nodes wait for
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedRun:
-    """What the rows say of a run that is taken up again."""
-
-    facts: Facts
-    xml_hash: str | None
-    news: News
 
 
 async def claim_runs(
@@ -293,52 +225,6 @@ async def find_next_due_ms(connection: asyncpg.Connection, queue: str) -> int | 
     return due
 
 
-async def load_runs(
-    connection: asyncpg.Connection | asyncpg.Pool, run_ids: Sequence[RunId]
-) -> list[LoadedRun | Exception]:
-    """Read what is known of runs that are taken up again, in the order of the ids; LeaseLost for one that is gone."""
-    with driver_errors():
-        rows = await connection.fetch(LOAD_RUNS, run_ids)
-    found = {row["run_id"]: row for row in rows}
-    return [
-        _loaded(found[run_id]) if run_id in found else LeaseLost(f"run {run_id} is gone")
-        for run_id in run_ids
-    ]
-
-
-async def load_news(pool: asyncpg.Pool, run_id: RunId) -> News | None:
-    """Read what has come to a run from outside; None where the run is gone."""
-    with driver_errors():
-        row = await pool.fetchrow(LOAD_NEWS, [run_id])
-    return None if row is None else _news(row)
-
-
-def _loaded(row: asyncpg.Record) -> LoadedRun:
-    facts = Facts()
-    for node_id, iteration, *rest in orjson.loads(row["nodes"]):
-        facts.put(NodeKey(node_id, iteration), _node_fact(*rest))
-    for loop_id, iteration, is_done in orjson.loads(row["loops"]):
-        facts.loops[LoopId(loop_id)] = LoopFact(iteration, is_done)
-    for try_id, phase, is_done, problem in orjson.loads(row["tries"]):
-        facts.tries[TryId(try_id)] = TryFact(TryPhase(phase), is_done, _problem_of(problem))
-    return LoadedRun(facts, row["xml_hash"], _news(row))
-
-
-def _news(row: asyncpg.Record) -> News:
-    approvals = {
-        NodeKey(node_id, iteration): ApprovalFact(ApprovalStatus(status), *rest)
-        for node_id, iteration, status, *rest in orjson.loads(row["approvals"])
-    }
-    signals = [SignalFact(*fields) for fields in orjson.loads(row["signals"])]
-    ends = {
-        NodeKey(node_id, iteration): EndFact(run_id, RunStatus(status), output, _problem_of(error))
-        for node_id, iteration, run_id, status, output, error in orjson.loads(row["ends"])
-    }
-    return News(
-        row["last_seq"], row["epoch"], row["is_cancelling"], row["now_ms"], approvals, signals, ends
-    )
-
-
 async def release_runs(pool: asyncpg.Pool, worker_id: WorkerId, run_ids: list[RunId]) -> list[str]:
     """Give runs back that others are to go on with; return their queues."""
     with driver_errors():
@@ -359,42 +245,3 @@ async def find_news(
     with driver_errors():
         rows = await pool.fetch(FIND_NEWS, worker_id, list(cursors), list(cursors.values()))
     return [row["run_id"] for row in rows]
-
-
-def _node_fact(  # noqa: PLR0917 - the columns of one row, in the order of load_run
-    state: str,
-    kind: str,
-    label: str | None,
-    attempt: int,
-    failures: int,
-    output: str | None,
-    error: str | None,
-    due_ms: int | None,
-    started_ms: int | None,
-    wait: str | None,
-    heartbeat: str | None,
-    loop: str | None,
-) -> NodeFact:
-    return NodeFact(
-        state=NodeState(state),
-        kind=kind,
-        label=label,
-        attempt=attempt,
-        failures=failures,
-        output=output,
-        error=_problem_of(error),
-        due_ms=due_ms,
-        started_ms=started_ms,
-        wait=wait,
-        heartbeat=heartbeat,
-        loop=loop,
-    )
-
-
-def _problem_of(text: str | None) -> Problem | None:
-    if text is None:
-        return None
-    kept = orjson.loads(text)
-    return Problem(
-        kept["name"], kept["message"], kept.get("code"), kept.get("details"), kept.get("traceback")
-    )

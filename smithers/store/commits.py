@@ -1,4 +1,4 @@
-"""Commit turns, and tell of them: many runs' changes in one call of `commit_turns_v2`, each run's fate its own.
+"""Commit turns, and tell of them: many runs' changes in one call of `commit_turns_v3`, each run's fate its own.
 
 The lane gathers what is ready while the last group was under way. A run that lost its lease, or whose row a gateway holds
 right now, does not touch the others; neither does a value that Postgres refuses: the group is then done again run by run,
@@ -35,10 +35,10 @@ PATIENT_S: Final = 300.0  # for a turn that is too long for a call
 LOCKED_PAUSE_S: Final = 0.005  # about a gateway's commit, which holds the row
 
 # -- name: commit_turns
-# One round trip and one flush for all; see migrations/functions/commit_turns_v2.sql for how others are told, and
-# commit_group_v3.sql for the why of its order.
+# One round trip and one flush for all; see migrations/functions/commit_turns_v3.sql for when it is answered,
+# commit_turns_v2.sql for how others are told, and commit_group_v3.sql for the why of its order.
 COMMIT_TURNS: Final = """
-CALL smithers.commit_turns_v2(
+CALL smithers.commit_turns_v3(
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, NULL, NULL, NULL)"""
 
 
@@ -77,7 +77,7 @@ class TurnCommit:
     is_cancelling: bool
     is_cleared: bool  # what was in flight when an owner died has ended
     turn: Turn
-    origin: RunOrigin | None = None  # where the turn starts others
+    origin: RunOrigin
     has_cleanup: bool = False  # a cancel must let the owner clean up first
     # What to tell besides that it has new events.
     hints: Mapping[Channel, Collection[str]] = field(default_factory=dict)
@@ -316,8 +316,6 @@ class _Rows:
 
 def _child_row(number: int, change: TurnCommit, child: ChildStart) -> tuple[Any, ...]:
     origin = change.origin
-    if origin is None:
-        raise StoreError(f"run {change.run_id} starts another, and its own origin is not known")
     correlation = correlation_json(child.run_id, child.workflow_name)
     return (
         number,

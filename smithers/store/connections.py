@@ -16,18 +16,27 @@ from typing import Any, Final, Literal
 
 import asyncpg
 
-from smithers.errors import CallTooLong, StoreError, StoreStarting, StoreUnavailable
+from smithers.errors import (
+    AnswerTooLarge,
+    CallTooLong,
+    Deadlocked,
+    RowsHeld,
+    StoreError,
+    StoreStarting,
+    StoreUnavailable,
+)
 from smithers.store.dsn import InvalidDatabaseUrl, check_dsn, describe_dsn, statement_cache_size
 from smithers.store.refusals import LivesElsewhere, RunExists
 
 # A run's name is asked for that another has, or had until retention removed it (see tombstones_v1.sql).
-NAMES: Final = ("runs_pkey", "tombstones_pkey")
+RUN_ID_CONSTRAINTS: Final = ("runs_pkey", "tombstones_pkey")
 COMMAND_TIMEOUT_S: Final = 30.0
 SERVER_SHARE: Final = (
     0.8  # the server gives up first: its answer tells a long call from a peer that stalls
 )
 CONNECT_TIMEOUT_S: Final = 10.0
 ACQUIRE_TIMEOUT_S: Final = 15.0  # until one of a pool's is free, and was opened if need be
+PROVE_TIMEOUT_S: Final = 2.0  # for a session that is asked for nothing but an answer
 END_TIMEOUT_S: Final = 5.0  # for what a pool's connections still do at its end
 MAX_QUERIES: Final = 50_000  # then a connection is opened anew
 IDLE_S: Final = 300.0
@@ -49,6 +58,9 @@ PLANS_MADE_ONCE: Final = {
     "enable_mergejoin": "off",
 }
 
+# -- name: prove
+PROVE: Final = "SELECT 1"
+
 # Nothing that the statement or its values are to blame for: the same call may succeed later, or elsewhere.
 _GONE: Final = (
     OSError,
@@ -61,8 +73,8 @@ _GONE: Final = (
     asyncpg.InsufficientResourcesError,
     asyncpg.InvalidAuthorizationSpecificationError,  # a password was changed
     asyncpg.InvalidCatalogNameError,
-    asyncpg.ObjectNotInPrerequisiteStateError,  # closed for maintenance; a lock that came too late
-    asyncpg.TransactionRollbackError,  # a deadlock's victim
+    asyncpg.ObjectNotInPrerequisiteStateError,  # closed for maintenance
+    asyncpg.TransactionRollbackError,
     asyncpg.ReadOnlySQLTransactionError,  # what was the primary until just now
     asyncpg.IdleInTransactionSessionTimeoutError,
 )
@@ -70,13 +82,17 @@ _GONE: Final = (
 
 @contextmanager
 def driver_errors() -> Iterator[None]:
-    """Raise StoreUnavailable for what a repetition may cure, StoreError for the rest; LivesElsewhere: see refusals."""
+    """Raise StoreUnavailable, or a kind of it, for what a repetition may cure, StoreError for the rest; see also refusals."""
     try:
         yield
     except asyncpg.CannotConnectNowError as error:
         raise StoreStarting("the database is starting, or recovering") from error
     except asyncpg.QueryCanceledError as error:
         raise CallTooLong("the database has given up a call that took too long") from error
+    except asyncpg.DeadlockDetectedError as error:
+        raise Deadlocked("two calls have waited for each other's rows") from error
+    except asyncpg.LockNotAvailableError as error:
+        raise RowsHeld("another call has the rows, and keeps them") from error
     except asyncpg.ProtocolViolationError as error:  # a pooler's word for a parameter of ours
         told = (
             f"the connection was refused: {error}; docs/scaling.md says what a pooler must let pass"
@@ -117,11 +133,13 @@ def _refusal(error: asyncpg.PostgresError) -> Exception:
     match error:
         case asyncpg.CheckViolationError():  # the schema has one: that mirrors are read-only
             return LivesElsewhere()
-        case asyncpg.UniqueViolationError() if error.constraint_name in NAMES:
+        case asyncpg.UniqueViolationError() if error.constraint_name in RUN_ID_CONSTRAINTS:
             return RunExists()
         case asyncpg.ProgramLimitExceededError() if "NOTIFY queue" in str(error):
-            # What is told after a commit that stands: see commit_turns_v2.sql.
+            # What is told after a commit that stands: see commit_turns_v3.sql.
             return StoreUnavailable("the database cannot notify: its queue is full")
+        case asyncpg.ProgramLimitExceededError():
+            return AnswerTooLarge(f"it is more than the database puts into one value: {error}")
         case _:
             return StoreError(f"the database refused: {type(error).__name__}: {error}")
 
@@ -205,14 +223,27 @@ async def open_connection(dsn: str, *, role: str) -> AsyncIterator[asyncpg.Conne
             await connection.close(timeout=CLEAN_UP_TIMEOUT_S)
 
 
-async def connect_hot(dsn: str, *, role: str, limit_s: float | None = None) -> asyncpg.Connection:
-    """Open a connection for one hot statement."""
-    return await connect(dsn, role=role, settings=PLANS_MADE_ONCE, limit_s=limit_s)
+async def connect_hot(
+    dsn: str, *, role: str, limit_s: float | None = None, idle_s: float | None = None
+) -> asyncpg.Connection:
+    """Open a connection for one hot statement; `idle_s`: after how long without one the server ends it."""
+    idling = {} if idle_s is None else {"idle_session_timeout": f"{idle_s * 1000:.0f}ms"}
+    return await connect(dsn, role=role, settings={**PLANS_MADE_ONCE, **idling}, limit_s=limit_s)
 
 
 async def connect_listening(dsn: str, *, role: str) -> asyncpg.Connection:
     """Open a direct connection for LISTEN and NOTIFY."""
     return await connect(dsn, role=role)
+
+
+async def prove(connection: asyncpg.Connection) -> None:
+    """Have the server answer over a session that is seldom used; raises StoreUnavailable where the session has ended.
+
+    An end is not always heard of: where what lies between has lost the connection, neither FIN nor RST comes.
+    """
+    with driver_errors():
+        async with asyncio.timeout(PROVE_TIMEOUT_S):
+            await connection.execute(PROVE)
 
 
 @asynccontextmanager

@@ -30,12 +30,24 @@ class DescriptionRow:
     error: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class WantedDescription:
+    """A version that somebody wants to start and that nobody has described."""
+
+    source_hash: SourceHash
+    workflow_export: str  # '': the file's only workflow
+    bundle: str
+
+
 # -- name: keep_source
 # One that is there is made young again, or retention might take it before the start that it is kept for.
 KEEP_SOURCE: Final = """
     INSERT INTO smithers.workflow_sources AS s (source_hash, bundle) VALUES ($1, $2)
     ON CONFLICT (source_hash) DO UPDATE SET created_at = smithers.clock()
     WHERE s.created_at < smithers.clock() - interval '1 hour'"""
+
+# -- name: find_source
+FIND_SOURCE: Final = "SELECT bundle FROM smithers.workflow_sources WHERE source_hash = $1"
 
 # -- name: find_description
 FIND_DESCRIPTION: Final = """
@@ -49,6 +61,21 @@ WANT_DESCRIPTION: Final = """
     ON CONFLICT (source_hash, workflow_export) DO UPDATE SET description = NULL, created_at = smithers.clock()
     WHERE d.description::json ->> 'error' IS NOT NULL
         AND (d.description::json ->> 'is_accident' = 'true' OR d.created_at < smithers.clock() - $3::interval)"""
+
+# -- name: list_wanted_descriptions
+# Asked for and not made yet, oldest first. Two pools may make the same one: the same source describes the same.
+LIST_WANTED_DESCRIPTIONS: Final = """
+SELECT d.source_hash, d.workflow_export, s.bundle
+FROM smithers.workflow_descriptions AS d JOIN smithers.workflow_sources AS s ON s.source_hash = d.source_hash
+WHERE d.description IS NULL ORDER BY d.created_at LIMIT 20
+"""
+
+# -- name: put_description
+# Its time is that of the answer from now on: a failure is believed for a while (see want_description).
+PUT_DESCRIPTION: Final = """
+UPDATE smithers.workflow_descriptions SET description = $3, created_at = smithers.clock()
+WHERE source_hash = $1 AND workflow_export = $2 AND description IS NULL
+"""
 
 # -- name: find_run_source
 FIND_RUN_SOURCE: Final = """
@@ -64,14 +91,24 @@ async def keep_source(
         await pool.execute(KEEP_SOURCE, source_hash, bundle)
 
 
+async def find_source(pool: asyncpg.Pool, source_hash: SourceHash) -> str | None:
+    """Read a version's bundle; None where it was never stored."""
+    with driver_errors():
+        bundle: str | None = await pool.fetchval(FIND_SOURCE, source_hash)
+    return bundle
+
+
 async def find_description(
     pool: asyncpg.Pool, source_hash: SourceHash, export: str
 ) -> DescriptionRow | None:
     """Read what is known of a workflow (`export`: '' for a file's only one); None: not yet."""
     with driver_errors():
         text = await pool.fetchval(FIND_DESCRIPTION, source_hash, export)
-    if text is None:
-        return None
+    return None if text is None else read_description(text)
+
+
+def read_description(text: str) -> DescriptionRow:
+    """Read what the throwaway process has written, JSON text; what it does not say is None."""
     stored: dict[str, Any] = json.loads(text)
     schema = stored.get("input_schema")
     return DescriptionRow(
@@ -92,6 +129,19 @@ async def want_description(pool: asyncpg.Pool, source_hash: SourceHash, export: 
     with driver_errors():
         done: str = await pool.execute(WANT_DESCRIPTION, source_hash, export, BELIEVED)
     return done != "INSERT 0 0"
+
+
+async def list_wanted_descriptions(pool: asyncpg.Pool) -> list[WantedDescription]:
+    """List the versions to describe."""
+    with driver_errors():
+        rows = await pool.fetch(LIST_WANTED_DESCRIPTIONS)
+    return [WantedDescription(*row) for row in rows]
+
+
+async def put_description(pool: asyncpg.Pool, wanted: WantedDescription, description: str) -> None:
+    """Write down what a version is, JSON text; the first answer stands."""
+    with driver_errors():
+        await pool.execute(PUT_DESCRIPTION, wanted.source_hash, wanted.workflow_export, description)
 
 
 async def find_run_source(pool: asyncpg.Pool, run_id: RunId) -> tuple[SourceHash, str] | None:

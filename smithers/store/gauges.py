@@ -18,15 +18,17 @@ WHERE status IN ('queued', 'running', 'waiting-approval', 'waiting-event', 'wait
 """
 
 # -- name: measure_queues
-# What is due and unclaimed: each half has the predicate of an index. Longest queues first: nobody looks at more.
+# What is due and unclaimed: each half has the predicate of an index. Longest queues first: nobody looks at more. Each
+# `smithers up` has a queue of its own, named by its run, whose id would become a label: they are measured as one, `up`.
 MEASURE_QUEUES: Final = """
-SELECT queue, count(*) AS run_count, extract(epoch FROM smithers.clock() - min(due_at))::float8 AS oldest_s FROM (
+SELECT CASE WHEN starts_with(queue, 'up-') THEN 'up' ELSE queue END AS queue, count(*) AS run_count,
+    extract(epoch FROM smithers.clock() - min(due_at))::float8 AS oldest_s FROM (
     SELECT queue, due_at FROM smithers.runs
     WHERE owner_id IS NULL AND due_at IS NOT NULL AND NOT is_solo AND crash_count = 0 AND due_at <= smithers.clock()
     UNION ALL
     SELECT queue, due_at FROM smithers.runs
     WHERE owner_id IS NULL AND due_at IS NOT NULL AND (is_solo OR crash_count > 0) AND due_at <= smithers.clock()
-) AS due GROUP BY queue ORDER BY run_count DESC, queue LIMIT $1
+) AS due GROUP BY 1 ORDER BY run_count DESC, 1 LIMIT $1
 """
 
 # -- name: measure_approvals

@@ -15,10 +15,12 @@ from typing import Final, Self
 import asyncpg
 
 from smithers.errors import StoreError, StoreUnavailable
-from smithers.store.connections import connect_listening, driver_errors
+from smithers.service_loops import keep_going
+from smithers.store.connections import connect_listening, driver_errors, prove
 
 MAX_PAYLOAD_BYTES: Final = 7_900  # Postgres refuses 8,000
 RECONNECT_PAUSE_S: Final = 0.2
+PROVE_EVERY_S: Final = 10.0  # while there is nothing to say
 
 # -- name: notify
 # It waits for no flush, and fails for no full queue; see migrations/functions/commit_turns_v2.sql.
@@ -43,21 +45,25 @@ Listener = Callable[
 class Hints:
     """One process's ear and mouth."""
 
-    def __init__(
-        self, dsn: str, *, role: str, listeners: Mapping[Channel, Listener] | None = None
-    ) -> None:
+    def __init__(self, dsn: str, *, role: str) -> None:
         """`dsn` must be direct, not through a pooler in transaction mode."""
         self._dsn = dsn
         self._role = role
-        self._listeners = listeners or {}
+        self._listeners: Mapping[Channel, Listener] = {}
         self._pending: dict[Channel, set[str]] = {}
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.is_connected = False
         self.watch: Callable[[bool], None] | None = None  # told when the connection is up, or gone
 
+    def listen(self, listeners: Mapping[Channel, Listener]) -> Self:
+        """Have these told of what comes; before the block is entered, for which it returns itself."""
+        self._listeners = listeners
+        return self
+
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name=f"hints-{self._role}")
+        name = f"hints-{self._role}"
+        self._task = asyncio.create_task(keep_going(self._run, name=name), name=name)
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -98,7 +104,11 @@ class Hints:
         for listener in self._listeners.values():
             listener(None)
         while not connection.is_closed():
-            await self._arrived.wait()
+            try:
+                async with asyncio.timeout(PROVE_EVERY_S):
+                    await self._arrived.wait()
+            except TimeoutError:
+                await prove(connection)
             self._arrived.clear()
             while self._pending and not connection.is_closed():
                 pending, self._pending = self._pending, {}

@@ -13,13 +13,18 @@ from typing import Final, Generic, Self, TypeVar
 
 import asyncpg
 
-from smithers.errors import StoreError, StoreUnavailable
+from smithers.errors import RowsHeld, StoreError, StoreUnavailable
+from smithers.service_loops import keep_going
 from smithers.store.connections import COMMAND_TIMEOUT_S, connect_hot, driver_errors
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Link = TypeVar("Link", bound=asyncpg.Connection | asyncpg.Pool)
 
 MAX_BATCH: Final = 128
+HELD_S: Final = 10.0  # as long as any call waits for a lock
+MIN_PAUSE_S: Final = 0.005  # about a worker's commit
+MAX_PAUSE_S: Final = 0.5
 
 # Takes a lane's role, how many items went out, and for how many seconds the first had waited and the call took.
 Meter = Callable[[str, int, float, float], None]
@@ -58,7 +63,8 @@ class Lane(Generic[Item, Result]):
         self.meter: Meter | None = None  # told of every batch
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name=f"lane-{self._role}")
+        name = f"lane-{self._role}"
+        self._task = asyncio.create_task(keep_going(self._run, name=name), name=name)
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -71,17 +77,24 @@ class Lane(Generic[Item, Result]):
         if self._connection is not None:
             self._connection.terminate()
 
-    @property
-    def depth(self) -> int:
-        """How many items wait for the call that is under way."""
-        return len(self._queue)
-
     async def submit(self, item: Item) -> Result:
         """Put an item on the lane and wait for its result.
 
+        Where `flush` says that others have the item's rows, it goes out again, up to HELD_S, while the lane serves the rest.
         Raises what `flush` says of this item, and StoreUnavailable where the connection broke: whether the item was
         kept is then not known. So it does once the lane is closed.
         """
+        give_up_at, pause_s = time.monotonic() + HELD_S, MIN_PAUSE_S
+        while True:
+            try:
+                return await self._submit_once(item)
+            except RowsHeld:
+                if time.monotonic() > give_up_at:
+                    raise
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
+
+    async def _submit_once(self, item: Item) -> Result:
         if self._is_closed:
             raise StoreUnavailable("this process has closed its connections")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -142,3 +155,23 @@ class Lane(Generic[Item, Result]):
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
+
+
+async def each_on_its_own(
+    connection: Link,
+    items: Sequence[Item],
+    call: Callable[[Link, Sequence[Item]], Awaitable[Sequence[Result | Exception]]],
+) -> Sequence[Result | Exception]:
+    """Call once for all items; where the database refuses that, once for each: only the culprit fails.
+
+    So it is where others have the rows of one: whoever sent it asks again.
+    """
+    try:
+        with driver_errors():
+            return await call(connection, items)
+    except StoreError as error:
+        if isinstance(error, StoreUnavailable) and not isinstance(error, RowsHeld):
+            raise
+        if len(items) == 1:
+            return [error]
+    return [(await each_on_its_own(connection, [item], call))[0] for item in items]

@@ -2,8 +2,9 @@
 
 A run's position is the last event that its mirror has; it is written with the rows that it stands for, in one transaction,
 so that a copy that was killed goes on where it stopped. One mirror at a time: the session that writes holds a lock for as
-long as it lives, and what it writes dies with it. The rows of a copy come from one snapshot. Those that may change are
-replaced whole, by what their new events name; after a resume, which names no nodes, and at its end all of the run's are.
+long as it lives, and what it writes dies with it; one that says nothing any more is ended by the server. The rows of a
+copy come from one snapshot. Those that may change are replaced whole, by what their new events name; after a resume, which
+names no nodes, and at its end all of the run's are.
 
 Rows travel as JSON and are read by the names of their columns: the two databases may be a version apart.
 """
@@ -28,6 +29,9 @@ PAGE_EVENTS: Final = 200
 MAX_STARTS: Final = 20
 ABANDONED_S: Final = 60.0  # longer than any call that a living gateway may still wait for
 LOCK_AGAIN_S: Final = 1.0
+STEP_S: Final = 25.0  # for one copy, or one look
+# For the session with the lock to say nothing, e.g. because its host is gone: longer than two steps, each of which uses it.
+IDLE_S: Final = 60.0
 NOWHERE: Final = (-1, 0)  # the position and the era of a run that has no mirror yet
 
 # -- name: lock_mirror
@@ -148,6 +152,13 @@ class _Changes:
     oldest_ms: int = 0
 
 
+@asynccontextmanager
+async def _step() -> AsyncIterator[None]:
+    with driver_errors():
+        async with asyncio.timeout(STEP_S):
+            yield
+
+
 class MirrorStore:
     """Both databases as a mirror uses them: reads in one, writes in the other."""
 
@@ -158,7 +169,7 @@ class MirrorStore:
 
     async def copy(self, run_ids: Sequence[RunId]) -> Copied:
         """Copy what is new of some runs, a page of events of each at the most."""
-        with driver_errors():
+        async with _step():
             rows = await self._home.fetch(READ_POSITIONS, self._name, run_ids)
             positions = {row["run_id"]: (row["mirrored_seq"], row["era"]) for row in rows}
             changes = await self._read(run_ids, positions)
@@ -177,7 +188,7 @@ class MirrorStore:
 
     async def find_behind(self, after: RunId, limit: int) -> tuple[list[RunId], RunId | None]:
         """Look at the next runs by id; return those with more events than their mirrors, and where to go on."""
-        with driver_errors():
+        async with _step():
             page = await self._own.fetch(PAGE_RUNS, after, limit)
             behind = await self._home.fetch(
                 FIND_BEHIND,
@@ -190,14 +201,14 @@ class MirrorStore:
 
     async def finish_starts(self) -> int:
         """Start the runs whose gateway died, or was refused, between reservation and start; return how many."""
-        abandoned = await list_abandoned(
-            self._home, self._name, older_than_s=ABANDONED_S, limit=MAX_STARTS
-        )
-        if not abandoned:
-            return 0
-        for each in abandoned:
-            await keep_source(self._own, each.start.source_hash, each.bundle)
-        with driver_errors():
+        async with _step():
+            abandoned = await list_abandoned(
+                self._home, self._name, older_than_s=ABANDONED_S, limit=MAX_STARTS
+            )
+            if not abandoned:
+                return 0
+            for each in abandoned:
+                await keep_source(self._own, each.start.source_hash, each.bundle)
             outcomes = await start_runs(self._own, [each.start for each in abandoned])
         return sum(outcome is True for outcome in outcomes)
 
@@ -296,7 +307,7 @@ async def open_mirror(own_dsn: str, home_dsn: str, name: str) -> AsyncIterator[M
 
     Raises StoreError.
     """
-    home = await connect_hot(home_dsn, role="mirror")
+    home = await connect_hot(home_dsn, role="mirror", idle_s=IDLE_S)
     try:
         with driver_errors():
             while not await home.fetchval(LOCK_MIRROR, name):  # noqa: ASYNC110 - another session lets go of it

@@ -159,19 +159,28 @@ LIST_FRAMES: Final = """
     ORDER BY f.frame_no"""
 
 # -- name: list_approvals
-# Walks approvals_open_idx; everything else is by a primary key.
+# Walks approvals_open_idx; everything else is by a primary key, and after the page is cut. It ends where what is asked would
+# be more than a page holds, but never before its first approval.
 LIST_APPROVALS: Final = """
     SELECT a.run_id, a.node_id, a.iteration, q.workflow_name, r.status AS run_status, n.label, a.request,
            a.requested_at, smithers.to_ms(a.requested_at) AS requested_ms,
-           smithers.to_ms(smithers.clock()) - smithers.to_ms(a.requested_at) AS waiting_ms
-    FROM smithers.approvals a
+           smithers.to_ms(smithers.clock()) - smithers.to_ms(a.requested_at) AS waiting_ms, a.found_count
+    FROM (
+        SELECT f.*, count(*) OVER () AS found_count, row_number() OVER so_far AS number,
+            sum(octet_length(f.request)) OVER so_far AS byte_count
+        FROM (
+            SELECT * FROM smithers.approvals a
+            WHERE a.status = 'requested'
+                AND (a.requested_at, a.run_id, a.node_id, a.iteration) > ($1, $2::text, $3::text, $4::integer)
+            ORDER BY a.requested_at, a.run_id, a.node_id, a.iteration
+            LIMIT $5) f
+        WINDOW so_far AS (ORDER BY f.requested_at, f.run_id, f.node_id, f.iteration)
+    ) a
     JOIN smithers.runs r ON r.run_id = a.run_id
     JOIN smithers.run_requests q ON q.run_id = a.run_id
     LEFT JOIN smithers.nodes n ON n.run_id = a.run_id AND n.node_id = a.node_id AND n.iteration = a.iteration
-    WHERE a.status = 'requested'
-        AND (a.requested_at, a.run_id, a.node_id, a.iteration) > ($1, $2::text, $3::text, $4::integer)
-    ORDER BY a.requested_at, a.run_id, a.node_id, a.iteration
-    LIMIT $5"""
+    WHERE a.byte_count <= $6 OR a.number = 1
+    ORDER BY a.requested_at, a.run_id, a.node_id, a.iteration"""
 
 _OLDEST: Final = ApprovalPlace(
     requested_at=datetime.min.replace(tzinfo=UTC),
@@ -251,9 +260,12 @@ async def list_frames(
 
 
 async def list_approvals(
-    pool: asyncpg.Pool, *, after: ApprovalPlace | None, limit: int
-) -> list[ApprovalRow]:
-    """List the open approvals of all runs, oldest request first, from a place on."""
+    pool: asyncpg.Pool, *, after: ApprovalPlace | None, limit: int, page_bytes: int
+) -> tuple[list[ApprovalRow], bool]:
+    """List the open approvals of all runs, oldest request first, from a place on; say whether there may be more.
+
+    There are at most `limit`, and one or more whose requests are `page_bytes` together.
+    """
     place = after or _OLDEST
     with driver_errors():
         rows = await pool.fetch(
@@ -263,8 +275,11 @@ async def list_approvals(
             place.node_id,
             place.iteration,
             limit,
+            page_bytes,
         )
-    return [ApprovalRow(**row) for row in rows]
+    found_count = rows[0]["found_count"] if rows else 0
+    approvals = [ApprovalRow(**{name: row[name] for name in ApprovalRow.__slots__}) for row in rows]
+    return approvals, found_count == limit or len(approvals) < found_count
 
 
 async def _with_attempts(

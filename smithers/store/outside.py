@@ -2,11 +2,12 @@
 
 Each is one call of one SQL function, which takes the run's row first, reads under the lock, writes, and wakes the run in
 the same transaction. Who wins a race is decided there; here its word becomes a value or an exception. Decisions and
-signals share a lane: what piles up goes in one transaction, in the order of run ids, so that two gateways never deadlock,
-and who goes on is told in the same round trip.
+signals share a lane: what piles up goes in one transaction, and who goes on is told in the same round trip. No call there
+waits for a row that another has: what it was to do goes out again, beside what came meanwhile.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, cast
@@ -14,10 +15,10 @@ from typing import Final, cast
 import asyncpg
 import orjson
 
-from smithers.errors import StoreError
+from smithers.errors import Deadlocked, RowsHeld, StoreError
 from smithers.ids import NodeId, RunId, SourceHash
 from smithers.store.connections import driver_errors
-from smithers.store.lanes import Lane
+from smithers.store.lanes import Lane, each_on_its_own
 from smithers.store.refusals import (
     DecisionMisfit,
     NodeNotFound,
@@ -27,7 +28,6 @@ from smithers.store.refusals import (
     RunNotActive,
     RunNotFound,
 )
-from smithers.store.starts import each_on_its_own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,14 +98,17 @@ class Resume:
     changed_files: str | None  # JSON
 
 
+HELD: Final = "another call writes to the run, and does not end"
+DEADLOCK_TRIES: Final = 3
+
 OutsideLane = Lane[Decision | SignalSent, bool | SignalRecord]
 
 # -- name: decide_approvals
-# Each sees what those before it in the batch did; see migrations/functions/outside_v3.sql.
-DECIDE_APPROVALS: Final = "CALL smithers.decide_and_tell_v1($1::smithers.decision_v1[], NULL)"
+# Each sees what those before it in the batch did; see migrations/functions/outside_v4.sql.
+DECIDE_APPROVALS: Final = "CALL smithers.decide_and_tell_v2($1::smithers.decision_v1[], NULL)"
 
 # -- name: send_signals
-SEND_SIGNALS: Final = "CALL smithers.signal_and_tell_v1($1::smithers.signal_v1[], NULL)"
+SEND_SIGNALS: Final = "CALL smithers.signal_and_tell_v2($1::smithers.signal_v1[], NULL)"
 
 # -- name: cancel_run
 CANCEL_RUN: Final = "SELECT outcome, is_owned, queue FROM smithers.cancel_run_v2($1)"
@@ -140,10 +143,9 @@ async def cancel_run(pool: asyncpg.Pool, run_id: RunId) -> tuple[CancelOutcome, 
 
     Also names the queue of a parked run that somebody must claim first, because it has to clean up; else None.
     """
-    with driver_errors():
-        row = await pool.fetchrow(CANCEL_RUN, run_id)
-    outcome = _word(row)
-    if row is None or outcome in {"not-found", "not-active"}:
+    row = await _fetch_outcome(pool, CANCEL_RUN, run_id)
+    outcome = str(row["outcome"])
+    if outcome in {"not-found", "not-active"}:
         raise RunNotFound if outcome == "not-found" else RunNotActive
     is_due = outcome == CancelOutcome.REQUESTED and not row["is_owned"]
     return CancelOutcome(outcome), row["queue"] if is_due else None
@@ -154,18 +156,18 @@ async def resume_run(pool: asyncpg.Pool, resume: Resume) -> tuple[ResumeOutcome,
 
     Raises NothingToResume, RunNotActive.
     """
-    with driver_errors():
-        row = await pool.fetchrow(
-            RESUME_RUN,
-            resume.run_id,
-            resume.source_hash,
-            resume.workflow_path,
-            resume.workflow_export,
-            resume.config,
-            resume.changed_files,
-        )
-    outcome = _word(row)
-    if row is None or outcome in {"not-found", "not-active"}:
+    row = await _fetch_outcome(
+        pool,
+        RESUME_RUN,
+        resume.run_id,
+        resume.source_hash,
+        resume.workflow_path,
+        resume.workflow_export,
+        resume.config,
+        resume.changed_files,
+    )
+    outcome = str(row["outcome"])
+    if outcome in {"not-found", "not-active"}:
         raise NothingToResume if outcome == "not-found" else RunNotActive
     return ResumeOutcome(outcome), row["queue"]
 
@@ -173,17 +175,16 @@ async def resume_run(pool: asyncpg.Pool, resume: Resume) -> tuple[ResumeOutcome,
 async def _write_outside(
     connection: asyncpg.Connection, items: Sequence[Decision | SignalSent]
 ) -> Sequence[bool | SignalRecord | Exception]:
-    order = sorted(range(len(items)), key=lambda index: items[index].run_id)
-    decisions = [index for index in order if isinstance(items[index], Decision)]
-    signals = [index for index in order if isinstance(items[index], SignalSent)]
+    decisions = {place: item for place, item in enumerate(items) if isinstance(item, Decision)}
+    signals = {place: item for place, item in enumerate(items) if isinstance(item, SignalSent)}
     results: dict[int, bool | SignalRecord | Exception] = {}
     if decisions:
-        asked = cast("list[Decision]", [items[index] for index in decisions])
-        results.update(zip(decisions, await _decide_all(connection, asked), strict=True))
+        answers = await _decide_all(connection, [*decisions.values()])
+        results.update(zip(decisions, answers, strict=True))
     if signals:
-        sent = cast("list[SignalSent]", [items[index] for index in signals])
-        results.update(zip(signals, await _send_all(connection, sent), strict=True))
-    return [results[index] for index in range(len(items))]
+        records = await _send_all(connection, [*signals.values()])
+        results.update(zip(signals, records, strict=True))
+    return [results[place] for place in range(len(items))]
 
 
 async def _decide_all(
@@ -236,6 +237,8 @@ def _refusal(outcome: str) -> Exception:
             return NodeNotWaiting()
         case "forbidden":
             return NotAllowed()
+        case "locked":
+            return RowsHeld(HELD)
         case _:
             return StoreError(f"a decision was answered with {outcome!r}")
 
@@ -281,11 +284,27 @@ def _sent(row: asyncpg.Record) -> SignalRecord | Exception:
             return RunNotFound()
         case "not-active":
             return RunNotActive()
+        case "locked":
+            return RowsHeld(HELD)
         case outcome:
             return StoreError(f"send_signal_v1 answered {outcome!r}")
 
 
-def _word(row: asyncpg.Record | None) -> str:
+async def _fetch_outcome(pool: asyncpg.Pool, query: str, *values: object) -> asyncpg.Record:
+    """Ask for the one row of an outcome; again after a deadlock.
+
+    A run that ends tells its parent, and asks its children to end: of a parent and a child that end at once each may
+    wait for the other's row. Whoever is chosen to give way has written nothing.
+    """
+    for _ in range(DEADLOCK_TRIES - 1):
+        with suppress(Deadlocked):
+            return await _fetch_row(pool, query, *values)
+    return await _fetch_row(pool, query, *values)
+
+
+async def _fetch_row(pool: asyncpg.Pool, query: str, *values: object) -> asyncpg.Record:
+    with driver_errors():
+        row: asyncpg.Record | None = await pool.fetchrow(query, *values)
     if row is None:
         raise StoreError("a function that always answers one row answered none")
-    return str(row["outcome"])
+    return row

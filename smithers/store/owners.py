@@ -1,5 +1,7 @@
 """The rows of workers: how a pool says that its children live, and how a death is noticed by others."""
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -10,8 +12,6 @@ from smithers.events import EventType
 from smithers.ids import RunId, WorkerId
 from smithers.store.connections import driver_errors
 
-HEARTBEAT_LIMIT_S: Final = 30
-
 # -- name: register_worker
 REGISTER_WORKER: Final = """
 INSERT INTO smithers.workers (
@@ -20,25 +20,24 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, smithers.clock(), smithers.clock())
 """
 
 # -- name: beat
-# One statement a second for all children of a pool. Who is not returned was given up for dead by others, and must stop.
+# One statement a second for all children of a pool. Who is not returned was given up for dead by others, and must stop;
+# perhaps not all of its runs could be handed back yet.
 # One that has retired claims from no queue: whoever asks why a run waits must not count on it.
 BEAT: Final = """
 UPDATE smithers.workers SET heartbeat_at = smithers.clock(),
     queues = CASE WHEN worker_id = ANY ($2) THEN '{}' ELSE queues END
-WHERE worker_id = ANY ($1) AND dead_at IS NULL RETURNING worker_id
+WHERE worker_id = ANY ($1) AND dead_at IS NULL AND death IS NULL RETURNING worker_id
 """
 
 # -- name: bury_worker
-BURY_WORKER: Final = "SELECT queue, run_count FROM smithers.bury_worker_v1($1, $2)"
+BURY_WORKER: Final = "SELECT is_buried, queues, failed_ids FROM smithers.bury_worker_v2($1, $2)"
 
 # -- name: list_crash_events
-# What the burial of a worker whose parent saw it end has written of the runs that it failed. A burial's epoch is nobody
-# else's, so that these are all of them; and where others buried the worker, they have failed no run.
+# What a burial has written of the runs that it failed: its epoch is nobody else's, so that these are all of them.
 LIST_CRASH_EVENTS: Final = """
 SELECT e.run_id, e.payload::json ->> 'type' AS type
-FROM smithers.workers w JOIN smithers.runs r ON r.finished_at = w.dead_at AND r.status = 'failed'
-    JOIN smithers.events e ON e.run_id = r.run_id AND e.epoch = r.epoch
-WHERE w.worker_id = $1 AND w.death LIKE 'exit-%' ORDER BY e.run_id, e.seq
+FROM smithers.runs r JOIN smithers.events e ON e.run_id = r.run_id AND e.epoch = r.epoch
+WHERE r.run_id = ANY ($1) AND r.status = 'failed' ORDER BY e.run_id, e.seq
 """
 
 # -- name: list_living
@@ -46,7 +45,7 @@ WHERE w.worker_id = $1 AND w.death LIKE 'exit-%' ORDER BY e.run_id, e.seq
 # that have not beaten for too long. Silence counts from the later of the last heartbeat and the server's own start: after
 # an outage of the database everybody was silent. Of the pools, which hold their liveness lock: seen in pg_locks, never taken.
 LIST_LIVING: Final = """
-SELECT w.worker_id, w.pool_id, w.boot_id, w.pid_namespace, w.pid, w.process_start,
+SELECT w.worker_id, w.pool_id, w.boot_id, w.pid_namespace, w.pid, w.process_start, w.death,
     extract(epoch FROM smithers.clock() - greatest(w.heartbeat_at, pg_postmaster_start_time()))::float8 AS silent_s,
     extract(epoch FROM smithers.clock() - pg_postmaster_start_time())::float8 AS server_up_s,
     EXISTS (SELECT 1 FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
@@ -79,6 +78,16 @@ class LivingWorker:
     silent_s: float
     server_up_s: float
     is_connected: bool  # its pool's liveness session exists
+    death: str | None = None  # how it died; not all of its runs could be handed back yet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandedBack:
+    """What became of a dead worker's runs."""
+
+    is_all: bool  # else other writers have rows of the rest: bury it again
+    queues: Mapping[str, int]  # of how many runs each has more to claim
+    failed: list[RunId]  # it was the third to die of these
 
 
 async def register_worker(
@@ -112,19 +121,25 @@ async def beat(
     return {row["worker_id"] for row in rows}
 
 
-async def bury_worker(pool: asyncpg.Pool, worker_id: WorkerId, death: str) -> dict[str, int]:
-    """Give a worker up for dead and hand back its runs; return how many by queue, nothing if others did it before."""
+async def bury_worker(pool: asyncpg.Pool, worker_id: WorkerId, death: str) -> HandedBack:
+    """Give a worker up for dead and hand back its runs, but for those that others are writing to right now.
+
+    Nothing is handed back where others did it before.
+    """
     with driver_errors():
-        rows = await pool.fetch(BURY_WORKER, worker_id, death)
-    return {row["queue"]: row["run_count"] for row in rows}
+        row = await pool.fetchrow(BURY_WORKER, worker_id, death)
+    assert row is not None
+    return HandedBack(
+        is_all=row["is_buried"], queues=Counter(row["queues"]), failed=row["failed_ids"]
+    )
 
 
 async def list_crash_events(
-    pool: asyncpg.Pool, worker_id: WorkerId
+    pool: asyncpg.Pool, failed: list[RunId]
 ) -> list[tuple[RunId, EventType]]:
-    """List the events of the runs that a worker's burial has failed, after it."""
+    """List the events of the runs that a burial has failed, after it."""
     with driver_errors():
-        rows = await pool.fetch(LIST_CRASH_EVENTS, worker_id)
+        rows = await pool.fetch(LIST_CRASH_EVENTS, failed)
     return [(row["run_id"], EventType(row["type"])) for row in rows]
 
 
@@ -145,6 +160,7 @@ async def list_living(pool: asyncpg.Pool) -> list[LivingWorker]:
             silent_s=row["silent_s"],
             server_up_s=row["server_up_s"],
             is_connected=row["is_connected"],
+            death=row["death"],
         )
         for row in rows
     ]

@@ -1,26 +1,41 @@
 """The database as a pool's parent uses it: its connections, and what is done over them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 from uuid import UUID
 
 import asyncpg
 
 from smithers.events import EventType
 from smithers.ids import WorkerId
-from smithers.store import claims, owners, sources
-from smithers.store.connections import connect_listening, open_pool
-from smithers.store.hints import Channel, Hints, Listener
+from smithers.store import claims, descriptions, owners
+from smithers.store.connections import connect_listening, open_pool, prove
+from smithers.store.hints import Channel, Hints
+
+# Others believe after two seconds that a lock is gone; one that was lost unheard is to be back soon.
+PROVE_EVERY_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Burial:
     """What became of a dead worker's runs."""
 
-    handed_back: int
-    events: tuple[EventType, ...]  # of the runs that it was the third to die of: they have failed
+    is_all: bool = True  # else others are writing to the rest right now: bury it again
+    handed_back: int = 0
+    events: tuple[
+        EventType, ...
+    ] = ()  # of the runs that it was the third to die of: they have failed
+
+    def after(self, earlier: "Burial") -> "Burial":
+        """Return both together."""
+        return Burial(
+            is_all=self.is_all,
+            handed_back=earlier.handed_back + self.handed_back,
+            events=earlier.events + self.events,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +65,14 @@ class PoolStore:
     async def bury(self, worker_id: WorkerId, death: str) -> Burial:
         """Give a worker up for dead, hand its runs back or fail them, and say so."""
         freed = await owners.bury_worker(self._pool, worker_id, death)
-        written = await owners.list_crash_events(self._pool, worker_id)
-        if freed:
-            self.hints.send(Channel.DUE, freed)
-        if written:
-            self.hints.send(Channel.EVENTS, {run_id for run_id, _ in written})
-        return Burial(sum(freed.values()), tuple(event for _, event in written))
+        if freed.queues:
+            self.hints.send(Channel.DUE, freed.queues)
+        events: tuple[EventType, ...] = ()
+        if freed.failed:
+            self.hints.send(Channel.EVENTS, freed.failed)
+            written = await owners.list_crash_events(self._pool, freed.failed)
+            events = tuple(event for _, event in written)
+        return Burial(is_all=freed.is_all, handed_back=sum(freed.queues.values()), events=events)
 
     async def count_solo_runs(self, queues: tuple[str, ...]) -> int:
         """Say how many runs are due that want a child of their own."""
@@ -65,36 +82,50 @@ class PoolStore:
         """List the workers that count as alive."""
         return await owners.list_living(self._pool)
 
-    async def list_wanted_descriptions(self) -> list[sources.WantedDescription]:
+    async def list_wanted_descriptions(self) -> list[descriptions.WantedDescription]:
         """List the versions to describe."""
-        return await sources.list_wanted_descriptions(self._pool)
+        return await descriptions.list_wanted_descriptions(self._pool)
 
-    async def put_description(self, wanted: sources.WantedDescription, description: str) -> None:
+    async def put_description(
+        self, wanted: descriptions.WantedDescription, description: str
+    ) -> None:
         """Write down what a version is, and say so."""
-        await sources.put_description(self._pool, wanted, description)
+        await descriptions.put_description(self._pool, wanted, description)
         self.hints.send(Channel.SOURCES, [wanted.source_hash])
 
 
 @asynccontextmanager
-async def open_pool_store(
-    dsn: str, direct_dsn: str, listeners: Mapping[Channel, Listener]
-) -> AsyncIterator[PoolStore]:
-    """Open a parent's connections."""
-    async with (
-        open_pool(dsn, role="pool", max_size=2) as pool,
-        Hints(direct_dsn, role="pool", listeners=listeners) as hints,
-    ):
-        yield PoolStore(hints, pool)
+async def open_pool_store(dsn: str, direct_dsn: str) -> AsyncIterator[PoolStore]:
+    """Open a parent's connections, but for its hints: they are entered when it is known who listens."""
+    async with open_pool(dsn, role="pool", max_size=2) as pool:
+        yield PoolStore(Hints(direct_dsn, role="pool"), pool)
+
+
+@dataclass(frozen=True, slots=True)
+class Liveness:
+    """A session that holds a pool's liveness lock."""
+
+    _connection: asyncpg.Connection
+    _gone: asyncio.Event
+
+    async def until_gone(self) -> None:
+        """Wait for the session's end; raises StoreUnavailable where the server no longer answers over it."""
+        while not self._gone.is_set():
+            try:
+                async with asyncio.timeout(PROVE_EVERY_S):
+                    await self._gone.wait()
+            except TimeoutError:
+                await prove(self._connection)
 
 
 @asynccontextmanager
-async def open_liveness(direct_dsn: str, pool_id: UUID) -> AsyncIterator[asyncio.Event]:
-    """Hold a session whose end tells others that this pool is gone; the event is set when it has ended."""
+async def open_liveness(direct_dsn: str, pool_id: UUID) -> AsyncIterator[Liveness]:
+    """Hold a session whose end tells others that this pool is gone."""
     gone = asyncio.Event()
     connection = await connect_listening(direct_dsn, role="liveness")
     connection.add_termination_listener(lambda _connection: gone.set())
     try:
         await owners.hold_liveness(connection, pool_id)
-        yield gone
+        yield Liveness(connection, gone)
     finally:
         connection.terminate()

@@ -54,12 +54,12 @@ class Route:
 async def find_route(dsn: str, direct_dsn: str) -> Route:
     """Try both URLs, and return them as they are to be used; raises StoreError."""
     way = await find_way(dsn)
-    is_lost = way if direct_dsn == dsn else await find_way(direct_dsn)
+    direct_way = way if direct_dsn == dsn else await find_way(direct_dsn)
     return Route(
         dsn=unprepared(dsn) if way is Way.TRANSACTION else dsn,
         direct_dsn=direct_dsn,
         way=way,
-        warning=NO_DIRECT_URL if is_lost is Way.TRANSACTION else None,
+        warning=NO_DIRECT_URL if direct_way is Way.TRANSACTION else None,
     )
 
 

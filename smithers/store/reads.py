@@ -10,6 +10,7 @@ from typing import Final
 
 import asyncpg
 
+from smithers.defaults import HEARTBEAT_LIMIT_S
 from smithers.ids import NodeId, RunId
 from smithers.states import RunStatus
 from smithers.store.connections import driver_errors
@@ -91,7 +92,6 @@ _LIST_RUNS: Final = """
            smithers.to_ms(q.created_at) AS created_ms, smithers.to_ms(r.started_at) AS started_ms,
            smithers.to_ms(r.finished_at) AS finished_ms, smithers.to_ms(r.cancel_requested_at) AS cancel_requested_ms,
            r.error, r.status, r.owner_id::text, smithers.to_ms(w.heartbeat_at) AS heartbeat_ms,
-           w.heartbeat_at < smithers.clock() - interval '30 s' AS is_stale,
            smithers.to_ms(r.lost_heartbeat_at) AS lost_heartbeat_ms,
            n.node_id, n.requested_ms, n.due_ms, n.wait, smithers.to_ms(smithers.clock()) AS now_ms
     FROM smithers.run_requests q
@@ -126,7 +126,6 @@ FIND_RUN: Final = """
     SELECT r.run_id, r.status, r.owner_id::text, q.workflow_name, q.source_hash, q.input, r.error, r.last_seq,
            smithers.to_ms(r.started_at) AS started_ms, smithers.to_ms(r.finished_at) AS finished_ms,
            smithers.to_ms(w.heartbeat_at) AS heartbeat_ms,
-           w.heartbeat_at < smithers.clock() - interval '30 s' AS is_stale,
            smithers.to_ms(r.lost_heartbeat_at) AS lost_heartbeat_ms,
            n.node_id, n.requested_ms, n.due_ms, n.wait, o.output,
            (SELECT json_object_agg(c.state, c.count)::text FROM (
@@ -151,12 +150,24 @@ FIND_RUN: Final = """
 # -- name: run_exists
 RUN_EXISTS: Final = "SELECT EXISTS (SELECT 1 FROM smithers.runs WHERE run_id = $1)"
 
+# -- name: find_newest
+# A run that goes on as another says in its last event as which: nothing is written to it after that.
+FIND_NEWEST: Final = """
+    WITH RECURSIVE chain (run_id, place) AS (
+        SELECT $1::text, 0
+        UNION ALL
+        SELECT e.payload::json ->> 'newRunId', c.place + 1
+        FROM chain c
+        JOIN smithers.runs r ON r.run_id = c.run_id AND r.status = 'continued'
+        JOIN smithers.events e ON e.run_id = r.run_id AND e.seq = r.last_seq)
+    SELECT run_id FROM chain ORDER BY place DESC LIMIT 1"""
+
 # -- name: find_queue
 FIND_QUEUE: Final = "SELECT queue FROM smithers.runs WHERE run_id = $1"
 
-# -- name: read_revision
-# The migration that the database is at; fails where there is no schema.
-READ_REVISION: Final = "SELECT version_num FROM smithers.alembic_version"
+# -- name: find_traceback
+# Kept with the error, and left out of all that the wire shows: it quotes its author's code.
+FIND_TRACEBACK: Final = "SELECT error::json ->> 'traceback' FROM smithers.runs WHERE run_id = $1"
 
 
 async def list_runs(
@@ -227,6 +238,12 @@ async def run_exists(pool: asyncpg.Pool, run_id: RunId) -> bool:
         return bool(await pool.fetchval(RUN_EXISTS, run_id))
 
 
+async def find_newest(pool: asyncpg.Pool, run_id: RunId) -> RunId:
+    """Say what a run has gone on as by now, however often; the run itself where it has not, or is not there."""
+    with driver_errors():
+        return RunId(await pool.fetchval(FIND_NEWEST, run_id))
+
+
 async def find_queue(connection: asyncpg.Connection, run_id: RunId) -> str | None:
     """Return the queue that a run is claimed from; None where there is no such run."""
     with driver_errors():
@@ -234,13 +251,11 @@ async def find_queue(connection: asyncpg.Connection, run_id: RunId) -> str | Non
     return queue
 
 
-async def read_revision(pool: asyncpg.Pool) -> str | None:
-    """Read which migration the database is at; None where it has no schema."""
+async def find_traceback(connection: asyncpg.Connection, run_id: RunId) -> str | None:
+    """Return the traceback of what failed a run, for whoever may read the database; None where there is none."""
     with driver_errors():
-        try:
-            return str(await pool.fetchval(READ_REVISION))
-        except asyncpg.UndefinedTableError:
-            return None
+        found: str | None = await connection.fetchval(FIND_TRACEBACK, run_id)
+    return found
 
 
 def _life(row: asyncpg.Record) -> RunLife:
@@ -252,13 +267,14 @@ def _life(row: asyncpg.Record) -> RunLife:
             due_ms=row["due_ms"],
             wait=row["wait"],
         )
+    heartbeat_ms, now_ms = row["heartbeat_ms"], row["now_ms"]
     return RunLife(
         run_id=row["run_id"],
         status=RunStatus(row["status"]),
         owner_id=row["owner_id"],
-        heartbeat_ms=row["heartbeat_ms"],
-        is_stale=bool(row["is_stale"]),
+        heartbeat_ms=heartbeat_ms,
+        is_stale=heartbeat_ms is not None and now_ms - heartbeat_ms > HEARTBEAT_LIMIT_S * 1000,
         lost_heartbeat_ms=row["lost_heartbeat_ms"],
         wait=wait,
-        now_ms=row["now_ms"],
+        now_ms=now_ms,
     )

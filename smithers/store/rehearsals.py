@@ -22,10 +22,15 @@ END $do$
 SET_OFFSET: Final = "SELECT set_config('smithers.offset', $1, false)"
 
 # -- name: find_rest
-# At rest: nobody has it, and nothing of it is due.
+# A run and the children that it waits for, at any depth: an end of theirs moves it.
 FIND_REST: Final = """
-SELECT status, owner_id IS NULL AND (due_at IS NULL OR due_at > smithers.clock()) AS is_at_rest
-FROM smithers.runs WHERE run_id = $1
+WITH RECURSIVE kin (run_id) AS (
+    SELECT run_id FROM smithers.runs WHERE run_id = $1
+    UNION ALL
+    SELECT c.child_run_id FROM kin JOIN smithers.children c ON c.run_id = kin.run_id AND c.status IS NULL)
+SELECT r.run_id = $1 AS is_asked, r.status, r.owner_id IS NULL AS is_free,
+       coalesce(r.due_at <= smithers.clock(), false) AS is_due
+FROM kin JOIN smithers.runs r ON r.run_id = kin.run_id
 """
 
 # -- name: read_clock
@@ -38,6 +43,7 @@ class Rest:
 
     status: RunStatus
     is_at_rest: bool
+    is_due: bool  # it, or a child that it waits for, is to be taken up, and nobody has it
 
 
 async def move_clock(connection: asyncpg.Connection, offset_s: float) -> None:
@@ -50,9 +56,18 @@ async def move_clock(connection: asyncpg.Connection, offset_s: float) -> None:
 async def find_rest(connection: asyncpg.Connection, run_id: RunId) -> Rest:
     """Say where a run is; it must be there."""
     with driver_errors():
-        row = await connection.fetchrow(FIND_REST, run_id)
-    assert row is not None
-    return Rest(RunStatus(row["status"]), row["is_at_rest"])
+        rows = await connection.fetch(FIND_REST, run_id)
+    (status,) = (RunStatus(row["status"]) for row in rows if row["is_asked"])
+    return Rest(
+        status=status,
+        is_at_rest=all(row["is_free"] and not row["is_due"] and _is_still(row) for row in rows),
+        is_due=any(row["is_free"] and row["is_due"] for row in rows),
+    )
+
+
+def _is_still(row: asyncpg.Record) -> bool:
+    status = RunStatus(row["status"])
+    return status.is_terminal or status.is_parked
 
 
 async def read_clock(connection: asyncpg.Connection) -> int:

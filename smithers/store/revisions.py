@@ -23,12 +23,17 @@ class Revisions:
         return revision is not None and revision != self.head and revision not in self.older
 
 
-def read_revisions() -> Revisions:
-    """Read the migrations' files: in the wheel, else in the checkout."""
+def migrations_dir() -> Path:
+    """Say where the migrations lie: in the wheel, else in the checkout."""
     package = Path(smithers.__file__).parent
     inside = package / "migrations"
-    folder = (inside if inside.is_dir() else package.parent / "migrations") / "versions"
-    texts = [path.read_text(encoding="utf-8") for path in folder.glob("*.py")]
+    return inside if inside.is_dir() else package.parent / "migrations"
+
+
+def read_revisions() -> Revisions:
+    """Read what the migrations' files say of themselves."""
+    files = (migrations_dir() / "versions").glob("*.py")
+    texts = [path.read_text(encoding="utf-8") for path in files]
     known = {name for text in texts for name in _REVISION.findall(text)}
     older = {name for text in texts for name in _BEFORE.findall(text)}
     (head,) = known - older  # one line of history: a test holds Alembic to it

@@ -8,15 +8,13 @@ SQLAlchemy, half a second and 28 MiB, are imported by what needs them: a server 
 import asyncio
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
-import smithers
 from smithers.errors import StoreError
 from smithers.store.connections import connect, driver_errors, open_connection
-from smithers.store.revisions import read_revisions
+from smithers.store.revisions import migrations_dir, read_revisions
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -25,18 +23,15 @@ if TYPE_CHECKING:
 _LOCK_TIMEOUT_S: Final = 60
 _STATEMENT_TIMEOUT_S: Final = 3600.0  # one may go over all of a large table
 
+# -- name: find_revision
+# The table fails to be found where there is no schema, and is empty after a downgrade to the beginning.
+FIND_REVISION: Final = "SELECT version_num FROM smithers.alembic_version"
+
 
 class SchemaMismatch(StoreError):
     """The database's schema is not the one that this version needs."""
 
     code = "UNAVAILABLE"
-
-
-def migrations_dir() -> Path:
-    """Where the migrations lie: in the wheel, else in the checkout."""
-    package = Path(smithers.__file__).parent
-    inside = package / "migrations"
-    return inside if inside.is_dir() else package.parent / "migrations"
 
 
 def alembic_config(connection: "Connection | None" = None) -> "Config":
@@ -50,14 +45,13 @@ def alembic_config(connection: "Connection | None" = None) -> "Config":
     return config
 
 
-async def find_revision(connection: asyncpg.Connection) -> str | None:
-    """Read which migration the database is at; None where there is no schema."""
+async def find_revision(connection: asyncpg.Connection | asyncpg.Pool) -> str | None:
+    """Read which migration the database is at; None where there is no schema. Not for within a transaction."""
     with driver_errors():
-        if await connection.fetchval("SELECT to_regclass('smithers.alembic_version')") is None:
+        try:
+            revision: str | None = await connection.fetchval(FIND_REVISION)
+        except asyncpg.UndefinedTableError:
             return None
-        revision: str | None = await connection.fetchval(
-            "SELECT version_num FROM smithers.alembic_version"
-        )
     return revision
 
 

@@ -4,22 +4,18 @@ Uniqueness is the constraint's, never a SELECT's: of any number of starts with o
 come in while others are being committed share the next transaction (see lanes).
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Final, TypeVar
+from typing import Final
 
 import asyncpg
 
-from smithers.errors import StoreError, StoreUnavailable
 from smithers.ids import RunId, SourceHash
 from smithers.store.connections import driver_errors, transaction
 from smithers.store.hints import Channel, pack_hints
-from smithers.store.lanes import Lane
+from smithers.store.lanes import Lane, each_on_its_own
 from smithers.store.refusals import KeyReused, RunExists
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +63,8 @@ StartLane = Lane[RunStart, bool]
 START_RUNS: Final = "SELECT run_id FROM smithers.start_runs_v1($1::smithers.run_start_v1[])"
 
 # -- name: start_and_tell
-# The same, and then the notifications, in one round trip; see migrations/functions/commit_turns_v2.sql.
-START_AND_TELL: Final = "CALL smithers.start_and_tell_v2($1::smithers.run_start_v1[], $2, $3, NULL)"
+# The same, and then the notifications, in one round trip; see migrations/functions/commit_turns_v3.sql.
+START_AND_TELL: Final = "CALL smithers.start_and_tell_v3($1::smithers.run_start_v1[], $2, $3, NULL)"
 
 # -- name: reserve_key
 # A rival with the same key waits here until the first has committed (and then gets no row) or was rolled back.
@@ -112,7 +108,7 @@ async def start_runs(
 
 
 async def start_with_key(
-    pool: asyncpg.Pool, start: RunStart, *, idempotency_key: str, request_hash: str
+    pool: asyncpg.Pool, start: RunStart, key: IdempotencyKey
 ) -> tuple[RunId, bool]:
     """Start a run once for a key; name the run that it stands for, and say whether it is new. Nobody has been told.
 
@@ -121,7 +117,6 @@ async def start_with_key(
     """
     with driver_errors():
         async with pool.acquire() as connection, transaction(connection):
-            key = IdempotencyKey(idempotency_key, request_hash)
             first = await take_key(connection, start.run_id, key)
             if first is not None:
                 return first, False
@@ -166,23 +161,6 @@ async def count_queued(pool: asyncpg.Pool, *, limit: int) -> int:
     with driver_errors():
         count: int = await pool.fetchval(COUNT_QUEUED, limit)
     return count
-
-
-async def each_on_its_own(
-    connection: asyncpg.Connection,
-    items: Sequence[Item],
-    call: Callable[[asyncpg.Connection, Sequence[Item]], Awaitable[Sequence[Result]]],
-) -> Sequence[Result | Exception]:
-    """Call once for all items; where the database refuses that, once for each: only the culprit fails."""
-    try:
-        with driver_errors():
-            return await call(connection, items)
-    except StoreUnavailable:
-        raise
-    except StoreError as error:
-        if len(items) == 1:
-            return [error]
-    return [(await each_on_its_own(connection, [item], call))[0] for item in items]
 
 
 async def _start_unique(

@@ -16,7 +16,7 @@ MAX_OPEN_NODES: Final = 100
 # One snapshot of a run, of its nodes that are open (bounded: a wide tree would say the same thing often), and of the
 # workers that live and claim from its queue. A node is open while it runs, waits, or backs off.
 READ_WHY: Final = """
-SELECT r.status, r.queue, r.crash_count, r.is_solo, r.owner_id IS NOT NULL AS is_owned,
+SELECT r.status, q.workflow_path, r.queue, r.crash_count, r.is_solo, r.owner_id IS NOT NULL AS is_owned,
     smithers.to_ms(r.due_at) AS due_ms, smithers.to_ms(r.cancel_requested_at) AS cancel_requested_ms,
     smithers.to_ms(r.lost_heartbeat_at) AS lost_heartbeat_ms, smithers.to_ms(w.heartbeat_at) AS heartbeat_ms,
     smithers.to_ms(r.created_at) AS created_ms, r.error, smithers.to_ms(smithers.clock()) AS now_ms,
@@ -26,7 +26,8 @@ SELECT r.status, r.queue, r.crash_count, r.is_solo, r.owner_id IS NOT NULL AS is
         FROM (SELECT * FROM smithers.nodes AS a WHERE a.run_id = r.run_id AND (
                 a.state IN ('in-progress', 'waiting-approval', 'waiting-event', 'waiting-timer')
                 OR (a.state = 'pending' AND a.due_at IS NOT NULL)) LIMIT $2) AS n)::text AS nodes
-FROM smithers.runs AS r LEFT JOIN smithers.workers AS w ON w.worker_id = r.owner_id
+FROM smithers.runs AS r JOIN smithers.run_requests AS q USING (run_id)
+    LEFT JOIN smithers.workers AS w ON w.worker_id = r.owner_id
 WHERE r.run_id = $1
 """
 
@@ -49,6 +50,7 @@ class WhyRow:
     """What tells why a run does not move."""
 
     status: RunStatus
+    workflow_path: str
     queue: str
     crash_count: int
     is_solo: bool

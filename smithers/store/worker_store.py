@@ -1,16 +1,17 @@
 """The database as one child uses it: its connections, and what is done over them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final, TypeVar
 
 import asyncpg
 
+from smithers.engine.facts import NodeKey
 from smithers.engine.questions import TIMEOUT_USER
 from smithers.errors import StoreError, StoreUnavailable
 from smithers.ids import Epoch, NodeId, RunId, SourceHash, WorkerId
-from smithers.store import cached_outputs, claims, sources, tool_calls
+from smithers.store import cached_outputs, claims, descriptions, run_facts, tool_calls
 from smithers.store.commits import Committed, Committer, Outcome, TurnCommit
 from smithers.store.connections import connect_hot, open_pool
 from smithers.store.hints import Channel, notify
@@ -23,7 +24,7 @@ PREVIOUS_CALLS: Final = 1_000
 PREVIOUS_CALL_BYTES: Final = 1 << 20
 
 Answer = TypeVar("Answer")
-LoadLane = Lane[RunId, claims.LoadedRun]
+LoadLane = Lane[RunId, run_facts.LoadedRun]
 
 
 class WorkerStore:
@@ -99,13 +100,13 @@ class WorkerStore:
             del self._uncommitted[change.run_id]
         return answer
 
-    async def load_run(self, run_id: RunId) -> claims.LoadedRun:
+    async def load_run(self, run_id: RunId) -> run_facts.LoadedRun:
         """Read what is known of a run that is taken up again."""
         return await _patiently(lambda: self._loads.submit(run_id))
 
-    async def load_news(self, run_id: RunId) -> claims.News | None:
-        """Read what has come to a run from outside."""
-        return await _patiently(lambda: claims.load_news(self._pool, run_id))
+    async def load_news(self, run_id: RunId, waiting: Collection[NodeKey]) -> run_facts.News | None:
+        """Read what has come to a run from outside, decisions and ends for the nodes that wait."""
+        return await _patiently(lambda: run_facts.load_news(self._pool, run_id, waiting))
 
     async def find_cached(self, cache_key: str) -> str | None:
         """Read an output that an earlier execution has left."""
@@ -156,7 +157,7 @@ class WorkerStore:
 
     async def find_source(self, source_hash: SourceHash) -> str | None:
         """Read a version's bundle."""
-        return await _patiently(lambda: sources.find_source(self._pool, source_hash))
+        return await _patiently(lambda: descriptions.find_source(self._pool, source_hash))
 
     @asynccontextmanager
     async def _claim_connection(self) -> AsyncIterator[asyncpg.Connection]:
@@ -189,7 +190,7 @@ async def open_worker_store(dsn: str, worker_id: WorkerId) -> AsyncIterator[Work
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(dsn, role="child", max_size=1))
         committer = await stack.enter_async_context(Committer(dsn, worker_id=worker_id))
-        loads = await stack.enter_async_context(Lane(dsn, role="load", flush=claims.load_runs))
+        loads = await stack.enter_async_context(Lane(dsn, role="load", flush=run_facts.load_runs))
         decisions = await stack.enter_async_context(open_outside_lane(dsn))
         store = WorkerStore(
             dsn=dsn,

@@ -1,32 +1,29 @@
 """Read which workflows a database knows: those that runs were started of, each as its newest run has it."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 
 from smithers.ids import RunId, SourceHash
 from smithers.states import RunStatus
 from smithers.store.connections import driver_errors
+from smithers.store.descriptions import DescriptionRow, read_description
 
 PARKED: Final = tuple(status for status in RunStatus if status.is_parked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowRow:
-    """A workflow; what a throwaway process has not described yet is None."""
+    """A workflow; where no throwaway process has described it yet, all of its description is None."""
 
     workflow_name: str
     workflow_path: str
     workflow_export: str | None
     source_hash: SourceHash
     last_started_ms: int
-    input_schema: str | None  # JSON Schema, as text
-    queue: str | None
-    isolation: str | None
-    database: str | None
+    description: DescriptionRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,13 +90,4 @@ async def list_parked_runs(
 
 
 def _workflow(row: asyncpg.Record) -> WorkflowRow:
-    found = dict(row)
-    described: dict[str, Any] = json.loads(found.pop("description") or "{}")
-    schema = described.get("input_schema")
-    return WorkflowRow(
-        **found,
-        input_schema=None if schema is None else json.dumps(schema),
-        queue=described.get("queue"),
-        isolation=described.get("isolation"),
-        database=described.get("database"),
-    )
+    return WorkflowRow(**{**dict(row), "description": read_description(row["description"] or "{}")})

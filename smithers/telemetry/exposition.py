@@ -1,8 +1,10 @@
 """One exposition for all processes of a server, in the text that Prometheus reads, or OpenMetrics where it asks for that.
 
-Counters and histograms are added up over all pages, those of the dead included. Gauges are taken from processes that live.
+Counters and histograms are added up over all pages, those of the dead included. Gauges are taken from processes that live
+and have set them.
 """
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -12,9 +14,9 @@ from typing import Final
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 
+from smithers.processes import age_s, find_process
 from smithers.telemetry import names
 from smithers.telemetry.names import FAMILIES, OF_EVENTS, Kind, Merge, Metric
-from smithers.telemetry.processes import age_s, find_process
 from smithers.telemetry.sheet import Key, Reading, Sheet
 
 _BY_NAME: Final = {metric.name: metric for metric in FAMILIES}
@@ -43,7 +45,7 @@ def merge(readings: Iterable[Reading]) -> Totals:
         is_alive = process is not None and process.start == reading.process_start
         for key, values in reading.series.items():
             metric = _BY_NAME[key[0]]
-            if metric.kind is Kind.GAUGE and not is_alive:
+            if metric.kind is Kind.GAUGE and (not is_alive or math.isnan(values[0])):
                 continue
             _add(totals, key, _since(values) if metric.is_since else values)
         _add(totals, (names.SERIES_LOST.name,), [float(reading.lost_count)])
@@ -65,10 +67,14 @@ def _add(totals: Totals, key: Key, values: Sequence[float]) -> None:
     before = totals.get(key)
     if before is None:
         totals[key] = list(values)
-    elif _BY_NAME[key[0]].merge is Merge.MIN:
-        totals[key] = [min(before[0], values[0])]
-    else:
-        totals[key] = [one + other for one, other in zip(before, values, strict=True)]
+        return
+    match _BY_NAME[key[0]].merge:
+        case Merge.MIN:
+            totals[key] = [min(before[0], values[0])]
+        case Merge.MAX:
+            totals[key] = [max(before[0], values[0])]
+        case Merge.SUM:
+            totals[key] = [one + other for one, other in zip(before, values, strict=True)]
 
 
 class _Collected:

@@ -13,6 +13,7 @@ from structlog.typing import EventDict
 
 from smithers.current import CURRENT
 from smithers.telemetry.tracing import find_current
+from smithers.texts import printable
 
 
 def configure_logging(log_format: str, level: str, stream: TextIO | None = None) -> None:
@@ -26,10 +27,10 @@ def configure_logging(log_format: str, level: str, stream: TextIO | None = None)
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=20)
+    renderers: list[Any] = (
+        [_disarm, structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=20)]
         if log_format == "pretty"
-        else structlog.processors.JSONRenderer()
+        else [structlog.processors.JSONRenderer()]
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -41,7 +42,7 @@ def configure_logging(log_format: str, level: str, stream: TextIO | None = None)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
     root = logging.getLogger()
@@ -63,3 +64,10 @@ def _add_place(_logger: object, _level: str, line: EventDict) -> EventDict:
     if place is not None:
         line["trace_id"], line["span_id"] = place.trace_id.hex(), place.span_id.hex()
     return line
+
+
+def _disarm(_logger: object, _level: str, line: EventDict) -> EventDict:
+    """Have a terminal show what authors and libraries have logged, and not obey it."""
+    return {
+        key: printable(value) if isinstance(value, str) else value for key, value in line.items()
+    }

@@ -30,6 +30,7 @@ class Merge(StrEnum):
 
     SUM = "sum"
     MIN = "min"
+    MAX = "max"
 
 
 class Role(StrEnum):
@@ -264,9 +265,9 @@ LISTENER_AGE: Final = Metric(
 )
 BEAT_AGE: Final = Metric(
     name="smithers_heartbeat_age_seconds",
-    help="How long ago the pool last wrote its workers' heartbeats.",
+    help="How long ago the pool last wrote its workers' heartbeats; of several pools the one that is silent for longest.",
     kind=Kind.GAUGE,
-    merge=Merge.MIN,
+    merge=Merge.MAX,
     is_since=True,
 )
 PROCESSES: Final = Metric(
@@ -290,12 +291,12 @@ PROCESS_MEMORY: Final = Metric(
 )
 SERIES_LOST: Final = Metric(
     name="smithers_metric_series_lost",
-    help="Series for which a process's page had no room: what they would say is not shown.",
+    help="Series for which a process's page had no room, and processes that found no page: what they would say is not shown.",
     kind=Kind.GAUGE,
 )
 SPANS_DROPPED: Final = Metric(
     name="smithers_spans_dropped_total",
-    help="Spans that were not exported: the queue was full, or the collector did not take them.",
+    help="Spans that were not exported: the queue was full, the collector did not take them, or they could not be written.",
 )
 BUILD_INFO: Final = Metric(
     name="smithers_build_info",

@@ -1,12 +1,22 @@
 """Read those of OpenTelemetry's `OTEL_*` variables that are ours to follow; the exporters read theirs themselves."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from smithers.errors import SmithersError
 
+OTEL_PREFIX: Final = "OTEL_"
 PROTOCOLS: Final = ("http/protobuf", "grpc")
+SAMPLERS: Final = (
+    "parentbased_always_on",  # the default
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+    "always_on",
+    "always_off",
+    "traceidratio",
+)
 DELAY_S: Final = 1.0  # what ended within it is lost with a process that is killed; an export costs 2 ms, however small
 MAX_QUEUE: Final = 8_192
 MAX_BATCH: Final = 2_048
@@ -29,32 +39,58 @@ class SendingSettings:
 
 def read_settings(variables: Mapping[str, str]) -> SendingSettings:
     """Read them; raises InvalidTelemetry, which names the variable."""
+    _check_sampler(variables)
     return SendingSettings(
         is_disabled=variables.get("OTEL_SDK_DISABLED", "").lower() == "true"
         or variables.get("OTEL_TRACES_EXPORTER") == "none",
         is_grpc=_protocol(variables) == "grpc",
         delay_s=_number(variables, "OTEL_BSP_SCHEDULE_DELAY", DELAY_S * 1_000) / 1_000,
-        max_queue=int(_number(variables, "OTEL_BSP_MAX_QUEUE_SIZE", MAX_QUEUE)),
-        max_batch=int(_number(variables, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", MAX_BATCH)),
+        max_queue=_count(variables, "OTEL_BSP_MAX_QUEUE_SIZE", MAX_QUEUE),
+        max_batch=_count(variables, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", MAX_BATCH),
     )
 
 
 def _protocol(variables: Mapping[str, str]) -> str:
     name = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
-    if name not in variables:
+    if not variables.get(name):
         name = "OTEL_EXPORTER_OTLP_PROTOCOL"
-    protocol = variables.get(name) or PROTOCOLS[0]
-    if protocol not in PROTOCOLS:
-        raise InvalidTelemetry(f"{name}: must be one of {', '.join(PROTOCOLS)}, not {protocol!r}")
-    return protocol
+    return _one_of(variables, name, PROTOCOLS)
+
+
+def _check_sampler(variables: Mapping[str, str]) -> None:
+    """Refuse what the library would take for its defaults without a word."""
+    sampler = _one_of(variables, "OTEL_TRACES_SAMPLER", SAMPLERS)
+    ratio = variables.get("OTEL_TRACES_SAMPLER_ARG") or "1"
+    if sampler.endswith("traceidratio") and not 0 <= _to_float(ratio) <= 1:
+        raise InvalidTelemetry(
+            f"OTEL_TRACES_SAMPLER_ARG: must be a number from 0 to 1, not {ratio!r}"
+        )
+
+
+def _one_of(variables: Mapping[str, str], name: str, known: tuple[str, ...]) -> str:
+    value = variables.get(name) or known[0]
+    if value.lower() not in known:
+        raise InvalidTelemetry(f"{name}: must be one of {', '.join(known)}, not {value!r}")
+    return value.lower()
+
+
+def _count(variables: Mapping[str, str], name: str, default: int) -> int:
+    text = variables.get(name) or str(default)
+    if not (text.isdecimal() and 1 <= _to_float(text) < 1e9):
+        raise InvalidTelemetry(f"{name}: must be a whole number from 1, not {text!r}")
+    return int(text)
 
 
 def _number(variables: Mapping[str, str], name: str, default: float) -> float:
     text = variables.get(name) or str(default)
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
+    value = _to_float(text)
     if not 0 < value < 1e9:
         raise InvalidTelemetry(f"{name}: must be a number above 0, not {text!r}")
     return value
+
+
+def _to_float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

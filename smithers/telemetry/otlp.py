@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Final
 
-from smithers.telemetry.spans import ERROR_TYPE, Span, SpanKind, Value
+from smithers.telemetry.spans import ERROR_TYPE, MAX_NAME_CHARS, Span, SpanKind, Value
 
 _VARINT, _FIXED64, _BYTES = 0, 1, 2  # wire types
 _TIMES: Final = struct.Struct("<BQBQ")
@@ -48,8 +48,12 @@ def encode_request(
     )
 
 
-@lru_cache(maxsize=512, typed=True)  # names and states come again and again; 1 is not True
 def _attribute(number: int, key: str, value: Value) -> bytes:
+    is_long = type(value) is str and len(value) > MAX_NAME_CHARS
+    return (_write_attribute if is_long else _recurring_attribute)(number, key, value)
+
+
+def _write_attribute(number: int, key: str, value: Value) -> bytes:
     match value:
         case bool():
             coded = bytes((2 << 3 | _VARINT, value))
@@ -60,6 +64,10 @@ def _attribute(number: int, key: str, value: Value) -> bytes:
         case _:
             coded = encode_field(1, _text(value))
     return encode_field(number, _key(key) + encode_field(2, coded))
+
+
+# Names and states come again and again, long texts do not; 1 is not True.
+_recurring_attribute = lru_cache(maxsize=512, typed=True)(_write_attribute)
 
 
 @lru_cache(maxsize=256)

@@ -1,37 +1,33 @@
 """Send spans to a collector, beside everything else: a bounded queue, a thread, and the library's exporters.
 
-Imported only where traces are on. The settings are the standard `OTEL_*` variables, and the library's to read. A collector
-that is slow or gone costs its spans: the queue is full, and what comes is dropped and counted.
+Imported only where traces are on. A collector that is slow or gone costs its spans: the queue is full, and what comes is
+dropped and counted. So is a span that cannot be written down, and no other one with it.
 """
 
-import logging
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from opentelemetry import context, trace
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import SpanExportResult
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON, DEFAULT_ON, Decision
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Decision
 
+from smithers.telemetry.exporters import open_library
 from smithers.telemetry.otel_variables import read_settings
 from smithers.telemetry.otlp import encode_field, encode_request, encode_span
-from smithers.telemetry.spans import Span, plain
+from smithers.telemetry.spans import Place, Span, plain
 
 LOG: Final = structlog.get_logger(__name__)
 SCOPE: Final = "smithers"
 VERSION: Final = version("smithers-gateway")  # read from a file, which takes as long as 100 spans
 COMPLAIN_EVERY_S: Final = 60.0
-
-Export = Callable[[bytes, int], bool]  # a request and its number of spans; whether it was taken
+MAX_REQUEST_BYTES: Final = 1 << 20  # receivers refuse what is above 4 MiB, with all its spans
 
 
 class Sender:
@@ -40,18 +36,14 @@ class Sender:
     def __init__(self, variables: Mapping[str, str], on_dropped: Callable[[int], None]) -> None:
         """`variables`: the `OTEL_*` ones. `on_dropped` is called in the sender's thread. Raises InvalidTelemetry."""
         settings = read_settings(variables)
-        # The exporters complain at every try, and with tracebacks; we do in one line a minute.
-        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-        with _environment({"OTEL_SERVICE_NAME": "smithers", **variables}):
-            self._provider = TracerProvider(shutdown_on_exit=False)
-            self._export = _open_grpc() if settings.is_grpc else _open_http()
+        self._provider, self._export, _ = open_library(variables, is_grpc=settings.is_grpc)
         resource = {**self._provider.resource.attributes, "process.pid": os.getpid()}
         self._resource = {name: plain(value) for name, value in resource.items()}
-        self._samples_all = self._provider.sampler in (ALWAYS_ON, DEFAULT_ON)
+        self._is_left_to_callers = self._provider.sampler is DEFAULT_ON
         (self._span_key,) = trace.set_span_in_context(trace.INVALID_SPAN, context.Context())
         self._settings = settings
         self._on_dropped = on_dropped
-        self._queue: deque[Span | bytes] = deque()
+        self._queue: deque[Span | ReadableSpan] = deque()
         self._overflow_count = 0
         self._complained_at = float("-inf")
         self._stopping = threading.Event()
@@ -59,15 +51,20 @@ class Sender:
         self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
         self._thread.start()
 
-    def is_sampled(self, trace_id: bytes, name: str) -> bool:
-        """Say whether a trace that begins here is told: OTEL_TRACES_SAMPLER decides."""
-        if self._samples_all:
-            return True
-        asked = self._provider.sampler.should_sample(None, int.from_bytes(trace_id), name)
+    def is_sampled(self, trace_id: bytes, name: str, parent: Place | None) -> bool:
+        """Say whether what begins here below `parent`, which is another process', is told: OTEL_TRACES_SAMPLER decides."""
+        if self._is_left_to_callers:
+            return parent is None or parent.is_sampled
+        above = (
+            None
+            if parent is None
+            else trace.set_span_in_context(_elsewhere(parent), context.Context())
+        )
+        asked = self._provider.sampler.should_sample(above, int.from_bytes(trace_id), name)
         return asked.decision is Decision.RECORD_AND_SAMPLE
 
-    def put(self, span: Span | bytes) -> None:
-        """Have a span sent soon, or what it was written as already; returns at once."""
+    def put(self, span: Span | ReadableSpan) -> None:
+        """Have a span sent soon; returns at once."""
         if len(self._queue) < self._settings.max_queue:
             self._queue.append(span)
         else:
@@ -94,23 +91,46 @@ class Sender:
         self._send_waiting()  # what was put while the last of it left
 
     def _send_waiting(self) -> None:
+        batch: list[bytes] = []
+        size = 0
         # What comes meanwhile waits for the next time: a busy process would else send without a pause, a few at a time.
-        count, most = len(self._queue), self._settings.max_batch
-        for start in range(0, count, most):
-            self._send([self._queue.popleft() for _ in range(min(most, count - start))])
+        for _ in range(len(self._queue)):
+            told = self._encode(self._queue.popleft())
+            if told is None:
+                continue
+            if len(batch) == self._settings.max_batch or size + len(told) > MAX_REQUEST_BYTES:
+                self._send(batch)
+                batch, size = [], 0
+            batch.append(told)
+            size += len(told)
+        self._send(batch)
+        overflow_count, self._overflow_count = self._overflow_count, 0
+        if overflow_count:
+            self._drop(overflow_count, "queue-full")
 
-    def _send(self, batch: Sequence[Span | bytes]) -> None:
-        told = [span if isinstance(span, bytes) else encode_span(span) for span in batch]
-        request = encode_request(self._resource, SCOPE, VERSION, told)
-        lost, self._overflow_count = self._overflow_count, 0
-        if not self._export(request, len(batch)):
-            lost += len(batch)
-        if not lost:
+    def _encode(self, span: Span | ReadableSpan) -> bytes | None:
+        try:
+            return encode_span(span) if isinstance(span, Span) else _encode_authors(span)
+        except Exception as error:  # noqa: BLE001 - what an author has put into a span must cost no other one
+            self._drop(1, type(error).__name__)
+            return None
+
+    def _send(self, batch: Sequence[bytes]) -> None:
+        if not batch:
             return
-        self._on_dropped(lost)
+        request = encode_request(self._resource, SCOPE, VERSION, batch)
+        try:
+            reason = self._export(request, len(batch))
+        except Exception as error:  # noqa: BLE001 - whatever the library raises, the next request may go out
+            reason = type(error).__name__
+        if reason is not None:
+            self._drop(len(batch), reason)
+
+    def _drop(self, count: int, reason: str) -> None:
+        self._on_dropped(count)
         if time.monotonic() - self._complained_at > COMPLAIN_EVERY_S:
             self._complained_at = time.monotonic()
-            LOG.warning("spans_dropped", span_count=lost)
+            LOG.warning("spans_dropped", span_count=count, reason=reason)
 
 
 class _Above(trace.NonRecordingSpan):
@@ -123,67 +143,34 @@ class _Above(trace.NonRecordingSpan):
         return f"NonRecordingSpan({self.get_span_context()!r})"
 
     def get_span_context(self) -> trace.SpanContext:
-        return trace.SpanContext(
-            int.from_bytes(self._span.trace_id),
-            int.from_bytes(self._span.span_id),
-            is_remote=False,
-            trace_flags=trace.TraceFlags(int(self._span.is_sampled)),
-        )
+        return _context_of(self._span.place, is_remote=False)
 
 
 class _AuthorsSpans(SpanProcessor):
     """Takes the library's own spans to the same queue."""
 
-    def __init__(self, put: Callable[[bytes], None]) -> None:
+    def __init__(self, put: Callable[[ReadableSpan], None]) -> None:
         self._put = put
 
     def on_end(self, span: ReadableSpan) -> None:
-        for resource in encode_spans([span]).resource_spans:
-            for scope in resource.scope_spans:
-                for told in scope.spans:
-                    body = told.SerializeToString()
-                    self._put(encode_field(2, body))
+        self._put(span)
 
 
-def _open_http() -> Export:
-    """Return what sends a request; retries, time-outs, headers and certificates are the library's."""
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-    client = OTLPSpanExporter()._client  # noqa: SLF001 - below it, spans are bytes
-
-    def export(request: bytes, _count: int) -> bool:
-        return client.export(request).success
-
-    return export
+def _encode_authors(span: ReadableSpan) -> bytes:
+    """Return a span of the library as it stands among a scope's."""
+    told = encode_spans([span]).resource_spans[0].scope_spans[0].spans[0]
+    return encode_field(2, told.SerializeToString())
 
 
-def _open_grpc() -> Export:
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-
-    class Exporter(OTLPSpanExporter):
-        """Takes requests that are written already."""
-
-        def _translate_data(self, data: Any) -> ExportTraceServiceRequest:
-            request: ExportTraceServiceRequest = ExportTraceServiceRequest.FromString(data[0])
-            return request
-
-    exporter = Exporter()
-
-    def export(request: bytes, count: int) -> bool:
-        told: Any = (request,) * count  # its length is what the exporter counts
-        return exporter.export(told) is SpanExportResult.SUCCESS
-
-    return export
+def _elsewhere(place: Place) -> trace.Span:
+    """Return a span of another process as the library's samplers look at it."""
+    return trace.NonRecordingSpan(_context_of(place, is_remote=True))
 
 
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Let the library read its variables, which may hold secrets and are not in a worker's environment."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name in variables:
-            os.environ.pop(name)
-        os.environ.update(before)
+def _context_of(place: Place, *, is_remote: bool) -> trace.SpanContext:
+    return trace.SpanContext(
+        int.from_bytes(place.trace_id),
+        int.from_bytes(place.span_id),
+        is_remote=is_remote,
+        trace_flags=trace.TraceFlags(int(place.is_sampled)),
+    )

@@ -3,13 +3,14 @@
 The sheet is anonymous memory, made by the process that starts the others and handed down as a descriptor: nothing is left
 of it when the last of them has gone. What was counted survives the process that counted it: the next one that begins to
 count takes the page over and goes on from there, so a counter never falls while the server lives. A gauge says something
-only while its process does.
+only while its process does; on a page that was taken over it is not a number until its new process has set it.
 
 Counting is an addition in memory, without a lock: a page has one writer, the loop's thread of its process. A page that is
 full shows no further series, and says how many it does not show.
 """
 
 import fcntl
+import math
 import mmap
 import os
 import struct
@@ -23,13 +24,14 @@ from typing import Any, Final, Self
 
 import orjson
 
+from smithers.processes import find_process
 from smithers.telemetry.names import FAMILIES, MAX_OPEN_SERIES, OTHER, Kind, Metric, Role
-from smithers.telemetry.processes import find_process
 
 PAGE_BYTES: Final = 256 * 1024  # of which only what is written to takes memory
 PAGE_COUNT: Final = 256  # processes that live at the same time
 _WORD_BYTES: Final = 8
-_USED, _PID, _START, _ROLE, _LOST = range(5)  # the words of a page's head
+# The words of a page's head; the last one counts on the first page, for the whole sheet.
+_USED, _PID, _START, _ROLE, _LOST, _WITHOUT_PAGE = range(6)
 _HEAD_WORDS: Final = 8
 _SERIES: Final = struct.Struct(
     "=ii"
@@ -92,7 +94,7 @@ class Reading:
     role: Role
     pid: int
     process_start: int  # in the kernel's ticks since the boot
-    lost_count: int  # series that had no room
+    lost_count: int  # series that had no room; on the first page also processes that found no page
     series: dict[Key, list[float]]
 
 
@@ -120,6 +122,7 @@ class Sheet:
             for page in self._pages():
                 if not _is_written(page) or not _is_alive(page):
                     return Page(self, page, role)
+            _head(next(self._pages()))[_WITHOUT_PAGE] += 1
         finally:
             fcntl.lockf(self.fd, fcntl.LOCK_UN)
         return Page(self, memoryview(bytearray(PAGE_BYTES)), role)
@@ -154,7 +157,7 @@ class Page:
         self.sheet = sheet
         self._bytes = page
         self._words = page.cast("d")
-        self._head = self._bytes[: _HEAD_WORDS * _WORD_BYTES].cast("q")
+        self._head = _head(page)
         self._places: dict[Key, int] = {}
         self._series_counts: Tally[str] = Tally()
         for key, at, count in _walk(self._bytes):
@@ -162,7 +165,7 @@ class Page:
             self._series_counts[key[0]] += 1
             if key[0] in _GAUGES:  # its setter is gone
                 for word in range(at, at + count):
-                    self._words[word] = 0.0
+                    self._words[word] = math.nan
         self._head[_USED] = self._head[_USED] or _HEAD_WORDS
         self._head[_ROLE] = _ROLES.index(role)
         process = find_process(os.getpid())
@@ -174,8 +177,11 @@ class Page:
         return Counter(*self._place(metric, labels, 1))
 
     def gauge(self, metric: Metric, *labels: str) -> Gauge:
-        """Return a gauge to keep."""
-        return Gauge(*self._place(metric, labels, 1))
+        """Return a gauge to keep: it begins at 0, or, where it tells an age, as not a number until it is set."""
+        words, at = self._place(metric, labels, 1)
+        if math.isnan(words[at]) and not metric.is_since:
+            words[at] = 0.0
+        return Gauge(words, at)
 
     def histogram(self, metric: Metric, *labels: str) -> Histogram:
         """Return a histogram to keep."""
@@ -205,37 +211,43 @@ class Page:
         _SERIES.pack_into(self._bytes, start, len(text), count)
         start += _WORD_BYTES
         self._bytes[start : start + len(text)] = text
+        if key[0] in _GAUGES:
+            self._words[at] = math.nan
         self._head[_USED] = at + count  # last: a reader sees all of it, or nothing
         self._places[key] = at
         self._series_counts[key[0]] += 1
         return True
 
 
+def _head(page: memoryview) -> "memoryview[int]":
+    return page[: _HEAD_WORDS * _WORD_BYTES].cast("q")
+
+
 def _is_written(page: memoryview) -> bool:
-    return bool(page[:_WORD_BYTES].cast("q")[0])
+    return bool(_head(page)[_USED])
 
 
 def _is_alive(page: memoryview) -> bool:
-    head = page[: _HEAD_WORDS * _WORD_BYTES].cast("q")
+    head = _head(page)
     process = find_process(head[_PID])
     return process is not None and process.start == head[_START]
 
 
 def _read(page: memoryview) -> Reading:
-    head = page[: _HEAD_WORDS * _WORD_BYTES].cast("q")
+    head = _head(page)
     words: memoryview[float] = page.cast("d")
     return Reading(
         role=_ROLES[head[_ROLE]],
         pid=head[_PID],
         process_start=head[_START],
-        lost_count=head[_LOST],
+        lost_count=head[_LOST] + head[_WITHOUT_PAGE],
         series={key: list(words[at : at + count]) for key, at, count in _walk(page)},
     )
 
 
 def _walk(page: memoryview) -> Iterator[tuple[Key, int, int]]:
     """Yield each series: its key, its first word, and how many words it has."""
-    used = page[:_WORD_BYTES].cast("q")[0]
+    used = _head(page)[_USED]
     place = _HEAD_WORDS
     while place < used:
         size, count = _SERIES.unpack_from(page, place * _WORD_BYTES)

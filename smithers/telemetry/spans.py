@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from smithers.errors import text_of
+from smithers.texts import text_of
 
 Value = str | int | float | bool
 ERROR_TYPE: Final = "error.type"
+MAX_TEXT_CHARS: Final = 8_192  # of an attribute's value
+MAX_NAME_CHARS: Final = 200  # of a span's name, an attribute's key, an error's class
 
 # Of version 00; later versions may say more behind it, and ff is none. Ids of zeros name nothing.
 _TRACEPARENT: Final = re.compile(
@@ -19,12 +21,22 @@ _TRACEPARENT: Final = re.compile(
 
 
 def plain(value: object) -> Value:
-    """Return a value as an attribute can hold it, or else its text; never raises, whatever an author's class does."""
-    if type(value) is str or type(value) is float or type(value) is bool:
+    """Return a value as an attribute can hold it, or else its text; never raises, whatever an author's class does.
+
+    A text is cut at MAX_TEXT_CHARS.
+    """
+    if type(value) is str:
+        return value[:MAX_TEXT_CHARS]
+    if type(value) is float or type(value) is bool:
         return value
     if type(value) is int and -(2**63) <= value < 2**63:
         return value
-    return text_of(value)
+    return text_of(value)[:MAX_TEXT_CHARS]
+
+
+def plain_name(value: object) -> str:
+    """Return a text that can name something, cut at MAX_NAME_CHARS; never raises."""
+    return text_of(value)[:MAX_NAME_CHARS]
 
 
 class SpanKind(IntEnum):

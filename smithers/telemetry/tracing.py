@@ -19,10 +19,9 @@ from random import Random
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from smithers.errors import text_of
 from smithers.ids import RunId
 from smithers.telemetry.otel_variables import read_settings
-from smithers.telemetry.spans import Place, Span, SpanKind, Value, plain, read_kept
+from smithers.telemetry.spans import Place, Span, SpanKind, Value, plain, plain_name, read_kept
 
 if TYPE_CHECKING:
     from smithers.telemetry.sending import Sender
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 RUN: Final = "smithers.run"
 TASK: Final = "smithers.task"
 WAIT: Final = "smithers.wait"
+TOOL: Final = "smithers.tool"
 AGENT: Final = "smithers.agent"
 MODEL: Final = "smithers.model"
 
@@ -53,6 +53,7 @@ class Tracer:
     def __init__(self, sender: "Sender") -> None:
         self._sender = sender
         self._attach = sender.attach
+        self.is_sampled = sender.is_sampled
         self._draw = Random().getrandbits  # noqa: S311 - no secrets; its own, since authors may seed the module's
 
     def begin(self, name: str, parent: Place | None, *, kind: SpanKind = SpanKind.INTERNAL) -> Span:
@@ -60,10 +61,10 @@ class Tracer:
         if parent is None:
             drawn = self._draw(192).to_bytes(24)
             trace_id, span_id, parent_id = drawn[:16], drawn[16:], b""
-            is_sampled = self._sender.is_sampled(trace_id, name)
         else:
-            trace_id, parent_id, is_sampled = parent
+            trace_id, parent_id, _ = parent
             span_id = self._draw(64).to_bytes(8)
+        is_sampled = self.is_sampled(trace_id, name, parent)
         began_ns = time.time_ns()
         return Span(name, kind, trace_id, span_id, parent_id, is_sampled, began_ns, {}, _NOTHING)
 
@@ -114,11 +115,12 @@ class RunTrace:
         self._tracer = tracer
         self.make_current = tracer.make_current  # for its own span, and its attempts'
         span_id = sha256(f"{run_id}\n{era}".encode()).digest()[:8]
-        trace_id, parent_id, is_sampled = (
-            Place(sha256(run_id.encode()).digest()[:16], b"")
-            if context is None
-            else read_kept(context)
+        parent = None if context is None else read_kept(context)
+        trace_id, parent_id = (
+            (sha256(run_id.encode()).digest()[:16], b"") if parent is None else parent[:2]
         )
+        # Whoever opens the run anew asks the same of the same trace, and gets the same answer.
+        is_sampled = tracer.is_sampled(trace_id, RUN, parent)
         handed_down = {RUN_ID: run_id, WORKFLOW_NAME: workflow_name}
         # The run's own; when it began is known at its end.
         self.span = Span(
@@ -183,18 +185,28 @@ def span(
         yield told
         return
     tracer, above = current
-    begun = tracer.begin_below(text_of(name), above, told, kind=kind)
+    begun = tracer.begin_below(plain_name(name), above, told, kind=kind)
     token = _CURRENT.set((tracer, begun))
     try:
         yield told
     except BaseException as error:
-        begun.error_type = type(error).__name__
+        begun.error_type = plain_name(type(error).__name__)
         raise
     finally:
         _CURRENT.reset(token)
         # The block's author still has the other mapping, and may have put anything there.
-        begun.attributes = {text_of(key): plain(value) for key, value in told.copy().items()}
+        begun.attributes = {plain_name(key): plain(value) for key, value in told.copy().items()}
         tracer.end(begun)
+
+
+def check_tracing(variables: Mapping[str, str]) -> None:
+    """Raise InvalidTelemetry for `OTEL_*` variables that no process could be traced by."""
+    settings = read_settings(variables)
+    if settings.is_disabled:
+        return
+    from smithers.telemetry.exporters import open_library
+
+    open_library(variables, is_grpc=settings.is_grpc).close()
 
 
 def open_tracer(

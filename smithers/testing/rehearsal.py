@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from smithers.durations import Duration, seconds
+from smithers.engine.children import child_run_id, next_run_id
+from smithers.engine.facts import NodeKey
 from smithers.ids import NodeId, RunId, new_run_id
 from smithers.outputs import encode_output
 from smithers.states import RunStatus
@@ -167,9 +169,16 @@ class RehearsedRun:
         person = Person() if by is None else Person(by, tuple(scopes))
         self._do(self._stage.say(self.run_id, NodeId(node_id), saying, person))
 
-    def signal(self, name: str, data: Any = None, *, correlation_id: str | None = None) -> None:
+    def signal(
+        self,
+        name: str,
+        data: Any = {},  # noqa: B006 - handed on as it is
+        *,
+        correlation_id: str | None = None,
+    ) -> None:
         """Send a signal."""
-        self._do(self._stage.signal(self.run_id, name, encode_output(data), correlation_id))
+        sent = encode_output(data, what="the signal's data")
+        self._do(self._stage.signal(self.run_id, name, sent, correlation_id))
 
     def cancel(self) -> None:
         """Cancel the run."""
@@ -178,6 +187,18 @@ class RehearsedRun:
     def resume(self) -> None:
         """Have a failed or cancelled run go on."""
         self._do(self._stage.resume(self.run_id))
+
+    def child(self, node_id: str, *, iteration: int = 0, people: People | None = None) -> Self:
+        """Return the run that a Subflow of this one has started; `people` as for start."""
+        key = NodeKey(NodeId(node_id), iteration)
+        return self._other(child_run_id(self.run_id, key), people)
+
+    def next(self, *, people: People | None = None) -> Self:
+        """Return what this run has gone on as, where its status is `continued`; `people` as for start."""
+        return self._other(next_run_id(self.run_id), people)
+
+    def _other(self, run_id: RunId, people: People | None) -> Self:
+        return type(self)(run_id, self._stage, self._do, dict(people or {}))
 
     def _detail(self) -> reads.RunDetail:
         found: reads.RunDetail | None = self._do(reads.find_run(self._stage.pool, self.run_id))

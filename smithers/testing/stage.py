@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
+from smithers.defaults import DEFAULT_QUEUE
 from smithers.events import EventType, correlation_json, event_parts
 from smithers.ids import NodeId, RunId, SourceHash, WorkerId
 from smithers.outputs import encode_output
@@ -29,16 +30,16 @@ from smithers.workflow import Workflow
 from worker.bodies import Bodies
 from worker.claimer import Claimer
 from worker.clock import DatabaseClock
-from worker.executor import Tools
+from worker.executor import Shared
 from worker.loads import Loads
 from worker.meters import ChildMeters
 from worker.processes import identify
 from worker.settings import PoolSettings
 from worker.toolboxes import open_workshop
 
-QUEUE: Final = "default"
 LOOK_EVERY_S: Final = 0.005
 MAX_LISTED: Final = 10_000
+MAX_LISTED_BYTES: Final = 1 << 30
 
 # What somebody says to a question: yes or no, {"selected": …} or {"ranked": […]}, or the value that a form asks for.
 Saying = Any
@@ -86,6 +87,11 @@ class Given:
         found = self._given.get((source_hash, export))
         return found or find_workflow(sys.modules[source_hash], export)
 
+    def find_export(self, source_hash: SourceHash, workflow: Workflow[Any]) -> str:
+        """Take a workflow that a test's own starts; it is had by its name."""
+        self._given[source_hash, workflow.name] = workflow
+        return workflow.name
+
 
 class Stage:
     """What a rehearsal runs on; its methods are for the loop's thread."""
@@ -115,7 +121,7 @@ class Stage:
             auth=auth,
             trace_context=None,
             parent_run_id=None,
-            queue=QUEUE,
+            queue=DEFAULT_QUEUE,
             priority=0,
             head=head,
             tail=tail,
@@ -158,7 +164,9 @@ class Stage:
 
     async def questions(self, run_id: RunId) -> list[Question]:
         """List what a run asks people."""
-        rows = await node_reads.list_approvals(self.pool, after=None, limit=MAX_LISTED)
+        rows, _ = await node_reads.list_approvals(
+            self.pool, after=None, limit=MAX_LISTED, page_bytes=MAX_LISTED_BYTES
+        )
         return [_question(row) for row in rows if row.run_id == run_id]
 
     async def say(self, run_id: RunId, node_id: NodeId, saying: Saying, by: Person) -> None:
@@ -166,7 +174,8 @@ class Stage:
         asked = [one for one in await self.questions(run_id) if one.node_id == node_id]
         iteration = asked[0].iteration if asked else 0
         if asked and asked[0].mode == "form":
-            await self._fill_in(run_id, node_id, iteration, encode_output(saying), by)
+            filled_in = encode_output(saying, what="the form")
+            await self._fill_in(run_id, node_id, iteration, filled_in, by)
         else:
             choice = saying if isinstance(saying, Mapping) else None
             decision = outside.Decision(
@@ -216,7 +225,9 @@ class Stage:
 
     async def _is_at_rest(self, run_id: RunId) -> bool:
         rest = await rehearsals.find_rest(self._connection, run_id)
-        return rest.is_at_rest and (rest.status.is_terminal or rest.status.is_parked)
+        if rest.is_due:  # a child's end, say, of which no hint comes here
+            self.claimer.hear_due()
+        return rest.is_at_rest
 
     async def _ask(self, run_id: RunId, people: People) -> bool:
         """Have the people of the script answer; say whether one of them was asked anything."""
@@ -255,25 +266,27 @@ async def open_stage(exits: AsyncExitStack, dsn: str, root_dir: Path) -> Stage:
     connection = await exits.enter_async_context(open_connection(dsn, role="rehearsal"))
     process = identify(os.getpid())
     assert process is not None
-    await register_worker(pool, worker_id, pool_id=uuid4(), process=process, queues=(QUEUE,))
+    await register_worker(
+        pool, worker_id, pool_id=uuid4(), process=process, queues=(DEFAULT_QUEUE,)
+    )
     store = await exits.enter_async_context(open_worker_store(dsn, worker_id))
     stage = Stage(pool=pool, connection=connection)
     stage.lane = await exits.enter_async_context(outside.open_outside_lane(dsn))
-    tools = _make_tools(
+    shared = _make_shared(
         exits,
         stage,
         store,
         PoolSettings(dsn=dsn, direct_dsn=dsn, root_dir=str(root_dir), worker_count=1),
     )
-    stage.claimer = _make_claimer(tools)
+    stage.claimer = _make_claimer(shared)
     running = asyncio.create_task(stage.claimer.run(), name="claimer")
     exits.push_async_callback(_end, stage.claimer, running)
     return stage
 
 
-def _make_tools(
+def _make_shared(
     exits: AsyncExitStack, stage: Stage, store: WorkerStore, settings: PoolSettings
-) -> Tools:
+) -> Shared:
     sheet = Sheet.create(page_count=1)
     exits.callback(sheet.close)
     bodies = Bodies(
@@ -282,7 +295,7 @@ def _make_tools(
         root_dir=settings.root,
         on_abandoned=lambda _reason: None,  # it ends with the test
     )
-    return Tools(
+    return Shared(
         store=store,
         workflows=stage.given,
         bodies=bodies,
@@ -295,10 +308,10 @@ def _make_tools(
     )
 
 
-def _make_claimer(tools: Tools) -> Claimer:
+def _make_claimer(shared: Shared) -> Claimer:
     return Claimer(
-        tools,
-        queues=(QUEUE,),
+        shared,
+        queues=(DEFAULT_QUEUE,),
         limit=64,
         is_solo=False,
         loads=Loads([0], [0.0]),

@@ -1,6 +1,8 @@
 """Tools that run programs in the jail: `bash` and `grep`."""
 
+import os
 import re
+import signal
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Final, ParamSpec, Self
@@ -26,7 +28,7 @@ GREP_TIMEOUT_S: Final = 30.0
 GREP_OUTPUT_BYTES: Final = 1 << 20
 MAX_MATCHES: Final = 200
 MAX_LINE_CHARS: Final = 500
-NO_MATCH: Final = 1
+TROUBLE: Final = 2  # of any kind, also with a single file
 # What grep prints, `path NUL number : text` to the end of a line; a path may hold anything but a NUL.
 PRINTED: Final = re.compile(r"([^\0]*)\0([0-9]+):(.*)\n")
 
@@ -100,21 +102,22 @@ async def grep(
     ignore_case: bool = False,
     max_matches: Annotated[int, Field(ge=1, le=10_000)] = MAX_MATCHES,
 ) -> Matches:
-    """Find the lines below a directory, or of a file, that a Perl-compatible regular expression matches."""
+    """Find the lines below a directory, or of a file, that a Perl-compatible regular expression matches.
+
+    Files below the directory that are gone meanwhile, or cannot be read, are passed over.
+    """
     options = ["--ignore-case"] if ignore_case else []
     if glob is not None:
         options.append(f"--include={glob}")
     # Whatever stands behind --regexp= and -- is never taken for an option.
     argv = (
         *("grep", "--recursive", "--line-number", "--null", "--with-filename", "--binary-files=without-match"),
-        *("--devices=skip", "--perl-regexp", f"--regexp={pattern}", *options, "--", _inside(path) or "."),
+        *("--no-messages", "--devices=skip", "--perl-regexp", f"--regexp={pattern}", *options, "--", _inside(path) or "."),
     )  # fmt: skip
     end = await find_toolbox().run_command(
         Command(argv=argv, timeout_s=GREP_TIMEOUT_S, max_output_bytes=GREP_OUTPUT_BYTES)
     )
-    if end.exit_code > NO_MATCH or end.exit_code < 0:
-        raise ToolError(f"grep: {_text(end.stderr.content)[:500] or end.exit_code}")
-    return await find_toolbox().run_in_thread(partial(_read_matches, end.stdout, max_matches))
+    return await find_toolbox().run_in_thread(partial(_judge, end, path, max_matches))
 
 
 class Bash(Tool[P, CommandResult]):  # a Tool to whoever lists tools, with one more beside it
@@ -155,6 +158,26 @@ def _inside(path: str) -> str:
         return ""
     try:
         return beneath(path)
+    except SourceError as error:
+        raise ToolRefused(error.reason) from error
+
+
+def _judge(end: CommandEnd, path: str, max_matches: int) -> Matches:
+    """Return what was found; raise ToolError where nothing was, and there is more to say than that single files failed."""
+    is_cut_off = end.exit_code == -signal.SIGPIPE and end.stdout.is_truncated
+    if end.exit_code < 0 and not is_cut_off:
+        raise ToolError(f"grep was killed by signal {-end.exit_code}")
+    if end.exit_code >= TROUBLE and not end.stdout.content:
+        if end.stderr.content:
+            raise ToolError(f"grep: {_text(end.stderr.content)[:500]}")
+        _check_opens(path)
+    return _read_matches(end.stdout, max_matches)
+
+
+def _check_opens(path: str) -> None:
+    """Raise ToolRefused where what was to be searched cannot be opened: grep was told to be silent about files."""
+    try:
+        os.close(find_toolbox().root.open(_inside(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY))
     except SourceError as error:
         raise ToolRefused(error.reason) from error
 

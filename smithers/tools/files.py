@@ -88,7 +88,7 @@ def write(path: RelativePath, text: str) -> Written:
     root = find_toolbox().root
     with _place(root, path, makes_directories=True) as (directory, name):
         before = _status(directory, name, path)
-        _replace(directory, name, content, mode=MODE if before is None else before.st_mode)
+        _replace(directory, name, content, before)
     return Written(path=path, bytes=len(content), is_new=before is None)
 
 
@@ -109,7 +109,7 @@ def edit(path: RelativePath, old: str, new: str, *, replace_all: bool = False) -
             )
         content = _encode(text.replace(old, new))
         before = _status(directory, name, path)
-        _replace(directory, name, content, mode=MODE if before is None else before.st_mode)
+        _replace(directory, name, content, before)
     return Written(path=path, bytes=len(content), replacements=count)
 
 
@@ -160,9 +160,8 @@ def _place(root: RootDirectory, path: str, *, makes_directories: bool) -> Iterat
 
 
 def _open_directory(root: RootDirectory, path: str, *, makes_directories: bool) -> int:
-    flags = os.O_RDONLY | os.O_DIRECTORY
     try:
-        return root.open(path, flags)
+        return root.open_to_change(path)
     except SourceNotFound:
         if not (makes_directories and path):
             raise
@@ -175,7 +174,7 @@ def _open_directory(root: RootDirectory, path: str, *, makes_directories: bool) 
         raise ToolRefused(f"{path} cannot be made: {os.strerror(error.errno or 0)}") from error
     finally:
         os.close(above)
-    return root.open(path, flags)
+    return root.open_to_change(path)
 
 
 def _lock(directory: int, path: str) -> None:
@@ -203,12 +202,14 @@ def _status(directory: int, name: str, path: str) -> os.stat_result | None:
     return status
 
 
-def _replace(directory: int, name: str, content: bytes, *, mode: int) -> None:
+def _replace(directory: int, name: str, content: bytes, before: os.stat_result | None) -> None:
     temporary = f".{secrets.token_hex(8)}.part"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    number = os.open(temporary, flags, stat.S_IMODE(mode) & 0o777, dir_fd=directory)
+    number = os.open(temporary, flags, MODE, dir_fd=directory)
     try:
         with os.fdopen(number, "wb") as file:
+            if before is not None:
+                _keep_rights(number, before)
             file.write(content)
             file.flush()
             os.fsync(number)
@@ -219,3 +220,11 @@ def _replace(directory: int, name: str, content: bytes, *, mode: int) -> None:
         if error.errno == errno.EISDIR:
             raise ToolRefused(f"{name} is a directory") from error
         raise
+
+
+def _keep_rights(number: int, before: os.stat_result) -> None:
+    """Give a file the mode that the one before it had, without setuid and its like, and as root its owner."""
+    if os.geteuid() == 0:
+        with suppress(OSError):  # in a container root may not be allowed to give files away
+            os.fchown(number, before.st_uid, before.st_gid)
+    os.fchmod(number, before.st_mode & 0o777)

@@ -1,14 +1,17 @@
 """Calls that are made once: what an attempt was answered before its process died is not asked for again."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic_core import from_json
 
 from smithers.errors import SmithersError
 from smithers.outputs import decode_output, encode_output
+from smithers.telemetry.tracing import TOOL, span
 from smithers.tools.errors import ToolError
 from smithers.tools.toolbox import CallStart, PreviousCall, find_toolbox
+
+EXECUTE_TOOL: Final = "execute_tool"
 
 Result = TypeVar("Result")
 
@@ -23,7 +26,7 @@ async def make(
     box = find_toolbox()
     number = await box.begin(start)
     try:
-        result = await body(number)
+        result = await _perform(start, body, number)
         output = encode_output(result)
     except BaseException as error:
         kept = box.finish(number, output=None, error=error)
@@ -34,6 +37,17 @@ async def make(
     if until_kept:
         await kept
     return result, output
+
+
+async def _perform(
+    start: CallStart, body: Callable[[int], Awaitable[Result]], number: int
+) -> Result:
+    """Make a call, as a span where it is a tool's: a question to a model tells its own, with what it has cost."""
+    if start.kind == "model":
+        return await body(number)
+    attributes = {"gen_ai.operation.name": EXECUTE_TOOL, "gen_ai.tool.name": start.tool_name}
+    with span(TOOL, attributes):
+        return await body(number)
 
 
 async def make_once(start: CallStart, body: Callable[[int], Awaitable[Any]]) -> Any:

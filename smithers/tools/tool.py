@@ -76,14 +76,14 @@ class Tool(Generic[P, R]):
 
     async def perform(self, call: "Call[R]") -> R:
         """Make a call, and record it."""
-        find_toolbox().make(call)
+        find_toolbox().note_made(call)
         start, body = self._prepare(call)
         result, _ = await make(start, body)
         return result
 
     async def perform_once(self, call: "Call[R]") -> Any:
         """Make a call unless an attempt that died has made it: see smithers.tools.once."""
-        find_toolbox().make(call)
+        find_toolbox().note_made(call)
         return await make_once(*self._prepare(call))
 
     def _prepare(self, call: "Call[R]") -> tuple[CallStart, Callable[[int], Awaitable[R]]]:
@@ -99,10 +99,9 @@ class Tool(Generic[P, R]):
     def _write_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         given = dict(self._signature.bind(*args, **kwargs).arguments)
         try:
-            return encode_output(given)
+            return encode_output(given, what="the input")
         except InvalidOutput as error:
-            text = str(error).replace("the output", "what is given to it")
-            raise InvalidToolInput(f"{self.name}: {text}") from None
+            raise InvalidToolInput(f"{self.name}: {error}") from None
 
     async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], number: int) -> R:
         key = f"{current_task().idempotency_key}/{number}"
@@ -123,7 +122,7 @@ class Call(Generic[R]):
         self.tool = tool
         self.args = args
         self.kwargs = kwargs
-        find_toolbox().expect(self)
+        find_toolbox().note_written(self)
 
     def __await__(self) -> Generator[Any, None, R]:
         """Make the call."""

@@ -100,10 +100,10 @@ class Toolbox(Protocol):
         knows whether it had them.
         """
 
-    def expect(self, call: object) -> None:
+    def note_written(self, call: object) -> None:
         """Take note of a call that has been written down: a body that never makes it has a mistake in it."""
 
-    def make(self, call: object) -> None:
+    def note_made(self, call: object) -> None:
         """Take note that it is made after all."""
 
     async def begin(self, start: CallStart) -> int:

@@ -1,6 +1,6 @@
 """What a builder returns: elements that nest, with tasks and waits as leaves.
 
-Elements are values: making one does nothing. Children may be nested iterables; None, False and True are dropped, so
+Making an element does nothing: it only describes. Children may be nested iterables; None, False and True are dropped, so
 `cond and Task(...)` reads well. A node id is unique in its tree, and comes from data, not from positions.
 """
 
@@ -24,6 +24,7 @@ from smithers.tree.policies import (
     ApprovalMode,
     Cache,
     CacheScope,
+    Isolation,
     OnDeny,
     OnFailure,
     OnMaxReached,
@@ -47,6 +48,7 @@ __all__ = [
     "ContinueAsNew",
     "Element",
     "HumanTask",
+    "Isolation",
     "Leaf",
     "Loop",
     "OnDeny",

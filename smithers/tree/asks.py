@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from smithers.errors import InvalidTree
-from smithers.tree.checks import check_text
+from smithers.tree.checks import check_count, check_text
 
 REPAIRS: Final = 2
 MAX_NAME_CHARS: Final = 100
@@ -48,8 +48,7 @@ class Ask:
                 raise InvalidTree(f"{where}: {one!r} is no tool: write @tool above it")
         if not callable(prompt) and check_text(prompt, f"{where[:-1]}, prompt=...)") is None:
             raise InvalidTree(f"{where} needs a prompt: a text, or a function that returns one")
-        if repairs < 0:
-            raise InvalidTree(f"{where}: a number of repairs is not negative")
+        check_count(repairs, f"{where[:-1]}, repairs=...)", least=0)
         return cls(agents, prompt, tuple(tools), repairs, is_streamed)
 
     @property

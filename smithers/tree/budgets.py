@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Final, Self, TypeVar, overload
 from smithers.durations import Duration, seconds
 from smithers.errors import InvalidTree
 from smithers.tree.checks import check_id, check_names
-from smithers.tree.policies import ApprovalMode
 
 MILLION: Final = 1_000_000
 
@@ -24,8 +23,8 @@ class Price:
 
     def of(self, input_tokens: int, output_tokens: int) -> Decimal:
         """Return the price of an answer, in dollars."""
-        tokens_in, tokens_out = _exact(self.input) * input_tokens, _exact(self.output)
-        return (tokens_in + tokens_out * output_tokens) / MILLION
+        cost = _exact(self.input) * input_tokens + _exact(self.output) * output_tokens
+        return cost / MILLION
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +75,6 @@ class Budget:
     label: ClassVar[str | None] = None
     depends_on: ClassVar[tuple[str, ...]] = ()
     skip_if: ClassVar[bool] = False
-    mode: ClassVar[ApprovalMode] = ApprovalMode.APPROVE
-    options: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_id(self.id, "Budget")

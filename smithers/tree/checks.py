@@ -1,13 +1,18 @@
-"""What an author may write as an id, a name or a text."""
+"""What an author may write as an id, a name, a text, a choice, a condition or a number."""
 
-from collections.abc import Iterable
-from typing import Any, Final
+import inspect
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Any, Final, TypeVar
 
 from smithers.errors import InvalidTree
-from smithers.ids import NODE_ID_PATTERN
+from smithers.ids import NODE_ID_PATTERN, SIGNAL_NAME_RULE, is_signal_name, means_itself
 
 SCOPE_MARK: Final = "@@"  # parts a node's id from its loops' path
 MAX_WORD_CHARS: Final = 200
+
+Choice = TypeVar("Choice", bound=StrEnum)
+Kind = TypeVar("Kind")
 
 
 def check_id(id: object, kind: str) -> str:
@@ -15,6 +20,10 @@ def check_id(id: object, kind: str) -> str:
     if not isinstance(id, str) or not _is_unicode(id) or NODE_ID_PATTERN.fullmatch(id) is None:
         raise InvalidTree(
             f"{kind}({id!r}): an id is 1 to 200 characters, without spaces and slashes"
+        )
+    if not means_itself(id):
+        raise InvalidTree(
+            f"{kind}({id!r}): an id stands in URLs, which fold . and .. away and read %20 as a blank"
         )
     if SCOPE_MARK in id or id.endswith(SCOPE_MARK[0]):
         raise InvalidTree(f"{kind}({id!r}): {SCOPE_MARK} in an id is kept for the paths of loops")
@@ -32,6 +41,13 @@ def check_text(text: Any, where: str) -> Any:
             f"{where}: a NUL or half a surrogate pair cannot be stored: {text[:200]!r}"
         )
     return text
+
+
+def check_signal_name(name: object, where: str) -> str:
+    """Return a name under which a signal can be sent; raise InvalidTree for one that no sender could give."""
+    if not isinstance(name, str) or not is_signal_name(name):
+        raise InvalidTree(f"{where} takes {SIGNAL_NAME_RULE}; not {name!r:.200}")
+    return name
 
 
 def check_word(word: Any, where: str) -> None:
@@ -54,6 +70,61 @@ def check_names(given: Iterable[str], where: str) -> tuple[str, ...]:
         if name is None:
             raise InvalidTree(f"{where} has None among its names")
     return names
+
+
+def check_choice(kind: type[Choice], value: Any, where: str) -> Choice:
+    """Return the member of an enum that has this value; raise InvalidTree, naming all values, otherwise."""
+    try:
+        return kind(value)
+    except ValueError:
+        values = " or ".join(repr(one.value) for one in kind)
+        raise InvalidTree(f"{where} takes {values}, not {value!r:.200}") from None
+
+
+def check_truth(value: object, where: str) -> bool:
+    """Say whether a value is true, or what a callable without arguments returns; raise InvalidTree for what is awaited."""
+    found = value() if callable(value) else value
+    if inspect.isawaitable(found):
+        _close(found)
+        raise InvalidTree(f"{where} cannot be awaited: what takes time belongs into a task")
+    return bool(found)
+
+
+def check_kind(kind: type[Kind], value: object, where: str) -> Kind:
+    """Return a value of this type; raise InvalidTree for any other."""
+    if not isinstance(value, kind):
+        raise InvalidTree(f"{where} takes a {kind.__name__}, not {value!r:.200}")
+    return value
+
+
+def check_mapping(given: object, where: str) -> dict[str, Any]:
+    """Return a mapping of one's own, an empty one for None; raise InvalidTree for anything else."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise InvalidTree(f"{where} takes a mapping, not {given!r:.200}")
+    return dict(given)
+
+
+def check_count(count: object, where: str, *, least: int) -> int:
+    """Return a whole number; raise InvalidTree for one below `least`, and for anything else."""
+    if not isinstance(count, int) or count < least:
+        raise InvalidTree(f"{where} takes a whole number from {least}, not {count!r:.200}")
+    return count
+
+
+def check_work(do: Any, where: str) -> Any:
+    """Return what a task does; raise InvalidTree for a coroutine: it can be awaited once, and each render makes another."""
+    if inspect.isawaitable(do) and not callable(do):
+        _close(do)
+        raise InvalidTree(f"{where} got a coroutine: pass the function, or a lambda that calls it")
+    return do
+
+
+def _close(awaitable: object) -> None:
+    """Have the author told once: not that it was never awaited, too."""
+    if inspect.iscoroutine(awaitable):
+        awaitable.close()
 
 
 def _is_unicode(text: str) -> bool:

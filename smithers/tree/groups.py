@@ -5,8 +5,9 @@ from typing import Any, Final
 
 from smithers.errors import InvalidTree
 from smithers.tree.budgets import Budget
-from smithers.tree.checks import check_id
+from smithers.tree.checks import check_choice, check_count, check_id, check_truth
 from smithers.tree.policies import OnFailure, OnMaxReached
+from smithers.tree.reprs import show_children, show_id
 from smithers.tree.runs import ContinueAsNew, Subflow
 from smithers.tree.tasks import Task
 from smithers.tree.waits import Approval, HumanTask, Signal, Timer
@@ -20,6 +21,8 @@ class Sequence:
     def __init__(self, *children: "Child") -> None:
         self.children = collect(children)
 
+    __repr__ = show_children
+
 
 class Parallel:
     """Children at once; at most `max_concurrency` of them under way."""
@@ -27,12 +30,12 @@ class Parallel:
     __slots__ = ("children", "max_concurrency")
 
     def __init__(self, *children: "Child", max_concurrency: int | None = None) -> None:
-        if max_concurrency is not None and max_concurrency < 1:
-            raise InvalidTree(
-                f"Parallel(max_concurrency={max_concurrency}) would never start anything"
-            )
+        if max_concurrency is not None:
+            check_count(max_concurrency, "Parallel(max_concurrency=...)", least=1)
         self.children = collect(children)
         self.max_concurrency = max_concurrency
+
+    __repr__ = show_children
 
 
 class Branch:
@@ -41,9 +44,12 @@ class Branch:
     __slots__ = ("otherwise", "then", "when")
 
     def __init__(self, when: object, then: "Child", otherwise: "Child" = None) -> None:
-        self.when = bool(when)
+        self.when = check_truth(when, "Branch(when=...)")
         self.then = collect((then,))
         self.otherwise = collect((otherwise,))
+
+    def __repr__(self) -> str:
+        return f"Branch({self.when}, {list(self.then)}, {list(self.otherwise)})"
 
 
 class Loop:
@@ -60,17 +66,21 @@ class Loop:
         on_max_reached: OnMaxReached | str = OnMaxReached.RETURN_LAST,
     ) -> None:
         """`until` is read at each render: a value, or a callable without arguments."""
-        if max_iterations < 1:
-            raise InvalidTree(f"Loop({id!r}, max_iterations={max_iterations}) would never run")
         self.id = check_id(id, "Loop")
         if "," in id or "=" in id:
             raise InvalidTree(
                 f"Loop({id!r}): commas and equals signs are kept for the paths of loops"
             )
         self.children = collect(children)
-        self.until = bool(until() if callable(until) else until)
-        self.max_iterations = max_iterations
-        self.on_max_reached = OnMaxReached(on_max_reached)
+        self.until = check_truth(until, f"Loop({id!r}, until=...)")
+        self.max_iterations = check_count(
+            max_iterations, f"Loop({id!r}, max_iterations=...)", least=1
+        )
+        self.on_max_reached = check_choice(
+            OnMaxReached, on_max_reached, f"Loop({id!r}, on_max_reached=...)"
+        )
+
+    __repr__ = show_id
 
 
 class Try:
@@ -87,6 +97,8 @@ class Try:
         self.catch = collect((catch,))
         self.finally_ = collect((finally_,))
 
+    __repr__ = show_id
+
 
 class Step:
     """A saga's action, and what undoes it."""
@@ -96,6 +108,9 @@ class Step:
     def __init__(self, action: "Child", undo: "Child" = None) -> None:
         self.action = collect((action,))
         self.undo = collect((undo,))
+
+    def __repr__(self) -> str:
+        return f"Step({list(self.action)}, {list(self.undo)})"
 
 
 class Saga:
@@ -110,7 +125,9 @@ class Saga:
             if not isinstance(step, Step):
                 raise InvalidTree(f"Saga({id!r}) is made of Step, not of {type(step).__name__}")
         self.steps = steps
-        self.on_failure = OnFailure(on_failure)
+        self.on_failure = check_choice(OnFailure, on_failure, f"Saga({id!r}, on_failure=...)")
+
+    __repr__ = show_id
 
 
 # A budget is no child: it stands beside the tree of its workflow.

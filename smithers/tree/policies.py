@@ -1,4 +1,4 @@
-"""What an element does when something goes another way: denied, timed out, used up, failed."""
+"""What authors choose for when something goes another way (denied, timed out, used up, failed), and what runs share."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -6,6 +6,7 @@ from typing import Any
 
 from smithers.durations import Duration, seconds
 from smithers.errors import InvalidTree
+from smithers.tree.checks import check_choice
 
 
 class ApprovalMode(StrEnum):
@@ -54,6 +55,12 @@ class CacheScope(StrEnum):
     GLOBAL = "global"
 
 
+class Isolation(StrEnum):
+    """What a workflow's runs have for themselves."""
+
+    PROCESS = "process"  # each run a worker process
+
+
 class Cache:
     """When an output may be had from an earlier execution of the same function."""
 
@@ -71,7 +78,7 @@ class Cache:
         self.by = by
         self.version = str(version)
         self.ttl_s = None if ttl is None else seconds(ttl)
-        self.scope = CacheScope(scope)
+        self.scope = check_choice(CacheScope, scope, "Cache(scope=...)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,4 +98,6 @@ class Retry:
         seconds(self.initial)
         seconds(self.maximum)
         if not 0 <= self.factor < float("inf"):
-            raise InvalidTree(f"Retry(factor={self.factor!r}) is no factor")
+            raise InvalidTree(
+                f"Retry(factor=...) must be a finite number from 0, not {self.factor!r}"
+            )

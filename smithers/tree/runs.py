@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from typing import Any, Final, Generic, TypeVar
 
 from smithers.errors import InvalidTree
-from smithers.tree.checks import check_id, check_names, check_text
+from smithers.tree.checks import check_id, check_names, check_text, check_truth
+from smithers.tree.reprs import show_id
 
 Output = TypeVar("Output")
 
@@ -46,8 +47,10 @@ class Subflow(Generic[Output]):
         self.output = output
         self.continue_on_fail = continue_on_fail
         self.depends_on = check_names(depends_on, f"Subflow({id!r}, depends_on=...)")
-        self.skip_if = bool(skip_if)
+        self.skip_if = check_truth(skip_if, f"Subflow({id!r}, skip_if=...)")
         self.label = check_text(label, f"Subflow({id!r}, label=...)")
+
+    __repr__ = show_id
 
 
 class ContinueAsNew:
@@ -68,5 +71,7 @@ class ContinueAsNew:
         self.id = check_id(id, "ContinueAsNew")
         self.state = state
         self.depends_on = check_names(depends_on, "ContinueAsNew(depends_on=...)")
-        self.skip_if = bool(skip_if)
+        self.skip_if = check_truth(skip_if, "ContinueAsNew(skip_if=...)")
         self.label = check_text(label, "ContinueAsNew(label=...)")
+
+    __repr__ = show_id

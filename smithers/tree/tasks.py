@@ -6,8 +6,18 @@ from typing import Any, Final, Generic, TypeVar
 from smithers.durations import Duration, seconds
 from smithers.errors import InvalidTree
 from smithers.tree.asks import REPAIRS, Ask
-from smithers.tree.checks import check_id, check_names, check_text
+from smithers.tree.checks import (
+    check_count,
+    check_id,
+    check_kind,
+    check_mapping,
+    check_names,
+    check_text,
+    check_truth,
+    check_work,
+)
 from smithers.tree.policies import Cache, Retry
+from smithers.tree.reprs import show_id
 
 Output = TypeVar("Output")
 
@@ -74,12 +84,8 @@ class Task(Generic[Output]):
         `repairs`: how often an answer that does not fit `output` is given back to the agent. `stream`: what the models of
         pydantic-ai agents say is among the run's events as they say it.
         """
-        if retries < 0:
-            raise InvalidTree(
-                f"Task({id!r}, retries={retries}): a number of retries is not negative"
-            )
         self.id = check_id(id, "Task")
-        self.do = None if do is _NOTHING else do
+        self.do = None if do is _NOTHING else check_work(do, f"Task({id!r})")
         self.ask = None
         if agent is not None or prompt is not None or tools:
             self.ask = Ask.of(
@@ -99,18 +105,20 @@ class Task(Generic[Output]):
         elif do is _NOTHING:
             raise InvalidTree(f"Task({id!r}) has nothing to do: a function, a value or an agent")
         self.output = output
-        self.needs = dict(needs) if needs else {}
+        self.needs = check_mapping(needs, f"Task({id!r}, needs=...)")
         check_names(self.needs.values(), f"Task({id!r}, needs=...)")
         self.depends_on = check_names(depends_on, f"Task({id!r}, depends_on=...)")
-        self.retries = retries
-        self.retry = retry or _DEFAULT_RETRY
+        self.retries = check_count(retries, f"Task({id!r}, retries=...)", least=0)
+        self.retry = check_kind(Retry, retry or _DEFAULT_RETRY, f"Task({id!r}, retry=...)")
         self.timeout_s = None if timeout is None else seconds(timeout)
         self.heartbeat_timeout_s = None if heartbeat_timeout is None else seconds(heartbeat_timeout)
         if self.heartbeat_timeout_s == 0:
             raise InvalidTree(f"Task({id!r}, heartbeat_timeout=0) would never live")
-        self.cache = cache
+        self.cache = cache and check_kind(Cache, cache, f"Task({id!r}, cache=...)")
         self.continue_on_fail = continue_on_fail
-        self.skip_if = bool(skip_if)
+        self.skip_if = check_truth(skip_if, f"Task({id!r}, skip_if=...)")
         self.needs_approval = needs_approval
         self.label = check_text(label, f"Task({id!r}, label=...)")
-        self.meta = dict(meta) if meta else {}
+        self.meta = check_mapping(meta, f"Task({id!r}, meta=...)")
+
+    __repr__ = show_id

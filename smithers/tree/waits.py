@@ -6,8 +6,16 @@ from typing import Generic, TypeVar
 
 from smithers.durations import Duration, seconds
 from smithers.errors import InvalidTree
-from smithers.tree.checks import check_id, check_names, check_text
+from smithers.tree.checks import (
+    check_choice,
+    check_id,
+    check_names,
+    check_signal_name,
+    check_text,
+    check_truth,
+)
 from smithers.tree.policies import ApprovalMode, OnDeny, OnTimeout
+from smithers.tree.reprs import show_id
 
 Output = TypeVar("Output")
 
@@ -54,19 +62,21 @@ class Approval:
         self.id = check_id(id, "Approval")
         self.title = check_text(title, f"Approval({id!r}, title=...)") or id
         self.summary = check_text(summary, f"Approval({id!r}, summary=...)")
-        self.mode = ApprovalMode(mode)
+        self.mode = check_choice(ApprovalMode, mode, f"Approval({id!r}, mode=...)")
         self.options = check_names(options, f"Approval({id!r}, options=...)")
         if (self.mode is ApprovalMode.APPROVE) == bool(self.options):
             raise InvalidTree(f"Approval({id!r}): options= goes with mode='select' or 'rank'")
         if len(set(self.options)) < len(self.options):
             raise InvalidTree(f"Approval({id!r}, options=...) names one option twice")
-        self.on_deny = OnDeny(on_deny)
+        self.on_deny = check_choice(OnDeny, on_deny, f"Approval({id!r}, on_deny=...)")
         self.timeout_s = None if timeout is None else seconds(timeout)
         self.allowed_users = _allowed(allowed_users, f"Approval({id!r}, allowed_users=...)")
         self.allowed_scopes = _allowed(allowed_scopes, f"Approval({id!r}, allowed_scopes=...)")
         self.depends_on = check_names(depends_on, f"Approval({id!r}, depends_on=...)")
-        self.skip_if = bool(skip_if)
+        self.skip_if = check_truth(skip_if, f"Approval({id!r}, skip_if=...)")
         self.label = check_text(label, f"Approval({id!r}, label=...)")
+
+    __repr__ = show_id
 
 
 class HumanTask(Generic[Output]):
@@ -104,12 +114,14 @@ class HumanTask(Generic[Output]):
         self.prompt = check_text(prompt, f"HumanTask({id!r}, prompt=...)") or id
         self.output = output
         self.timeout_s = None if timeout is None else seconds(timeout)
-        self.on_timeout = OnTimeout(on_timeout)
+        self.on_timeout = check_choice(OnTimeout, on_timeout, f"HumanTask({id!r}, on_timeout=...)")
         self.allowed_users = _allowed(allowed_users, f"HumanTask({id!r}, allowed_users=...)")
         self.allowed_scopes = _allowed(allowed_scopes, f"HumanTask({id!r}, allowed_scopes=...)")
         self.depends_on = check_names(depends_on, f"HumanTask({id!r}, depends_on=...)")
-        self.skip_if = bool(skip_if)
+        self.skip_if = check_truth(skip_if, f"HumanTask({id!r}, skip_if=...)")
         self.label = check_text(label, f"HumanTask({id!r}, label=...)")
+
+    __repr__ = show_id
 
 
 class Signal(Generic[Output]):
@@ -142,14 +154,16 @@ class Signal(Generic[Output]):
     ) -> None:
         """Wait for the signal named `event` (default: the id); one sent earlier counts, and each counts once."""
         self.id = check_id(id, "Signal")
-        self.event = check_text(event, f"Signal({id!r}, event=...)") or id
+        self.event = check_signal_name(event or id, f"Signal({id!r}, event=...)")
         self.output = output
         self.correlation_id = check_text(correlation_id, f"Signal({id!r}, correlation_id=...)")
         self.timeout_s = None if timeout is None else seconds(timeout)
-        self.on_timeout = OnTimeout(on_timeout)
+        self.on_timeout = check_choice(OnTimeout, on_timeout, f"Signal({id!r}, on_timeout=...)")
         self.depends_on = check_names(depends_on, f"Signal({id!r}, depends_on=...)")
-        self.skip_if = bool(skip_if)
+        self.skip_if = check_truth(skip_if, f"Signal({id!r}, skip_if=...)")
         self.label = check_text(label, f"Signal({id!r}, label=...)")
+
+    __repr__ = show_id
 
 
 WaitForEvent = Signal  # Smithers' name for it
@@ -179,8 +193,10 @@ class Timer:
         self.duration_s = None if duration is None else seconds(duration)
         self.until = until
         self.depends_on = check_names(depends_on, f"Timer({id!r}, depends_on=...)")
-        self.skip_if = bool(skip_if)
+        self.skip_if = check_truth(skip_if, f"Timer({id!r}, skip_if=...)")
         self.label = check_text(label, f"Timer({id!r}, label=...)")
+
+    __repr__ = show_id
 
 
 def _allowed(names: Iterable[str] | None, where: str) -> tuple[str, ...] | None:

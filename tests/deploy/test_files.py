@@ -384,6 +384,44 @@ def test_the_collectors_pipelines_are_made_of_what_it_has():
         assert endpoint.split(":")[0] == host in COMPOSE["services"]
 
 
+@pytest.mark.parametrize("kind", ["gateway", "worker"])
+def test_pods_are_scraped_with_a_token_by_their_labels_and_ports(kind: str):
+    told = yaml.safe_load((DEPLOY / "prometheus" / "kubernetes.yml").read_text(encoding="utf-8"))
+    job = next(job for job in told["scrape_configs"] if job["job_name"] == kind)
+    assert "credentials_file" in job["authorization"]
+    pod = DOCUMENTS[f"{kind}.yaml Deployment"]["spec"]["template"]
+    labels = pod["metadata"]["labels"]
+    port = pod["spec"]["containers"][0]["ports"][0]["name"]
+    names = [labels[f"app.kubernetes.io/{label}"] for label in ("name", "component")]
+    assert job["relabel_configs"][0]["regex"] == ";".join([*names, port])
+    assert "annotations" not in pod["metadata"]
+
+
+@pytest.mark.parametrize("kind", ["gateway", "worker"])
+def test_pods_may_reach_postgres_a_pooler_and_the_collector_over_both_protocols(kind: str):
+    policies = yaml.safe_load_all(
+        (DEPLOY / "kubernetes" / "network.yaml").read_text(encoding="utf-8")
+    )
+    (policy,) = [one for one in policies if one["metadata"]["name"] == f"smithers-{kind}"]
+    open_ports = {
+        port["port"]
+        for rule in policy["spec"]["egress"]
+        if "to" not in rule
+        for port in rule["ports"]
+    }
+    assert open_ports == {5432, 6432, 4317, 4318}
+
+
+def test_a_gateway_that_has_lost_its_name_is_still_asked_for():
+    told = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
+    jobs = {job["job_name"]: job for job in told["scrape_configs"]}
+    # What is looked up by a name that has gone is no target: of it, nobody says that it is down.
+    assert [one["targets"] for one in jobs["gateway"]["static_configs"]] == [
+        ["gateway-1:7331", "gateway-2:7331"]
+    ]
+    assert 'up{job="gateway"}' in RULES.read_text(encoding="utf-8")
+
+
 def test_prometheus_asks_services_and_ports_that_exist():
     told = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
     asked = set()

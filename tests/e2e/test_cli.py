@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,20 @@ COMMANDS = sorted(
     [command.name or command.callback.__name__ for command in app.registered_commands]  # type: ignore[union-attr]  # each has one
     + ["db upgrade", "db current"]
 )
+# It is loaded for as long as somebody wants, and would then run for ever.
+SLOW = """
+import asyncio, pathlib, time
+from smithers import Task, workflow
+
+HERE = pathlib.Path("FLOWS")
+(HERE / "loading").touch()
+while not (HERE / "go").exists():
+    time.sleep(0.02)
+
+@workflow
+def slow(ctx):
+    return Task("a", lambda: asyncio.sleep(600))
+"""
 READING = [
     ["ps"],
     ["inspect", "RUN"],
@@ -159,6 +175,45 @@ def test_events_of_a_run_that_goes_on_end_without_follow(call: Call, asking: str
     assert json.loads(out.splitlines()[-1])["status"] == "waiting-approval"
 
 
+def test_a_run_is_started_on_the_server(call: Call, client: Client) -> None:
+    given = ("examples/hello.py", "--input", '{"name": "Ada"}')
+    code, out, err = call("start", *given, "--run-id", "started-7", "--key", "k-7")
+    assert (code, out) == (0, "started-7\n")
+    assert "smithers events started-7 --follow" in err
+    assert client.wait("started-7").status == "finished"
+    assert json.loads(
+        call("start", *given, "--run-id", "started-7", "--key", "k-7", "--json")[1]
+    ) == {"runId": "started-7"}
+    code, _, err = call("start", "examples/fan_out.py", "--input", '{"count": "many"}')
+    assert code == 1
+    assert '{"path": ["count"]' in err
+
+
+def test_a_question_is_shown_in_full(call: Call, client: Client) -> None:
+    run_id = client.start("tests/e2e/flows.py:invites", {})
+    for event in client.stream(run_id):
+        if event.type == "ApprovalRequested":
+            break
+    _, out, err = call("why", run_id)
+    assert "smithers answer" in out
+    assert f"smithers approvals {run_id}" in err
+    assert '"properties": {"name"' in call("approvals", run_id)[1]
+    assert call("approvals", "nobody")[1] == ""
+    code, _, err = call("answer", run_id, "guest", "--value", "{}")
+    assert code == 1
+    assert '\\"name\\" is a required property' in err
+    client.answer(run_id, "guest", {"name": "Ann"})
+    client.wait(run_id)
+
+
+def test_a_run_that_is_over_does_not_go_on(call: Call, finished: str, asking: str) -> None:
+    code, _, err = call("resume", finished)
+    assert code == 1
+    assert "is finished: nothing is left to do" in err
+    assert "is waiting-approval" in call("resume", asking)[2]
+    call("cancel", asking)
+
+
 def test_an_approval_is_listed_and_given(call: Call, asking: str) -> None:
     assert f"{asking}  go    Shall we go?" in call("approvals")[1]
     assert call("approve", asking, "go", "--note", "yes", "--by", "Ann")[0] == 0
@@ -189,6 +244,10 @@ def test_a_signal_carries_json(call: Call, client: Client) -> None:
     assert json.loads(call("signal", run_id, "paid", "--data", "[1]", "--json")[1])["seq"] == 0
     assert client.wait(run_id).output == [1]
     assert call("signal", run_id, "paid", "--data", "{")[0] == 4
+    for sent, output in (((), {}), (("--data", "null"), None)):
+        run_id = client.start("tests/e2e/flows.py:listens", {})
+        assert call("signal", run_id, "paid", *sent)[0] == 0
+        assert client.wait(run_id).output == output
 
 
 def test_a_run_is_cancelled_and_resumed(call: Call, client: Client, asking: str) -> None:
@@ -233,6 +292,17 @@ def test_doctor_and_db_look_at_the_servers_database(call: Call, server: Serving)
     assert json.loads(call("db", "current", *place, "--json")[1])["isCurrent"]
 
 
+@pytest.mark.parametrize("command", ["check", "db current", "db prune --older-than 1d"])
+def test_who_only_looks_makes_no_database(command: str, call: Call, tmp_path: Path) -> None:
+    root, place = tmp_path / "root", tmp_path / "data"
+    root.mkdir()
+    code, _, err = call(*command.split(), "--root-dir", str(root), "--data-dir", str(place))
+    assert code == 1
+    assert f"{place} holds none" in err
+    assert "hint: name the server's with --data-dir" in err
+    assert not place.exists()
+
+
 def up(server: Serving, flows: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return run_command("up", *arguments, "--data-dir", str(server.data_dir), cwd=flows)
 
@@ -250,6 +320,7 @@ def test_up_says_how_a_failed_run_goes_on(server: Serving, flows: Path) -> None:
     result = up(server, flows, "flows.py:breaks", "--run-id", "breaks-1")
     assert (result.returncode, result.stdout) == (1, "")
     assert "the bridge is out" in result.stderr
+    assert re.search(r'File "flows.py@\w+", line \d+, in ', result.stderr)
     assert "smithers up flows.py:breaks --run-id breaks-1 --resume" in result.stderr
 
 
@@ -357,6 +428,30 @@ def test_ctrl_c_cancels_what_is_up(hanging: tuple[subprocess.Popen[str], Talk]) 
     process.send_signal(signal.SIGINT)
     talk.until(lambda line: line.startswith("cancelled; go on with"))
     assert process.wait(30) == 130
+
+
+def test_ctrl_c_cancels_what_is_still_being_loaded(server: Serving, flows: Path) -> None:
+    (flows / "slow.py").write_text(SLOW.replace("FLOWS", str(flows)), encoding="utf-8")
+    process = subprocess.Popen(
+        [*COMMAND, "up", "slow.py", "--data-dir", str(server.data_dir)],
+        cwd=flows,
+        env=clean_environment(),
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    talk = Talk(process)
+    while not (flows / "loading").exists():
+        time.sleep(0.02)
+        assert process.poll() is None, talk.lines
+    process.send_signal(signal.SIGINT)
+    talk.until(lambda line: "cancelling the run" in line)
+    (flows / "go").touch()
+    talk.until(lambda line: line.startswith("cancelled; go on with"))
+    assert process.wait(30) == 130
+    talk.close()
+    assert not any("never retrieved" in line for line in talk.lines)
 
 
 def test_sigterm_releases_what_is_up(

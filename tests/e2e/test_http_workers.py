@@ -146,8 +146,10 @@ def test_after_kill_9_of_the_server_none_of_them_is_left(flows: Path) -> None:
             time.sleep(0.05)
 
 
-def test_what_is_wrong_is_said_once_and_before_they_are_started(flows: Path, database: str) -> None:
-    tokens = flows / "tokens"
+def test_what_is_wrong_is_said_once_and_before_they_are_started(
+    flows: Path, database: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tokens = tmp_path_factory.mktemp("kept") / "tokens"
     tokens.write_text("nonsense\n", encoding="utf-8")
     result = run_command(
         "gateway",

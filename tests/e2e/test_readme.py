@@ -6,9 +6,14 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.support.serving import TREE, Serving, serving
 
 README = (TREE / "README.md").read_text(encoding="utf-8")
+
+
+HTTP_API = (TREE / "docs" / "http-api.md").read_text(encoding="utf-8")
 
 
 def run_shown(command: str, server: Serving, run_id: str) -> str:
@@ -19,9 +24,23 @@ def run_shown(command: str, server: Serving, run_id: str) -> str:
     return done.stdout
 
 
-def test_the_first_workflow_runs_as_the_readme_shows_it(tmp_path: Path) -> None:
+def write_first_workflow(folder: Path) -> None:
     (shown,) = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
-    (tmp_path / "publish.py").write_text(shown, encoding="utf-8")
+    (folder / "publish.py").write_text(shown, encoding="utf-8")
+
+
+def test_the_client_does_as_its_page_shows_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_first_workflow(tmp_path)
+    shown, *_ = re.findall(r"```python\n(.+?)```", HTTP_API, re.DOTALL)
+    with serving(tmp_path) as server:
+        exec(shown.replace("http://127.0.0.1:7331", server.url), {})
+    assert capsys.readouterr().out == "ALL THERE IS TO SAY ABOUT FERRETS.\n"
+
+
+def test_the_first_workflow_runs_as_the_readme_shows_it(tmp_path: Path) -> None:
+    write_first_workflow(tmp_path)
     start, events, approve = re.findall(r"^curl .+$", README, re.MULTILINE)
     with serving(tmp_path) as server, server.client() as client:
         run_id = json.loads(run_shown(start, server, ""))["runId"]

@@ -137,6 +137,15 @@ def test_a_run_is_steered_over_http_and_stays_to_be_read(flows: Path, data_dir: 
         assert up.end(signal.SIGINT) == (0, '"gone"\n')
 
 
+def test_what_the_run_goes_on_as_is_served_in_its_place(flows: Path, data_dir: Path) -> None:
+    with UpServed(flows, data_dir, "flows.py:counts_down", "--run-id", "down") as up:
+        assert until_status(up.url, "waiting-approval")["runId"] == "down+1"
+        assert ask(f"{up.url}/approve/last", method="POST") == {"runId": "down+1"}
+        up.talk.until(lambda line: "run finished; it is served on" in line)
+        assert {event["runId"] for event in read_events(up.url)} == {"down+1"}
+        assert up.end(signal.SIGINT) == (0, "1\n")
+
+
 def test_ctrl_c_cancels_the_run_and_sigterm_releases_it(flows: Path, data_dir: Path) -> None:
     run = ("flows.py:asks", "--run-id", "served-1")
     with UpServed(flows, data_dir, *run) as released:

@@ -50,6 +50,8 @@ PATIENT = Script(given={**QUICK, "is_asking": True, "patience_s": 0.3}, verdicts
 SLOW = Script(
     given={"width": 1, "length": 0, "step_s": 3.0}
 )  # longer than a suspect is tried alone
+# In a coroutine: what a thread may still be at is not released.
+STOPPED = Script(given={"width": 0, "length": 1, "step_s": 3.0})
 
 SCRIPTS: dict[str, tuple[Script, ...]] = {
     "gateway start": (STARTED,),
@@ -58,7 +60,7 @@ SCRIPTS: dict[str, tuple[Script, ...]] = {
     "gateway cancel": (CANCELLED, CANCELLED, CANCELLED),
     "gateway resume": (DENIED,),
     "child time-out": (PATIENT, PATIENT, PATIENT),
-    "child release": (SLOW,),
+    "child release": (STOPPED,),
     "child acquit": (SLOW,),
     "pool bury": (SLOW,),
 }

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.world import World, kill, until
 from worker.settings import MAX_RETIRED
+from worker.threads import MAX_THREADS
 
 HELD = """
     import asyncio
@@ -23,7 +24,7 @@ HELD = """
         mark(f"{name} begins")
         while not Path("go").exists():
             await asyncio.sleep(0.02)
-        mark(f"{name} ends")
+        await asyncio.to_thread(mark, f"{name} ends")
 
     @workflow
     def held_up(ctx):
@@ -37,6 +38,48 @@ STUCK = """
     def stuck(ctx):
         return Task("t", lambda: threading.Event().wait(), timeout=0.1)
 """
+STUCK_IN_LOOP = """
+    import asyncio, threading
+    from smithers import Task, workflow
+
+    async def wait():
+        await asyncio.to_thread(threading.Event().wait)
+
+    @workflow
+    def stuck_in_loop(ctx):
+        return Task("t", wait, timeout=0.1)
+"""
+TO_THREAD = """
+    import asyncio, time
+    from pathlib import Path
+    from ledger import mark
+    from smithers import Task, current_task, workflow
+
+    def work(attempt):
+        while not Path("go").exists():
+            mark(f"{attempt}")
+            time.sleep(0.01)
+
+    async def begin():
+        await asyncio.to_thread(work, current_task().attempt)
+
+    @workflow
+    def to_thread(ctx):
+        return Task("t", begin)
+"""
+FULL = """
+    import time
+    from pathlib import Path
+    from smithers import Parallel, Task, workflow
+
+    def work():
+        while not Path("go").exists():
+            time.sleep(0.2)
+
+    @workflow
+    def full(ctx):
+        return Parallel(*(Task(f"t{number}", work) for number in range(COUNT)))
+"""
 ONE = """
     from smithers import Task, workflow
 
@@ -48,7 +91,15 @@ ONE = """
 
 @pytest.fixture(autouse=True)
 def _flows(world: World) -> None:
-    for name, source in {"held": HELD, "stuck": STUCK, "one": ONE}.items():
+    sources = {
+        "held": HELD,
+        "stuck": STUCK,
+        "stuck_in_loop": STUCK_IN_LOOP,
+        "to_thread": TO_THREAD,
+        "full": FULL.replace("COUNT", str(MAX_THREADS)),
+        "one": ONE,
+    }
+    for name, source in sources.items():
         world.write(f"{name}.py", source)
 
 
@@ -82,6 +133,88 @@ async def test_others_beside_a_body_that_does_not_stop_are_left_alone(world: Wor
     await world.until_status("r", "finished")
     assert world.ledger() == {"r begins": 1, "r ends": 1}
     await until_buried(world, pid)
+    assert "child_killed" not in (world.root / "pool.log").read_text()
+
+
+async def test_calls_in_the_loops_threads_that_do_not_stop_cost_nobody_else_theirs(
+    world: World,
+) -> None:
+    world.start_pool(workers=1)
+    await world.start("r", "held.py")
+    await world.until_ledger("r begins")
+    pid = await world.owner_pid("r")
+    stuck = [f"stuck-{number}" for number in range(8)]
+    for name in stuck:
+        await world.start(name, "stuck_in_loop.py")
+    for name in stuck:
+        await world.until_status(name, "failed")
+    assert await world.owner_pid("r") == pid
+    (world.root / "go").touch()
+    await world.until_status("r", "finished")
+    assert world.ledger() == {"r begins": 1, "r ends": 1}
+    await until_buried(world, pid)
+    assert "child_killed" not in (world.root / "pool.log").read_text()
+
+
+@pytest.mark.slow
+async def test_a_drain_that_a_body_does_not_let_end_counts_as_no_crash(world: World) -> None:
+    world.write(
+        "block.py",
+        """
+        import time
+        from ledger import mark
+        from smithers import Task, workflow
+
+        async def block():
+            mark("block")
+            time.sleep(1000)
+
+        @workflow
+        def blocks(ctx):
+            return Task("t", block)
+        """,
+    )
+    pool = world.start_pool(workers=1, drain_timeout_s=0.1)
+    await world.start("r", "block.py")
+    await world.until_ledger("block")
+    pool.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(pool.wait, 20) == 0
+    row = await world.sql.fetchrow("SELECT owner_id, crash_count FROM smithers.runs")
+    assert tuple(row) == (None, 0)
+
+
+@pytest.mark.slow
+async def test_bodies_that_have_every_thread_hold_up_no_import(world: World) -> None:
+    world.start_pool(workers=1)
+    await world.start("full", "full.py", config=f'{{"maxConcurrency": {MAX_THREADS}}}')
+
+    async def is_full() -> bool:
+        query = "SELECT count(*) FROM smithers.nodes WHERE state = 'in-progress'"
+        return await world.sql.fetchval(query) == MAX_THREADS
+
+    await until(is_full, "every thread has a body")
+    await world.start("r", "held.py")
+    await world.until_ledger("r begins")
+    assert await world.owner_pid("r") == await world.owner_pid("full")
+    (world.root / "go").touch()
+    for name in ("r", "full"):
+        await world.until_status(name, "finished")
+
+
+async def test_a_drain_gives_nothing_back_of_which_something_still_runs(world: World) -> None:
+    drained = world.start_pool(workers=1, drain_timeout_s=0.1)
+    await world.start("r", "to_thread.py")
+    await world.until_ledger("1", 10)
+    world.start_pool(workers=1)
+    drained.send_signal(signal.SIGTERM)
+    await world.until_ledger("2", 10)
+    assert await asyncio.to_thread(drained.wait, 20) == 0
+    (world.root / "go").touch()
+    await world.until_status("r", "finished")
+    attempts = world.ledger_path.read_text().split()
+    assert "1" not in attempts[attempts.index("2") :]
+    crashes = await world.sql.fetchval("SELECT crash_count FROM smithers.runs WHERE run_id = 'r'")
+    assert crashes == 0
     assert "child_killed" not in (world.root / "pool.log").read_text()
 
 

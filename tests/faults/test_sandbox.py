@@ -1,5 +1,6 @@
 """What holds in the jail, as root and as a plain user; the ways out of it are tried by test_escapes."""
 
+import errno
 import os
 import shutil
 import socket
@@ -13,9 +14,11 @@ from uuid import uuid4
 
 import pytest
 
+from smithers.tools import ToolError
 from tests.support.escapes import listening, was_reached
-from tests.support.jailing import CANARY, USERS, run_jailed
+from tests.support.jailing import CANARY, REPOSITORY, USERS, run_jailed
 from tests.support.serving import find_processes, until_none
+from worker.sandbox import commands as commands_module
 from worker.sandbox.commands import Commands, SandboxPolicy
 from worker.sandbox.probe import probe_sandbox
 
@@ -87,17 +90,62 @@ def test_nothing_is_written_outside_of_the_root(place: Place) -> None:
     new = place.outside / "new.txt"
     (place.root / "dangling").symlink_to(new)
     (place.root / "over").symlink_to(place.secret)
-    ends = place.all(
+    place.all(
         "echo x > dangling; echo x > over; echo x >> over",
         f"mkdir -p {place.outside}; echo x > {new}; echo x > {place.secret}; ls -la {place.outside}",
         "for place in / /usr /usr/bin /etc /lib /dev /proc/sys/kernel/core_pattern /proc/sysrq-trigger /var; do "
         "echo x > $place/x; echo x > $place; done; mv /usr/bin/env /usr/bin/env2; rm -rf /usr/bin/yes",
         "mount -t tmpfs x /usr; mount -o remount,rw /usr; umount /usr; umount -l /proc",
     )
-    assert all("Read-only" in end["text"] or "denied" in end["text"] for end in ends[2:3])
     assert not new.exists()
     assert place.secret.read_text() == CANARY
     assert shutil.which("yes") is not None
+
+
+def test_the_servers_own_code_below_the_root_is_not_written_to(place: Place) -> None:
+    """An ordinary layout: a virtual environment in the project's directory."""
+    venv = place.root / "services" / "api" / ".venv"
+    program = venv / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    program.write_text("own")
+    for path in (*place.root.rglob("*"), place.root):
+        shutil.chown(path, place.user)
+    lines = (
+        "echo x > services/api/.venv/bin/python; echo x > services/api/.venv/bin/new; rm -rf services/api/.venv",
+        *(
+            f'python3 -c \'import os; os.rename("{path}", "other")\''
+            for path in ("services/api/.venv", "services/api", "services")
+        ),
+        "ln services/api/.venv/bin/python hard",
+        "mkdir -p services/api/.venv/bin; mount -o remount,rw services/api/.venv; umount services/api/.venv",
+        "cat services/api/.venv/bin/python && echo fine > services/api/note && mv services/api/note services/note",
+    )
+    commands = ({"argv": ["bash", "-c", line]} for line in lines)
+    ends = run_jailed(place.user, place.root, *commands, prefix=venv)
+    assert [end["exit_code"] == 0 for end in ends] == [False] * (len(lines) - 1) + [True]
+    assert ends[-1]["text"] == "own"
+    assert {str(path.relative_to(place.root)) for path in place.root.rglob("*")} == {
+        *("services", "services/api", "services/note"),
+        *(f"services/api/.venv{inside}" for inside in ("", "/bin", "/bin/python")),
+    }
+    assert program.read_text() == "own"
+
+
+def test_of_a_checkout_that_is_the_root_the_servers_packages_are_closed() -> None:
+    line = "for place in . docs gateway migrations smithers worker; do test -w $place && echo $place; done; true"
+    end = run_jailed(os.geteuid(), REPOSITORY, {"argv": ["bash", "-c", line]})[0]
+    assert end == {"exit_code": 0, "text": ".\ndocs\n"}
+
+
+def test_no_command_is_run_where_the_servers_own_code_cannot_be_closed(place: Place) -> None:
+    real = place.outside / "venv"
+    real.mkdir()
+    link = place.root / ".venv"
+    link.symlink_to(real)
+    for prefix, reason in ((place.root, "where Python is installed"), (link, f"through {link}")):
+        end = run_jailed(place.user, place.root, {"argv": ["true"]}, prefix=prefix)[0]
+        assert end["error"] == "SANDBOX_UNAVAILABLE"
+        assert reason in end["text"]
 
 
 def test_with_the_network_allowed_it_is_reached_and_files_are_not(place: Place) -> None:
@@ -169,6 +217,45 @@ def kernel() -> tuple[int, ...]:
     return tuple(int(part) for part in os.uname().release.split(".")[:2])
 
 
+def test_every_namespace_is_the_jails_own(place: Place) -> None:
+    names = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+    end = place.shell(f"cd /proc/self/ns; readlink {' '.join(names)}")
+    assert end["exit_code"] == 0
+    outside = [str(Path(f"/proc/self/ns/{name}").readlink()) for name in names]
+    assert [text for text in end["text"].split() if text in outside] == []
+    assert len(end["text"].split()) == len(names)
+
+
+def test_nothing_is_written_or_executed_where_it_need_not_be(place: Place) -> None:
+    places = "/ /bin /dev /etc /lib /mnt /proc /usr /usr/bin /var"
+    written, executed = place.all(
+        f"for place in {places}; do touch $place/x 2> /dev/null && echo $place; done; true",
+        "for place in /tmp /dev/shm; do cp /bin/true $place/x; $place/x && echo $place; done; true",
+    )
+    assert written == {"exit_code": 0, "text": ""}
+    assert executed["text"].startswith("/tmp\n")
+    assert "/dev/shm/x: Permission denied" in executed["text"]
+
+
+def test_nothing_is_typed_into_a_terminal(place: Place) -> None:
+    """The filter refuses it before the kernel looks whether there is a terminal at all."""
+    code = """
+import errno, fcntl
+for request in (0x5412, 0x541C):
+    try:
+        fcntl.ioctl(0, request, b"x")
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+"""
+    assert place.python(code)["text"] == "EPERM\nEPERM\n"
+
+
+def test_a_command_is_what_is_killed_where_memory_is_short(place: Place) -> None:
+    for is_jailed in (True, False):
+        end = place.shell("cat /proc/self/oom_score_adj", is_jailed=is_jailed)
+        assert end == {"exit_code": 0, "text": "1000\n"}
+
+
 def test_a_file_a_temporary_directory_and_memory_have_limits(place: Place) -> None:
     limits = {"file_bytes": 1 << 20, "tmp_bytes": 1 << 20, "memory_bytes": 256 << 20}
     big = run_jailed(
@@ -184,7 +271,8 @@ def test_a_file_a_temporary_directory_and_memory_have_limits(place: Place) -> No
             ]
         },
         {"argv": [*PYTHON, "bytearray(512 << 20)"]},
-        {"argv": ["sh", "-c", "ulimit -c"]},
+        {"argv": ["sh", "-c", "ulimit -c; ulimit -n"]},
+        {"argv": ["stat", "--file-system", "--format=%c", "/tmp", "/dev/shm"]},
         limits=limits,
     )
     assert (place.root / "big").stat().st_size <= 1 << 20
@@ -192,12 +280,23 @@ def test_a_file_a_temporary_directory_and_memory_have_limits(place: Place) -> No
     assert "No space left" in big[1]["text"]
     assert "No space left" in big[2]["text"]
     assert "MemoryError" in big[3]["text"]
-    assert big[4]["text"] == "0\n"
+    assert big[4]["text"] == "0\n256\n"
+    assert big[5]["text"] == "65536\n65536\n"
 
 
 def test_a_command_is_stopped_before_the_disk_is_full(place: Place) -> None:
     space = os.statvfs(place.root)
     limits = {"free_bytes": space.f_bavail * space.f_frsize + (1 << 30)}
+    end = run_jailed(place.user, place.root, {"argv": ["sleep", "60"]}, limits=limits)[0]
+    assert end["error"] == "TOOL_FAILED"
+    assert "nearly full" in end["text"]
+
+
+def test_a_command_is_stopped_before_there_is_room_for_no_more_files(place: Place) -> None:
+    space = os.statvfs(place.root)
+    if space.f_files == 0:
+        pytest.skip("this filesystem makes inodes as they are needed")
+    limits = {"free_files": space.f_favail + 1_000_000}
     end = run_jailed(place.user, place.root, {"argv": ["sleep", "60"]}, limits=limits)[0]
     assert end["error"] == "TOOL_FAILED"
     assert "nearly full" in end["text"]
@@ -225,7 +324,8 @@ from_name = {
     "io_uring_setup": ((425, 425), 8, 0), "userfaultfd": ((323, 282), 0, 0), "open_tree": ((428, 428), -100, 0),
     "perf_event_open": ((298, 241), 0, 0), "process_vm_readv": ((310, 270), 1, 0), "clone3": ((435, 435), 0, 0),
     "name_to_handle_at": ((303, 264), 0, 0), "chroot": ((161, 51), 0, 0), "syslog": ((103, 116), 3, 0),
-    "clone(user)": ((56, 220), 0x10000000 | 17, 0), "init_module": ((175, 105), 0, 0), "newest": ((460, 460), 0, 0),
+    "clone(user)": ((56, 220), 0x10000000 | 17, 0), "io_setup": ((206, 0), 1, 0),
+    "init_module": ((175, 105), 0, 0), "newest": ((460, 460), 0, 0),
 }
 for name, (numbers, first, second) in from_name.items():
     result = libc.syscall(numbers[machine], first, second, 0, 0, 0)
@@ -236,7 +336,7 @@ print(len(from_name))
 
 
 def test_the_kernels_back_doors_are_shut(place: Place) -> None:
-    assert place.python(FORBIDDEN_CALLS)["text"] == "18\n"
+    assert place.python(FORBIDDEN_CALLS)["text"] == "19\n"
 
 
 def test_what_is_hidden_in_the_root_is_not_there(place: Place) -> None:
@@ -295,6 +395,29 @@ async def test_a_jail_that_does_not_hold_counts_as_none(
     found = await probe_sandbox(SandboxPolicy(root=tmp_path))
     assert not found.is_available
     assert leak in found.standing
+
+
+async def test_a_command_waits_while_its_account_has_too_many_descriptors_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, refusals = socket.send_fds, [errno.ETOOMANYREFS] * 3
+
+    def send_or_refuse(*given: Any) -> int:
+        if refusals:
+            raise OSError(refusals[0], os.strerror(refusals.pop()))
+        return send(*given)
+
+    monkeypatch.setattr(socket, "send_fds", send_or_refuse)
+    commands = Commands(SandboxPolicy(root=tmp_path))
+    try:
+        assert (await commands.look_around())["uid"] == os.getuid()
+        assert refusals == []
+        monkeypatch.setattr(commands_module, "SEND_PATIENCE_S", 0.0)
+        refusals += [errno.ETOOMANYREFS] * 100
+        with pytest.raises(ToolError, match="Too many references"):
+            await commands.look_around()
+    finally:
+        commands.close()
 
 
 def test_a_command_that_is_not_there_is_no_fault_of_the_sandbox(place: Place) -> None:

@@ -250,6 +250,7 @@ BODIES = {
     "grandchildren": "subprocess.run(['sh', '-c', 'setsid sleep {mark} & sh -c \"sleep {mark}; true\"; true'])",
     "system": "os.system('sleep {mark}')",
     "asyncio": "await (await asyncio.create_subprocess_exec('sleep', '{mark}')).wait()",
+    "asyncio thread": "await asyncio.to_thread(subprocess.run, ['sleep', '{mark}'])",
     "asyncio shell": "await (await asyncio.create_subprocess_shell('sleep {mark}; sleep {mark}')).wait()",
 }
 

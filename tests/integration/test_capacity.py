@@ -73,25 +73,29 @@ async def test_a_gateway_opens_as_many_as_are_counted(
 ) -> None:
     async with AsyncExitStack() as stack:
         await open_services(settings_for(database, make_root(tmp_path)), stack)
-    assert opened.count == capacity.OF_A_GATEWAY, opened.names
+    assert opened.count == capacity.GATEWAY_CONNECTIONS, opened.names
 
 
 async def test_a_pool_opens_as_many_as_are_counted(database: str, opened: Opened) -> None:
-    async with open_pool_store(database, database, {}), open_liveness(database, uuid4()):
-        assert opened.count == capacity.OF_A_POOL, opened.names
+    async with (
+        open_pool_store(database, database) as store,
+        store.hints,
+        open_liveness(database, uuid4()),
+    ):
+        assert opened.count == capacity.POOL_CONNECTIONS, opened.names
 
 
 async def test_a_child_opens_as_many_as_are_counted(database: str, opened: Opened) -> None:
     async with open_worker_store(database, WorkerId(uuid4())) as store:
         await store.claim("default", 1, ClaimKind.MANY)
-    assert opened.count == capacity.OF_A_CHILD, opened.names
+    assert opened.count == capacity.CHILD_CONNECTIONS, opened.names
 
 
 async def test_what_removes_old_runs_and_what_mirrors_open_as_many_as_are_counted(
     database: str, opened: Opened
 ) -> None:
     await prune(database, timedelta(days=1))
-    assert opened.count == capacity.OF_A_SERVER, opened.names
+    assert opened.count == capacity.RETENTION_CONNECTIONS, opened.names
     async with open_mirror(database, database, "OWN"):
         assert opened.names == {"retention", "mirror", "mirrored"}
 

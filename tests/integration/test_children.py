@@ -74,6 +74,32 @@ CHAIN = """
         return Subflow("s", pages.pages, {"name": "book"})
 """
 
+TRACED = """
+    from smithers import Subflow, Task, workflow
+    from tracing import traced
+
+    @workflow
+    @traced
+    def child(ctx):
+        return Task("x", "done")
+
+    @workflow
+    def parent(ctx):
+        return Subflow("s", child)
+
+    workflow = parent
+"""
+
+TRACING = """
+    from functools import wraps
+
+    def traced(function):
+        @wraps(function)
+        def trace(ctx):
+            return function(ctx)
+        return trace
+"""
+
 
 def write_family(world: World) -> None:
     world.write("family.py", FAMILY)
@@ -105,6 +131,15 @@ async def test_children_put_out_what_their_parents_nodes_put_out(world: World) -
     lines = await world.lines("r")
     assert sum(line.startswith("SubflowStarted") for line in lines) == 5
     assert sum(line.startswith("SubflowEnded") for line in lines) == 5
+
+
+async def test_a_child_may_be_a_workflow_whose_builder_is_decorated(world: World) -> None:
+    world.write("traced.py", TRACED)
+    world.write("tracing.py", TRACING)
+    world.start_pool()
+    await world.start("r", "traced.py")
+    await world.until_status("r", "finished")
+    assert await world.outputs("r") == {"s": "done"}
 
 
 async def test_a_parent_that_waits_for_its_child_is_held_by_no_worker(world: World) -> None:

@@ -61,7 +61,9 @@ class Site:
 
 
 @asynccontextmanager
-async def claiming_from(database: str) -> AsyncIterator[Site]:
+async def claiming_from(
+    database: str, limit: int = 8, queues: tuple[str, ...] = ("default",)
+) -> AsyncIterator[Site]:
     async with Ground(database) as ground:
         worker_id = await ground.add_worker()
         async with open_worker_store(database, worker_id) as store:
@@ -69,8 +71,8 @@ async def claiming_from(database: str) -> AsyncIterator[Site]:
             tools: Any = SimpleNamespace(store=store, meters=SimpleNamespace(active=gauge))
             claimer = Claimer(
                 tools,
-                queues=("default",),
-                limit=8,
+                queues=queues,
+                limit=limit,
                 is_solo=False,
                 loads=Loads([0], [0.0]),
                 slot=0,
@@ -135,5 +137,45 @@ async def test_a_child_that_claims_no_more_still_looks_for_news(database: str) -
                 held.heard.clear()
                 await held.heard.wait()
         held.over.set()
+        async with asyncio.timeout(10):
+            await site.running
+
+
+async def test_a_queue_that_always_has_something_leaves_room_for_the_others(database: str) -> None:
+    async with claiming_from(database, limit=1, queues=("busy", "quiet")) as site:
+        await site.ground.start(*(f"busy-{number}" for number in range(4)), queue="busy")
+        await site.ground.start("quiet", queue="quiet")
+        site.claimer.hear_due()
+        order: list[str] = []
+        async with asyncio.timeout(10):
+            while len(order) < 5:
+                for executor, *_ in list(site.claimer._executors.values()):
+                    if executor.claim.run_id not in order:
+                        order.append(executor.claim.run_id)
+                        executor.over.set()
+                await asyncio.sleep(0.01)
+        assert "quiet" in order[:2]
+        site.claimer.drain()
+        await site.running
+
+
+async def test_a_child_takes_no_more_runs_than_it_may(database: str) -> None:
+    async with claiming_from(database, limit=3) as site:
+        names = [RunId(f"r{number}") for number in range(5)]
+        await site.ground.start(*names)
+        site.claimer.hear_due()
+        async with asyncio.timeout(10):
+            while site.claimer.active_count < 3:
+                await asyncio.sleep(0.01)
+        for _ in range(3):
+            site.claimer.hear_due()
+            await asyncio.sleep(0.05)
+        assert site.claimer.active_count == 3
+        owned = "SELECT count(*) FROM smithers.runs WHERE owner_id IS NOT NULL"
+        assert await site.ground.sql.fetchval(owned) == 3
+        held = [executor for executor, *_ in site.claimer._executors.values()]
+        site.claimer.drain()
+        for executor in held:
+            executor.over.set()
         async with asyncio.timeout(10):
             await site.running

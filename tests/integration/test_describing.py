@@ -1,5 +1,6 @@
 """What a throwaway process says of a version, whatever becomes of the process."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from multiprocessing import forkserver
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from smithers.processes import find_process
 from smithers.source.beneath import RootDirectory
 from smithers.source.closure import SourceReader
 from smithers.source.description import Description
@@ -77,6 +79,31 @@ async def test_an_import_that_closes_its_descriptors_holds_up_nobody(
     assert time.monotonic() - began < 5
     assert "closed the pipe" in (found.error or "")
     assert found.is_accident
+
+
+async def test_what_an_import_has_started_ends_with_it(
+    nursery: ForkServerContext, tmp_path: Path
+) -> None:
+    found = await describe(
+        nursery,
+        tmp_path,
+        """
+import os, subprocess
+started = subprocess.Popen(["sleep", "300"], start_new_session=True).pid
+forked = os.fork()
+if not forked:
+    os.setsid()
+    import time
+    time.sleep(300)
+with open("pids", "w") as file:
+    file.write(f"{started} {forked}")
+""",
+    )
+    assert found.error is None
+    for pid in (tmp_path / "pids").read_text().split():
+        async with asyncio.timeout(10):
+            while find_process(int(pid)) is not None:
+                await asyncio.sleep(0.01)
 
 
 async def test_an_import_that_writes_into_the_pipe_is_no_description(

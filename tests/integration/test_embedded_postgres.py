@@ -27,6 +27,7 @@ from smithers.store.embedded import (
 )
 from smithers.store.embedded.account import ServerAccount, choose_account
 from smithers.store.embedded.binaries import find_binaries
+from smithers.store.embedded.postgres import KEEPER
 
 REPOSITORY = Path(__file__).parents[2]
 SITE_PACKAGES = Path(asyncpg.__file__).parents[1]
@@ -61,6 +62,19 @@ os.wait()
 print(postgres.dsn, flush=True)
 sys.stdin.read()
 postgres.close()
+"""
+
+# A server that is ready until its keeper has seen it, gives itself up, fails twice, and then stays.
+GIVING_UP = """#!/bin/sh
+echo $$ >> "$2/starts"
+count=$(wc -l < "$2/starts")
+trap 'exit 0' INT
+case $count in
+    1|4) printf '%s\\n\\n\\n\\n\\n\\n\\nready   \\n' $$ > "$2/postmaster.pid" ;;
+    *) exit 1 ;;
+esac
+if [ "$count" = 1 ]; then sleep 2; exit 1; fi
+while :; do sleep 0.05; done
 """
 
 
@@ -354,6 +368,20 @@ def test_a_killed_server_comes_back_for_its_users(made_dir: Path) -> None:
         with open_embedded_postgres(made_dir):  # waits for it
             assert last_row(postgres.dsn) == row
             assert postmaster_pid(made_dir) != killed
+
+
+def test_a_server_that_has_given_itself_up_comes_back_when_it_can(tmp_path: Path) -> None:
+    """As after a full disk: no signal ends the postmaster, and neither do those that follow get far."""
+    server, starts, lock = tmp_path / "server", tmp_path / "starts", tmp_path / "users.lock"
+    server.write_text(GIVING_UP)
+    server.chmod(0o755)
+    with lock.open("w") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        keeper = (sys.executable, "-I", "-S", str(KEEPER), str(lock), str(os.geteuid()), "0")
+        subprocess.run([*keeper, str(server), "-D", str(tmp_path)], check=True)
+        until(lambda: starts.exists() and len(starts.read_text().split()) == 4, "the fourth start")
+        last_pid = int(starts.read_text().split()[-1])
+    until(lambda: not Path(f"/proc/{last_pid}").exists(), "the keeper stops the server")
 
 
 def test_a_stale_pid_file_is_no_server(made_dir: Path) -> None:

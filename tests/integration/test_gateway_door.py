@@ -206,10 +206,20 @@ async def test_other_methods_are_not_there(client: Client) -> None:
         assert (await client.call(method, "/v1/runs")).code == "NOT_FOUND", method
 
 
-async def test_options_of_the_whole_server_is_answered_in_the_envelope(client: Client) -> None:
-    answer = await client.call("OPTIONS", "*")
-    assert answer.status in {400, 401, 404}
-    assert answer.code
+@pytest.mark.parametrize(
+    ("method", "path"), [("OPTIONS", "*"), ("GET", "/v1/runs/a%0Ab"), ("GET", "/%0D%0A/nothing")]
+)
+async def test_no_path_comes_in_beside_the_front(client: Client, method: str, path: str) -> None:
+    refused = await client.call(method, path, headers={"Authorization": ""})
+    assert (refused.status, refused.code) == (401, "UNAUTHORIZED")
+    missing = await client.call(method, path, headers={"X-Request-Id": "mine"})
+    assert (missing.status, missing.code) == (404, "NOT_FOUND")
+    assert missing.headers["x-request-id"] == "mine"
+
+
+async def test_what_is_no_route_is_told_in_the_words_that_programs_know(client: Client) -> None:
+    answer = await client.get("/nope")
+    assert answer.json == {"error": {"code": "NOT_FOUND", "message": "Route not found"}}
 
 
 @pytest.mark.parametrize(
@@ -234,6 +244,7 @@ async def test_a_malformed_request_is_answered_in_the_envelope_and_nothing_of_it
     answer = parse_answer(data)
     assert answer.status in statuses
     assert answer.code
+    assert len(answer.headers["x-request-id"]) == 16
     assert TOKEN.encode() not in data
 
 
@@ -241,6 +252,7 @@ async def test_silence_half_headers_and_trickled_headers_end_with_408(client: Cl
     for start in (b"", b"GET /health HTTP/1.1\r\nHost: x\r\n"):
         answer = parse_answer(await client.raw(start))
         assert (answer.status, answer.code) == (408, "REQUEST_TIMEOUT")
+        assert len(answer.headers["x-request-id"]) == 16
     reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
     reading = asyncio.create_task(reader.read())
     for byte in b"GET /health HTTP/1.1\r\nX-Slow: " + b"a" * 1000:
@@ -297,6 +309,8 @@ async def test_a_refused_body_is_refused_before_it_is_sent(client: Client) -> No
     writer.write(b"{}")
     assert b" 400 " in await reader.readuntil(b"\r\n")
     writer.close()
+    old = head.replace("HTTP/1.1", "HTTP/1.0")
+    assert b" 400 " in await client.raw(f"{old}{AUTH}Content-Length: 2\r\n\r\n{{}}".encode())
     odd = await client.call("GET", "/v1/runs", headers={"Expect": "a miracle"})
     assert (odd.status, odd.code) == (417, "INVALID_REQUEST")
 
@@ -315,6 +329,15 @@ async def test_a_caller_that_leaves_within_its_body_does_no_harm_and_is_no_news(
         await leave_within_the_body(client)
         assert (await client.get("/health")).status == 200
     assert logs == []
+
+
+async def test_a_caller_that_sends_no_more_is_answered(client: Client) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+    writer.write(f"GET /v1/runs HTTP/1.1\r\nHost: x\r\n{AUTH}\r\n".encode())
+    writer.write_eof()
+    answer = parse_answer(await reader.read())
+    writer.close()
+    assert (answer.status, answer.body) == (200, b"[]")
 
 
 async def leave_within_the_body(client: Client) -> None:
@@ -365,6 +388,9 @@ async def test_ready_names_what_fails(database: str, root: Path, rows: Rows, mon
         assert (answer.status, answer.json["error"]["details"]) == (503, {"check": "schema"})
         assert answer.headers["retry-after"] == "1"
         await rows.connection.execute("ALTER TABLE smithers.gone RENAME TO alembic_version")
+        await rows.connection.execute("DELETE FROM smithers.alembic_version")
+        answer = await client.get("/ready")
+        assert answer.json["error"]["details"] == {"check": "schema"}
         client.gateway._services.readiness.is_draining = True
         answer = await client.get("/ready")
         assert answer.json["error"]["details"] == {"check": "draining"}
@@ -414,3 +440,48 @@ async def test_what_nobody_foresaw_is_500_and_says_nothing(
     assert (answer.status, answer.code) == (500, "SERVER_ERROR")
     assert b"secret" not in answer.body
     assert b"Zero" not in answer.body
+
+
+async def test_a_key_is_its_users_alone(client: Client, tokens_file: Path) -> None:
+    write_tokens(tokens_file, {"ann": ["runs:write"], "bob": ["runs:write"]})
+    await wait_for_token(client, "bob")
+    started = {}
+    for user in ("ann", "bob", "ann"):
+        headers = {"Authorization": f"Bearer {user}", "Idempotency-Key": "order-1"}
+        answer = await client.call(
+            "POST", "/v1/runs", {"workflowPath": "hello.py"}, headers=headers
+        )
+        assert answer.status == 200, answer.body
+        assert started.setdefault(user, answer.json["runId"]) == answer.json["runId"]
+    assert started["ann"] != started["bob"]
+
+
+async def test_who_sends_a_signal_is_whom_the_credential_names(
+    client: Client, rows: Rows, tokens_file: Path
+) -> None:
+    write_tokens(tokens_file, {"ann": ["signals:send"]})
+    await rows.add_run("r")
+    await wait_for_token(client, "ann")
+    body, headers = {"receivedBy": "mallory"}, {"Authorization": "Bearer ann"}
+    sent = await client.call("POST", "/v1/runs/r/signals/paid", body, headers=headers)
+    assert sent.status == 200, sent.body
+    assert await rows.connection.fetchval("SELECT received_by FROM smithers.signals") == "ann"
+
+
+async def test_a_scope_that_an_approval_asks_for_is_had_by_name_or_by_all(
+    client: Client, rows: Rows, tokens_file: Path
+) -> None:
+    held = {"some": ["approvals:decide"], "named": ["approvals:decide", "releases"], "all": ["*"]}
+    write_tokens(tokens_file, held)
+    await rows.add_run("r")
+    for node in ("one", "two"):
+        await rows.ask("r", node, allowedScopes=["releases"])
+    await wait_for_token(client, "all")
+    for token, node, status in (("some", "one", 403), ("named", "one", 200), ("all", "two", 200)):
+        answer = await client.call(
+            "POST",
+            f"/v1/runs/r/nodes/{node}/approve",
+            {},
+            headers={"Authorization": f"Bearer {token}"},
+        )
+        assert answer.status == status, answer.body

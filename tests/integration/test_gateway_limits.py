@@ -10,7 +10,15 @@ import pytest
 
 from smithers.settings import Limits
 from tests.support.canary import TOKEN
-from tests.support.gateway import Answer, Client, Rows, make_root, running, settings_for
+from tests.support.gateway import (
+    Answer,
+    Client,
+    Rows,
+    make_root,
+    parse_answer,
+    running,
+    settings_for,
+)
 
 START = {"workflowPath": "hello.py"}
 
@@ -41,12 +49,24 @@ async def connected(client: Client) -> AsyncIterator[asyncio.StreamWriter]:
         await writer.wait_closed()
 
 
+HEAD = f"POST /v1/runs HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+
+
 @asynccontextmanager
 async def slow_body(client: Client, size: int) -> AsyncIterator[None]:
     """Have a request under way whose body does not come to its end."""
     async with connected(client) as writer:
-        head = f"POST /v1/runs HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
-        writer.write(f"{head}Content-Length: {size}\r\n\r\n{{".encode())
+        writer.write(f"{HEAD}Content-Length: {size}\r\n\r\n{{".encode())
+        await writer.drain()
+        yield
+
+
+@asynccontextmanager
+async def chunked_body(client: Client, start: str) -> AsyncIterator[None]:
+    """Have a request under way whose body comes in chunks, the first one now."""
+    async with connected(client) as writer:
+        chunk = f"{len(start):x}\r\n{start}\r\n"
+        writer.write(f"{HEAD}Transfer-Encoding: chunked\r\n\r\n{chunk}".encode())
         await writer.drain()
         yield
 
@@ -130,6 +150,23 @@ async def test_bodies_beyond_the_limit_are_refused_unread(database: str, rows: R
             assert (await client.post("/v1/runs", b" " * 2_000_000)).status == 413
         async with asyncio.timeout(10):
             while (await client.post("/v1/runs", START)).status != 200:
+                await asyncio.sleep(0.01)
+
+
+async def test_bodies_in_chunks_take_what_has_come(database: str, rows: Rows) -> None:
+    async with limited(database, rows, body_bytes=1_000) as client:
+        async with AsyncExitStack() as stack:
+            for _ in range(20):
+                await stack.enter_async_context(chunked_body(client, "{"))
+            assert (await client.post("/v1/runs", START)).status == 200
+            await stack.enter_async_context(chunked_body(client, "{" + " " * 900))
+            async with asyncio.timeout(10):
+                while (await client.post("/v1/runs", b" " * 200)).status != 503:
+                    await asyncio.sleep(0.01)
+            over = f"{HEAD}Transfer-Encoding: chunked\r\nConnection: close\r\n\r\nc8\r\n{' ' * 200}\r\n"
+            assert_refused(parse_answer(await client.raw(over.encode())), "body-bytes")
+        async with asyncio.timeout(10):
+            while (await client.post("/v1/runs", b" " * 900)).status != 400:
                 await asyncio.sleep(0.01)
 
 

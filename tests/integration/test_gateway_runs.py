@@ -498,6 +498,27 @@ async def test_signals_are_numbered_kept_and_known_by_their_id(client: Client, r
     assert (await client.post("/v1/runs/r/signals/go", body)).json == first
 
 
+@pytest.mark.parametrize(
+    ("body", "data"), [(None, "{}"), ({}, "{}"), ({"data": None}, "null"), ({"data": 0}, "0")]
+)
+async def test_a_signal_without_data_carries_an_empty_object(
+    client: Client, rows: Rows, body: Any, data: str
+) -> None:
+    await rows.add_run("r")
+    assert (await client.post("/v1/runs/r/signals/go", body)).status == 200
+    assert await rows.connection.fetchval("SELECT data FROM smithers.signals") == data
+
+
+async def test_a_signals_name_is_read_as_it_was_sent(client: Client, rows: Rows) -> None:
+    await rows.add_run("r")
+    for path, name in (("100%", "100%"), ("100%25", "100%"), ("%zz", "%zz")):
+        sent = await client.post(f"/v1/runs/r/signals/{path}", {})
+        assert sent.json["signalName"] == name
+    for path in ("%ff", "a%2520b", "%2E", "go%C2%A0on", "x" * 201):
+        refused = await client.post(f"/v1/runs/r/signals/{path}", {})
+        assert (refused.status, refused.code) == (400, "INVALID_REQUEST"), path
+
+
 async def test_a_cancel_ends_a_run_that_nobody_holds_and_asks_the_owner_of_one_that_is_held(
     client: Client, rows: Rows
 ) -> None:
@@ -631,3 +652,30 @@ async def test_approvals_come_in_pages_oldest_first(client: Client, rows: Rows) 
         link = answer.headers.get("link")
         path = link.split(">")[0][1:] if link else ""
     assert seen == [f"r{number}" for number in range(5)]
+
+
+async def test_all_approvals_come_at_once_where_no_limit_is_asked_for(
+    client: Client, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (await client.get("/approvals")).json == {"approvals": []}
+    await rows.add_run("r")
+    for number in range(600):
+        await rows.ask("r", f"gate{number}")
+    answer = await client.get("/approvals")
+    assert len(answer.json["approvals"]) == 600
+    assert "link" not in answer.headers
+    monkeypatch.setattr("gateway.approvals.MAX_PAGE_BYTES", 10)
+    answer = await client.get("/approvals")
+    assert [approval["nodeId"] for approval in answer.json["approvals"]] == ["gate0"]
+    assert "link" in answer.headers
+
+
+async def test_an_approval_has_a_label_whatever_its_author_has_named(
+    client: Client, rows: Rows
+) -> None:
+    await rows.add_run("r")
+    for node_id, request in (("own", {}), ("titled", {}), ("bare", {"title": None})):
+        await rows.ask("r", node_id, **request)
+    await rows.connection.execute("UPDATE smithers.nodes SET label = 'L' WHERE node_id = 'own'")
+    listed = (await client.get("/v1/approvals")).json["approvals"]
+    assert [approval["label"] for approval in listed] == ["L", "Go?", "bare"]

@@ -397,6 +397,25 @@ async def test_readers_that_leave_are_forgotten_at_once_and_are_no_news(
     assert client.gateway._services.hub._runs == {}
 
 
+async def test_a_reader_that_sends_no_more_leaves_a_live_stream(client: Client, rows: Rows) -> None:
+    await rows.add_run("r", events=2)
+    async with client.stream("r") as stream:
+        assert await stream.take(2) == [0, 1]
+        await until(lambda: active(client) == 1)
+        stream.writer.write_eof()
+        await until(lambda: active(client) == 0)
+        assert await stream.reader.read() == b""
+
+
+async def test_a_reader_that_sent_no_more_than_its_request_gets_what_is_stored(
+    client: Client, rows: Rows
+) -> None:
+    await rows.add_run("r", events=2)
+    async with client.stream("r", sends_more=False) as stream:
+        assert await stream.rest() == [0, 1]
+    assert active(client) == 0
+
+
 async def test_a_drain_ends_each_stream_after_a_whole_event_and_answers_what_is_under_way(
     database: str, root: Path, rows: Rows
 ) -> None:

@@ -50,7 +50,7 @@ async def listening(
 ) -> AsyncIterator[Hints]:
     """Open hints, and wait until they listen."""
     ready = Ear()
-    async with Hints(dsn, role=role, listeners={Channel.SOURCES: ready, **listeners}) as hints:
+    async with Hints(dsn, role=role).listen({Channel.SOURCES: ready, **listeners}) as hints:
         await ready.until()
         yield hints
 
@@ -110,6 +110,21 @@ async def test_a_killed_connection_comes_back_and_says_that_anything_may_have_ha
             await ear.until(f"r{round_no}")
     assert ear.heard == [None, None, frozenset({"r2"}), None, frozenset({"r3"})]
     assert not hints.is_connected
+
+
+async def test_a_listener_that_raises_ends_no_hints(ground, monkeypatch):
+    ear = Ear()
+
+    def raise_once(names: frozenset[str] | None) -> None:
+        ear(names)
+        if ear.beginnings == 1:
+            raise RuntimeError("nobody foresaw this")
+
+    monkeypatch.setattr("smithers.service_loops.PAUSE_S", 0)
+    async with Hints(ground.dsn, role="ear").listen({Channel.NEWS: raise_once}) as hints:
+        await ear.until(beginnings=2)
+        hints.send(Channel.NEWS, ["a"])
+        await ear.until("a", beginnings=2)
 
 
 async def test_a_hint_whose_connection_broke_under_it_is_said_by_the_next(ground):

@@ -1,5 +1,6 @@
 """A workflow's own database: what happens in it stands in the server's a little later, as it is there."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import asyncpg
 import pytest
 
 from smithers import service_loops
-from smithers.errors import StoreError
+from smithers.errors import StoreError, StoreUnavailable
 from smithers.ids import RunId, SourceHash
 from smithers.store.mirror import PAGE_EVENTS, Copied, MirrorStore, open_mirror
 from smithers.store.outside import SignalSent, cancel_run, open_outside_lane, send_signal
@@ -21,7 +22,7 @@ from smithers.store.refusals import KeyReused, LivesElsewhere, RunExists
 from smithers.store.starts import IdempotencyKey, RunStart, count_queued
 from tests.support.gateway import Rows
 from tests.support.mirrors import NAME, assert_equal, two_worlds, until_mirrored
-from tests.support.world import World, until
+from tests.support.world import PATIENCE_S, World, until
 from worker.mirroring import mirroring
 from worker.settings import PoolSettings
 
@@ -228,6 +229,31 @@ async def test_one_session_is_the_mirror_and_the_next_takes_over_when_it_dies(
         return await home.sql.fetchval(taken, NAME)
 
     await until(is_free, "the lock is free")
+
+
+async def test_a_mirror_that_says_nothing_any_more_makes_room_for_the_next(
+    worlds: tuple[World, World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose host is gone, or frozen: nothing tells the server."""
+    home, own = worlds
+    monkeypatch.setattr("smithers.store.mirror.IDLE_S", 0.3)
+    async with open_mirror(own.dsn, home.dsn, NAME) as silent, asyncio.timeout(PATIENCE_S):
+        monkeypatch.undo()
+        async with open_mirror(own.dsn, home.dsn, NAME) as store:
+            assert await store.find_behind(RunId(""), 1) == ([], None)
+        with pytest.raises(StoreUnavailable):
+            await silent.find_behind(RunId(""), 1)
+
+
+async def test_a_step_of_a_mirror_ends_in_time(
+    worlds: tuple[World, World], mirror: MirrorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, own = worlds
+    monkeypatch.setattr("smithers.store.mirror.STEP_S", 0.3)
+    async with own.sql.transaction(), asyncio.timeout(PATIENCE_S):
+        await own.sql.execute("LOCK TABLE smithers.runs")
+        with pytest.raises(StoreUnavailable):
+            await mirror.find_behind(RunId(""), 1)
 
 
 async def test_an_id_is_reserved_once_whatever_the_database(

@@ -171,7 +171,7 @@ async def test_a_child_tells_whoever_listens_what_it_gives_back(database: str) -
     heard: asyncio.Queue[frozenset[str] | None] = asyncio.Queue()
     async with (
         Ground(database) as ground,
-        Hints(database, role="ear", listeners={Channel.DUE: heard.put_nowait}),
+        Hints(database, role="ear").listen({Channel.DUE: heard.put_nowait}),
         open_worker_store(database, await ground.add_worker()) as store,
     ):
         assert await heard.get() is None

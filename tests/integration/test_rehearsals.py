@@ -1,6 +1,7 @@
 """Rehearsals: a workflow in a test of its author's, people and time played by the test."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError, field_validator
@@ -9,10 +10,12 @@ from smithers import (
     Approval,
     ApprovalDecision,
     Context,
+    ContinueAsNew,
     HumanTask,
     Retry,
     Sequence,
     Signal,
+    Subflow,
     Task,
     Timer,
     workflow,
@@ -100,6 +103,49 @@ def test_a_run_stops_at_its_question_and_goes_on_with_the_answer(rehearsal: Rehe
     assert (told[0], told[-1]) == ("RunStarted", "RunFinished")
     with pytest.raises(NodeNotWaiting):
         run.say("approve", False)
+
+
+def test_a_child_that_a_workflow_starts_is_rehearsed_with_it(rehearsal: Rehearsal) -> None:
+    @workflow
+    def child(_ctx: Context[object]) -> Task:
+        return Task("x", "done")
+
+    @workflow(output="s")
+    def parent(_ctx: Context[object]) -> Subflow:
+        return Subflow("s", child)
+
+    run = rehearsal.start(parent).wait()
+    assert (run.status, run.output) == ("finished", "done")
+
+
+@workflow
+def asked(_ctx: Context[object]) -> Sequence:
+    return Sequence(Approval("ok", title="?"), Task("end", lambda: "over"))
+
+
+def test_a_child_is_played_as_its_parent_is(rehearsal: Rehearsal) -> None:
+    @workflow(output="s")
+    def parent(_ctx: Context[object]) -> Subflow:
+        return Subflow("s", asked)
+
+    run = rehearsal.start(parent).wait()
+    assert run.status == "waiting-event"
+    child = run.child("s")
+    assert [question.node_id for question in child.questions] == ["ok"]
+    child.say("ok", True)
+    assert (run.wait().status, run.output) == ("finished", "over")
+    assert child.status == "finished"
+
+
+def test_what_a_run_goes_on_as_is_followed(rehearsal: Rehearsal) -> None:
+    @workflow
+    def nightly(ctx: Context[object]) -> Any:
+        nights = (ctx.carried or {"nights": 0})["nights"]
+        return Task("end", nights) if nights else ContinueAsNew({"nights": 1})
+
+    run = rehearsal.start(nightly).wait()
+    assert run.status == "continued"
+    assert run.next().wait().status == "finished"
 
 
 def test_a_question_to_some_is_answered_by_none_but_them(rehearsal: Rehearsal) -> None:

@@ -183,6 +183,26 @@ async def test_a_cancel_that_lost_tells_nobody(database: str, rows: Rows) -> Non
     assert not abort.is_set()
 
 
+async def test_what_a_run_has_gone_on_as_is_served_in_its_place(database: str, rows: Rows) -> None:
+    await rows.add_run("r", events=2)
+    async with alone(database) as client:
+        async with client.stream_at("/events") as events:
+            assert await events.take(2) == [0, 1]
+            await rows.go_on_as("r", "r+1")
+            assert await events.rest() == [2]
+        await rows.go_on_as("r+1", "r+2")
+        await rows.ask("r+2", "gate")
+        assert (await client.get("/")).json["runId"] == "r+2"
+        assert (await client.get("/frames")).json == []
+        await rows.connection.execute("DELETE FROM smithers.runs WHERE run_id IN ('r', 'r+1')")
+        approved = await client.post("/approve/gate")
+        assert (approved.status, approved.json) == (200, {"runId": "r+2"})
+        async with client.stream_at("/events") as events:
+            assert await events.take(2) == [0, 1]
+            assert (await client.post("/cancel")).json == {"runId": "r+2"}
+            assert await events.rest() != []
+
+
 async def test_metrics_are_there_unless_switched_off(database: str, rows: Rows) -> None:
     await rows.add_run("r")
     async with alone(database) as client:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from datetime import timedelta
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -26,11 +27,17 @@ from smithers.store.connections import (
 from smithers.store.hints import Channel, Hints
 from smithers.store.lanes import Lane
 from tests.support.proxy import Proxy
+from tests.support.turns import Ground
+from worker.liveness import keep_liveness
 
 ASK_S = 0.8
 CLEAN_UP_S = 0.3
 LIMIT_S = 5.0  # for both of them on a busy machine; no time-out of the product is as short
 QUERY = "SELECT 1"
+POOL_ID = uuid4()
+HOLDERS = """
+    SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 
 Ask = Callable[[asyncpg.Connection], Awaitable[object]]
 
@@ -212,7 +219,7 @@ async def test_hints_that_stall_are_said_over_the_next_connection(
     listener = {Channel.DUE: heard.put_nowait}
     async with (
         Hints(proxy.dsn, role="test") as hints,
-        Hints(database, role="hears", listeners=listener),
+        Hints(database, role="hears").listen(listener),
     ):
         assert await heard.get() is None
         hints.send(Channel.DUE, ["one"])
@@ -227,6 +234,46 @@ async def test_hints_that_stall_are_said_over_the_next_connection(
             said = await heard.get()
         # "one" too, where the stall came before its answer: who is told twice looks twice.
         assert said in ({"two"}, {"one", "two"})
+
+
+async def test_hints_whose_session_has_ended_unheard_come_back(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smithers.store.hints.PROVE_EVERY_S", 0.1)
+    monkeypatch.setattr(connections, "PROVE_TIMEOUT_S", ASK_S)
+    began: asyncio.Queue[frozenset[str] | None] = asyncio.Queue()
+    async with Hints(proxy.dsn, role="test").listen({Channel.DUE: began.put_nowait}) as hints:
+        assert await began.get() is None
+        proxy.link("smithers-test-hints").lose_server()
+        async with asyncio.timeout(LIMIT_S):
+            assert await began.get() is None
+        assert hints.is_connected
+
+
+async def test_a_liveness_lock_whose_session_has_ended_unheard_is_taken_anew(
+    proxy: Proxy, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "PROVE_TIMEOUT_S", ASK_S)
+    keeping = asyncio.create_task(keep_liveness(proxy.dsn, POOL_ID))
+    try:
+        async with Ground(database) as ground:
+            first = await until_held(ground.sql)
+            proxy.link("smithers-liveness").lose_server()
+            async with asyncio.timeout(LIMIT_S):
+                while await until_held(ground.sql) == first:
+                    await asyncio.sleep(0.01)
+    finally:
+        keeping.cancel()
+        await asyncio.wait([keeping])
+
+
+async def until_held(connection: asyncpg.Connection) -> int:
+    """Wait until somebody holds the liveness lock, and say which backend."""
+    async with asyncio.timeout(LIMIT_S):
+        while not (held := await connection.fetch(HOLDERS)):
+            await asyncio.sleep(0.01)
+    ((pid,),) = held
+    return int(pid)
 
 
 async def test_retention_that_stalls_ends_with_its_server(proxy: Proxy) -> None:

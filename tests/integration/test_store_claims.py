@@ -246,7 +246,7 @@ async def test_a_burial_waits_for_a_claim_under_way_and_hands_its_runs_back(grou
         )
         burial = asyncio.create_task(owners.bury_worker(burying, worker, "silent"))
         await ground.until_waiting(burying)
-    assert await burial == {"default": 1}
+    assert (await burial).queues == {"default": 1}
     row = await ground.run("a")
     assert (row["owner_id"], row["epoch"]) == (None, claim.epoch + 1)
 
@@ -297,7 +297,7 @@ async def test_a_worker_is_buried_once_and_beats_no_more(ground, worker):
     await ground.owned(worker, "a")
     buriers = [await ground.connect() for _ in range(4)]
     freed = await asyncio.gather(*(owners.bury_worker(c, worker, "silent") for c in buriers))
-    assert sorted(freed, key=len) == [{}, {}, {}, {"default": 1}]
+    assert sorted((one.queues for one in freed), key=len) == [{}, {}, {}, {"default": 1}]
     living = await ground.add_worker()
     assert await owners.beat(ground.sql, [worker, living], []) == {living}
     assert [found.worker_id for found in await owners.list_living(ground.sql)] == [living]
@@ -355,7 +355,7 @@ async def test_only_an_end_that_its_parent_saw_makes_suspects_and_only_of_what_w
     assert {claim.lost_heartbeat_ms for claim in taken} == {int(beaten_at.timestamp() * 1000)}
 
 
-async def die_with(ground: Ground, run_id: str, *, turn: Turn | None = None) -> dict[str, int]:
+async def die_with(ground: Ground, run_id: str, *, turn: Turn | None = None) -> owners.HandedBack:
     """Have a worker take the run up, perhaps commit, and die of it."""
     worker = await ground.add_worker()
     claimed = await ground.claim(worker) or await ground.claim(worker, kind=ClaimKind.SOLO)
@@ -374,12 +374,11 @@ async def test_the_third_death_in_a_row_fails_the_run_and_says_so(ground):
         key_of("done"): NodeFact(NodeState.FINISHED, output="1"),
     }
     asked = [ApprovalChange(key_of("ok"), '{"title":"?"}')]
-    assert await die_with(ground, "a", turn=Turn(nodes=nodes, approvals=asked)) == {"default": 1}
-    assert await die_with(ground, "a") == {"default": 1}
-    assert await die_with(ground, "a") == {}
+    burials = [await die_with(ground, "a", turn=Turn(nodes=nodes, approvals=asked))]
+    burials += [await die_with(ground, "a") for _ in range(2)]
 
-    workers = await ground.sql.fetch("SELECT worker_id FROM smithers.workers ORDER BY dead_at")
-    written = [await owners.list_crash_events(ground.sql, row["worker_id"]) for row in workers]
+    assert [burial.queues for burial in burials] == [{"default": 1}, {"default": 1}, {}]
+    written = [await owners.list_crash_events(ground.sql, burial.failed) for burial in burials]
     types = [EventType.NODE_FAILED, EventType.NODE_CANCELLED, EventType.RUN_FAILED]
     assert written == [[], [], [("a", kind) for kind in types]]
     failed, cancelled, end = (await ground.history("a"))[1:]
@@ -404,29 +403,38 @@ async def test_a_run_that_was_to_be_cancelled_is_not_failed_by_its_third_death(g
     worker = await ground.add_worker()
     await ground.claim(worker, kind=ClaimKind.SOLO)
     await ground.sql.fetchrow("SELECT * FROM smithers.cancel_run_v1('a')")
-    assert await owners.bury_worker(ground.sql, worker, "exit--11") == {"default": 1}
+    burial = await owners.bury_worker(ground.sql, worker, "exit--11")
+    assert burial.queues == {"default": 1}
     (claim,) = await ground.claim(await ground.add_worker(), kind=ClaimKind.SOLO)
     assert claim.is_cancelling
     assert await ground.ends("a") == []
 
 
-async def test_the_failure_of_poison_is_not_older_than_what_its_owner_committed_last(ground):
+async def test_a_run_that_another_writes_to_is_handed_back_when_that_is_over(ground):
     await ground.start("a")
     await die_with(ground, "a", turn=Turn(nodes=IN_FLIGHT))
     await die_with(ground, "a")
-    worker, burying = await ground.add_worker(), await ground.connect()
-    (claim,) = await ground.claim(worker, kind=ClaimKind.SOLO)
-    writing = await ground.connect()
+    worker, writing = await ground.add_worker(), await ground.connect()
+    await ground.claim(worker, kind=ClaimKind.SOLO)
+    await ground.owned(worker, "b")
     async with writing.transaction():
-        await writing.execute("SELECT FROM smithers.runs WHERE run_id = 'a' FOR NO KEY UPDATE")
-        burial = asyncio.create_task(owners.bury_worker(burying, worker, "exit--11"))
-        await ground.until_waiting(burying)
         await writing.fetchrow(
             "SELECT * FROM smithers.send_signal_v1('a', 's', NULL, '1', NULL, NULL)"
         )
-    await burial
-    assert claim.crash_count == 2
+        first = await owners.bury_worker(ground.sql, worker, "exit--11")
+        assert first == owners.HandedBack(is_all=False, queues={"default": 1}, failed=[])
+        (found,) = await owners.list_living(ground.sql)
+        assert (found.worker_id, found.death) == (worker, "exit--11")
+        assert await owners.beat(ground.sql, [worker], []) == set()
+    second = await owners.bury_worker(ground.sql, worker, "silent")
+    assert second == owners.HandedBack(is_all=True, queues={}, failed=["a"])
+    row = await ground.sql.fetchrow(
+        "SELECT death, dead_at FROM smithers.workers WHERE worker_id = $1", worker
+    )
+    assert (row["death"], row["dead_at"]) == ("exit--11", (await ground.run("a"))["finished_at"])
+    # Not older than what came meanwhile.
     assert await ground.types("a") == ["RunStarted", "SignalReceived", "NodeFailed", "RunFailed"]
+    assert await owners.list_living(ground.sql) == []
 
 
 async def test_a_burial_leaves_alone_what_its_worker_gave_back(ground, worker):
@@ -436,7 +444,8 @@ async def test_a_burial_leaves_alone_what_its_worker_gave_back(ground, worker):
         await committer.commit(change(waiting, parked()))
     await ground.hand_over(held, worker, await ground.add_worker())
     before = [dict(await ground.run(run_id)) for run_id in "abc"]
-    assert await owners.bury_worker(ground.sql, worker, "exit-1") == {}
+    burial = await owners.bury_worker(ground.sql, worker, "exit-1")
+    assert burial == owners.HandedBack(is_all=True, queues={}, failed=[])
     assert [dict(await ground.run(run_id)) for run_id in "abc"] == before
 
 
@@ -473,9 +482,9 @@ async def test_an_executor_that_asks_waits_for_as_long_as_the_database_is_away(
     store, proxy = remote
     await ground.start("a")
     (claim,) = await store.claim("default", 1, ClaimKind.MANY)
-    await store.load_news(claim.run_id)
+    await store.load_news(claim.run_id, [])
     proxy.link("smithers-child").mode = Mode.LOSE_REQUEST
-    news = await store.load_news(claim.run_id)
+    news = await store.load_news(claim.run_id, [])
     assert (news.last_seq, news.epoch) == (0, claim.epoch)
 
 

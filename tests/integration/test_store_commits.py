@@ -22,10 +22,10 @@ from smithers.engine.turn import (
 )
 from smithers.errors import LeaseLost, StoreError, StoreUnavailable
 from smithers.events import EventType, event_parts
-from smithers.ids import LoopId, RunId, SourceHash, WorkerId
+from smithers.ids import LoopId, RunId, WorkerId
 from smithers.states import AttemptState, NodeState, RunStatus, ToolCallState
-from smithers.store import claims, commits, lanes, owners
-from smithers.store.commits import Committed, Committer, Outcome, RunOrigin
+from smithers.store import claims, commits, lanes, owners, run_facts
+from smithers.store.commits import Committed, Committer, Outcome
 from smithers.store.hints import Channel
 from tests.support.proxy import Mode, Proxy
 from tests.support.turns import Ground, change, ended, key_of, names, parked, said, seeded
@@ -109,7 +109,7 @@ async def test_the_epoch_alone_shuts_out_a_worker_that_got_its_run_back(ground, 
 
 async def test_a_buried_worker_writes_nothing(ground, worker, committer):
     claimed = await ground.owned(worker, *names(5))
-    assert await owners.bury_worker(ground.sql, worker, "silent") == {"default": 5}
+    assert (await owners.bury_worker(ground.sql, worker, "silent")).queues == {"default": 5}
     answers = await commit_all(committer, *[change(claim, said("late")) for claim in claimed])
     assert outcomes(answers) == [LeaseLost] * 5
     assert [await ground.types(run_id) for run_id in names(5)] == [["RunStarted"]] * 5
@@ -141,23 +141,12 @@ async def test_a_child_that_another_writer_holds_holds_up_its_parent_alone(
     innocent, parent = await ground.owned(worker, "innocent", "parent")
     node = key_of("sub")
     child = ChildStart(node, RunId("child"), "w", queue=None, is_solo=False)
-    origin = RunOrigin(
-        workflow_path="w.py",
-        workflow_export=None,
-        source_hash=SourceHash(""),
-        input="{}",
-        config="{}",
-        auth=None,
-        trace_context=None,
-    )
-    await committer.commit(change(parent, said(children=[child]), origin=origin))
+    await committer.commit(change(parent, said(children=[child])))
     holder = await ground.connect()
     transaction = holder.transaction()
     await transaction.start()
     await holder.execute(LOCK, "child")
-    letting_go = asyncio.create_task(
-        committer.commit(change(parent, said(abandoned=[node]), 2, origin=origin))
-    )
+    letting_go = asyncio.create_task(committer.commit(change(parent, said(abandoned=[node]), 2)))
     for number in range(1, 4):  # each in a group with it, or after it
         answer = await asyncio.wait_for(
             committer.commit(change(innocent, said("x"), number)), timeout=5
@@ -293,10 +282,10 @@ async def test_a_copy_of_a_commit_that_comes_late_writes_nothing(
         await committer.commit(change(claim, said("before")))
         stuck = proxy.link("smithers-commit")
         stuck.mode = Mode.KEEP_REQUEST
-        monkeypatch.setattr(lanes, "COMMAND_TIMEOUT_S", 0.1)
+        monkeypatch.setattr(committer.lane, "_limit_s", 0.1)
         commit = asyncio.create_task(committer.commit(change(claim, said("once"), 2)))
         await stuck.has_kept.wait()
-        monkeypatch.setattr(lanes, "COMMAND_TIMEOUT_S", 30.0)
+        monkeypatch.setattr(committer.lane, "_limit_s", 30.0)
         assert (await commit).outcome is Outcome.COMMITTED
         await committer.commit(change(claim, said("after"), 3))
         await stuck.deliver()
@@ -446,7 +435,7 @@ async def test_what_a_turn_says_of_nodes_is_what_is_loaded(ground, worker, commi
     frame = FrameDraft(1, "hash", "keyframe", "<a/>")
     turn = Turn(nodes=facts, loops=loops, frame=frame)
     answer = await committer.commit(change(claim, turn, frame_no=1))
-    (loaded,) = await claims.load_runs(ground.sql, [claim.run_id])
+    (loaded,) = await run_facts.load_runs(ground.sql, [claim.run_id])
     kept = {key: fact.but(started_ms=None) for key, fact in loaded.facts.nodes.items()}
     assert kept == facts
     assert loaded.facts.nodes[key_of("z")].started_ms == answer.now_ms
@@ -490,11 +479,12 @@ async def test_attempts_and_frames_are_kept_one_by_one_and_a_loop_has_its_newest
     assert (await ground.run("a"))["last_frame_no"] == 2
 
 
-async def decide(ground: Ground, *, is_approved: bool) -> str:
+async def decide(ground: Ground, *, is_approved: bool, node_id: str = "ok") -> str:
     return await ground.sql.fetchval(
         """SELECT (smithers.decide_approval_v3(
-            ROW('a', 'ok', 0, $1::boolean, NULL, 'x', '1', NULL, NULL, false)::smithers.decision_v1)).outcome""",
+            ROW('a', $2, 0, $1::boolean, NULL, 'x', '1', NULL, NULL, false)::smithers.decision_v1)).outcome""",
         is_approved,
+        node_id,
     )
 
 
@@ -533,6 +523,21 @@ async def test_an_approval_is_withdrawn_only_while_nobody_has_decided_and_may_be
     assert await decide(ground, is_approved=True) == "not-waiting"
 
 
+async def test_the_news_are_of_nodes_that_wait_and_what_is_loaded_is_of_all(
+    ground, worker, committer
+):
+    (claim,) = await ground.owned(worker, "a")
+    before, waits, asked = keys = [key_of(name) for name in ("before", "waits", "asked")]
+    await committer.commit(
+        change(claim, Turn(approvals=[ApprovalChange(key, "{}") for key in keys]))
+    )
+    for key in (before, waits):
+        assert await decide(ground, is_approved=True, node_id=key.node_id) == "decided"
+    news = await run_facts.load_news(ground.sql, claim.run_id, [waits, asked])
+    (loaded,) = await run_facts.load_runs(ground.sql, [claim.run_id])
+    assert (set(news.approvals), set(loaded.news.approvals)) == ({waits}, {before, waits})
+
+
 async def test_a_signal_that_a_node_took_is_not_among_the_news_any_more(ground, worker, committer):
     (claim,) = await ground.owned(worker, "a")
     for data in ("1", "2", "3"):
@@ -540,7 +545,7 @@ async def test_a_signal_that_a_node_took_is_not_among_the_news_any_more(ground, 
             "SELECT * FROM smithers.send_signal_v1('a', 's', NULL, $1, NULL, NULL)", data
         )
     await committer.commit(change(claim, Turn(signals=[(0, key_of("n")), (2, key_of("n", 1))])))
-    news = await claims.load_news(ground.sql, claim.run_id)
+    news = await run_facts.load_news(ground.sql, claim.run_id, [])
     assert [(signal.seq, signal.data) for signal in news.signals] == [(1, "2")]
     taken = [
         (row["consumed_by"], row["consumed_iteration"]) for row in await ground.rows("signals", "a")

@@ -13,11 +13,12 @@ import orjson
 import pytest
 
 from smithers.engine.facts import NodeFact
-from smithers.engine.turn import ApprovalChange, Ending, EventDraft, Turn
+from smithers.engine.turn import ApprovalChange, ChildStart, Ending, EventDraft, Turn
+from smithers.errors import RowsHeld
 from smithers.events import EventType
 from smithers.ids import NodeId, RunId, WorkerId
 from smithers.states import NodeState, RunStatus
-from smithers.store import claims
+from smithers.store import claims, lanes, run_facts
 from smithers.store.claims import ClaimedRun, ClaimKind
 from smithers.store.commits import Committer, Outcome
 from smithers.store.connections import open_pool
@@ -34,11 +35,23 @@ from smithers.store.outside import (
     resume_run,
     send_signal,
 )
-from smithers.store.refusals import NodeNotWaiting, RunNotActive
-from smithers.store.starts import open_start_lane
-from tests.support.turns import LOG, Ground, a_start, change, ended, key_of, names, parked, seeded
+from smithers.store.refusals import NodeNotFound, NodeNotWaiting, RunNotActive
+from smithers.store.starts import _start_unique, open_start_lane
+from tests.support.turns import (
+    LOG,
+    Ground,
+    a_start,
+    change,
+    ended,
+    key_of,
+    names,
+    parked,
+    said,
+    seeded,
+)
 
 ROUNDS = 200
+LOCK = "SELECT FROM smithers.runs WHERE run_id = $1 FOR NO KEY UPDATE"
 
 
 @dataclass(frozen=True)
@@ -265,7 +278,7 @@ async def test_each_signal_is_kept_once_in_the_order_of_the_answers_also_before_
     sent: dict[int, int] = {}
     for half in (slice(0, 50), slice(50, 100)):
         if half.start:
-            news = await claims.load_news(ground.sql, claim.run_id)
+            news = await run_facts.load_news(ground.sql, claim.run_id, [])
             waits = {key_of("w"): NodeFact(NodeState.WAITING_EVENT, "signal")}
             park = Ending(
                 status=RunStatus.WAITING_EVENT,
@@ -280,7 +293,7 @@ async def test_each_signal_is_kept_once_in_the_order_of_the_answers_also_before_
             sent |= numbers
     assert sorted(sent.values()) == list(range(500))
     (again,) = await ground.claim(worker)
-    news = await claims.load_news(ground.sql, again.run_id)
+    news = await run_facts.load_news(ground.sql, again.run_id, [])
     assert {signal.seq: orjson.loads(signal.data) for signal in news.signals} == {
         seq: data for data, seq in sent.items()
     }
@@ -320,3 +333,114 @@ async def test_two_gateways_that_write_to_the_same_runs_at_once_never_lock_each_
         )
     for run_id in ids:
         assert len(await ground.history(run_id)) == 1 + 10 * len(doors)
+
+
+async def test_a_cancelled_run_shuts_out_whoever_had_it(ground, worker, doors):
+    (claim,) = await ground.owned(worker, "a")
+    await claims.release_runs(ground.sql, worker, [claim.run_id])
+    before = (await ground.run("a"))["epoch"]
+    assert await doors[0].cancel("a") is CancelOutcome.CANCELLED
+    assert (await ground.run("a"))["epoch"] == before + 1
+
+
+async def test_a_run_that_was_claimed_while_it_waited_is_not_given_another_source(
+    ground, worker, committer, doors
+):
+    (claim,) = await ground.owned(worker, "a")
+    await committer.commit(change(claim, parked()))
+    await ground.sql.execute("UPDATE smithers.runs SET due_at = smithers.clock()")
+    (taken,) = await ground.claim(worker)
+    assert taken.status_before is RunStatus.WAITING_EVENT
+    before = dict(await ground.run("a"))
+    row = await ground.sql.fetchrow(
+        "SELECT * FROM smithers.resume_run_v1('a', 'other', 'other.py', NULL, NULL, NULL)"
+    )
+    assert row["outcome"] == "active"
+    assert dict(await ground.run("a")) == before
+    (request,) = await ground.rows("run_requests", "a")
+    assert request["source_hash"] == "none"
+
+
+async def test_a_resumed_run_begins_again_without_failures_or_suspicion(
+    ground, worker, committer, doors
+):
+    (claim,) = await ground.owned(worker, "a")
+    failed = NodeFact(NodeState.FAILED, attempt=3, failures=3)
+    turn = ended(RunStatus.FAILED)
+    turn.nodes[key_of("n")] = failed
+    await committer.commit(change(claim, turn))
+    await ground.sql.execute("UPDATE smithers.runs SET crash_count = 2")
+    assert await doors[0].resume("a") is ResumeOutcome.RESUMED
+    (node,) = await ground.rows("nodes", "a")
+    assert (node["state"], node["attempt"], node["failures"]) == ("pending", 3, 0)
+    row = await ground.run("a")
+    assert (row["crash_count"], row["era"]) == (0, 1)
+
+
+async def test_a_run_that_another_writes_to_holds_up_no_other(
+    ground: Ground, doors: list[Door], worker: WorkerId
+) -> None:
+    await ground.start("held", "free")
+    writing = await ground.connect()
+    async with writing.transaction():
+        await writing.execute(LOCK, "held")
+        held = [
+            asyncio.create_task(doors[0].send("held", "a", 1)),
+            asyncio.create_task(doors[0].decide("held", is_approved=True)),
+        ]
+        assert await doors[0].send("free", "b", 2) == 0
+        with pytest.raises(NodeNotFound):
+            await doors[0].decide("free", is_approved=True)
+        assert not any(task.done() for task in held)
+    assert await held[0] == 0
+    with pytest.raises(NodeNotFound):
+        await held[1]
+
+
+async def test_what_is_held_for_too_long_is_told_alone(
+    ground: Ground, doors: list[Door], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "HELD_S", 0.1)
+    await ground.start("held")
+    writing = await ground.connect()
+    async with writing.transaction():
+        await writing.execute(LOCK, "held")
+        with pytest.raises(RowsHeld):
+            await doors[0].send("held", "a", 1)
+    assert await doors[0].send("held", "a", 1) == 0
+
+
+async def test_a_start_whose_id_another_is_about_to_take_holds_up_no_other(ground: Ground) -> None:
+    rival = await ground.connect()
+    async with open_start_lane(ground.dsn) as lane:
+        async with rival.transaction():
+            assert await _start_unique(rival, [a_start("r")]) == [True]
+            waiting = asyncio.create_task(lane.submit(a_start("r")))
+            others = [lane.submit(a_start(run_id)) for run_id in names(5, "other")]
+            assert await asyncio.gather(*others) == [True] * 5
+            assert not waiting.done()
+        assert await waiting is False
+
+
+async def test_a_cancel_that_was_chosen_to_end_a_deadlock_is_done_again(
+    ground: Ground, doors: list[Door], worker: WorkerId, committer: Committer
+) -> None:
+    """As of a parent that ends beside its child: each has its own row, and waits for the other's."""
+    (parent,) = await ground.owned(worker, "parent")
+    child = ChildStart(key_of("n"), RunId("child"), "w", queue=None, is_solo=False)
+    await committer.commit(change(parent, said(children=[child])))
+    database = await ground.sql.fetchval("SELECT current_database()")
+    await ground.sql.execute(f"ALTER DATABASE {database} SET deadlock_timeout = '3s'")
+    rival = await ground.connect()
+    await rival.execute("SET deadlock_timeout = '60s'")
+    async with rival.transaction():
+        await rival.execute(LOCK, "parent")
+        cancelling = asyncio.create_task(doors[0].cancel("child"))
+        await ground.until(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+            "AND application_name = 'smithers-test' AND datname = current_database())"
+        )
+        await rival.execute(LOCK, "child")
+    assert await cancelling is CancelOutcome.CANCELLED
+    assert await ground.types("child") == ["RunStarted", "RunCancelled"]
+    assert (await ground.rows("children", "parent"))[0]["status"] == "cancelled"

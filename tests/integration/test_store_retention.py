@@ -18,8 +18,8 @@ from smithers.store.connections import open_pool
 from smithers.store.descriptions import keep_source
 from smithers.store.outside import Resume, ResumeOutcome, resume_run
 from smithers.store.refusals import KeyReused, RunExists
-from smithers.store.retention import count_prunable, prune, prune_batch
-from smithers.store.starts import RunStart, open_start_lane, start_with_key
+from smithers.store.retention import Pruned, count_prunable, prune, prune_batch
+from smithers.store.starts import IdempotencyKey, RunStart, open_start_lane, start_with_key
 from smithers.store.tables import metadata
 
 MONTH = timedelta(days=30)
@@ -171,7 +171,7 @@ async def test_a_pruned_id_is_never_given_again(database, sql):
         assert [outcomes[0], outcomes[2]] == [True, True], "its neighbours in the batch are started"
         assert isinstance(outcomes[1], RunExists)
         with pytest.raises(RunExists):
-            await start_with_key(pool, a_start("old"), idempotency_key="k", request_hash="h")
+            await start_with_key(pool, a_start("old"), IdempotencyKey("k", "h"))
     assert await run_ids(sql) == {"a", "b"}
     assert (
         await sql.fetchval("SELECT count(*) FROM smithers.run_requests WHERE run_id = 'old'") == 0
@@ -199,18 +199,18 @@ async def test_a_start_that_waits_for_the_pruning_of_its_id_is_refused(database,
 
 async def test_an_idempotency_key_lives_as_long_as_its_run(database, sql):
     async with open_pool(database, role="test", max_size=1) as pool:
-        first = await start_with_key(pool, a_start("one"), idempotency_key="k", request_hash="h")
+        first = await start_with_key(pool, a_start("one"), IdempotencyKey("k", "h"))
         assert first == ("one", True)
         await prune(database, MONTH)
-        again = await start_with_key(pool, a_start("two"), idempotency_key="k", request_hash="h")
+        again = await start_with_key(pool, a_start("two"), IdempotencyKey("k", "h"))
         assert again == ("one", False)
         with pytest.raises(KeyReused):
-            await start_with_key(pool, a_start("two"), idempotency_key="k", request_hash="other")
+            await start_with_key(pool, a_start("two"), IdempotencyKey("k", "other"))
         await sql.execute(
             "UPDATE smithers.runs SET status = 'finished', finished_at = smithers.clock() - interval '31 days'"
         )
         await prune(database, MONTH)
-        fresh = await start_with_key(pool, a_start("two"), idempotency_key="k", request_hash="h")
+        fresh = await start_with_key(pool, a_start("two"), IdempotencyKey("k", "h"))
         assert fresh == ("two", True)
 
 
@@ -447,10 +447,27 @@ async def test_a_server_prunes_by_itself_and_goes_on_after_an_outage(database, s
 async def test_a_server_that_is_to_keep_all_asks_nothing(database, sql):
     await add_run(sql, "old")
     async with pruning(database, None, first_s=0, every_s=0):
-        await asyncio.sleep(0)
-        connected = await sql.fetchval(
-            """SELECT count(*) FROM pg_stat_activity
-            WHERE application_name = 'smithers-retention' AND datname = current_database()"""
-        )
-    assert connected == 0
+        assert "prune" not in {task.get_name() for task in asyncio.all_tasks()}
     assert await run_ids(sql) == {"old"}
+
+
+async def test_a_server_prunes_soon_and_then_seldom(monkeypatch):
+    asked, paused, enough = [], [], asyncio.Event()
+
+    async def ask(dsn, limit):
+        asked.append((dsn, limit))
+        return Pruned(run_count=0, event_count=0)
+
+    async def pause(seconds):
+        paused.append(seconds)
+        if len(paused) == 3:
+            enough.set()
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr("smithers.retention.prune", ask)
+    monkeypatch.setattr("smithers.retention.asyncio.sleep", pause)
+    async with pruning("dsn", timedelta(days=30), first_s=10, every_s=3600), asyncio.timeout(10):
+        await enough.wait()
+    assert asked == [("dsn", timedelta(days=30))] * 2
+    assert 10 <= paused[0] <= 15
+    assert all(3600 <= pause_s <= 5400 for pause_s in paused[1:])

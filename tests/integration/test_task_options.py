@@ -77,6 +77,8 @@ async def test_what_is_too_old_or_does_not_fit_is_made_again(world: World) -> No
     world.write("cached.py", CACHED)
     world.start_pool()
     await run(world, "a", ttl=3600)
+    kept_s = "SELECT extract(epoch FROM expires_at - created_at)::int FROM smithers.cached_outputs"
+    assert await world.sql.fetchval(kept_s) == 3600
     await world.sql.execute("UPDATE smithers.cached_outputs SET expires_at = smithers.clock()")
     await run(world, "b", ttl=3600)
     assert world.ledger()["price tea"] == 2

@@ -10,7 +10,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from smithers.store.embedded import open_embedded_postgres, open_temporary_postgres
+from smithers.store.embedded import open_temporary_postgres
 from tests.support.serving import TREE, clean_environment, until_none
 
 HOLDER = """
@@ -40,11 +40,16 @@ async def test_it_answers_and_leaves_nothing(parent: Path) -> None:
     assert list(parent.iterdir()) == []
 
 
-def test_another_that_runs_is_left_alone() -> None:
+async def test_another_that_runs_is_left_alone() -> None:
     with_users = open_temporary_postgres()
+    connection = await asyncpg.connect(with_users.dsn)
+    await connection.execute("CREATE TABLE kept ()")
     other = open_temporary_postgres()
-    share = open_embedded_postgres(with_users.data_dir)  # it still answers
-    share.close()
+    assert await connection.fetchval("SELECT count(*) FROM kept") == 0
+    again = await asyncpg.connect(with_users.dsn)
+    assert await again.fetchval("SELECT to_regclass('kept')") == "kept"
+    await again.close()
+    await connection.close()
     other.close()
     with_users.close()
 

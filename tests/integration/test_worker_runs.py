@@ -1,5 +1,7 @@
 """Runs on a real pool and a real Postgres: what a workflow says is what its history says."""
 
+import json
+
 import pytest
 
 from tests.support.world import World
@@ -69,6 +71,7 @@ async def test_a_slow_sibling_delays_nobody(world: World) -> None:
     assert lines.index("NodeFinished last 1") < lines.index("NodeFinished slow 1")
 
 
+BODY_LINE = 25  # of what is wrong, in its file
 WRONG = {
     "return Task('t', lambda: 1 / 0)": None,
     "return Task('t', lambda: object())": "INVALID_OUTPUT",
@@ -79,7 +82,10 @@ WRONG = {
     "return Task('t', slow, timeout=0.1)": "TASK_TIMEOUT",
     "return Task('t', slow_thread, timeout=0.1)": "TASK_TIMEOUT",
     "return [Task('a', 1), Task('a', 2)]": "DUPLICATE_NODE_ID",
+    "return Task('t', {'n': 1}, output=Leaving)": None,
+    "return HumanTask('t', prompt='?', output=Leaving)": "RENDER_FAILED",
     "return 5": "RENDER_FAILED",
+    "Task('t', 1)": "RENDER_FAILED",
     "raise ValueError('no')": "RENDER_FAILED",
     "__import__('sys').exit(1)": "RENDER_FAILED",
     "while True: pass": "RENDER_FAILED",
@@ -93,7 +99,19 @@ async def test_what_is_wrong_with_a_workflow_is_named_and_the_worker_lives_on(wo
             f"wrong{number}.py",
             f"""
             import asyncio
-            from smithers import Task, current_task, workflow
+            from pydantic import BaseModel, model_validator
+            from smithers import HumanTask, Task, current_task, workflow
+
+            class Leaving(BaseModel):
+                n: int
+
+                @model_validator(mode="after")
+                def leave(self):
+                    exit(3)
+
+                @classmethod
+                def __get_pydantic_json_schema__(cls, core_schema, handler):
+                    exit(3)
 
             async def slow():
                 await asyncio.sleep(100)
@@ -116,6 +134,17 @@ async def test_what_is_wrong_with_a_workflow_is_named_and_the_worker_lives_on(wo
         codes[body] = (await world.error(f"wrong{number}")).get("code")
         assert (await world.lines(f"wrong{number}"))[-1] == "RunFailed"
     assert codes == WRONG
+    log = (world.root / "pool.log").read_text().splitlines()
+    told = {line["run_id"]: line for line in map(json.loads, log) if line["event"] == "run_failed"}
+    assert len(told) == len(WRONG)
+    for number, body in enumerate(WRONG):
+        line = told[f"wrong{number}"]
+        assert (line["workflow"], line.get("code")) == (f"wrong{number}", WRONG[body])
+        if "raise" in body:
+            assert (line["file"], line["line"]) == (f"wrong{number}.py", BODY_LINE)
+            assert (await world.error(f"wrong{number}"))["message"].endswith(
+                f"ValueError: no (wrong{number}.py, line {BODY_LINE})"
+            )
     await world.start("after", "two.py")
     await world.until_status("after", "finished")
     deaths = await world.sql.fetchval(
@@ -225,6 +254,26 @@ async def test_a_run_goes_on_by_itself_through_approval_timer_and_signal(world: 
         "RunStarted",
         "NodeFinished ok 1",
     ]
+
+
+async def test_a_run_that_is_signalled_before_its_first_claim_starts_once(world: World) -> None:
+    world.write(
+        "early.py",
+        """
+        from smithers import Signal, workflow
+
+        @workflow
+        def early(ctx):
+            return Signal("go")
+        """,
+    )
+    await world.start("r", "early.py")
+    assert await world.signal("r", "go", 1) == "received"
+    world.start_pool(workers=1)
+    await world.until_status("r", "finished")
+    lines = await world.lines("r")
+    assert lines[:3] == ["RunStarted", "SignalReceived", "NodePending go"]
+    assert lines.count("RunStarted") == 1
 
 
 async def test_a_denial_does_what_the_approval_says(world: World) -> None:
@@ -512,3 +561,47 @@ async def test_a_whole_number_of_any_size_comes_through_as_it_is(world: World) -
         await world.until_status(name, "finished")
         found = await world.outputs(name)
         assert (found["given"], found["after"]) == (HUGE + 1, HUGE + 1)
+
+
+# What Postgres says of a value above a gigabyte, which the outputs of a run are once they are read together: here of the
+# nodes that have one moment, because a gigabyte takes a test long.
+TOO_LARGE = """
+    CREATE OR REPLACE FUNCTION smithers.to_ms(p_at timestamptz) RETURNS bigint LANGUAGE plpgsql AS $$
+    BEGIN
+        IF p_at = '2999-01-01' THEN
+            RAISE 'out of memory' USING ERRCODE = 'program_limit_exceeded';
+        END IF;
+        RETURN floor(extract(epoch FROM p_at) * 1000);
+    END $$"""
+
+
+async def test_a_run_that_is_too_large_to_be_taken_up_fails_by_name_and_takes_nobody_along(
+    world: World,
+) -> None:
+    world.write(
+        "asking.py",
+        """
+        from smithers import Approval, Task, workflow
+
+        @workflow
+        def asking(ctx):
+            return Approval("ok", title="?"), Task("after", 1)
+        """,
+    )
+    world.start_pool(workers=1)
+    for run_id in ("large", "small"):
+        await world.start(run_id, "asking.py")
+        await world.until_status(run_id, "waiting-approval")
+    await world.sql.execute(TOO_LARGE)
+    await world.sql.execute(
+        "UPDATE smithers.nodes SET due_at = '2999-01-01' WHERE run_id = 'large' AND node_id = 'ok'"
+    )
+    async with world.sql.transaction():  # one batch takes both up
+        for run_id in ("large", "small"):
+            assert await world.decide(run_id, "ok", is_approved=True) == "decided"
+    world.wake()
+    await world.until_status("small", "finished")
+    await world.until_status("large", "failed")
+    assert (await world.error("large"))["code"] == "RUN_TOO_LARGE"
+    deaths = "SELECT count(*) FROM smithers.workers WHERE dead_at IS NOT NULL"
+    assert await world.sql.fetchval(deaths) == 0

@@ -13,11 +13,10 @@ from alembic import command
 
 from smithers.events import EventType, correlation_json, event_parts
 from smithers.ids import RunId
-from smithers.store.revisions import read_revisions
+from smithers.store.revisions import migrations_dir, read_revisions
 from smithers.store.schema import (
     SchemaMismatch,
     find_revision,
-    migrations_dir,
     require_schema,
     run_alembic,
 )

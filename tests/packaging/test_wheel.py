@@ -134,8 +134,7 @@ def test_the_page_of_the_api_is_drawn_from_files_of_the_wheel(installed, beside_
 
 def test_the_migrations_are_found_where_the_wheel_put_them(installed, beside_decoys):
     program = (
-        "from smithers.store.revisions import read_revisions\n"
-        "from smithers.store.schema import migrations_dir\n"
+        "from smithers.store.revisions import migrations_dir, read_revisions\n"
         "print(migrations_dir())\n"
         "print(read_revisions().head)\n"
         "print(*sorted(path.name for path in migrations_dir().glob('functions/*.sql')))\n"

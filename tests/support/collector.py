@@ -1,5 +1,6 @@
 """A collector for tests: it takes OTLP over HTTP and over gRPC on loopback ports, and decodes it with the real messages."""
 
+import gzip
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -87,6 +88,8 @@ def _over_http() -> Iterator[Collector]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
             is_ours = self.path == "/v1/traces"
             if is_ours:
                 assert self.headers["Content-Type"] == "application/x-protobuf"

@@ -349,31 +349,24 @@ class World:
         )
         if after_death:
             run.note(EventType.RUN_AUTO_RESUMED)
-        if rows.status.is_parked or rows.status is RunStatus.QUEUED:
-            run.note(EventType.RUN_STARTED)
-            run.note_status(RunStatus.RUNNING)
-            if rows.status is RunStatus.QUEUED:
-                run.reopen()
-        for key, fact in rows.nodes.items():
-            if fact.state is NodeState.IN_PROGRESS:
-                reports.lose_attempt(run, key)
+        run.take_up(rows.status, is_new=self._is_new)
         if not self._is_new:
-            self._take_news(run)
+            self._take_news(run, is_all=True)
         if rows.is_cancelling:
             run.cancel()
         self._is_new = False
         self._go()
 
-    def _take_news(self, run: Progress) -> None:
-        run.facts.approvals = {
+    def _take_news(self, run: Progress, *, is_all: bool = False) -> None:
+        """Hand on what has come for the nodes that wait; at a taking up, all of it."""
+        decided = {
             key: fact
             for key, fact in self.rows.approvals.items()
             if fact.status in (ApprovalStatus.APPROVED, ApprovalStatus.DENIED)
+            and (is_all or key in run.waiting)
         }
-        run.facts.ends = {**self.rows.ends}
-        taken = {seq for seq, _ in run.turn.signals}
-        run.facts.signals = [signal for signal in self.rows.signals if signal.seq not in taken]
-        run.take_news()
+        ends = {key: end for key, end in self.rows.ends.items() if key in run.waiting}
+        run.take_news(approvals=decided, ends=ends, signals=self.rows.signals)
 
     def _go(self) -> None:
         """Plan, commit and perform until there is nothing more to do now."""
@@ -387,8 +380,8 @@ class World:
         run = self.run
         turn = run.plan(self.now_ms)
         if turn.timeouts:
-            for timeout in turn.timeouts:
-                self._run_out(timeout.key)
+            for key in turn.timeouts:
+                self._run_out(key)
             turn.timeouts.clear()
             self._take_news(run)
             return True

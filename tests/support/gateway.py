@@ -108,19 +108,24 @@ class Client:
             writer.close()
 
     def stream(
-        self, run_id: str, query: str = "", **headers: str
+        self, run_id: str, query: str = "", *, sends_more: bool = True, **headers: str
     ) -> AbstractAsyncContextManager["Stream"]:
         """Open an event stream."""
-        return self.stream_at(f"/v1/runs/{run_id}/events{query}", **headers)
+        path = f"/v1/runs/{run_id}/events{query}"
+        return self.stream_at(path, sends_more=sends_more, **headers)
 
     @asynccontextmanager
-    async def stream_at(self, path: str, **headers: str) -> AsyncIterator["Stream"]:
-        """Open the event stream at a path."""
+    async def stream_at(
+        self, path: str, *, sends_more: bool = True, **headers: str
+    ) -> AsyncIterator["Stream"]:
+        """Open the event stream at a path; without `sends_more` the request is the last that is sent."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
         lines = [f"GET {path} HTTP/1.1", "Host: localhost"]
         lines += [f"Authorization: Bearer {self.token}"] if self.token else []
         lines += [f"{name}: {value}" for name, value in headers.items()]
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")
+        if not sends_more:
+            writer.write_eof()
         try:
             async with asyncio.timeout(LIMIT_S):
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -284,6 +289,22 @@ class Rows:
             )
         if hint:
             await self.hint_events(run_id)
+
+    async def go_on_as(self, run_id: str, new_id: str) -> None:
+        """End a run that goes on as another, with that one's first event."""
+        async with self.connection.transaction():
+            await self.connection.execute(
+                """WITH ended AS (
+                    UPDATE smithers.runs SET last_seq = last_seq + 1, status = 'continued'
+                    WHERE run_id = $1 RETURNING last_seq)
+                INSERT INTO smithers.events (run_id, seq, epoch, payload)
+                SELECT $1, last_seq, 0, smithers.event_v1('RunContinuedAsNew', $1, 'hello', 1,
+                    ',"newRunId":"' || $2 || '"') FROM ended""",
+                run_id,
+                new_id,
+            )
+            await self.add_run(new_id)
+        await self.hint_events(run_id)
 
     async def hint_events(self, run_id: str) -> None:
         await self.connection.execute("SELECT pg_notify('smithers_events', $1)", run_id)

@@ -36,10 +36,11 @@ def run_jailed(
     is_jailed: bool = True,
     is_filtered: bool = False,
     before: tuple[str, ...] = (),
+    prefix: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Run commands one after another as a user whose environment holds a secret; say how each ended.
 
-    `before`: a program that changes what it is given, and executes it.
+    `before`: a program that changes what it is given, and executes it. `prefix`: where Python is to be installed.
     """
     request = {
         "user": user,
@@ -49,6 +50,7 @@ def run_jailed(
         "is_jailed": is_jailed,
         "is_filtered": is_filtered,
         "commands": commands,
+        "prefix": sys.prefix if prefix is None else str(prefix),
     }
     ended = subprocess.run(
         [*before, sys.executable, "-m", "tests.support.jailing"],
@@ -108,6 +110,7 @@ def become(user: int) -> None:
 
 def main() -> None:
     request = json.loads(sys.stdin.read())
+    sys.prefix = request["prefix"]
     if request["user"] != os.geteuid():
         become(request["user"])
     if request["is_filtered"]:  # as the default profile of a container is: no new namespaces

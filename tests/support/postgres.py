@@ -17,7 +17,8 @@ from uuid import uuid4
 import asyncpg
 
 from smithers.store.embedded import open_embedded_postgres
-from smithers.store.schema import migrations_dir, upgrade_schema
+from smithers.store.revisions import migrations_dir
+from smithers.store.schema import upgrade_schema
 from tests.support import canary
 
 SETTINGS = {"max_connections": "300"}

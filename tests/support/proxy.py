@@ -17,6 +17,7 @@ class Mode(Enum):
     LOSE_REQUEST = auto()  # the next request: the connection breaks before it
     LOSE_ANSWER = auto()  # the next answer: the connection breaks instead of it
     KEEP_REQUEST = auto()  # requests are kept, whatever becomes of who sent them
+    LOSE_SERVER = auto()  # the server's end is gone, and nothing tells the client
 
 
 class Link:
@@ -42,7 +43,8 @@ class Link:
                 self._kept.append(data)
                 self.has_kept.set()
                 continue
-            self._server.write(data)
+            if self.mode is not Mode.LOSE_SERVER:
+                self._server.write(data)
         if self.mode is not Mode.KEEP_REQUEST:
             self.cut()
 
@@ -54,13 +56,19 @@ class Link:
                 self._is_done.set()
                 if self.mode is Mode.LOSE_ANSWER:
                     break
-        self.cut()
+        if self.mode is not Mode.LOSE_SERVER:
+            self.cut()
 
     async def deliver(self) -> None:
         """Send what was kept, and wait until the server has done it."""
         for data in self._kept:
             self._server.write(data)
         await self._is_done.wait()
+
+    def lose_server(self) -> None:
+        """Let the server see an end, and the client none: neither FIN nor RST ever comes to it."""
+        self.mode = Mode.LOSE_SERVER
+        self._server.transport.abort()
 
     def cut(self) -> None:
         """Break the connection on both sides."""

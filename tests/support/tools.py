@@ -14,6 +14,7 @@ from smithers.store.tool_calls import ToolCallRow
 from smithers.tools.toolbox import TOOLBOX
 from worker.sandbox.commands import Commands, SandboxPolicy
 from worker.sandbox.jail import HIDDEN
+from worker.sandbox.own_code import find_closed
 from worker.toolboxes import AttemptToolbox, Desk, ToolThreads, Workshop
 
 
@@ -51,7 +52,7 @@ def lending_tools(
     )
     commands = Commands(SandboxPolicy(root=root))
     threads = ToolThreads()
-    with RootDirectory(root, hidden=HIDDEN) as beneath:
+    with RootDirectory(root, hidden=HIDDEN, closed=find_closed(root.resolve())) as beneath:
         workshop = Workshop(root=beneath, commands=commands, threads=threads)
         toolbox = AttemptToolbox(
             workshop,

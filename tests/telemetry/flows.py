@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from smithers import Approval, Parallel, Sequence, Signal, Task, Timer, workflow
 from smithers.current import current_task
 from smithers.telemetry.tracing import span
+from smithers.tools import tool
 
 
 class Told(BaseModel):
@@ -17,9 +18,21 @@ class Told(BaseModel):
     word: str = ""
 
 
-def look_up():
-    with span("smithers.tool", {"gen_ai.tool.name": "look-up"}):
-        return 1
+@tool(side_effect=False)
+def deeper() -> int:
+    """Be called by another tool."""
+    return 1
+
+
+@tool(name="look-up", side_effect=False)
+def look_up() -> int:
+    """Be called by a task's body."""
+    return deeper().result()
+
+
+def ask_tools():
+    with span("own"):
+        return look_up().result()
 
 
 def fail_once():
@@ -39,7 +52,7 @@ def hold_on():
 @workflow(input=Told)
 def chain(ctx):
     return Sequence(
-        Task("a", look_up),
+        Task("a", ask_tools),
         Task("b", lambda: ctx.input.word),
         Task("c", lambda: "done"),
     )

@@ -85,7 +85,24 @@ def test_pretty_is_for_people() -> None:
     assert not text.startswith("{")
 
 
-def run_logging(log_format: str) -> str:
+def test_pretty_gives_a_terminal_no_orders() -> None:
+    text = run_logging(
+        "pretty",
+        """
+try:
+    raise ValueError("broke\\x1b[2J")
+except ValueError:
+    task.log.exception("event\\x1b]0;title\\x07")
+import structlog
+structlog.get_logger().warning("field", text="\\x9b2J")
+""",
+    )
+    assert not set("\x1b\x07\x9b") & set(text)
+    for shown in (r"broke\u001b[2J", r"event\u001b]0;title\u0007", r"text=\u009b2J"):
+        assert shown in text
+
+
+def run_logging(log_format: str, more: str = "") -> str:
     code = f"""
 from pathlib import Path
 from smithers.current import CURRENT, CurrentTask
@@ -95,7 +112,7 @@ task = CurrentTask(run_id="r1", node_id="a", iteration=0, attempt=2, root_dir=Pa
 CURRENT.set(task)
 task.log.warning("half way")
 task.log.debug("not said")
-"""
+{more}"""
     return subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

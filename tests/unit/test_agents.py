@@ -3,6 +3,7 @@
 import re
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +13,13 @@ import pytest
 from openai import AsyncOpenAI
 from pydantic import BaseModel, field_validator
 from pydantic_ai import Agent
+from pydantic_ai.messages import ModelResponse, TextPart
+from pydantic_ai.models.function import FunctionModel
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from smithers.agents import AgentAnswer, TokenUsage, ask_model
-from smithers.agents.answers import answer
+from smithers.agents.answers import MAX_TOLD_CALLS, answer
 from smithers.errors import InvalidOutput, InvalidTree
 from smithers.ids import RunId
 from smithers.store.tool_calls import ToolCallRow
@@ -192,12 +195,140 @@ async def test_a_question_that_failed_before_the_death_is_asked_again(tmp_path: 
         assert records.lines == ["1 m started", "1 m finished"]
 
 
+class Unpriced(FunctionModel):
+    """A model whose answers have another name than it has, or none."""
+
+    def __init__(self, name: str | None) -> None:
+        super().__init__(lambda _messages, _info: ModelResponse(parts=[TextPart("fine")]))
+        self._answers_as = name
+
+    async def request(self, *given: Any, **more: Any) -> ModelResponse:
+        return replace(await super().request(*given, **more), model_name=self._answers_as)
+
+
+@pytest.mark.parametrize("name", [None, "", "nobody-s-model"])
+async def test_an_answer_whose_price_nobody_knows_is_an_answer(
+    records: Records, name: str | None
+) -> None:
+    agent: Agent[None, str] = Agent(Unpriced(name))
+    assert await answer(ask(agent), "How good?", str) == "fine"
+    assert [usage.cost for usage in records.usage] == [None]
+
+
+async def test_an_answer_is_not_lost_where_the_table_of_prices_breaks(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(_response: ModelResponse) -> None:
+        raise TypeError("no table")
+
+    monkeypatch.setattr(ModelResponse, "cost", break_down)
+    agent: Agent[None, str] = Agent(Unpriced("gpt-5"))
+    assert await answer(ask(agent), "How good?", str) == "fine"
+    assert [usage.cost for usage in records.usage] == [None]
+
+
+def died_with_a_charge_of_the_stand_in() -> tuple[ToolCallRow, ...]:
+    """The calls of an attempt whose first agent's question failed, and whose second charged, before the process died."""
+    model = {"kind": "model", "is_side_effect": False}
+    away = '{"name":"ConnectionError","message":"away"}'
+    return (
+        row(1, "first", "{}", state="failed", error=away, **model),
+        row(2, "second", "{}", output='"charge them"', **model),
+        row(3, "charge", '{"amount":5}', output='"5 taken"'),
+    )
+
+
+async def test_a_question_that_failed_fails_again_where_the_agents_went_on_from_that(
+    tmp_path: Path,
+) -> None:
+    async def ask_nobody() -> str:
+        raise AssertionError("asked again")
+
+    async def ask_first(_tools: Any) -> Any:
+        return await ask_model("first", {}, ask_nobody)
+
+    async def ask_second(tools: Any) -> Any:
+        await ask_model("second", {}, ask_nobody)
+        return await tools["charge"].call({"amount": 5})
+
+    with lending_tools(tmp_path, died_with_a_charge_of_the_stand_in()) as (_, records):
+        first, second = Scripted(ask_first), Scripted(ask_second)
+        assert await answer(ask(first, second), "How good?", None) == "5 taken"
+    assert records.lines == []
+
+
+async def test_a_question_that_was_cancelled_is_asked_again(tmp_path: Path) -> None:
+    async def ask_again() -> str:
+        return "now"
+
+    first, second, charged = died_with_a_charge_of_the_stand_in()
+    cancelled = replace(first, error='{"name":"CancelledError","message":"CancelledError"}')
+    with lending_tools(tmp_path, (cancelled, second, charged)):
+        assert await ask_model("first", {}, ask_again) == "now"
+
+
+@pytest.mark.parametrize("amount", [5, 6])
+async def test_effects_of_an_attempt_that_went_another_way_are_told_before_they_are_had_again(
+    tmp_path: Path, amount: int
+) -> None:
+    async def ask_another() -> str:
+        return "charge them"
+
+    told: list[str] = []
+
+    async def charge_them(tools: Any) -> Any:
+        await ask_model("another", {}, ask_another)
+        try:
+            return await tools["charge"].call({"amount": amount})
+        except ToolError as error:
+            told.append(str(error))
+        return await tools["charge"].call({"amount": amount})
+
+    died = died_with_a_charge_of_the_stand_in()
+    with lending_tools(tmp_path, died) as (_, records):
+        found = await answer(ask(Scripted(charge_them)), "How good?", None)
+        assert found == f"{amount} taken"
+    assert '- {"amount":5}: finished, "5 taken"' in told[0]
+    assert records.lines == [
+        *("1 another started", "1 another finished"),
+        "2 charge failed",
+        *("3 charge started", "3 charge finished"),
+    ]
+    # And so it is where that attempt dies in its turn: it is told what it was told, and then of what is not known.
+    model = {"kind": "model", "is_side_effect": False, "attempt": 2}
+    lost = '{"name":"CallLost","message":"told","code":"TOOL_CALL_LOST"}'
+    given = f'{{"amount":{amount}}}'
+    died_again = (
+        *died,
+        row(1, "another", "{}", output='"charge them"', **model),
+        row(2, "charge", given, state="failed", error=lost, attempt=2),
+        row(3, "charge", given, state="started", attempt=2),
+    )
+    with lending_tools(tmp_path, died_again), pytest.raises(ToolError, match="nobody knows"):
+        await answer(ask(Scripted(charge_them)), "How good?", None)
+    assert told[1] == "told"
+
+
 async def test_effects_of_earlier_attempts_are_told_with_the_prompt(tmp_path: Path) -> None:
     made = (row(1, "charge", '{"amount":5}', output='"5 taken"', is_recallable=False),)
     agent = Scripted("fine")
     with lending_tools(tmp_path, made):
         await answer(ask(agent), "How good?", None)
     assert agent.prompts[0].endswith('- charge {"amount":5}: finished, "5 taken"')
+
+
+async def test_calls_that_are_too_many_to_be_told_are_counted(tmp_path: Path) -> None:
+    made = tuple(
+        row(number, "charge", f'{{"amount":{number}}}', is_recallable=False)
+        for number in range(1, MAX_TOLD_CALLS + 4)
+    )
+    agent = Scripted("fine")
+    with lending_tools(tmp_path, made):
+        await answer(ask(agent), "How good?", None)
+    told = agent.prompts[0].splitlines()
+    assert "- 3 earlier calls are not listed here." in told
+    assert '{"amount":4}: ' in told[-MAX_TOLD_CALLS]
+    assert '{"amount":3}: ' not in agent.prompts[0]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +381,7 @@ async def test_openais_provider_is_asked_over_its_wire(records: Records, is_stre
         ({"agent": Scripted(), "prompt": "?", "do": 1}, "both something to do and an agent"),
         ({"agent": Scripted(), "prompt": "?", "needs": {"a": "b"}}, "use a function"),
         ({"agent": Scripted(), "prompt": "?", "tools": [print]}, "is no tool"),
-        ({"agent": Scripted(), "prompt": "?", "repairs": -1}, "not negative"),
+        ({"agent": Scripted(), "prompt": "?", "repairs": -1}, "whole number from 0"),
     ],
 )
 def test_a_question_that_cannot_be_asked_is_no_task(given: dict[str, Any], complaint: str) -> None:
@@ -286,7 +417,9 @@ async def test_spans_name_the_agent_and_what_its_models_used(records: Records) -
         return await ask_model("m", {}, say, read_usage=read_usage)
 
     told: list[Span] = []
-    sender: Any = SimpleNamespace(put=told.append, attach=lambda _span: None)
+    sender: Any = SimpleNamespace(
+        put=told.append, attach=lambda _span: None, is_sampled=lambda *_: True
+    )
     run = RunTrace(Tracer(sender), RunId("r"), "w", 1, None)
     run.make_current(run.span)
     await answer(ask(Scripted(think)), "How good?", None)

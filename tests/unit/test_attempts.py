@@ -1,10 +1,12 @@
 """Attempts: each that was begun is reported once, and an author's models are held against its time, not its child's."""
 
 import asyncio
+import gc
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from smithers.engine.mount import mount
 from smithers.engine.turn import Start
 from smithers.ids import NodeId, RunId
 from smithers.tree import Sequence
-from worker.attempts import Attempts
+from worker.attempts import Attempts, _Attempt
 from worker.bodies import Bodies
 from worker.caching import Caching
 from worker.happenings import Aborted, Beaten, Failed, Finished, Happening
@@ -26,6 +28,7 @@ from worker.settings import PoolSettings
 from worker.toolboxes import open_workshop
 
 KEY = NodeKey(NodeId("t"), 0)
+ZERO = Need(NodeId("zero"), "0", None)
 
 
 class Picky(BaseModel):
@@ -135,6 +138,17 @@ async def test_the_newest_heartbeat_is_told_with_the_end(stage: Stage) -> None:
     assert isinstance(told[2], Failed)
 
 
+async def test_nothing_holds_an_attempt_that_has_ended_for_as_long_as_it_might_have_taken(
+    stage: Stage,
+) -> None:
+    stage.start(Task("t", asyncio.sleep, timeout=3600, heartbeat_timeout=3600), {"delay": ZERO})
+    assert await stage.end() == Finished(KEY, 1, "null")
+    async with asyncio.timeout(10):
+        while any(isinstance(found, _Attempt) for found in gc.get_objects()):
+            await asyncio.sleep(0)
+            gc.collect()
+
+
 @pytest.mark.parametrize(
     ("n", "name", "code", "wrong"),
     [
@@ -186,3 +200,111 @@ async def test_a_list_of_models_is_judged_in_a_thread(stage: Stage) -> None:
 
     stage.start(Task("t", make, output=list[Picky]))
     assert await stage.end() == Finished(KEY, 1, '[{"n":8}]')
+
+
+class Text(str):
+    __slots__ = ()
+
+    def encode(self, *_how: str) -> bytes:
+        raise AttributeError
+
+
+def syntax_error(**fields: Any) -> SyntaxError:
+    error = SyntaxError("odd", ("f.py", 1, 1, "x"))
+    for name, value in fields.items():
+        setattr(error, name, value)
+    return error
+
+
+class Bottomless(Exception):
+    def __getattr__(self, name: str) -> Any:
+        return self.payload[name]
+
+
+class Exiting(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
+class Untextual(Exception):
+    def __str__(self) -> str:
+        return Text("x")
+
+
+class Faceless(Exception):
+    @property
+    def __class__(self) -> Any:
+        raise KeyError
+
+
+@pytest.mark.parametrize(
+    "make_error",
+    [
+        Bottomless,
+        Exiting,
+        Untextual,
+        Faceless,
+        partial(syntax_error, offset="far"),
+        partial(syntax_error, text=b"x"),
+    ],
+)
+async def test_an_attempt_ends_however_its_exception_defies_a_description(
+    stage: Stage, make_error: Callable[[], Exception]
+) -> None:
+    def refuse() -> None:
+        raise make_error()
+
+    stage.start(Task("t", refuse, timeout=3600))
+    end = await stage.end()
+    assert isinstance(end, Failed)
+    assert end.problem.name in {type(make_error()).__name__, "KeyError"}
+    assert stage.attempts.count == 0
+
+
+async def test_a_traceback_begins_with_the_authors_own_code(stage: Stage) -> None:
+    def refuse() -> None:
+        raise LookupError("no such page")
+
+    stage.start(Task("t", refuse))
+    end = await stage.end()
+    assert isinstance(end, Failed)
+    assert end.problem.traceback is not None
+    _, first, *_, last = end.problem.traceback.splitlines()
+    assert first.endswith("in refuse")
+    assert last == "LookupError: no such page"
+
+
+async def test_a_value_of_pythons_own_types_has_ended_at_once(stage: Stage) -> None:
+    stage.start(Task("t", [1, "two"], output=list[int | str]))
+    assert stage.reported.get_nowait() == Finished(KEY, 1, '[1,"two"]')
+
+
+async def test_a_value_is_held_against_its_authors_model_in_a_thread(stage: Stage) -> None:
+    stage.start(Task("t", {"n": 8}, output=Picky, cache=Cache()))
+    end = await stage.end()
+    assert isinstance(end, Finished)
+    assert end.output == '{"n":8}'
+
+
+async def test_a_model_that_wants_the_process_to_end_ends_the_attempt_of_a_value(
+    stage: Stage,
+) -> None:
+    class Ending(BaseModel):
+        n: int
+
+        @field_validator("n")
+        @classmethod
+        def leave(cls, n: int) -> int:
+            raise SystemExit(n)
+
+    stage.start(Task("t", {"n": 3}, output=Ending))
+    end = await stage.end()
+    assert isinstance(end, Failed)
+    assert end.problem.name == "SystemExit"
+
+
+async def test_a_value_that_is_an_iterator_is_no_output(stage: Stage) -> None:
+    stage.start(Task("t", iter([1])))
+    end = await stage.end()
+    assert isinstance(end, Failed)
+    assert end.problem.code == "INVALID_OUTPUT"

@@ -3,12 +3,16 @@
 import asyncio
 import multiprocessing
 import os
+import pty
 import signal
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 
 import pytest
 
+from worker.descendants import Process, end_all
 from worker.loops import RUNNER, BodyLoop, KeptTask
 from worker.outlets import BURST_BYTES, DROPPED, Outlet
 from worker.prints import Prints
@@ -29,6 +33,50 @@ async def test_a_thread_that_is_not_to_be_had_is_no_error_of_the_body():
         await call_in_thread(NoneLeft(), nothing, on_cancel=nothing, on_stuck=nothing)
 
 
+async def test_a_call_that_no_thread_has_taken_up_is_withdrawn_when_it_is_cancelled():
+    done: list[str] = []
+    go = threading.Event()
+
+    def call(function):
+        def stuck():
+            done.append("stuck")
+
+        return asyncio.ensure_future(
+            call_in_thread(threads, function, on_cancel=lambda: None, on_stuck=stuck)
+        )
+
+    with ThreadPoolExecutor(max_workers=1) as threads:
+        first = call(go.wait)
+        second = call(lambda: done.append("begun"))
+        await asyncio.sleep(0)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        go.set()
+        assert await first
+    assert done == []
+
+
+def test_a_process_that_may_not_be_ended_keeps_no_other_alive(monkeypatch):
+    started = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+    foreign, own = (Process(process.pid) for process in started)
+    send = signal.pidfd_send_signal
+
+    def refuse(pidfd, number):
+        if pidfd == foreign._pidfd:
+            raise PermissionError
+        send(pidfd, number)
+
+    monkeypatch.setattr(signal, "pidfd_send_signal", refuse)
+    try:
+        asyncio.run(end_all([foreign, own], 0.05))
+        assert started[1].wait(10) == -signal.SIGTERM
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
 async def test_what_a_child_writes_is_passed_on_up_to_a_limit(capfd):
     reader, writer = multiprocessing.Pipe(duplex=False)
     outlet = Outlet(reader)
@@ -44,6 +92,25 @@ async def test_what_a_child_writes_is_passed_on_up_to_a_limit(capfd):
     assert passed.count(DROPPED.decode()) >= 1
 
 
+async def test_what_a_childs_code_writes_gives_a_terminal_no_orders():
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    terminal, its_end = pty.openpty()
+    before = os.dup(2)
+    os.dup2(its_end, 2)
+    try:
+        outlet = Outlet(reader)
+        os.write(writer.fileno(), b"a\x1b[2J\xff\xc2\x9bb")
+        writer.close()
+        outlet.close()
+    finally:
+        os.dup2(before, 2)
+        for number in (before, its_end):
+            os.close(number)
+    shown = os.read(terminal, 1_000)
+    os.close(terminal)
+    assert shown.decode() == "a\\u001b[2J\N{REPLACEMENT CHARACTER}\\u009bb"
+
+
 def run_on_body_loop(coroutine):
     with asyncio.Runner(loop_factory=BodyLoop) as runner:
         return runner.run(coroutine)
@@ -53,9 +120,11 @@ def test_a_body_cancels_its_own_tasks_and_nobody_elses():
     async def body(others):
         RUNNER.set(asyncio.current_task())
         own = asyncio.ensure_future(asyncio.sleep(60))
-        said = [task.cancel() for task in (*others, own)]
-        with pytest.raises(asyncio.CancelledError):
-            await own
+        blank = asyncio.create_task(asyncio.sleep(60), context=Context())
+        said = [task.cancel() for task in (*others, own, blank)]
+        for task in (own, blank):
+            with pytest.raises(asyncio.CancelledError):
+                await task
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):  # which cancels the attempt's own task
                 await asyncio.sleep(60)
@@ -75,7 +144,44 @@ def test_a_body_cancels_its_own_tasks_and_nobody_elses():
         said = await asyncio.ensure_future(body([kept, asyncio.current_task(), another, *parts]))
         return said, await kept, await another
 
-    assert run_on_body_loop(main()) == ([False] * 4 + [True], "done", "part")
+    assert run_on_body_loop(main()) == ([False] * 4 + [True] * 2, "done", "part")
+
+
+def test_a_body_that_waits_for_anothers_task_is_cancelled_alone():
+    async def one_body(shared, go):
+        RUNNER.set(asyncio.current_task())
+        shared.append(asyncio.ensure_future(go.wait()))
+        return await shared[0]
+
+    async def another_body(shared):
+        RUNNER.set(asyncio.current_task())
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await shared[0]
+        await shared[0]
+
+    async def a_body_that_gathers(shared):
+        RUNNER.set(asyncio.current_task())
+        await asyncio.gather(shared[0])
+
+    async def main():
+        shared, go = [], asyncio.Event()
+        one = asyncio.ensure_future(one_body(shared, go))
+        await asyncio.sleep(0)
+        waiting = [
+            asyncio.ensure_future(each(shared)) for each in (another_body, a_body_that_gathers)
+        ]
+        await asyncio.sleep(0.05)
+        for task in waiting:
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting[0]
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting[1]
+        return await one
+
+    assert run_on_body_loop(main()) is True
 
 
 def test_an_alarm_ends_a_render_and_nothing_else():

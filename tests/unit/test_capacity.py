@@ -14,12 +14,16 @@ ONE = ServerOptions(root_dir=Path(), workers=1, http_workers=1)
 
 def test_each_process_counts() -> None:
     alone = count_connections(replace(ONE, workers=0))
-    assert alone == capacity.OF_A_GATEWAY + capacity.OF_A_SERVER
+    assert alone == capacity.GATEWAY_CONNECTIONS + capacity.RETENTION_CONNECTIONS
     assert count_connections(replace(ONE, workers=0, http_workers=3)) == alone + 16
-    assert count_connections(replace(ONE, workers=0, http_workers=0)) == capacity.OF_A_SERVER
+    assert (
+        count_connections(replace(ONE, workers=0, http_workers=0)) == capacity.RETENTION_CONNECTIONS
+    )
     with_one = count_connections(ONE)
-    assert with_one == alone + capacity.OF_A_POOL + 9 * capacity.OF_A_CHILD  # eight more at times
-    assert count_connections(replace(ONE, workers=9)) == with_one + 8 * capacity.OF_A_CHILD
+    assert (
+        with_one == alone + capacity.POOL_CONNECTIONS + 9 * capacity.CHILD_CONNECTIONS
+    )  # eight more at times
+    assert count_connections(replace(ONE, workers=9)) == with_one + 8 * capacity.CHILD_CONNECTIONS
     mirrored = replace(ONE, workflow_databases={"A": "postgresql://a/a", "B": "postgresql://b/b"})
     assert count_connections(mirrored) == with_one + 4
 

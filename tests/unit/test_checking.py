@@ -9,7 +9,7 @@ from smithers.checking import Verdict, check_run
 from smithers.engine.facts import Facts
 from smithers.ids import RunId, SourceHash
 from smithers.states import RunStatus
-from smithers.store.claims import LoadedRun, News
+from smithers.store.run_facts import LoadedRun, News
 from smithers.store.workflows import ParkedRun
 from smithers.workflow import Workflow
 

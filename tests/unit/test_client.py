@@ -17,7 +17,15 @@ from smithers.client import (
     ServerUnreachable,
     UnexpectedAnswer,
 )
-from smithers.client.calls import get, is_loopback, list_nodes, read_answer, start
+from smithers.client.calls import (
+    answer,
+    get,
+    is_loopback,
+    list_nodes,
+    read_answer,
+    signal,
+    start,
+)
 from smithers.client.errors import refusal
 from smithers.client.streaming import GIVE_UP_S, Resumption
 
@@ -69,13 +77,19 @@ def test_an_answer_of_another_kind_of_server_is_said_to_be_one(content: bytes) -
 
 def test_what_is_none_is_not_sent_and_ids_are_encoded() -> None:
     call = start("f.py", None, run_id=None, max_concurrency=2, priority=None, idempotency_key="k")
-    assert call.sent_body == {"workflowPath": "f.py", "input": {}, "config": {"maxConcurrency": 2}}
+    assert call.body == {"workflowPath": "f.py", "input": {}, "config": {"maxConcurrency": 2}}
     assert call.headers == {"Idempotency-Key": "k"}
     urgent = start(
         "f.py", None, run_id=None, max_concurrency=None, priority=-3, idempotency_key=None
     )
-    assert urgent.sent_body == {"workflowPath": "f.py", "input": {}, "config": {"priority": -3}}
+    assert urgent.body == {"workflowPath": "f.py", "input": {}, "config": {"priority": -3}}
     assert list_nodes("a/b ü").path == "/v1/runs/a%2Fb%20%C3%BC/nodes"
+
+
+def test_null_is_a_value_that_is_sent() -> None:
+    sent = signal("r", "go", None, correlation_id=None, signal_id=None)
+    assert sent.body == {"data": None}
+    assert answer("r", "n", None, answered_by=None, iteration=None).body == {"value": None}
 
 
 def test_a_stream_that_was_cut_waits_longer_each_time_until_an_event_comes() -> None:

@@ -157,3 +157,13 @@ def test_a_server_that_only_fails_is_given_up(
     server.on_stream = wait_for_a_minute
     with pytest.raises(ServerUnreachable):
         read(server.url, "stream")
+
+
+@both
+def test_a_server_on_this_host_is_asked_without_a_proxy(
+    serve: Callable[..., ScriptedServer], read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    server = serve(0, (0,))
+    assert [event.seq for event in read(server.url, "list_events")] == [0]

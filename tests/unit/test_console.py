@@ -4,12 +4,13 @@ import io
 import json
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from smithers.cli import console, following, progress
+from smithers.cli import console, following, main, progress
 from smithers.cli.runs import _event_line
 from smithers.client import Approval, Event
 
@@ -106,3 +107,50 @@ async def test_a_question_gives_a_terminal_no_orders(
     told = capfd.readouterr().err
     assert told.count("pwned") == 2
     assert orders_in(told) == {"\n"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["answer", "r1", "form", "--value"],
+        ["signal", "r1", "paid", "--data"],
+        ["graph", "flow.py", "--input"],
+        ["up", "flow.py", "--input"],
+    ],
+)
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("@missing.json", "cannot be read: [Errno 2]"),
+        ("@.", "cannot be read: [Errno 21]"),
+        ("@binary", "cannot be read: 'utf-8' codec can't decode"),
+        ("@text", "is no JSON: Expecting value"),
+        ("{", "is no JSON: Expecting property name"),
+        ("[" * 100_000, "is no JSON: maximum recursion depth"),
+    ],
+)
+def test_a_flag_that_is_no_json_is_refused_by_its_name(
+    command: list[str],
+    given: str,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("flow.py").touch()
+    Path("binary").write_bytes(b"\xff\xfe")
+    Path("text").write_text("yes", encoding="utf-8")
+    assert main.run([*command, given]) == console.Exit.USAGE
+    assert f"error: {command[-1]} {told}" in capfd.readouterr().err
+
+
+def test_a_flag_that_is_json_may_be_in_a_file_or_on_stdin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "value.json"
+    file.write_text('{"word": "größe"}', encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", io.StringIO("[1]"))
+    assert console.read_json("--value", f"@{file}", example="1") == {"word": "größe"}
+    assert console.read_json("--value", "@-", example="1") == [1]
+    assert console.read_json("--value", "7", example="1") == 7

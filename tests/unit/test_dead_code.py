@@ -12,6 +12,7 @@ USERS = {
     "__getattr__": "Python: what a module has on demand",
     "_translate_data": "OpenTelemetry",
     "downgrade": "Alembic",
+    "eof_received": "asyncio",
     "field_title_should_be_set": "pydantic",
     "get_durable_operation_backend": "pydantic-ai",
     "handle_error": "aiohttp",

@@ -1,5 +1,6 @@
 """When a worker of another pool counts as dead: what lasts is believed, what may pass is not."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from uuid import uuid4
 
@@ -8,7 +9,14 @@ import pytest
 from smithers.ids import WorkerId
 from smithers.store.owners import LivingWorker, ProcessIdentity
 from worker import processes
-from worker.death_watch import DISCONNECTED_S, SERVER_GRACE_S, SILENT_LOOKS, DeathWatch
+from worker.death_watch import (
+    DISCONNECTED_S,
+    LATE_S,
+    OUTAGE_GRACE_S,
+    SERVER_GRACE_S,
+    SILENT_LOOKS,
+    DeathWatch,
+)
 
 ELSEWHERE = ProcessIdentity(boot_id="other", pid_namespace="n", pid=7, process_start="1")
 OWN_POOL = uuid4()
@@ -75,6 +83,47 @@ def test_a_lost_session_may_be_excused(
     for _ in range(5):
         assert watch.look([excused]) == []
         clock.now += DISCONNECTED_S
+
+
+def miss_a_look(watch: DeathWatch, _clock: Clock) -> None:
+    watch.miss()
+
+
+def be_late(_watch: DeathWatch, clock: Clock) -> None:
+    clock.now += LATE_S + 0.1
+
+
+@pytest.mark.parametrize("break_off", [miss_a_look, be_late])
+@pytest.mark.parametrize("absent", [DISCONNECTED, SILENT], ids=["disconnected", "silent"])
+def test_after_an_outage_of_the_database_others_are_given_time_to_come_back(
+    watch: DeathWatch,
+    clock: Clock,
+    absent: LivingWorker,
+    break_off: Callable[[DeathWatch, Clock], None],
+) -> None:
+    watch.look([WORKER])
+    break_off(watch, clock)
+    for _ in range(int(OUTAGE_GRACE_S)):
+        assert watch.look([absent]) == []
+        clock.now += 1
+    assert watch.look([WORKER]) == []
+
+
+def test_who_does_not_come_back_after_an_outage_is_dead(watch: DeathWatch, clock: Clock) -> None:
+    watch.miss()
+    found = []
+    while not found:
+        found = watch.look([DISCONNECTED, replace(SILENT, worker_id=WorkerId(uuid4()))])
+        clock.now += 1
+    assert OUTAGE_GRACE_S + DISCONNECTED_S < clock.now - 100 <= OUTAGE_GRACE_S + SILENT_LOOKS + 1
+
+
+def test_an_outage_excuses_no_process_of_this_host_that_is_gone(watch: DeathWatch) -> None:
+    itself = processes.identify(1)
+    assert itself is not None
+    gone = replace(WORKER, process=replace(itself, process_start="before"))
+    watch.miss()
+    assert watch.look([gone]) == [(gone, "process-gone")]
 
 
 def test_a_process_of_this_host_that_is_gone_is_dead_at_once(watch: DeathWatch) -> None:

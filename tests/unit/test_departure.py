@@ -2,7 +2,7 @@
 
 from multiprocessing import Pipe
 
-from worker.child import MAX_LEFT_BEHIND, _Departure
+from worker.child import BROKEN, CUT_SHORT, MAX_LEFT_BEHIND, _Departure
 from worker.settings import RETIRES
 
 
@@ -35,3 +35,14 @@ def test_a_child_whose_pipe_a_body_has_closed_retires_all_the_same() -> None:
     orders.close()
     departure.retire("stuck")
     assert departure.has_begun.is_set()
+
+
+def test_how_a_child_ends_says_what_it_may_leave_and_whether_a_run_is_to_blame() -> None:
+    _parents_end, orders = Pipe()
+    departure = _Departure(orders)
+    departure.give_up("no descriptors")
+    assert (departure.exit_code, departure.is_broken) == (0, False)
+    departure.leave_behind("stuck")
+    assert (departure.exit_code, departure.is_broken) == (CUT_SHORT, False)
+    departure.break_down("nobody can move it")
+    assert (departure.exit_code, departure.is_broken) == (BROKEN, True)

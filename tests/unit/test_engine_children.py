@@ -1,5 +1,7 @@
 """Other runs that a run starts, as the engine sees them: children, and what it goes on as."""
 
+from dataclasses import replace
+
 import orjson
 import pytest
 from pydantic import BaseModel
@@ -28,16 +30,29 @@ class TestSubflow:
         (child,) = world.rows.children
         assert child.run_id == child_run_id(RunId("r1"), world.key("s"))
         assert (child.workflow_name, child.queue) == ("small", "heavy")
-        assert child.workflow_export == f"{__file__}:small"
+        assert child.workflow_export == "small"
         assert orjson.loads(child.input) == {"amount": 3}
         assert world.rows.status is RunStatus.WAITING_EVENT
         assert world.progress is None
+
+    def test_a_workflow_that_no_module_has_under_a_name_fails_the_node_by_name(self):
+        world = World(lambda _ctx: Subflow("s", small, {"amount": 3}))
+        world.renderer = replace(world.renderer, find_export=lambda _workflow: None)
+        world.begin()
+        assert world.rows.error.code == "SOURCE_BROKEN"
+        assert "'small'" in world.rows.error.message
+        assert not world.rows.children
 
     def test_its_output_is_the_nodes_output(self):
         world = World(lambda _ctx: [Subflow("s", small, Given(amount=3)), Task("t", 1)]).begin()
         world.end_child("s", value={"y": 2})
         assert world.output("s") == {"y": 2}
         assert world.under_way == ["t"]
+
+    def test_an_input_that_does_not_fit_fails_the_node_by_name(self):
+        world = World(lambda _ctx: Subflow("s", small, {"amount": "much"})).begin()
+        assert (world.rows.error.name, world.rows.error.code) == ("InvalidInput", "INVALID_INPUT")
+        assert world.rows.error.message == "the input does not fit Given: 1 error"
 
     def test_an_output_that_does_not_fit_fails_the_node(self):
         world = World(lambda _ctx: Subflow("s", small, {"amount": 3}, output=Given)).begin()
@@ -171,6 +186,7 @@ class TestContinueAsNew:
     def test_a_state_that_is_too_large_fails_the_run(self):
         world = World(lambda _ctx: ContinueAsNew("x" * 2_000_000)).begin()
         assert world.rows.error.code == "INVALID_OUTPUT"
+        assert world.rows.error.message.startswith("the state has ")
 
     def test_names_count_up(self):
         assert next_run_id(RunId("a")) == "a+1"

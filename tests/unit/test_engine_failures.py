@@ -181,7 +181,32 @@ class TestTreesThatAreNone:
         assert world.rows.error is not None
         assert "LookupError: no such plan" in world.rows.error.message
         assert "raise LookupError" in (world.rows.error.traceback or "")
+        assert "smithers/engine" not in (world.rows.error.traceback or "")
         assert "traceback" not in world.rows.error.to_wire()
+
+    @pytest.mark.parametrize(
+        "wrong", ["raise LookupError('no such plan')", "return Task('a b', 1)"]
+    )
+    def test_what_a_builder_raises_is_told_with_its_file_and_line(self, wrong):
+        names: dict[str, Any] = {"Task": Task}
+        code = compile(f"def build(ctx):\n    {wrong}\n", "flows/plan.py@0a1b2c3d", "exec")
+        exec(code, names)
+        world = World(names["build"]).begin()
+        assert world.rows.error is not None
+        assert world.rows.error.message.endswith(" (flows/plan.py, line 2)")
+
+    def test_a_builder_that_returns_nothing_is_told_to_return(self):
+        def build(_: Any) -> Any:
+            Task("a", 1)
+
+        world = World(build).begin()
+        assert code_of(world) == "RENDER_FAILED"
+        assert world.rows.error is not None
+        assert "returned None: is a return missing?" in world.rows.error.message
+
+    @pytest.mark.parametrize("nothing", [(), [], [None], False])
+    def test_a_builder_may_say_that_nothing_is_to_be_done(self, nothing):
+        assert World(lambda _: nothing).begin().rows.status is RunStatus.FINISHED
 
     @pytest.mark.parametrize(
         "error", [SystemExit(3), GeneratorExit(), asyncio.CancelledError(), BaseException("x")]

@@ -56,7 +56,7 @@ def test_a_result_and_what_follows_from_it_are_one_commit():
 
 
 def test_an_empty_tree_is_done_at_once():
-    world = World(lambda _: None).begin()
+    world = World(lambda _: []).begin()
     assert world.events == ["RunStarted", "FrameCommitted 1", "RunFinished"]
 
 

@@ -3,10 +3,11 @@
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from smithers import Approval, HumanTask, Sequence, Task
+from smithers import Approval, HumanTask, Parallel, Sequence, Task
 from smithers.errors import InvalidTree
+from smithers.states import NodeState, RunStatus
 from smithers.tree import OnTimeout
 from tests.support.engine import World
 
@@ -39,20 +40,43 @@ def test_a_choice_stands_in_the_output(mode, decision, field):
 
 
 @pytest.mark.parametrize(
-    ("mode", "decision"),
-    [
-        ("select", None),
-        ("select", {"selected": "z"}),
-        ("select", {"selected": None}),
-        ("rank", {"ranked": ["x"]}),
-        ("rank", {"ranked": ["x", "x", "y"]}),
-        ("rank", {"ranked": [1, None]}),
-        ("rank", {"ranked": "xy"}),
-    ],
+    ("mode", "decision", "field"),
+    [("select", {"selected": "y"}, "selected"), ("rank", {"ranked": ["y", "x"]}, "ranked")],
 )
-def test_a_choice_among_options_that_an_edit_took_away_fails_by_name(mode, decision):
-    world = choosing(mode).begin().approve("a", decision=decision)
-    assert world.rows.error.code == "INVALID_OUTPUT"
+def test_a_choice_counts_as_it_was_asked_for_whatever_the_tree_offers_by_now(mode, decision, field):
+    def build(ctx: Any) -> Any:
+        options = ctx.output_maybe("options") or ["x", "y"]
+        asking = Approval("a", title="?", mode=mode, options=options)
+        return Parallel(asking, Task("options", lambda: ["z"]))
+
+    world = World(build).begin().finish("options", value=["z"])
+    world.approve("a", decision=decision)
+    assert world.output("a")[field] == decision[field]
+    assert world.rows.status is RunStatus.FINISHED
+
+
+def test_a_choice_that_nobody_asked_for_is_none():
+    world = World(lambda _ctx: Approval("a", title="?")).begin()
+    world.approve("a", decision={"selected": "x"})
+    assert world.output("a")["selected"] is None
+
+
+@pytest.mark.parametrize(
+    ("waiting", "answer"),
+    [
+        (Approval("review", title="Really?"), None),
+        (HumanTask("review", prompt="Say", output=Answer), {"text": "yes"}),
+    ],
+    ids=["approval", "form"],
+)
+def test_an_answer_counts_where_its_node_was_of_another_kind_before_it_asked(waiting, answer):
+    def build(ctx: Any) -> Any:
+        return [Task("a", 1), waiting if ctx.output_maybe("a") else Task("review", 2)]
+
+    world = World(build).begin().finish("a", value=1)
+    world.approve("review", decision=answer)
+    assert world.events.count("ApprovalRequested review") == 1
+    assert world.state("review") is NodeState.FINISHED
 
 
 def test_who_denies_a_choice_need_not_choose():
@@ -121,9 +145,26 @@ def test_a_form_that_nobody_fills_in(on_timeout, end):
         assert world.rows.error.code == "WAIT_TIMED_OUT"
 
 
-def test_what_is_no_form_fails_the_run_by_name():
-    world = World(lambda _ctx: HumanTask("f", prompt="?", output=World)).begin()
+class Leaving(BaseModel):
+    @classmethod
+    def __get_pydantic_json_schema__(cls, *_how: Any) -> Any:
+        raise SystemExit(3)
+
+
+class Unwritable(BaseModel):
+    model_config = ConfigDict(json_schema_extra={"x": object()})
+
+
+@pytest.mark.parametrize("model", [World, Leaving, Unwritable, "Answer", []])
+def test_what_is_no_form_fails_the_run_by_name(model):
+    world = World(lambda _ctx: HumanTask("f", prompt="?", output=model)).begin()
+    assert world.rows.error.code == "RENDER_FAILED"
     assert "HumanTask('f'" in world.rows.error.message
+
+
+def test_a_form_has_a_renders_time_for_its_schema():
+    world = World(lambda _ctx: HumanTask("f", prompt="Say", output=Answer)).begin()
+    assert world.render_count == 2  # what was called within its time: the builder, and this
 
 
 def test_a_no_that_is_heard_at_take_up_asks_nothing_more():

@@ -124,6 +124,12 @@ class TestGates:
         world.approve("a").fail("a").try_next()
         assert world.finish("a").fact("a").attempt == 2
 
+    def test_a_gate_stays_open_whatever_is_decided_after_it(self):
+        gated = Task("a", 1, needs_approval=True, retries=1)
+        world = World(lambda _: Parallel(gated, Approval("ok", title="?"))).begin().approve("a")
+        world.approve("ok").fail("a").try_next()
+        assert world.under_way == ["a"]
+
     def test_a_no_at_a_gate_fails_the_task(self):
         world = World(lambda _: Task("a", 1, needs_approval=True)).begin().deny("a")
         assert world.rows.status is RunStatus.FAILED
@@ -186,6 +192,7 @@ class TestSignals:
         )
         assert world.rows.error is not None
         assert world.rows.error.code == "INVALID_OUTPUT"
+        assert world.rows.error.message == "the signal's data does not fit Order: 1 error"
         assert world.rows.error.details[0]["loc"] == ["number"]
 
     @pytest.mark.parametrize(
@@ -233,6 +240,15 @@ class TestTimers:
         world = World(lambda _: Parallel(Timer("t", duration=90), Task("a", 1))).begin()
         world.pass_s(60).die().pass_s(30)
         assert world.state("t") is NodeState.FINISHED
+
+    def test_a_timer_runs_on_whose_node_was_of_another_kind_before_it_began(self):
+        def build(ctx: Any) -> Any:
+            return [
+                Task("a", 1),
+                Timer("t", duration=60) if ctx.output_maybe("a") else Task("t", 2),
+            ]
+
+        assert World(build).begin().finish("a", value=1).pass_s(60).is_over
 
     def test_a_timer_that_is_due_at_the_take_up_fires_in_the_first_turn(self):
         world = World(lambda _: Parallel(Timer("t", duration=90), Task("a", 1))).begin()
@@ -327,4 +343,5 @@ def test_a_model_that_breaks_or_hangs_fails_its_wait_by_name(host, wrong):
         signal.signal(signal.SIGALRM, before)
     assert world.rows.error is not None
     assert world.rows.error.code == "INVALID_OUTPUT"
+    assert world.rows.error.message.startswith("the signal's data does not fit Paid: ")
     assert wrong in world.rows.error.message

@@ -15,6 +15,7 @@ from gateway.hub import FollowedRun, Hub
 from gateway.metrics import Metrics
 from gateway.viewers import MAX_BUFFERED_BYTES, Viewer
 from smithers import service_loops
+from smithers.errors import StoreUnavailable
 from smithers.ids import RunId
 from smithers.states import RunStatus
 from smithers.store.tails import Cursor, Tail
@@ -261,6 +262,40 @@ async def test_what_nobody_foresaw_ends_the_streams_of_its_run_and_no_others(
     assert [(line["event"], line["loop"]) for line in logs] == [
         ("service_loop_failed", "hub-follow")
     ]
+
+
+async def test_a_database_that_is_away_is_asked_and_complained_of_once_in_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses: list[float] = []
+    asked, real_sleep = asyncio.Semaphore(0), asyncio.sleep
+
+    async def sleep(pause_s: float) -> None:
+        pauses.append(pause_s)
+        await real_sleep(0)
+
+    async def find_moved(*_: object) -> None:
+        asked.release()
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(hub_module, "find_moved", find_moved)
+    hub = make_hub(History(), random.Random(1))
+    hub._hears = lambda: False
+    with hub.following(RUN) as run, capture_logs() as logs:
+        viewer = Viewer(FakeTransport(), is_chunked=False, now=0.0)  # type: ignore[arg-type]  # a fake
+        viewer.cursor = 0
+        assert hub.join(run, viewer, History().tail(0))
+        polling = asyncio.create_task(hub._poll())
+        for _ in range(20):
+            await asked.acquire()
+        monkeypatch.setattr(hub_module, "COMPLAIN_EVERY_S", -1.0)
+        await asked.acquire()
+        polling.cancel()
+        hub.leave(run, viewer)
+    assert [line["event"] for line in logs[:2]] == ["stream_poll_failed"] * 2
+    assert len(logs) <= 3
+    assert all(1 <= pause_s <= 2 for pause_s in pauses[1::2])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+from urllib.parse import quote
 
 import pytest
 from alembic.script import ScriptDirectory
@@ -30,7 +31,8 @@ from gateway.routes import ROUTES
 from gateway.routing import OPEN, Part, Route, Router
 from gateway.run_state import iso, run_state
 from gateway.viewers import as_chunk, frame_events
-from smithers.ids import NodeId, RunId
+from smithers import InvalidTree, Signal, Timer
+from smithers.ids import NodeId, RunId, is_signal_name
 from smithers.states import RunStatus
 from smithers.store.node_reads import FrameRow
 from smithers.store.reads import OpenWait, RunLife
@@ -104,6 +106,32 @@ def test_every_template_finds_its_own_route() -> None:
 )  # fmt: skip
 def test_a_part_is_decoded_once_and_broken_ones_not_at_all(raw: str, spellings: tuple) -> None:
     assert Part(raw).spellings == spellings
+
+
+@pytest.mark.parametrize("name", [".", "..", "50%25", "a%2fb", "%41"])
+def test_a_name_that_urls_read_as_another_is_refused_when_the_tree_is_built(name: str) -> None:
+    for build in (lambda: Timer(name, duration=1), lambda: Signal("s", event=name)):
+        with pytest.raises(InvalidTree):
+            build()
+
+
+@pytest.mark.parametrize("event", ["go\u00a0on", "go\u200b", "x" * 201, "a\nb", " ", "\ud800", 7])
+def test_a_signal_that_nobody_could_send_is_refused_when_the_tree_is_built(event: Any) -> None:
+    with pytest.raises(InvalidTree, match=r"event=.* takes 1 to 200 printable characters"):
+        Signal("s", event=event)
+
+
+def test_a_signal_whose_id_nobody_could_send_needs_an_event() -> None:
+    with pytest.raises(InvalidTree, match="printable"):
+        Signal("go\u200b")
+    assert Signal("go\u200b", event="go").event == "go"
+
+
+@pytest.mark.parametrize("name", ["50%", "100%2", "%zz", "a/b", "go on", "...", "ü", "x" * 200])
+def test_a_name_that_a_builder_may_take_is_meant_by_one_path_alone(name: str) -> None:
+    assert Signal("s", event=name).event == name
+    raw, *decoded = Part(quote(name, safe="")).spellings
+    assert [text for text in (raw, *decoded) if is_signal_name(text)] == [name]
 
 
 def test_a_route_is_a_value() -> None:
@@ -193,6 +221,7 @@ def test_two_headers_of_one_kind_count_as_none() -> None:
     [
         "{", "[]", '{"user":"a","scopes":[]}', '{"sha256":"00","user":"a","scopes":[]}',
         '{"sha256":"%s","user":1,"scopes":[]}', '{"sha256":"%s","user":"a","scopes":"*"}',
+        '{"sha256":"%s","user":"system:ann","scopes":[]}',
         '{"sha256":"%s","user":"a","scopes":["a b"]}', '{"sha256":"%s","user":"a","scopes":[],"expiresAt":"soon"}',
     ],
 )  # fmt: skip

@@ -82,7 +82,7 @@ async def under_way(counter: Counter, lane: Lane[int, int]) -> AsyncIterator[asy
 
 
 async def until_waiting(lane: Lane[int, int], count: int) -> None:
-    while lane.depth < count:
+    while len(lane._queue) < count:
         await asyncio.sleep(0)
 
 
@@ -229,6 +229,18 @@ async def test_a_lane_that_closes_leaves_nobody_waiting(counter):
     assert [type(answer) for answer in answers] == [asyncio.CancelledError] * 4
     assert counter.lines[0].is_over
     assert counter.batches == [[0]]
+
+
+async def test_a_meter_that_raises_stops_no_lane(counter, monkeypatch):
+    def fail(*_measured: object) -> None:
+        lane.meter = None
+        raise RuntimeError("nobody foresaw this")
+
+    monkeypatch.setattr("smithers.service_loops.PAUSE_S", 0)
+    async with laid(counter) as lane, asyncio.timeout(10):
+        lane.meter = fail
+        assert await lane.submit(7) == -7
+        assert await lane.submit(8) == -8
 
 
 async def test_who_comes_after_the_close_is_told_so(counter):

@@ -52,9 +52,30 @@ def test_bodies_are_let_in_by_their_size_and_one_alone_always() -> None:
         pass
 
 
+def test_a_body_of_unknown_length_takes_what_has_come_and_gives_all_of_it_back() -> None:
+    load = Load(Limits(body_bytes=100))
+    with ExitStack() as stack:
+        rooms = [stack.enter_context(load.body(0)) for _ in range(50)]
+        for room in rooms:
+            room.grow(2)
+        with pytest.raises(Overloaded) as error:
+            rooms[0].grow(1)
+        assert limit_of(error) == "body-bytes"
+    with load.body(0) as alone:
+        alone.grow(100)
+        alone.grow(100)
+        with pytest.raises(Overloaded), load.body(1):
+            pass
+    with load.body(100):
+        pass
+
+
 def test_a_stream_is_no_request_under_way() -> None:
     load = Load(Limits(requests=1))
     with load.request(), load.stream(ONE, ANN), load.request():
+        pass
+    # What is over has given back what it took, and no more.
+    with load.request(), pytest.raises(Overloaded), load.request():
         pass
 
 

@@ -200,10 +200,26 @@ def test_what_is_far_too_large_is_not_even_written():
 @pytest.mark.parametrize("make", [itertools.count, lambda: (n for n in "ab"), lambda: iter([])])
 @pytest.mark.parametrize("model", [None, list[int]])
 def test_nothing_is_taken_of_an_iterator(make, model):
-    with pytest.raises(InvalidOutput, match="put out a list"):
+    with pytest.raises(InvalidOutput, match="make a list"):
         encode_output(make(), model)
     with pytest.raises(InvalidOutput):
         encode_output({"deep": [make()]}, model)
+
+
+@pytest.mark.parametrize(
+    ("value", "model"),
+    [({"words": "many"}, Article), (object(), None), (iter([]), None), ("x" * 20, None)],
+)
+def test_a_value_that_is_no_output_is_called_by_its_own_name(value, model):
+    with pytest.raises(InvalidOutput, match=r"^the state (does not fit|is no JSON|has )"):
+        encode_output(value, model, what="the state", max_bytes=10)
+
+
+def test_weighing_ends_at_an_iterator_and_takes_nothing_of_it():
+    counting = itertools.count()
+    assert weigh([counting], 10**9).iterator is itertools.count
+    assert not is_quick([counting], list)
+    assert next(counting) == 0
 
 
 JSON = st.recursive(

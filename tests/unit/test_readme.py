@@ -14,7 +14,8 @@ from smithers.ids import RunId
 from smithers.source.beneath import RootDirectory
 from smithers.source.closure import read_bundle
 from smithers.source.description import describe
-from smithers.source.loading import find_workflow, load_module, unload
+from smithers.source.loading import find_workflow, load_module
+from tests.support.source_files import unload
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (Path(__file__).resolve().parents[2] / "Makefile").read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """Settings: flags over environment over defaults, all that is wrong at once, and no secret in any text."""
 
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ from smithers.settings import (
 from smithers.settings.limits import name_of_limit
 
 TREE = Path(__file__).resolve().parents[2]
+# Their defaults are nothing at all, or are what the host, the terminal or the place says.
+TOLD_IN_WORDS = {
+    "root_dir", "database_url", "database_direct_url", "workflow_databases", "data_dir", "auth_token", "tokens_file",
+    "limits", "workers", "worker_memory_mib", "pass_env", "log_format", "token",
+}  # fmt: skip
 
 
 def problems(flags: dict[str, Any], environ: dict[str, str]) -> tuple[str, ...]:
@@ -65,6 +71,12 @@ def test_what_is_empty_is_as_good_as_not_given() -> None:
     options = read_server_options({"auth_token": "", "queues": []}, {"SMITHERS_API_KEY": ""})
     assert options.auth_token is None
     assert options.queues == ("default",)
+
+
+@pytest.mark.parametrize("field", ["queues", "pass_env"])
+def test_a_name_among_several_that_is_empty_is_refused(field: str) -> None:
+    (said,) = problems({field: ["gpu", ""]}, {})
+    assert "must be a word" in said
 
 
 def test_every_bad_setting_is_reported_at_once_by_the_name_under_which_it_was_given() -> None:
@@ -113,6 +125,17 @@ def test_the_data_never_lie_below_the_root(tmp_path: Path) -> None:
     assert found == ("--data-dir: must not lie below the root, where tasks can reach it",)
 
 
+def test_the_tokens_never_lie_below_the_root(tmp_path: Path) -> None:
+    (tmp_path / "tokens").touch()
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "tokens").touch()
+    root = str(tmp_path / "root")
+    beside = read_server_options({"root_dir": root, "tokens_file": f"{root}/../tokens"}, {})
+    assert beside.tokens_file == tmp_path / "tokens"
+    found = problems({"root_dir": root}, {"SMITHERS_TOKENS_FILE": f"{root}/../root/tokens"})
+    assert found == ("--tokens-file: must not lie below the root, where tasks can reach it",)
+
+
 @pytest.mark.parametrize(
     ("flags", "environ", "name"),
     [
@@ -154,6 +177,17 @@ def test_every_setting_is_a_field(table: tuple[Setting, ...], options: type) -> 
     assert {setting.field for setting in table} <= fields
 
 
+def test_the_defaults_that_people_are_told_are_the_defaults() -> None:
+    for setting in (*SETTINGS, *CLIENT_SETTINGS):
+        options = ServerOptions() if setting in SETTINGS else ClientOptions()
+        default = getattr(options, setting.field)
+        if setting.is_switch:
+            assert (default, setting.default.partition(";")[0]) == (False, "off")
+        elif setting.field not in TOLD_IN_WORDS:
+            told = setting.read(setting.default)
+            assert default == ((told,) if setting.is_many else told), setting.flag
+
+
 def test_the_doc_has_every_limit_as_it_is() -> None:
     text = (TREE / "docs" / "settings.md").read_text(encoding="utf-8")
     for limit in fields(Limits):
@@ -168,3 +202,16 @@ def test_the_doc_has_every_setting_as_it_is() -> None:
         default = setting.default.replace("|", "\\|")
         row = f"| `{setting.flag}` | {variable} | {default} | {setting.help} |"
         assert row in text, f"docs/settings.md lacks:\n{row}"
+
+
+def test_what_the_table_says_of_a_default_is_what_holds() -> None:
+    options, checked = ServerOptions(), set()
+    for setting in SETTINGS:
+        try:
+            said = setting.read(setting.default)
+        except (ValueError, TypeError):
+            continue  # in words, e.g. one for each processor
+        if isinstance(said, int | float | timedelta):
+            checked.add(setting.field)
+            assert getattr(options, setting.field) == said, setting.field
+    assert {"port", "runs_per_worker", "drain_timeout_s", "retention"} <= checked

@@ -250,8 +250,8 @@ def test_a_warning_of_the_compiler_is_no_error(root):
 
 def test_the_limits_are_told(root, monkeypatch):
     files = {f"m{number}.py": f"import m{number + 1}" for number in range(6)}
-    with pytest.raises(SourceUnreadable, match="2097152 bytes"):
-        bundle_of(root, {"large.py": b"#" * (2 * 1024 * 1024 + 1)}, "large.py")
+    with pytest.raises(SourceUnreadable, match="524288 bytes"):
+        bundle_of(root, {"large.py": b"#" * (512 * 1024 + 1)}, "large.py")
     monkeypatch.setattr(closure, "MAX_MODULES", 5)
     with pytest.raises(SourceUnreadable, match="more than 5 modules"):
         bundle_of(root, files, "m0.py")

@@ -8,9 +8,9 @@ from smithers.source.beneath import RootDirectory
 from smithers.source.closure import SourceBundle, read_bundle
 from smithers.source.description import MAX_ERROR_CHARS, Description, describe
 from smithers.source.errors import WorkflowNotFound
-from smithers.source.loading import find_workflow, load_module, unload
-from smithers.source.tracebacks import without_paths
-from tests.support.source_files import write_files
+from smithers.source.loading import find_workflow, load_module
+from smithers.tracebacks import without_paths
+from tests.support.source_files import unload, write_files
 
 NOTHING = Description(
     workflow_name=None, input_schema=None, queue=None, isolation=None, database=None, error=None

@@ -13,9 +13,9 @@ import pytest
 from smithers.source.beneath import RootDirectory
 from smithers.source.closure import SourceBundle, read_bundle
 from smithers.source.errors import ImportFailed, SourceBroken
-from smithers.source.loading import load_module, unload
+from smithers.source.loading import find_export, load_module, load_workflow
 from smithers.source.version import package_name
-from tests.support.source_files import write_files
+from tests.support.source_files import unload, write_files
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -294,6 +294,53 @@ def test_annotations_that_are_strings_are_found(load):
     assert module.Model(inner={"leaf": {"x": 1}}).inner.leaf.x == 1
     assert module.Data(inner=1).inner == 1
     assert typing.get_type_hints(module.function) == {"data": module.Data, "return": module.Model}
+
+
+def test_a_workflow_is_found_where_its_version_has_it_whatever_decorates_its_builder(bundle_of):
+    bundle = bundle_of(
+        {
+            "flows/hello.py": """
+                from smithers import workflow
+                from decorating import traced
+                import others
+                from others import shared
+
+                @workflow
+                @traced
+                def own(ctx): return []
+
+                def make():
+                    @workflow
+                    def nameless(ctx): return []
+                    return nameless
+            """,
+            "flows/others.py": """
+                from smithers import workflow
+                from decorating import traced
+
+                @workflow
+                @traced
+                def other(ctx): return []
+
+                @workflow
+                def shared(ctx): return []
+            """,
+            "flows/decorating.py": """
+                def traced(function):
+                    def trace(ctx): return function(ctx)
+                    return trace
+            """,
+        }
+    )
+    entry = load_module(bundle)
+    for found, export in (
+        (entry.own, "flows/hello.py:own"),
+        (entry.others.other, "flows/others.py:other"),
+        (entry.shared, "flows/hello.py:shared"),
+    ):
+        assert find_export(bundle.source_hash, found) == export
+        assert load_workflow(bundle, export) is found
+    assert find_export(bundle.source_hash, entry.make()) is None
 
 
 def test_a_traceback_shows_the_stored_lines_of_its_own_version(load, tmp_path):

@@ -1,6 +1,7 @@
 """A reader parses only what changed, and never takes a changed file for an unchanged one."""
 
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ from smithers.source import closure
 from smithers.source.beneath import FileContent, RootDirectory
 from smithers.source.closure import SourceReader
 from smithers.source.errors import OutsideRoot, SourceBroken, SourceNotFound
+from smithers.source.parsing import ParsedSource
 from tests.support.source_files import write_files
 
 HOUR_NS = 3_600_000_000_000
@@ -154,6 +156,65 @@ def test_threads_may_share_a_reader(root, top):
         bundles = list(pool.map(reader.read, [f"m{number}.py" for number in range(20)] * 5))
     assert {len(bundle.modules) for bundle in bundles} == {2}
     assert len({bundle.source_hash for bundle in bundles}) == 20
+
+
+@pytest.mark.usefixtures("an_hour_later")
+def test_only_what_is_remembered_and_unchanged_is_found(root, top):
+    reader = SourceReader(root)
+    assert reader.find("flows/hello.py") is None
+    first = reader.read("flows/hello.py")
+    root.files_read.clear()
+    assert reader.find("flows/hello.py") == first
+    write_files(top, {"helpers.py": "X = 22\n"})
+    assert reader.find("flows/hello.py") is None
+    assert root.files_read == []
+    with pytest.raises(OutsideRoot):
+        reader.find("../outside.py")
+
+
+@pytest.mark.usefixtures("an_hour_later")
+def test_a_thread_that_reads_keeps_nobody_from_another_version(root, top, monkeypatch):
+    reader = SourceReader(root)
+    first = reader.read("flows/hello.py")
+    write_files(top, {"large.py": "import helpers\n", "new.py": "import helpers\n"})
+    parse, is_parsing, may_go_on = closure.read_source, threading.Event(), threading.Event()
+
+    def read_slowly(content: bytes, path: str) -> ParsedSource:
+        if path == "large.py":
+            is_parsing.set()
+            assert may_go_on.wait(30)
+        return parse(content, path)
+
+    monkeypatch.setattr(closure, "read_source", read_slowly)
+    with ThreadPoolExecutor() as pool:
+        large = pool.submit(reader.read, "large.py")
+        assert is_parsing.wait(30)
+        try:
+            for look in (reader.find, reader.read):
+                assert pool.submit(look, "flows/hello.py").result(10) == first
+            assert set(pool.submit(reader.read, "new.py").result(10).modules) == {
+                "new.py",
+                "helpers.py",
+            }
+        finally:
+            may_go_on.set()
+        assert set(large.result().modules) == {"large.py", "helpers.py"}
+
+
+@pytest.mark.usefixtures("an_hour_later")
+def test_of_threads_that_want_one_version_one_parses_it(root, top, monkeypatch):
+    reader = SourceReader(root)
+    parse, parsed = closure.read_source, []
+
+    def count(content: bytes, path: str) -> ParsedSource:
+        parsed.append(path)
+        return parse(content, path)
+
+    monkeypatch.setattr(closure, "read_source", count)
+    with ThreadPoolExecutor(8) as pool:
+        bundles = list(pool.map(reader.read, ["flows/hello.py"] * 8))
+    assert sorted(parsed) == ["flows/hello.py", "helpers.py"]
+    assert len({bundle.source_hash for bundle in bundles}) == 1
 
 
 @pytest.mark.usefixtures("an_hour_later")

@@ -28,7 +28,8 @@ def test_what_workers_may_die_of_is_told_before_one_has() -> None:
 
 def test_no_worker_dies_of_anything_else() -> None:
     children = inspect.getsource(worker.children)
-    killed_for = re.findall(r'self\._kill\(child, "([a-z-]+)"\)', children)
+    words = re.findall(r'self\._kill\(child, (?:"([a-z-]+)"|([A-Z]+))\)', children)
+    killed_for = [word or getattr(worker.children, name) for word, name in words]
     assert len(killed_for) == children.count("self._kill(")
     assert {*killed_for, "exit", "crash"} == set(ENDS)
     found = re.findall(r'"([a-z-]+)"', inspect.getsource(DeathWatch._find_death))

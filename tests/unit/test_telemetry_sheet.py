@@ -3,11 +3,17 @@
 import multiprocessing
 import os
 import signal
+import time
+from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.access import Access
+from gateway.errors import NotReady
+from gateway.metrics_site import MetricsSite
+from gateway.settings import GatewaySettings
 from smithers.telemetry import names
 from smithers.telemetry.exposition import expose, merge
 from smithers.telemetry.names import Kind, Merge, Metric, Role
@@ -25,12 +31,16 @@ def count_and_wait(sheet: Sheet, started) -> None:
     signal.pause()
 
 
-def counting_child(sheet: Sheet):
+def start(sheet: Sheet, target):
     started = SPAWN.Event()
-    child = SPAWN.Process(target=count_and_wait, args=(sheet, started))
+    child = SPAWN.Process(target=target, args=(sheet, started))
     child.start()
     assert started.wait(60)
     return child
+
+
+def counting_child(sheet: Sheet):
+    return start(sheet, count_and_wait)
 
 
 def kill(child) -> None:
@@ -79,11 +89,68 @@ def test_processes_that_live_have_a_page_each(sheet):
     assert total(sheet, names.STREAMS_ACTIVE) == 2
 
 
-def test_who_finds_no_page_counts_where_nobody_reads(sheet):
+def test_who_finds_no_page_counts_where_nobody_reads_and_that_is_told(sheet):
     for _ in range(4):
         sheet.open_page(Role.GATEWAY)
-    sheet.open_page(Role.GATEWAY).counter(names.RUNS_STARTED).inc()
+    assert total(sheet, names.SERIES_LOST) == 0
+    for lost in (1, 2):
+        sheet.open_page(Role.GATEWAY).counter(names.RUNS_STARTED).inc()
+        assert total(sheet, names.SERIES_LOST) == lost
     assert total(sheet, names.RUNS_STARTED) is None
+
+
+def hear_and_wait(sheet: Sheet, started) -> None:
+    page = sheet.open_page(Role.GATEWAY)
+    page.gauge(names.LISTENER_AGE, "gateway").set(1.0)
+    page.gauge(names.BEAT_AGE).set(1.0)
+    page.gauge(names.STREAMS_ACTIVE).set(5)
+    started.set()
+    signal.pause()
+
+
+def test_gauges_on_a_page_that_was_taken_over_say_nothing_until_they_are_set(sheet):
+    kill(start(sheet, hear_and_wait))
+    page = sheet.open_page(Role.CHILD)  # which has none of these gauges
+    assert total(sheet, names.PROCESSES, "child") == 1
+    for metric in (names.LISTENER_AGE, names.BEAT_AGE, names.STREAMS_ACTIVE):
+        labels = ["gateway"] * len(metric.labels)
+        assert total(sheet, metric, *labels) is None
+    other = sheet.open_page(Role.GATEWAY)
+    other.gauge(names.LISTENER_AGE, "gateway").set(1.0)
+    assert total(sheet, names.LISTENER_AGE, "gateway") > 0
+    page.gauge(names.STREAMS_ACTIVE).inc()
+    assert total(sheet, names.STREAMS_ACTIVE) == 1
+
+
+def test_of_two_pools_the_one_that_is_silent_is_told_and_none_before_its_first_beat(sheet):
+    silent, other = sheet.open_page(Role.POOL), sheet.open_page(Role.POOL)
+    beats = [page.gauge(names.BEAT_AGE) for page in (silent, other)]
+    assert total(sheet, names.BEAT_AGE) is None
+    beats[1].set(time.monotonic())
+    assert 0 <= total(sheet, names.BEAT_AGE) < 60
+    beats[0].set(time.monotonic() - 600)
+    beats[1].set(time.monotonic())
+    assert total(sheet, names.BEAT_AGE) >= 600
+
+
+def test_a_worker_without_children_is_not_ready_for_want_of_them(sheet):
+    settings = GatewaySettings(dsn="", direct_dsn="", root_dir=Path())
+    access = Access(auth_token=None, tokens_file=None, only_loopback_names=False)
+    site = MetricsSite(sheet, access, settings)
+    beat = sheet.open_page(Role.POOL).gauge(names.BEAT_AGE)
+    assert failing(site) == "workers"
+    sheet.open_page(Role.CHILD)
+    assert failing(site) == "database"
+    beat.set(time.monotonic())
+    assert failing(site) is None
+
+
+def failing(site: MetricsSite) -> object:
+    try:
+        site._check()
+    except NotReady as error:
+        return error.details["check"]
+    return None
 
 
 def test_of_ages_the_youngest_is_told(sheet):

@@ -13,13 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from opentelemetry import trace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from structlog.testing import capture_logs
 
 from smithers.ids import RunId
 from smithers.telemetry import otlp, tracing
 from smithers.telemetry.otel_variables import InvalidTelemetry
-from smithers.telemetry.sending import Sender
-from smithers.telemetry.spans import Place, Span, SpanKind, read_kept, read_traceparent
-from smithers.telemetry.tracing import RunTrace, Tracer, span
+from smithers.telemetry.sending import MAX_REQUEST_BYTES, Sender
+from smithers.telemetry.spans import (
+    MAX_NAME_CHARS,
+    MAX_TEXT_CHARS,
+    Place,
+    Span,
+    SpanKind,
+    read_kept,
+    read_traceparent,
+)
+from smithers.telemetry.tracing import RunTrace, Tracer, check_tracing, span
 from tests.support.collector import collecting
 
 PARENT = Place(bytes(range(16)), bytes(range(8)))
@@ -37,8 +46,8 @@ class Kept:
     def put(self, told: Span) -> None:
         self.told.append(told)
 
-    def is_sampled(self, _trace_id: bytes, _name: str) -> bool:
-        return True
+    def is_sampled(self, _trace_id: bytes, _name: str, parent: Place | None) -> bool:
+        return parent is None or parent.is_sampled
 
     def attach(self, _span: Span) -> None:
         pass
@@ -52,6 +61,10 @@ class Kept:
 
 def dropping(lost: list[int]):
     return lost.append
+
+
+def a_span(**attributes: Any) -> Span:
+    return Span("one", SpanKind.INTERNAL, *PARENT[:2], b"", True, 1, attributes, {}, 2)
 
 
 @settings(deadline=None)
@@ -272,14 +285,13 @@ def test_what_comes_while_spans_leave_waits_for_the_next_time():
     sender = Sender({"OTEL_BSP_SCHEDULE_DELAY": "60000"}, dropping([]))
     sizes: list[int] = []
 
-    def export(_request: bytes, count: int) -> bool:
+    def export(_request: bytes, count: int) -> None:
         sizes.append(count)
         if len(sizes) < 5:
-            sender.put(b"")
-        return True
+            sender.put(a_span())
 
     sender._export = export
-    sender.put(b"")
+    sender.put(a_span())
     sender._send_waiting()
     assert sizes == [1]
     sender.close(10)
@@ -289,9 +301,9 @@ def test_what_comes_while_spans_leave_waits_for_the_next_time():
 def test_no_request_has_more_spans_than_it_may():
     sender = Sender({"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "4"}, dropping([]))
     sizes: list[int] = []
-    sender._export = lambda _request, count: not sizes.append(count)
+    sender._export = lambda _request, count: sizes.append(count)
     for _ in range(10):
-        sender.put(b"")
+        sender.put(a_span())
     sender.close(10)
     assert sizes == [4, 4, 2]
 
@@ -309,6 +321,7 @@ attempt = run.begin_attempt("a", 0, 1)
 run.make_current(attempt)
 with trace.get_tracer("author").start_as_current_span("chat m1", attributes={"gen_ai.request.model": "m1"}):
     pass
+trace.get_tracer("author").start_span("\\ud800").end()  # cannot be written: its author is not bothered with it
 taken = context.get_current()
 elsewhere = Thread(target=lambda: trace.get_tracer("author").start_span("elsewhere", taken).end())
 elsewhere.start()
@@ -346,25 +359,185 @@ def test_what_is_dropped_is_counted():
     sender = Sender({"OTEL_BSP_MAX_QUEUE_SIZE": "10", **FAST}, dropping(lost))
     held, sent = threading.Event(), threading.Event()
 
-    def export(_request: bytes, _count: int) -> bool:
+    def export(_request: bytes, _count: int) -> None:
         sent.set()
-        return held.wait(30)
+        assert held.wait(30)
 
     sender._export = export
-    sender.put(b"")
+    sender.put(a_span())
     assert sent.wait(30)
     for _ in range(25):
-        sender.put(b"")
+        sender.put(a_span())
     held.set()
     sender.close(30)
     assert sum(lost) == 15
 
 
-def test_what_cannot_be_meant_is_refused_at_the_start():
-    with pytest.raises(InvalidTelemetry, match="OTEL_EXPORTER_OTLP_PROTOCOL"):
-        Sender({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, dropping([]))
-    with pytest.raises(InvalidTelemetry, match="OTEL_BSP_SCHEDULE_DELAY"):
-        Sender({"OTEL_BSP_SCHEDULE_DELAY": "soon"}, dropping([]))
+class Nameless(type):
+    """A class of classes whose names are none."""
+
+    @property
+    def __name__(cls) -> Any:
+        return ["no", "name"]
+
+
+class OddError(Exception, metaclass=Nameless):
+    """What an author may raise."""
+
+
+def test_what_cannot_be_written_down_costs_no_other_span():
+    lost: list[int] = []
+    with collecting("http/protobuf") as collector:
+        sender = Sender({**collector.variables, **FAST}, dropping(lost))
+        unwritable: Any = Span("two", SpanKind.INTERNAL, *PARENT[:2], b"", True, 1, None, {}, 2)
+        sender.put(unwritable)
+        sender.put(a_span())
+        collector.until(lambda spans: len(spans) == 1)
+        sender.put(a_span())
+        collector.until(lambda spans: len(spans) == 2)
+        sender.close(10)
+    assert lost == [1]
+
+
+def test_an_exporter_that_breaks_ends_nothing():
+    lost: list[int] = []
+    sender = Sender(FAST, dropping(lost))
+    broken = threading.Semaphore(0)
+
+    def export(_request: bytes, _count: int) -> None:
+        broken.release()
+        raise RuntimeError
+
+    sender._export = export
+    for _ in range(2):
+        sender.put(a_span())
+        assert broken.acquire(timeout=30)
+    sender.close(10)
+    assert lost == [1, 1]
+
+
+def test_an_error_is_told_whatever_its_class_is_called():
+    kept = Kept()
+    run = RunTrace(Tracer(kept), RunId("r1"), "flow", 0, None)
+    run.make_current(run.span)
+    with pytest.raises(OddError), span("block"):
+        raise OddError
+    (told,) = kept.spans()
+    assert told.attributes[-1].value.string_value == "['no', 'name']"
+
+
+def test_a_large_text_is_cut_and_not_kept():
+    kept = Kept()
+    run = RunTrace(Tracer(kept), RunId("r1"), "flow", 0, None)
+    run.make_current(run.span)
+    otlp._recurring_attribute.cache_clear()
+    with span("n" * 5_000_000, {"k" * 5_000_000: "v" * 5_000_000}):
+        pass
+    (told,) = kept.spans()
+    assert len(told.name) == len(told.attributes[2].key) == MAX_NAME_CHARS
+    assert told.attributes[2].value.string_value == "v" * MAX_TEXT_CHARS
+    assert otlp._recurring_attribute.cache_info().currsize == 3  # the run's two, and the service
+
+
+def test_a_request_ends_before_it_is_too_large_for_a_receiver():
+    sender = Sender({"OTEL_BSP_SCHEDULE_DELAY": "60000"}, dropping([]))
+    sizes: list[tuple[int, int]] = []
+    sender._export = lambda request, count: sizes.append((count, len(request)))
+    parts = {f"part-{number}": "x" * 8_192 for number in range(50)}
+    for attributes in ({}, {}, parts, parts, parts, {}):
+        sender.put(a_span(**attributes))
+    sender.close(10)
+    assert [count for count, _ in sizes] == [4, 2]
+    assert max(size for _, size in sizes) < MAX_REQUEST_BYTES + 1_000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "soon"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "0.5"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
+        ("OTEL_TRACES_SAMPLER", "sometimes"),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_started(name, value):
+    with pytest.raises(InvalidTelemetry, match=value):
+        check_tracing({name: value})
+
+
+def test_so_is_what_the_library_reads_as_it_is_loaded():
+    code = """
+import os
+from smithers.telemetry.otel_variables import InvalidTelemetry
+from smithers.telemetry.tracing import check_tracing
+try:
+    check_tracing(dict(os.environ))
+except InvalidTelemetry as error:
+    print(error)
+"""
+    told = {"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "many", "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=told, capture_output=True, text=True, check=True
+    )
+    assert "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "half"},
+        {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_COMPRESSION": "brotli"},
+        {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_TIMEOUT": "long"},
+    ],
+)
+def test_so_is_what_two_variables_say_together(told):
+    with pytest.raises(InvalidTelemetry):
+        check_tracing(told)
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+@pytest.mark.parametrize("compression", ["none", ""])
+def test_without_compression_is_told_in_the_standards_word_or_in_none(protocol, compression):
+    told = {
+        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+        "OTEL_EXPORTER_OTLP_COMPRESSION": compression,
+    }
+    check_tracing(told)
+
+
+def test_spans_have_a_compression_of_their_own():
+    general = {"OTEL_EXPORTER_OTLP_COMPRESSION": "gzip"}
+    with collecting("http/protobuf") as collector:
+        for own in ({}, {"OTEL_EXPORTER_OTLP_TRACES_COMPRESSION": "None"}):
+            sender = Sender({**collector.variables, **general, **own}, dropping([]))
+            sender.put(a_span())
+            sender.close(10)
+        told = [headers.get("Content-Encoding") for headers in collector.headers]
+    assert told == ["gzip", None]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "endpoint", "reason"),
+    [
+        ("grpc", "http://127.0.0.1:1", "UNAVAILABLE"),
+        ("http/protobuf", "http://127.0.0.1:1", "ConnectionError"),
+        ("http/protobuf", "127.0.0.1:4318", "InvalidSchema"),
+    ],
+)
+def test_why_spans_were_dropped_is_logged(protocol, endpoint, reason):
+    told = {
+        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "0.5",
+    }
+    with capture_logs() as logged:
+        sender = Sender(told, dropping([]))
+        sender.put(a_span())
+        sender.close(30)
+    (line,) = logged
+    assert (line["event"], line["span_count"], line["reason"]) == ("spans_dropped", 1, reason)
 
 
 def test_the_variables_are_in_the_environment_for_a_moment_only(monkeypatch):
@@ -377,12 +550,28 @@ def test_the_variables_are_in_the_environment_for_a_moment_only(monkeypatch):
     assert os.environ["OTEL_SERVICE_NAME"] == "mine"
 
 
-def test_a_ratio_decides_what_begins_here():
-    sender = Sender(
-        {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0"}, dropping([])
-    )
-    assert not Tracer(sender).begin("root", None).is_sampled
-    assert Tracer(sender).begin("child", PARENT).is_sampled
+UNSAMPLED = Place(PARENT.trace_id, PARENT.span_id, is_sampled=False)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "here", "below", "below_unsampled"),
+    [
+        ("parentbased_always_on", True, True, False),
+        ("parentbased_always_off", False, True, False),
+        ("parentbased_traceidratio", False, True, False),
+        ("always_on", True, True, True),
+        ("always_off", False, False, False),
+        ("traceidratio", False, False, False),
+    ],
+)
+def test_the_sampler_decides_for_requests_and_for_runs(sampler, here, below, below_unsampled):
+    told = {"OTEL_TRACES_SAMPLER": sampler, "OTEL_TRACES_SAMPLER_ARG": "0"}
+    sender = Sender(told, dropping([]))
+    tracer = Tracer(sender)
+    for parent, expected in ((None, here), (PARENT, below), (UNSAMPLED, below_unsampled)):
+        context = None if parent is None else parent.traceparent
+        run = RunTrace(tracer, RunId("r1"), "flow", 0, context)
+        assert run.span.is_sampled == tracer.begin("GET", parent).is_sampled == expected
     sender.close(5)
 
 

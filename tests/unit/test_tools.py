@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import socket
+import stat
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -32,6 +34,7 @@ from smithers.tools import (
 )
 from smithers.tools.files import MAX_FILE_BYTES
 from tests.support.tools import Records, lending_tools, swap_for_ever
+from worker.sandbox import commands as sandbox_commands
 from worker.toolboxes import MAX_DEPTH, MAX_THREADS, AttemptToolbox
 
 CANARY = "canary-51c0"
@@ -80,6 +83,24 @@ async def test_all_of_a_text_is_replaced_when_asked_for(root: Path, lent: object
     assert (await edit("a.txt", "twice", "once", replace_all=True)).replacements == 2
     assert (root / "a.txt").read_text() == "once once"
     assert (root / "a.txt").stat().st_mode & 0o777 == 0o750
+
+
+async def test_what_is_replaced_keeps_its_mode_and_its_owner(root: Path, lent: object) -> None:
+    file = root / "a.sh"
+    before = os.umask(0o077)
+    try:
+        for change in (lambda: write("a.sh", "two"), lambda: edit("a.sh", "one", "two")):
+            file.write_text("one")
+            if os.geteuid() == 0:
+                os.chown(file, 65_534, 65_533)
+            file.chmod(0o4776)
+            status = file.stat()
+            await change()
+            assert file.read_text() == "two"
+            assert stat.S_IMODE(file.stat().st_mode) == 0o776
+            assert (file.stat().st_uid, file.stat().st_gid) == (status.st_uid, status.st_gid)
+    finally:
+        os.umask(before)
 
 
 async def test_of_edits_at_once_none_is_lost(root: Path, lent: object) -> None:
@@ -149,6 +170,25 @@ async def test_write_and_edit_change_nothing_outside(root: Path, lent: object) -
     assert {path.name: path.read_text() for path in outside.iterdir()} == {"secret.txt": CANARY}
     assert [path.name for path in (root / ".smithers").iterdir()] == ["state"]
     assert (root / ".smithers" / "state").read_text() == CANARY
+
+
+async def test_the_servers_own_code_below_the_root_is_read_and_not_written(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "prefix", str(root / "project" / ".venv"))
+    program = root / "project" / ".venv" / "bin" / "tool"
+    program.parent.mkdir(parents=True)
+    program.write_text("own")
+    (root / "way").symlink_to("project/.venv")
+    with lending_tools(root):
+        for path in ("project/.venv/bin/tool", "project/.venv/new/deep.txt", "way/bin/tool"):
+            with pytest.raises(ToolRefused, match="code that the server runs"):
+                await write(path, "mine")
+        with pytest.raises(ToolRefused, match="code that the server runs"):
+            await edit("project/.venv/bin/tool", "own", "mine")
+        assert (await read("way/bin/tool")).text == "own"
+        await write("project/.venv2", "mine")
+    assert [path.name for path in (root / "project" / ".venv").rglob("*")] == ["bin", "tool"]
 
 
 async def test_no_swap_of_links_opens_a_way_out(root: Path, lent: object) -> None:
@@ -262,6 +302,55 @@ async def test_what_grep_finds_fits_where_calls_are_kept(root: Path, lent: objec
     (root / "app.log").write_text(("x" + "\x01" * 300 + "\n") * 2_000)
     found = await grep("x", max_matches=10_000)
     assert 500 < len(found.matches) < 600
+    assert found.is_truncated
+
+
+async def test_what_grep_found_is_not_lost_where_some_files_cannot_be_read(
+    root: Path, lent: object
+) -> None:
+    (root / "a.txt").write_text("found\n")
+    (root / "kept.txt").write_text("found\n")
+    (root / "kept.txt").chmod(0)  # a jail's root has no right to read it either
+    found = await grep("found")
+    assert [match.path for match in found.matches] == ["a.txt"]
+    assert not found.is_truncated
+    assert (await grep("nothing at all")).matches == []
+    with pytest.raises(ToolError, match="nowhere"):
+        await grep("found", "nowhere")
+
+
+async def test_grep_is_no_error_beside_a_process_that_makes_and_removes_files(
+    root: Path, lent: object
+) -> None:
+    for number in range(50):
+        (root / f"{number}.txt").write_text("found\n")
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            for number in range(50):
+                path = root / f"passing{number}"
+                path.write_text("passing\n")
+                path.unlink()
+
+    passing = threading.Thread(target=come_and_go)
+    passing.start()
+    try:
+        for _ in range(20):
+            assert len((await grep("found")).matches) == 50
+            assert (await grep("nothing at all")).matches == []
+    finally:
+        stop.set()
+        passing.join()
+
+
+async def test_what_grep_found_before_it_printed_too_much_is_told(
+    root: Path, lent: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox_commands, "MAX_PRINTED_BYTES", 1 << 20)
+    (root / "a.txt").write_text(("x" * 1_000 + "\n") * 4_000)
+    found = await grep("x", max_matches=10_000)
+    assert len(found.matches) > 100
     assert found.is_truncated
 
 
@@ -396,6 +485,24 @@ async def test_a_plain_function_asks_for_the_result(lent: object) -> None:
         return read("a.txt").result().text + bash("echo", ["more"]).result().stdout
 
     assert await asyncio.to_thread(body) == "textmore\n"
+
+
+async def test_slow_tools_hold_up_no_other(root: Path, lent: object) -> None:
+    (root / "a.txt").write_text("text")
+    go = threading.Event()
+
+    @tool(side_effect=False)
+    def wait(number: int) -> int:
+        """Wait."""
+        go.wait(30)
+        return number
+
+    waiting = [asyncio.ensure_future(wait(number)) for number in range(64)]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        assert (await read("a.txt")).text == "text"
+    go.set()
+    assert await asyncio.gather(*waiting) == list(range(64))
 
 
 class TestToolsThatCallTools:

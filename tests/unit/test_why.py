@@ -13,6 +13,7 @@ NOW_MS = 1_800_000_000_000
 RUN = RunId("r 1")
 ROW = WhyRow(
     status=RunStatus.QUEUED,
+    workflow_path="flows/a b.py",
     queue="gpu",
     crash_count=0,
     is_solo=False,
@@ -46,7 +47,7 @@ def node(state: NodeState, **fields: object) -> OpenNode:
         (
             replace(ROW, status=RunStatus.FAILED, error='{"name":"ValueError","message":"no"}'),
             "ended",
-            "ValueError: no",
+            "ValueError: no (if its file has been mended: --workflow 'flows/a b.py')",
         ),
         (replace(ROW, status=RunStatus.CANCELLED), "ended", "cancelled"),
     ],

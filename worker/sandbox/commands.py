@@ -6,11 +6,13 @@ Every command has an end: its own, its time limit's, or its attempt's. However i
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +20,7 @@ from typing import Any, Final
 from smithers.tools.errors import SandboxUnavailable, ToolError, ToolTimedOut
 from smithers.tools.toolbox import Captured, Command, CommandEnd
 from worker.sandbox.jailer import MAX_REQUEST_BYTES
+from worker.sandbox.own_code import find_closed, find_exposure
 from worker.sandbox.request import JailLimits, JailPolicy, JailRequest
 
 TERM_GRACE_S: Final = 1.0
@@ -26,6 +29,7 @@ MAX_COMMANDS: Final = 64  # at a time; a child has only so many descriptors
 MAX_PRINTED_BYTES: Final = 64 << 20  # of a stream, past what is kept
 STATUS_BYTES: Final = 16_384
 SEND_PAUSE_S: Final = 0.005
+SEND_PATIENCE_S: Final = 5.0
 CHUNK_BYTES: Final = 65_536
 ADVICE: Final = (
     "commands cannot be jailed here: {reason}. See docs/sandbox.md for what the host or the container must grant, "
@@ -55,6 +59,7 @@ class Commands:
 
     def __init__(self, policy: SandboxPolicy) -> None:
         self._policy = policy
+        self._exposure = find_exposure(policy.root) if policy.is_jailed else None
         self._process: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None
         self._room = asyncio.Semaphore(MAX_COMMANDS)
@@ -100,6 +105,8 @@ class Commands:
         root = str(self._policy.root)
         if root in UNFIT_ROOTS:
             raise SandboxUnavailable(ADVICE.format(reason=f"the root directory is {root}"))
+        if self._exposure is not None:
+            raise SandboxUnavailable(ADVICE.format(reason=self._exposure))
         cwd = f"{root}/{command.cwd}" if command.cwd else root
         request = JailRequest(argv=command.argv, cwd=cwd).to_json()
         if len(request) > MAX_REQUEST_BYTES:
@@ -109,6 +116,7 @@ class Commands:
     async def _send(self, request: bytes, running: "_Running") -> None:
         """Hand a command to the jailer; to a new one where the last has died."""
         is_new = False
+        give_up_at = time.monotonic() + SEND_PATIENCE_S
         while True:
             if self._requests is None or self._process is None or self._process.poll() is not None:
                 if is_new:
@@ -123,6 +131,11 @@ class Commands:
                 await asyncio.sleep(SEND_PAUSE_S)
             except (BrokenPipeError, ConnectionResetError):
                 self.close()
+            except OSError as error:
+                # What this account has under way in sockets is counted in all of its processes, jailed ones too.
+                if error.errno != errno.ETOOMANYREFS or time.monotonic() > give_up_at:
+                    raise ToolError(f"a command cannot be started: {error.strerror}") from error
+                await asyncio.sleep(SEND_PAUSE_S)
             else:
                 return
 
@@ -141,6 +154,7 @@ class Commands:
         policy = JailPolicy(
             root=str(self._policy.root),
             read_only=tuple(sorted({sys.base_prefix, sys.prefix})),
+            closed=tuple(str(place) for place in find_closed(self._policy.root)),
             is_jailed=self._policy.is_jailed,
             allow_network=self._policy.allow_network,
             limits=self._policy.limits,

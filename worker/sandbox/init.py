@@ -23,8 +23,9 @@ from worker.sandbox.request import JailPolicy, JailRequest
 from worker.sandbox.seccomp import install_filter
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_CLOSE_ROUNDS: Final = 1000
+_KILL_ROUNDS: Final = 1000
 _LOOK_EVERY_MS: Final = 500
+_OOM_FIRST: Final = b"1000"
 
 
 class Descriptors:
@@ -45,6 +46,7 @@ def run_first(request: JailRequest, descriptors: Descriptors, mould: Mould) -> N
     policy = mould.policy
     try:
         signal.set_wakeup_fd(-1)
+        _die_first(mould.proc)
         if policy.is_jailed:
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, int(signal.SIGKILL))
             build_jail(mould)
@@ -57,14 +59,24 @@ def run_first(request: JailRequest, descriptors: Descriptors, mould: Mould) -> N
         if request.argv:
             _tell(descriptors.status, _supervise(request, descriptors, policy))
         else:
-            _look_around(descriptors.stdout, mould.cgroup_limits)
+            _look_around(descriptors.stdout, mould)
             _tell(descriptors.status, {"exit_code": 0})
-    except _NotStarted as failure:
-        _tell(descriptors.status, {"not_started": str(failure)})
+    except _NotStarted as error:
+        _tell(descriptors.status, {"not_started": str(error)})
     except OSError as error:
         _tell(descriptors.status, {"refused": str(error)})
     finally:
         os._exit(0)
+
+
+def _die_first(proc: int) -> None:
+    """Where the host is short of memory, have the kernel end commands before anybody else: a preference, and no wall."""
+    with suppress(OSError):
+        number = os.open("self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
+        try:
+            os.write(number, _OOM_FIRST)
+        finally:
+            os.close(number)
 
 
 def _confine(mould: Mould) -> None:
@@ -81,25 +93,25 @@ def _supervise(
     request: JailRequest, descriptors: Descriptors, policy: JailPolicy
 ) -> dict[str, Any]:
     """Run the command to its end; return what to tell."""
-    waker, woken = os.pipe()
+    woken, waking = os.pipe()
+    os.set_blocking(waking, False)
     os.set_blocking(woken, False)
-    os.set_blocking(waker, False)
-    signal.set_wakeup_fd(woken)
+    signal.set_wakeup_fd(waking)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     command = _start(request, descriptors, [f"{place}/bin" for place in policy.read_only])
     for number in (descriptors.stdin, descriptors.stdout, descriptors.stderr):
         os.close(number)
-    told = _await_end(command, descriptors.control, waker, policy)
+    told = _await_end(command, descriptors.control, woken, policy)
     if not policy.is_jailed:
         _kill_descendants(os.getpid())
     return told
 
 
-def _await_end(command: int, control: int, waker: int, policy: JailPolicy) -> dict[str, Any]:
+def _await_end(command: int, control: int, woken: int, policy: JailPolicy) -> dict[str, Any]:
     """Wait until the command ends, the child wants it all gone, or the disk fills; return what to tell."""
     poll = select.poll()
     poll.register(control, select.POLLIN)
-    poll.register(waker, select.POLLIN)
+    poll.register(woken, select.POLLIN)
     while True:
         for number, _ in poll.poll(_LOOK_EVERY_MS):
             heard = os.read(number, 512)
@@ -117,7 +129,9 @@ def _await_end(command: int, control: int, waker: int, policy: JailPolicy) -> di
 
 def _is_full(policy: JailPolicy) -> bool:
     space = os.statvfs(policy.root)
-    return space.f_bavail * space.f_frsize < policy.limits.free_bytes
+    # A filesystem that makes inodes as they are needed says that it has none.
+    has_few_files = space.f_files != 0 and space.f_favail < policy.limits.free_files
+    return has_few_files or space.f_bavail * space.f_frsize < policy.limits.free_bytes
 
 
 def _tell_all_to_end() -> None:
@@ -132,7 +146,7 @@ def _tell_all_to_end() -> None:
 
 def _kill_descendants(pid: int) -> None:
     """Kill until there is nothing left to kill: whoever forks meanwhile is found in the next round."""
-    for _ in range(_CLOSE_ROUNDS):
+    for _ in range(_KILL_ROUNDS):
         living = _descendants(pid)
         for one in living:
             with suppress(ProcessLookupError):
@@ -221,17 +235,18 @@ def _lower(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value, value))
 
 
-def _look_around(stdout: int, cgroup_limits: str) -> None:
+def _look_around(stdout: int, mould: Mould) -> None:
     """Say what can be reached from inside; instead of a command."""
+    closed = ("/", "/usr", "/etc", "/proc", *mould.policy.closed)
     seen: dict[str, Any] = {
         "uid": os.getuid(),
         "processes": [int(name) for name in os.listdir("/proc") if name.isdigit()],
         "has_proc": Path("/proc/self").exists(),
         "filter": syscalls.prctl(syscalls.PR_GET_SECCOMP),
         "no_new_privileges": syscalls.prctl(syscalls.PR_GET_NO_NEW_PRIVS),
-        "writable": [path for path in ("/", "/usr", "/etc", "/proc") if os.access(path, os.W_OK)],
+        "writable": [path for path in closed if os.access(path, os.W_OK)],
         "interfaces": [name for _, name in socket.if_nameindex()] if _may_look() else [],
-        "cgroup_limits": cgroup_limits,
+        "cgroup_limits": mould.cgroup_limits,
     }
     os.write(stdout, json.dumps(seen).encode())
 

@@ -2,9 +2,10 @@
 
 The common part, the mould, is a mount namespace that the jailer moves into. Each jail has a copy of it, in a user namespace
 of its own, and so the kernel locks all that is mounted there. What is seen from inside: the system's programs and libraries,
-read-only; the root at its own path, to write to, with `.smithers` hidden; a private /tmp; six devices; /proc of these
-processes alone, read-only (as host root a writable one would hand out the kernel's settings). Nothing else of the host's tree
-is mounted, so there is nothing to be kept from: no home, no socket of a database, no credential of a service.
+read-only; the root at its own path, to write to, with `.smithers` hidden and the server's own code read-only; a private
+/tmp; six devices; /proc of these processes alone, read-only (as host root a writable one would hand out the kernel's
+settings). Nothing else of the host's tree is mounted, so there is nothing to be kept from: no home, no socket of a database,
+no credential of a service.
 
 Each step raises OSError, and no command is run unless all of them were taken. /proc alone may be left empty: where a
 container hides parts of its own, the kernel refuses another (docs/sandbox.md).
@@ -38,6 +39,7 @@ _OLD: Final = "/.old"
 _TMP: Final = "/tmp"  # noqa: S108 - the jail's own, where nobody else is
 _SHM: Final = "/dev/shm"  # noqa: S108 - as above
 _STAGE: Final = "/mnt"
+_TMP_FILES: Final = 65_536  # of an empty file the kernel's memory is taken, and no byte of the size
 _HOST_NAME: Final = "sandbox"
 HIDDEN: Final = ".smithers"
 _SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
@@ -106,6 +108,7 @@ def make_mould(policy: JailPolicy, *, cgroup_limits: str) -> Mould:
     _mount_common(policy)
     _mount_etc(mould.uid, mould.gid, allow_network=policy.allow_network)
     _bind(policy.root, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
+    _close(policy)
     syscalls.detach_mount(_OLD)
     os.rmdir(_OLD)
     syscalls.restrict_mounts("/", _CLOSED, is_recursive=False)
@@ -167,7 +170,7 @@ def _mount_own(place: str, flags: int, size_bytes: int, bound: list[str]) -> Non
     """Put an empty directory in memory over a place, and on it what is bound below that place; no root is covered."""
     if place in bound:
         return
-    options = f"mode=1777,size={size_bytes}"
+    options = f"mode=1777,size={size_bytes},nr_inodes={_TMP_FILES}"
     inside = [path for path in bound if path.startswith(f"{place}/")]
     if not inside:
         syscalls.mount("tmpfs", place, "tmpfs", flags, options)
@@ -203,6 +206,22 @@ def _mount_system(policy: JailPolicy) -> None:
             os.symlink(os.readlink(_OLD + path), path)
         elif stat.S_ISDIR(mode):
             _bind(path, _CLOSED)
+
+
+def _close(policy: JailPolicy) -> None:
+    """Take back from the root, which is written to, the server's own code below it."""
+    above = {step for place in policy.closed for step in _steps_to(place, policy.root)}
+    # A directory above could be renamed and made anew, with other code in it: but not one that something is mounted on.
+    for place in (*sorted(above), *policy.closed):
+        syscalls.mount(place, place, None, MS_BIND | MS_REC)
+    for place in policy.closed:
+        syscalls.restrict_mounts(place, _CLOSED, is_recursive=True)
+
+
+def _steps_to(place: str, root: str) -> list[str]:
+    """Return the directories between a root and a place below it."""
+    names = place.removeprefix(root).strip("/").split("/")[:-1]
+    return [f"{root}/{'/'.join(names[: count + 1])}" for count in range(len(names))]
 
 
 def _mount_etc(uid: int, gid: int, *, allow_network: bool) -> None:

@@ -15,10 +15,11 @@ class JailLimits(NamedTuple):
     cpus: int = 4  # of their time; only where there are cgroups
     file_bytes: int = 1 << 30  # of each file
     tmp_bytes: int = 256 << 20  # of the private /tmp and /dev/shm each
-    open_files: int = 1024
+    open_files: int = 256  # of each process: what the kernel counts for an account, others have too
     free_bytes: int = (
         256 << 20
     )  # a command ends where the root's filesystem has less than this left
+    free_files: int = 10_000  # or fewer files to be made than this
 
 
 class JailPolicy(NamedTuple):
@@ -26,6 +27,7 @@ class JailPolicy(NamedTuple):
 
     root: str
     read_only: tuple[str, ...] = ()  # beside the system: where the interpreter lives
+    closed: tuple[str, ...] = ()  # below the root, and not to be written to: the server's own code
     is_jailed: bool = True
     allow_network: bool = False
     limits: JailLimits = JailLimits()
@@ -39,6 +41,7 @@ class JailPolicy(NamedTuple):
         """Read what to_json wrote."""
         fields = json.loads(text)
         fields["read_only"] = tuple(fields["read_only"])
+        fields["closed"] = tuple(fields["closed"])
         fields["limits"] = JailLimits(**fields["limits"])
         return cls(**fields)
 

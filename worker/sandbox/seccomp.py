@@ -76,6 +76,7 @@ _REFUSED: Final = {
 # Libraries have another way where these do not exist. Their arguments lie in memory, where no filter can look.
 _ABSENT: Final = {
     "clone3": (435, 435),
+    "io_setup": (206, 0),  # its rings are counted for the whole host: fs.aio-max-nr
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
     "io_uring_setup": (425, 425),
@@ -117,7 +118,7 @@ _ARCH_OFFSET: Final = 4
 
 
 class Instruction(NamedTuple):
-    """One ``struct sock_filter``: jumps count the instructions to pass over."""
+    """One `struct sock_filter`: jumps count the instructions to pass over."""
 
     code: int
     if_true: int
@@ -126,7 +127,7 @@ class Instruction(NamedTuple):
 
 
 class _Program(ctypes.Structure):
-    """``struct sock_fprog``."""
+    """`struct sock_fprog`."""
 
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 

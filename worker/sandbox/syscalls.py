@@ -56,7 +56,7 @@ _LIBC.syscall.restype = ctypes.c_long
 
 
 class _MountAttr(ctypes.Structure):
-    """``struct mount_attr`` of mount_setattr(2)."""
+    """`struct mount_attr` of mount_setattr(2)."""
 
     _fields_ = tuple(
         (name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")

@@ -29,7 +29,7 @@ Must not know: tables, other servers, the environment (default_data_dir is hande
 
 from smithers.store.embedded.account import EmbeddedPostgresError
 from smithers.store.embedded.postgres import EmbeddedPostgres, open_embedded_postgres
-from smithers.store.embedded.site import default_data_dir, state_dir
+from smithers.store.embedded.site import default_data_dir, has_database, state_dir
 from smithers.store.embedded.temporary import TemporaryPostgres, open_temporary_postgres
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "EmbeddedPostgresError",
     "TemporaryPostgres",
     "default_data_dir",
+    "has_database",
     "open_embedded_postgres",
     "open_temporary_postgres",
     "state_dir",

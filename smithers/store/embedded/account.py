@@ -89,6 +89,7 @@ def run_as(
         text=True,
         check=False,
         pass_fds=pass_fds,
+        process_group=0,  # Ctrl-C at the terminal is ours to hear: it would leave initdb half done
     )
 
 

@@ -71,8 +71,8 @@ def _find_obstacle(account: ServerAccount, bin_dir: Path) -> str | None:
     for program in PROGRAMS:  # each: they do not load the same libraries
         try:
             tried = run_as(account, [str(bin_dir / program), "--version"])
-        except OSError as exc:
-            return str(exc)
+        except OSError as error:
+            return str(error)
         if tried.returncode != 0:
             return tried.stderr.strip() or f"{program} --version ends with {tried.returncode}"
     return None

@@ -40,10 +40,10 @@ def create_cluster(site: Site, programs: Path, *, server_fd: int) -> None:
         raise EmbeddedPostgresError(f"initdb fails in {partial}: {made.stderr.strip()}")
     try:
         partial.rename(site.pgdata)
-    except OSError as exc:
+    except OSError as error:
         raise EmbeddedPostgresError(
             f"{site.pgdata} is there but is no database (it has no PG_VERSION): move it away."
-        ) from exc
+        ) from error
     _sync_directory(site.data_dir)
 
 
@@ -83,11 +83,11 @@ def remove_misleading_pid_files(site: Site) -> None:
 def _check_passwd_entry(account: ServerAccount) -> None:
     try:
         pwd.getpwuid(account.uid)
-    except KeyError as exc:
+    except KeyError as error:
         raise EmbeddedPostgresError(
             f"initdb needs a passwd entry for user id {account.uid}, and there is none. Run as an "
             "account of /etc/passwd, or use a Postgres of your own (DATABASE_URL)."
-        ) from exc
+        ) from error
 
 
 def _read_pid(lock_file: Path) -> int | None:

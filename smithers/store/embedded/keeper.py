@@ -2,8 +2,9 @@
 
 A process of its own: `python -I -S keeper.py LOCK UID GID POSTGRES [ARG...]`. It returns at once
 and leaves the keeper behind, nobody's child and in another session, out of reach of Ctrl-C.
-Guaranteed: a server that was killed comes back, one that was asked to stop stays down; when the
-last shared lock on LOCK is gone, however its holder went, the server is stopped (fast: sessions
+Guaranteed: a server that was killed comes back, and so does one that has given itself up after it
+once was ready, e.g. for a full disk, however long that takes; one that was asked to stop stays
+down; when the last shared lock on LOCK is gone, however its holder went, the server is stopped (fast: sessions
 are cut, a checkpoint is made), and LOCK is held exclusively until it has ended.
 
 Imports a little of the standard library and nothing else: it is in memory as long as the server.
@@ -15,11 +16,14 @@ import os
 import select
 import signal
 import sys
+import time
 
 USE_CHECK_S = 0.5  # how long a server lingers when its users were killed
-RESTART_PAUSE_S = 0.25
-# ~30 s: sessions outlive a killed postmaster until they look up, and no other starts before that.
-RESTART_COUNT = 120
+# Before a restart: a tenth of the time that it is down. Sessions outlive a killed postmaster until
+# they look up, and no other starts before that; a full disk may stay full for hours.
+PAUSE_SHARE = 0.1
+MIN_PAUSE_S = 0.25
+MAX_PAUSE_S = 5.0
 
 
 def main() -> None:
@@ -38,22 +42,36 @@ def main() -> None:
 def _keep(lock_fd: int, uid: int, gid: int, command: list[str]) -> None:
     wake_fd = _wake_up_on_child_death()
     server_pid = _start(uid, gid, command)
-    restarts_left = 0  # a first start that fails is not repeated: its user waits to say why
+    has_served = False  # a first start that fails is not repeated: its user waits to say why
+    served_at = time.monotonic()
     while _is_used(lock_fd):
         ended_pid, status = _await_end(server_pid, wake_fd)
         if not ended_pid:
+            if _is_ready(server_pid, command):
+                has_served, served_at = True, time.monotonic()
             continue
-        if os.WIFSIGNALED(status):
-            restarts_left = RESTART_COUNT
-        elif os.WEXITSTATUS(status) == 0 or not restarts_left:
+        has_served = has_served or os.WIFSIGNALED(status)
+        if not has_served or (os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0):
             return
-        restarts_left -= 1
-        select.select([], [], [], RESTART_PAUSE_S)
+        down_s = time.monotonic() - served_at
+        pause_s = min(max(PAUSE_SHARE * down_s, MIN_PAUSE_S), MAX_PAUSE_S)
+        select.select([], [], [], pause_s)
         server_pid = _start(uid, gid, command)
     ended_pid = 0
     while not ended_pid:
         os.kill(server_pid, signal.SIGINT)  # repeated: a signal that comes before the exec is lost
         ended_pid, _ = _await_end(server_pid, wake_fd)
+
+
+def _is_ready(server_pid: int, command: list[str]) -> bool:
+    """Say whether the server takes sessions, as its own postmaster.pid has it."""
+    pgdata = command[command.index("-D") + 1]
+    try:
+        with open(f"{pgdata}/postmaster.pid", "rb") as file:  # noqa: PTH123  pathlib is large
+            lines = file.read().split(b"\n")
+    except OSError:
+        return False
+    return lines[0] == b"%d" % server_pid and lines[7:8] == [b"ready   "]
 
 
 def _await_end(server_pid: int, wake_fd: int) -> tuple[int, int]:
@@ -76,8 +94,8 @@ def _start(uid: int, gid: int, command: list[str]) -> int:
         for default in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(default, signal.SIG_DFL)
         os.execv(command[0], command)  # noqa: S606  our user made the command
-    except OSError as exc:
-        os.write(2, f"{command[0]}: {exc}\n".encode())
+    except OSError as error:
+        os.write(2, f"{command[0]}: {error}\n".encode())
     finally:
         os._exit(127)
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Final, Self, assert_never
 
 from smithers.store.embedded.account import (
@@ -101,11 +101,11 @@ def open_embedded_postgres(
         make_data_dir(resolved)
         with passing_door(resolved, limit_s=DOOR_LIMIT_S):
             return _enter(prepare_site(resolved, server_user=server_user), settings, bin_dir)
-    except OSError as exc:
+    except OSError as error:
         raise EmbeddedPostgresError(
-            f"The data directory {resolved} cannot be used: {exc}. Run as its owner, or name "
+            f"The data directory {resolved} cannot be used: {error}. Run as its owner, or name "
             "another with --data-dir."
-        ) from exc
+        ) from error
 
 
 class EmbeddedPostgres:
@@ -121,12 +121,7 @@ class EmbeddedPostgres:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -237,10 +232,10 @@ def _start_server(
             stdout=log_fd,
             stderr=log_fd,
         )
-    except (OSError, subprocess.CalledProcessError) as exc:
+    except (OSError, subprocess.CalledProcessError) as error:
         raise EmbeddedPostgresError(
-            f"The keeper of Postgres does not start ({exc}). {read_last_words(site)}"
-        ) from exc
+            f"The keeper of Postgres does not start ({error}). {read_last_words(site)}"
+        ) from error
     finally:
         os.close(log_fd)
 

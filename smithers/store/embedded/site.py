@@ -216,6 +216,11 @@ def _hash(path: Path) -> str:
     return hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
 
 
+def has_database(data_dir: Path) -> bool:
+    """Say whether a database was ever begun in a data directory."""
+    return (_pgdata(data_dir) / "PG_VERSION").exists()
+
+
 def _pgdata(data_dir: Path) -> Path:
     return data_dir / "pgdata"
 

@@ -1,0 +1,60 @@
+"""`smithers start`: have a server begin a run."""
+
+from typing import Annotated
+
+import typer
+
+from smithers.cli import options as o
+from smithers.cli.console import note, print_json, print_line
+from smithers.cli.up import read_input
+
+WorkflowArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="WORKFLOW",
+        help="FILE, or FILE:NAME, below the server's root directory.",
+        show_default=False,
+    ),
+]
+Input = Annotated[
+    str | None,
+    typer.Option("--input", metavar="JSON|@FILE", help="The run's input. [default: {}]"),
+]
+ChosenId = Annotated[
+    str | None,
+    typer.Option("--run-id", metavar="RUN", help="The run's id. [default: the server makes one]"),
+]
+Priority = Annotated[
+    int | None,
+    typer.Option(
+        "--priority", min=-100, max=100, help="Runs of a higher one begin first. [default: 0]"
+    ),
+]
+Key = Annotated[
+    str | None,
+    typer.Option("--key", metavar="KEY", help="Asked twice with one key, one run is started."),
+]
+
+
+def start(
+    workflow: WorkflowArgument,
+    *,
+    input_text: Input = None,
+    run_id: ChosenId = None,
+    priority: Priority = None,
+    idempotency_key: Key = None,
+    as_json: o.AsJson = False,
+    server: o.ServerUrl = None,
+    token: o.Token = None,
+) -> None:
+    """Start a run on a server, and print its id."""
+    told = read_input(input_text)
+    with o.open_client(server, token) as client:
+        started = client.start(
+            workflow, told, run_id=run_id, priority=priority, idempotency_key=idempotency_key
+        )
+    if as_json:
+        print_json({"runId": started})
+        return
+    print_line(started)
+    note(f"follow it with: smithers events {started} --follow")

@@ -1,0 +1,175 @@
+"""Read what is known of a run: all of it when it is taken up, and what has come from outside while it is under way."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import asyncpg
+import orjson
+
+from smithers.engine.facts import (
+    ApprovalFact,
+    EndFact,
+    Facts,
+    LoopFact,
+    NodeFact,
+    NodeKey,
+    Problem,
+    SignalFact,
+    TryFact,
+)
+from smithers.errors import LeaseLost
+from smithers.ids import Epoch, LoopId, RunId, TryId
+from smithers.states import ApprovalStatus, NodeState, RunStatus, TryPhase
+from smithers.store.connections import driver_errors
+from smithers.store.lanes import each_on_its_own
+
+_LOAD: Final = """
+SELECT r.run_id, r.last_seq, r.epoch, r.cancel_requested_at IS NOT NULL AS is_cancelling,
+    smithers.to_ms(smithers.clock()) AS now_ms,
+    (SELECT coalesce(json_agg(json_build_array(a.node_id, a.iteration, a.status, a.note, a.decided_by,
+            smithers.to_ms(a.decided_at), a.decision)), '[]')
+        FROM APPROVALS AS a WHERE a.status IN ('approved', 'denied'))::text AS approvals,
+    (SELECT coalesce(json_agg(json_build_array(s.seq, s.signal_name, s.correlation_id, s.data) ORDER BY s.seq), '[]')
+        FROM smithers.signals AS s WHERE s.run_id = r.run_id AND s.consumed_by IS NULL)::text AS signals,
+    (SELECT coalesce(json_agg(json_build_array(k.node_id, k.iteration, k.child_run_id, k.status, k.output, k.error)), '[]')
+        FROM CHILDREN AS k WHERE k.status IS NOT NULL)::text AS ends
+    MORE
+FROM smithers.runs AS r WHERE r.run_id = ANY ($1)
+"""
+_OF_NODE: Final = """
+            unnest($2::text[], $3::integer[]) AS w (node_id, iteration) CROSS JOIN LATERAL (
+                SELECT * FROM smithers.TABLE AS t
+                WHERE t.run_id = r.run_id AND t.node_id = w.node_id AND t.iteration = w.iteration LIMIT 1)"""
+
+# -- name: load_news
+# What has come to a run from outside for these nodes: decisions and children's ends, and signals that nobody has taken.
+# Asked at every hint: it reads what waits, however much was decided before. LIMIT: one step of the key for each.
+LOAD_NEWS: Final = (
+    _LOAD.replace("APPROVALS", _OF_NODE.replace("TABLE", "approvals"))
+    .replace("CHILDREN", _OF_NODE.replace("TABLE", "children"))
+    .replace("MORE", "")
+)
+
+# -- name: load_runs
+# All that is known of some runs, in one snapshot and one round trip: what has come, and what their own history says. Old
+# decisions too: a task that was let through is tried again.
+LOAD_RUNS: Final = (
+    _LOAD.replace("APPROVALS", "(SELECT * FROM smithers.approvals AS t WHERE t.run_id = r.run_id)")
+    .replace(
+        "CHILDREN",
+        """(SELECT t.* FROM smithers.children AS t JOIN smithers.nodes AS n
+            ON n.run_id = t.run_id AND n.node_id = t.node_id AND n.iteration = t.iteration
+            WHERE t.run_id = r.run_id AND n.state = 'waiting-event')""",
+    )
+    .replace(
+        "MORE",
+        """,
+    (SELECT coalesce(json_agg(json_build_array(n.node_id, n.iteration, n.state, n.kind, n.label, n.attempt, n.failures,
+            n.output, n.error, smithers.to_ms(n.due_at), smithers.to_ms(n.started_at), n.wait, n.heartbeat, n.loop_id)), '[]')
+        FROM smithers.nodes AS n WHERE n.run_id = r.run_id)::text AS nodes,
+    (SELECT coalesce(json_agg(json_build_array(l.loop_id, l.iteration, l.is_done)), '[]')
+        FROM smithers.loops AS l WHERE l.run_id = r.run_id)::text AS loops,
+    (SELECT coalesce(json_agg(json_build_array(t.try_id, t.phase, t.is_done, t.problem)), '[]')
+        FROM smithers.tries AS t WHERE t.run_id = r.run_id)::text AS tries,
+    (SELECT f.xml_hash FROM smithers.frames AS f WHERE f.run_id = r.run_id ORDER BY f.frame_no DESC LIMIT 1) AS xml_hash""",
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What has come to a run from outside."""
+
+    last_seq: int
+    epoch: Epoch
+    is_cancelling: bool
+    now_ms: int
+    approvals: dict[NodeKey, ApprovalFact]  # decided
+    signals: list[SignalFact]
+    ends: dict[NodeKey, EndFact]  # of children that nodes wait for
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRun:
+    """What the rows say of a run that is taken up again."""
+
+    facts: Facts
+    xml_hash: str | None
+    news: News
+
+
+async def load_runs(
+    connection: asyncpg.Connection | asyncpg.Pool, run_ids: Sequence[RunId]
+) -> list[LoadedRun | Exception]:
+    """Read what is known of runs that are taken up again, in the order of the ids.
+
+    Instead of one there is LeaseLost where it is gone, AnswerTooLarge where more is known of it than one row holds.
+    """
+    rows = await each_on_its_own(connection, run_ids, _load_rows)
+    return [row if isinstance(row, Exception) else _loaded(row) for row in rows]
+
+
+async def _load_rows(
+    connection: asyncpg.Connection | asyncpg.Pool, run_ids: Sequence[RunId]
+) -> list[asyncpg.Record | Exception]:
+    found = {row["run_id"]: row for row in await connection.fetch(LOAD_RUNS, run_ids)}
+    return [found.get(run_id) or LeaseLost(f"run {run_id} is gone") for run_id in run_ids]
+
+
+async def load_news(pool: asyncpg.Pool, run_id: RunId, waiting: Collection[NodeKey]) -> News | None:
+    """Read what has come to a run from outside, decisions and ends for the nodes that wait; None where the run is gone."""
+    node_ids = [key.node_id for key in waiting]
+    iterations = [key.iteration for key in waiting]
+    with driver_errors():
+        row = await pool.fetchrow(LOAD_NEWS, [run_id], node_ids, iterations)
+    return None if row is None else _news(row)
+
+
+def _loaded(row: asyncpg.Record) -> LoadedRun:
+    facts = Facts()
+    # The columns of LOAD_RUNS from the state on stand in the order of a NodeFact's fields.
+    for columns in orjson.loads(row["nodes"]):
+        node_id, iteration, state, kind, label, attempt, failures, output, error, *rest = columns
+        facts.put(
+            NodeKey(node_id, iteration),
+            NodeFact(
+                NodeState(state),
+                kind,
+                label,
+                attempt,
+                failures,
+                output,
+                _problem_of(error),
+                *rest,
+            ),
+        )
+    for loop_id, iteration, is_done in orjson.loads(row["loops"]):
+        facts.loops[LoopId(loop_id)] = LoopFact(iteration, is_done)
+    for try_id, phase, is_done, problem in orjson.loads(row["tries"]):
+        facts.tries[TryId(try_id)] = TryFact(TryPhase(phase), is_done, _problem_of(problem))
+    return LoadedRun(facts, row["xml_hash"], _news(row))
+
+
+def _news(row: asyncpg.Record) -> News:
+    approvals = {
+        NodeKey(node_id, iteration): ApprovalFact(ApprovalStatus(status), *rest)
+        for node_id, iteration, status, *rest in orjson.loads(row["approvals"])
+    }
+    signals = [SignalFact(*fields) for fields in orjson.loads(row["signals"])]
+    ends = {
+        NodeKey(node_id, iteration): EndFact(run_id, RunStatus(status), output, _problem_of(error))
+        for node_id, iteration, run_id, status, output, error in orjson.loads(row["ends"])
+    }
+    return News(
+        row["last_seq"], row["epoch"], row["is_cancelling"], row["now_ms"], approvals, signals, ends
+    )
+
+
+def _problem_of(text: str | None) -> Problem | None:
+    if text is None:
+        return None
+    kept = orjson.loads(text)
+    return Problem(
+        kept["name"], kept["message"], kept.get("code"), kept.get("details"), kept.get("traceback")
+    )

@@ -1,0 +1,125 @@
+"""Open what of OpenTelemetry's library sends spans: its exporters, below their span objects, and its sampler and resource.
+
+Imported only where traces are on. The settings are the standard `OTEL_*` variables, and the library's to read; retries,
+time-outs, headers and certificates are its work too.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from smithers.telemetry.otel_variables import OTEL_PREFIX, InvalidTelemetry
+from smithers.texts import text_of
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+COMPRESSION: Final = "OTEL_EXPORTER_OTLP_COMPRESSION"
+TRACES_COMPRESSION: Final = "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION"
+EXPORT_METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+
+# Takes a request and its number of spans; returns why it was not taken: a status, or an error's class. None: it was.
+Export = Callable[[bytes, int], str | None]
+
+
+class Library(NamedTuple):
+    """What the library lends."""
+
+    provider: "TracerProvider"
+    export: Export
+    close: Callable[[], None]  # of the exporter
+
+
+def open_library(variables: Mapping[str, str], *, is_grpc: bool) -> Library:
+    """Have the library read the `OTEL_*` variables, all of them; raises InvalidTelemetry where it refuses them."""
+    # The exporters complain at every try, with tracebacks, and of headers by quoting them; we do in one line a minute.
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+    try:
+        with _environment({"OTEL_SERVICE_NAME": "smithers", **_standard(variables)}):
+            from opentelemetry.sdk.trace import TracerProvider  # reads some of them as it is loaded
+
+            provider = TracerProvider(shutdown_on_exit=False)
+            return Library(provider, *(_open_grpc() if is_grpc else _open_http()))
+    except Exception as error:
+        # Each part of the library has errors of its own for a value that it cannot read; none of them holds a header.
+        told = f"{type(error).__name__}: {text_of(error)}"
+        raise InvalidTelemetry(f"the OTEL_* variables cannot be followed: {told}") from error
+
+
+def _open_http() -> tuple[Export, Callable[[], None]]:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    client = OTLPSpanExporter()._client  # noqa: SLF001 - below it, spans are bytes
+
+    def export(request: bytes, _count: int) -> str | None:
+        result = client.export(request)
+        if result.success:
+            return None
+        return str(result.status_code or type(result.error).__name__)
+
+    return export, client.shutdown
+
+
+def _open_grpc() -> tuple[Export, Callable[[], None]]:
+    import grpc
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace.export import SpanExportResult
+
+    class Exporter(OTLPSpanExporter):
+        """Sends requests that are bytes already, as bytes."""
+
+        reason = ""
+
+        def _initialize_channel_and_stub(self) -> None:
+            # Called again where it connects anew.
+            super()._initialize_channel_and_stub()  # type: ignore[no-untyped-call]  # the library's
+            channel: Any = self._channel
+            self._call = channel.unary_unary(EXPORT_METHOD)  # without serializers: bytes stay bytes
+            self._client: Any = self
+
+        def Export(self, **how: Any) -> None:  # noqa: N802 - the name of the stub's method, in whose place it is called
+            """Make one call."""
+            try:
+                self._call(**how)
+            except grpc.RpcError as error:
+                self.reason = error.code().name
+                raise
+
+        def _translate_data(self, data: Any) -> Any:
+            return data[0]
+
+    exporter = Exporter()
+
+    def export(request: bytes, count: int) -> str | None:
+        told: Any = (request,) * count  # its length is what the exporter counts
+        taken = exporter.export(told) is SpanExportResult.SUCCESS
+        return None if taken else exporter.reason
+
+    return export, exporter.shutdown
+
+
+def _standard(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables as the standard means them: what is empty is not set, and compression may be `none`."""
+    told = {name: value for name, value in variables.items() if value}
+    general = told.pop(COMPRESSION, "none")
+    compression = told.pop(TRACES_COMPRESSION, general)
+    # The exporter over gRPC refuses the word.
+    return told if compression.strip().lower() == "none" else {**told, COMPRESSION: compression}
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Let the library read these `OTEL_*` variables and no others; workers have none that holds a secret."""
+    before = dict(os.environ)
+    try:
+        for name in before:
+            if name.startswith(OTEL_PREFIX):
+                del os.environ[name]
+        os.environ.update(variables)
+        yield
+    finally:
+        for name in variables:
+            os.environ.pop(name, None)
+        os.environ.update(before)

@@ -1,0 +1,115 @@
+"""While a synchronous standby is away nothing is answered as done: it is committed here, and nowhere else."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from smithers.engine.turn import ApprovalChange, Turn
+from smithers.errors import StoreUnavailable
+from smithers.ids import NodeId, RunId
+from smithers.store import connections, lanes
+from smithers.store.commits import Committer, Outcome
+from smithers.store.embedded.temporary import open_temporary_postgres
+from smithers.store.outside import Decision, SignalSent, decide, open_outside_lane, send_signal
+from smithers.store.schema import upgrade_schema
+from smithers.store.starts import open_start_lane
+from tests.support.turns import Ground, a_start, change, key_of, parked, said
+
+CALL_S = 2.5  # the server gives up after four fifths of it
+DECISION = Decision(
+    run_id=RunId("asked"),
+    node_id=NodeId("ok"),
+    iteration=0,
+    is_approved=True,
+    note=None,
+    decided_by=None,
+    decision=None,
+    user=None,
+    scopes=None,
+)
+SIGNAL = SignalSent(
+    run_id=RunId("told"),
+    signal_name="s",
+    correlation_id=None,
+    data="1",
+    received_by=None,
+    signal_id="once",
+)
+
+
+@pytest.fixture(scope="module")
+def own_dsn() -> Iterator[str]:
+    """A server whose settings are this module's."""
+    postgres = open_temporary_postgres({"synchronous_commit": "on"})
+    upgrade_schema(postgres.dsn)
+    yield postgres.dsn
+    postgres.close()
+
+
+@pytest.fixture
+async def ground(own_dsn: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ground]:
+    for module in (connections, lanes):
+        monkeypatch.setattr(module, "COMMAND_TIMEOUT_S", CALL_S)
+    async with Ground(own_dsn) as ground:
+        yield ground
+
+
+async def want_standby(ground: Ground, name: str) -> None:
+    """Have commits wait for a standby of this name; none: for nobody. Return when they do."""
+    await ground.sql.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
+    await ground.sql.execute("SELECT pg_reload_conf()")
+    for _ in range(1_000):
+        probe = await ground.connect()
+        try:
+            async with asyncio.timeout(0.5):
+                await probe.execute("CREATE TABLE probe (); DROP TABLE probe")
+        except TimeoutError:
+            if name:
+                return
+        else:
+            if not name:
+                return
+        await asyncio.sleep(0.01)
+    pytest.fail("the setting makes no difference")
+
+
+async def outcome(asked: Awaitable[Any]) -> Any:
+    try:
+        return await asked
+    except StoreUnavailable:
+        return StoreUnavailable
+
+
+@pytest.mark.slow
+async def test_what_no_standby_has_is_not_answered_as_done(ground: Ground) -> None:
+    worker = await ground.add_worker()
+    asked, told = await ground.owned(worker, "asked", "told")
+    async with AsyncExitStack() as stack:
+        committer = await stack.enter_async_context(Committer(ground.dsn, worker_id=worker))
+        decisions = await stack.enter_async_context(open_outside_lane(ground.dsn))
+        signals = await stack.enter_async_context(open_outside_lane(ground.dsn))
+        starts = await stack.enter_async_context(open_start_lane(ground.dsn))
+        question = Turn(approvals=[ApprovalChange(key_of("ok"), "{}")], ending=parked().ending)
+        await committer.commit(change(asked, question))
+
+        async def ask() -> list[Any]:
+            return await asyncio.gather(
+                outcome(decide(decisions, DECISION)),
+                outcome(send_signal(signals, SIGNAL)),
+                outcome(starts.submit(a_start("new"))),
+            )
+
+        await want_standby(ground, "gone")
+        committing = asyncio.create_task(committer.commit(change(told, said("x"))))
+        assert await ask() == [StoreUnavailable] * 3
+        assert await ask() == [StoreUnavailable] * 3  # and neither is a repetition
+        assert not committing.done()
+
+        await want_standby(ground, "")
+        is_decided, signal, is_new = await ask()
+        assert (is_decided, signal.is_new, is_new) == (False, False, False)
+        assert (await committing).outcome is Outcome.COMMITTED
+    assert (await ground.types("told"))[1:] in (["SignalReceived", "x"], ["x", "SignalReceived"])

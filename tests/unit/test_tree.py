@@ -1,0 +1,204 @@
+"""A slip in what a builder writes is InvalidTree, whose text says what would be right; elements show what they are."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+
+from smithers import (
+    Approval,
+    Branch,
+    Cache,
+    CacheScope,
+    ContinueAsNew,
+    HumanTask,
+    InvalidTree,
+    Isolation,
+    Loop,
+    Parallel,
+    Retry,
+    Saga,
+    Sequence,
+    Signal,
+    SmithersError,
+    Step,
+    Subflow,
+    Task,
+    Timer,
+    Workflow,
+    WorkflowError,
+    workflow,
+)
+
+
+def build(_ctx: Any) -> Sequence:
+    return Sequence()
+
+
+async def wait() -> bool:
+    return False
+
+
+@pytest.mark.parametrize(
+    ("slip", "told"),
+    [
+        (
+            lambda: Approval("a", title="?", on_deny="no"),
+            "Approval('a', on_deny=...) takes 'fail' or 'continue' or 'skip', not 'no'",
+        ),
+        (
+            lambda: Approval("a", title="?", mode="vote"),
+            "Approval('a', mode=...) takes 'approve' or 'select' or 'rank', not 'vote'",
+        ),
+        (
+            lambda: HumanTask("h", prompt="?", output=dict, on_timeout="no"),
+            "HumanTask('h', on_timeout=...) takes 'fail' or 'continue' or 'skip', not 'no'",
+        ),
+        (
+            lambda: Signal("s", on_timeout="no"),
+            "Signal('s', on_timeout=...) takes 'fail' or 'continue' or 'skip', not 'no'",
+        ),
+        (
+            lambda: Loop("l", on_max_reached="no"),
+            "Loop('l', on_max_reached=...) takes 'return-last' or 'fail', not 'no'",
+        ),
+        (
+            lambda: Saga("s", on_failure="no"),
+            "Saga('s', on_failure=...) takes 'fail' or 'continue', not 'no'",
+        ),
+        (
+            lambda: Cache(scope="x"),
+            "Cache(scope=...) takes 'run' or 'workflow' or 'global', not 'x'",
+        ),
+        (
+            lambda: workflow(isolation="proces")(build),
+            "@workflow(isolation=...) of 'build' takes 'process', not 'proces'",
+        ),
+        (
+            lambda: Workflow(name="w", builder=build, isolation=True),  # type: ignore[arg-type]  # the slip
+            "@workflow(isolation=...) of 'w' takes 'process', not True",
+        ),
+        (
+            lambda: Task("a", 1, timeout=-1),
+            "a duration must be finite and not negative, not -1",
+        ),
+        (
+            lambda: Timer("t", duration=float("inf")),
+            "a duration must be finite and not negative, not inf",
+        ),
+        (
+            lambda: Retry(initial=-1),
+            "a duration must be finite and not negative, not -1",
+        ),
+        (
+            lambda: Retry(factor=-1),
+            "Retry(factor=...) must be a finite number from 0, not -1",
+        ),
+        (
+            lambda: Task("a", 1, retry=3),  # type: ignore[arg-type]  # the slip
+            "Task('a', retry=...) takes a Retry, not 3",
+        ),
+        (
+            lambda: Task("a", 1, cache=True),  # type: ignore[arg-type]  # the slip
+            "Task('a', cache=...) takes a Cache, not True",
+        ),
+        (
+            lambda: Task("a", 1, needs=["b"]),  # type: ignore[arg-type]  # the slip
+            "Task('a', needs=...) takes a mapping, not ['b']",
+        ),
+        (
+            lambda: Task("a", 1, meta="x"),  # type: ignore[arg-type]  # the slip
+            "Task('a', meta=...) takes a mapping, not 'x'",
+        ),
+        (
+            lambda: Task("a", 1, retries="3"),  # type: ignore[arg-type]  # the slip
+            "Task('a', retries=...) takes a whole number from 0, not '3'",
+        ),
+        (
+            lambda: Parallel(max_concurrency=0),
+            "Parallel(max_concurrency=...) takes a whole number from 1, not 0",
+        ),
+        (
+            lambda: Loop("l", max_iterations=1.5),  # type: ignore[arg-type]  # the slip
+            "Loop('l', max_iterations=...) takes a whole number from 1, not 1.5",
+        ),
+        (
+            lambda: workflow(budget=1000)(build),  # type: ignore[call-overload]  # the slip
+            "@workflow(budget=...) of 'build' takes a Budget, not 1000",
+        ),
+        (
+            lambda: Task("a", wait()),
+            "Task('a') got a coroutine: pass the function, or a lambda that calls it",
+        ),
+    ],
+)
+def test_a_slip_is_an_invalid_tree_and_says_what_would_be_right(
+    slip: Callable[[], object], told: str
+) -> None:
+    with pytest.raises(InvalidTree) as caught:
+        slip()
+    assert str(caught.value) == told
+
+
+def test_whoever_catches_pythons_own_class_or_ours_catches_a_slip() -> None:
+    assert issubclass(InvalidTree, ValueError)
+    assert issubclass(InvalidTree, WorkflowError)
+    assert issubclass(InvalidTree, SmithersError)
+
+
+def test_a_choice_may_be_given_as_its_word() -> None:
+    assert Cache(scope="run").scope is CacheScope.RUN
+    assert workflow(isolation="process")(build).is_isolated
+    assert workflow(isolation=Isolation.PROCESS)(build).is_isolated
+    assert not workflow(build).is_isolated
+
+
+CONDITIONS: list[Callable[[Any], bool]] = [
+    lambda condition: Branch(condition, Task("a", 1)).when,
+    lambda condition: Loop("l", until=condition).until,
+    *(
+        partial(lambda kind, condition: kind(skip_if=condition).skip_if, kind)
+        for kind in (
+            partial(Task, "a", 1),
+            partial(Approval, "a", title="?"),
+            partial(HumanTask, "h", prompt="?", output=dict),
+            partial(Signal, "s"),
+            partial(Timer, "t", duration=1),
+            partial(Subflow, "s", workflow(build)),
+            ContinueAsNew,
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("ask", CONDITIONS)
+def test_a_condition_is_a_value_or_a_callable_that_is_asked(ask: Callable[[Any], bool]) -> None:
+    asked = [ask(condition) for condition in (1, 0, lambda: "yes", lambda: None)]
+    assert asked == [True, False, True, False]
+
+
+@pytest.mark.parametrize("ask", CONDITIONS)
+def test_a_condition_is_never_awaited(ask: Callable[[Any], bool]) -> None:
+    for condition in (wait, wait()):
+        with pytest.raises(InvalidTree, match="cannot be awaited"):
+            ask(condition)
+
+
+@pytest.mark.parametrize(
+    ("element", "shown"),
+    [
+        (Task("a", 1), "Task('a')"),
+        (Timer("t", duration=1), "Timer('t')"),
+        (Loop("rounds", Task("a", 1)), "Loop('rounds')"),
+        (Saga("s", Step(Task("a", 1))), "Saga('s')"),
+        (
+            Sequence(Task("a", 1), Parallel(Signal("s"))),
+            "Sequence(Task('a'), Parallel(Signal('s')))",
+        ),
+        (Branch(when=True, then=Task("a", 1)), "Branch(True, [Task('a')], [])"),
+        (Step(Task("a", 1), Task("b", 1)), "Step([Task('a')], [Task('b')])"),
+    ],
+)
+def test_an_element_shows_what_it_is(element: object, shown: str) -> None:
+    assert repr(element) == shown
