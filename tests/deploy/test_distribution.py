@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Table
 
 from smithers.store import commits, starts, tails
-from smithers.store.connections import NAMES
+from smithers.store.connections import RUN_ID_CONSTRAINTS
 from smithers.store.tables import metadata
 from tests.support.balancers import DEPLOY
 
@@ -89,7 +89,7 @@ async def test_what_is_no_call_of_citus_leaves_a_database_that_refuses_tombstone
         await connection.execute(insert, "new")
         with pytest.raises(asyncpg.UniqueViolationError) as caught:
             await connection.execute(insert, "gone")
-        assert caught.value.constraint_name in NAMES
+        assert caught.value.constraint_name in RUN_ID_CONSTRAINTS
         statement_level = await connection.fetch(
             "SELECT tgname FROM pg_trigger WHERE tgrelid = 'smithers.runs'::regclass AND tgtype & 1 = 0"
         )
