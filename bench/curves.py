@@ -26,9 +26,8 @@ class Curve:
     along: str  # what grows
     series: dict[str, Points]
     goal: float | None = None
-    notes: dict[str, float] = field(
-        default_factory=dict
-    )  # what else was seen: for the results, not drawn
+    # What else was seen: for the results, not drawn.
+    notes: dict[str, float] = field(default_factory=dict)
 
 
 def draw(curves: list[Curve]) -> str:

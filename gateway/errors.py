@@ -13,7 +13,7 @@ GatewayError             `details` are for programs
 ├── BodyTooSlow          the body did not come in time
 ├── UnknownExpectation   an Expect header other than 100-continue
 ├── Overloaded           the process has as much to do as it takes on
-├── TooManyRequests      so has whatever this request is one of too many for
+├── TooManyRequests      this run, or this credential, has as many as it may
 ├── NoWorker             what must be known of the workflow is not, and nobody lives who would find out
 ├── DbNotConfigured      nothing is listed where nothing is kept
 └── NotReady             the gateway should get no requests now

@@ -30,9 +30,8 @@ KEEP_ALIVE_S: Final = 10.0  # below every proxy's idle limit that we know
 SWEEP_S: Final = 0.5
 POLL_S: Final = 2.0  # the net under lost hints
 DEAF_POLL_S: Final = 0.1  # the same while no hints can come
-RETRY_S: Final = (
-    1.0  # to twice as much after a read that failed: all gateways ask a database that comes back
-)
+# To twice as much after a read that failed: all gateways ask a database that comes back.
+RETRY_S: Final = 1.0
 COMPLAIN_EVERY_S: Final = 60.0
 MAX_RUNS_PER_READ: Final = 500
 _STAMP: Final = '"timestampMs":'

@@ -52,7 +52,7 @@ class Load:
         return room
 
     def stream(self, run_id: RunId, credential: Credential) -> AbstractContextManager[None]:
-        """Have a request be a stream, which is none of those under way; raises Overloaded, TooManyRequests."""
+        """Count a request as a stream, no longer as a request under way; raises Overloaded, TooManyRequests."""
         if self._streams >= self.limits.streams:
             raise Overloaded(details={"limit": "streams"})
         if self._streams_of[run_id] >= self.limits.streams_per_run:

@@ -17,9 +17,8 @@ from smithers.telemetry.exposition import expose, merge
 from smithers.telemetry.names import BEAT_AGE, PROCESSES, Role
 from smithers.telemetry.sheet import Sheet
 
-SILENT_S: Final = (
-    5.0  # a pool that has not written its children's heartbeats for so long does not work
-)
+# A pool that has not written its children's heartbeats for so long does not work.
+SILENT_S: Final = 5.0
 SHUTDOWN_S: Final = 1.0
 
 

@@ -32,9 +32,8 @@ SURPLUS_HEADERS_S: Final = 2.0
 MAX_LINE_BYTES: Final = 8_190
 MAX_HEADER_BYTES: Final = 8_191  # not the same, so that the two are told apart
 MAX_HEADERS: Final = 128
-LINGER_S: Final = (
-    2.0  # how long the rest of a refused body is read, so that its sender sees the answer
-)
+# How long the rest of a refused body is read, so that its sender sees the answer.
+LINGER_S: Final = 2.0
 
 
 class GatewayProtocol(web.RequestHandler):

@@ -1,4 +1,4 @@
-"""Open what the handlers of one process share, in the order in which it is closed again the other way round."""
+"""Open what the handlers of one process share; it is closed in reverse order."""
 
 import asyncio
 from collections.abc import Mapping

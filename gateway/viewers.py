@@ -58,9 +58,8 @@ class Viewer:
         self.transport = transport
         self.is_chunked = is_chunked
         self.cursor = -1
-        self.last_words = (
-            b""  # the run's last events: its handler writes them, and the end with them
-        )
+        # The run's last events: its handler writes them, and the end with them.
+        self.last_words = b""
         self.written_at = now
         self._written_bytes = 0
         self._taken_bytes = -1

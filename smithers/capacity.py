@@ -1,7 +1,7 @@
 """Say how many connections a server opens at the most, and hold that against what its Postgres allows.
 
-The table in docs/scaling.md says what each of them is for. Too few show late and far from their cause: a child that cannot
-open one waits, and so do its runs. An embedded Postgres is the server's own: it is started with enough of them.
+The table in docs/scaling.md says what each of them is for. A shortage shows late, and far from its cause: a child that
+cannot open one waits, and so do its runs. An embedded Postgres is the server's own: it is started with enough of them.
 """
 
 from typing import Final
@@ -29,9 +29,8 @@ def count_connections(options: ServerOptions) -> int:
     if options.workers:
         count += POOL_CONNECTIONS + (options.workers + MAX_SOLO + MAX_RETIRED) * CHILD_CONNECTIONS
         if options.workflow_databases:
-            count += OWN_DATABASES_CONNECTIONS + len(
-                options.workflow_databases
-            )  # a mirror writes over one
+            # A mirror writes over one.
+            count += OWN_DATABASES_CONNECTIONS + len(options.workflow_databases)
     return count
 
 

@@ -39,7 +39,7 @@ class ApprovalDecision(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class TaskError:
-    """What a node, or what stands in a Try, failed with."""
+    """The error of a node, or of a Try's body."""
 
     name: str
     message: str

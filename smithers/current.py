@@ -25,9 +25,8 @@ class CurrentTask:
     root_dir: Path
     last_heartbeat: Any = None  # what an earlier attempt of this node last reported
     _send_heartbeat: Callable[[Any], None]  # from any thread
-    _cancelled: threading.Event | None = (
-        None  # made when somebody asks for it: most bodies never do
-    )
+    # Made when somebody asks for it: most bodies never do.
+    _cancelled: threading.Event | None = None
 
     @property
     def cancelled(self) -> threading.Event:

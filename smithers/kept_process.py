@@ -20,7 +20,8 @@ import structlog
 
 LOG: Final = structlog.get_logger(__name__)
 BACK_OFF_S: Final = (0.1, 0.5, 1.0, 2.0, 5.0)  # before the next start of one that died
-LEAVING_S: Final = 0.5  # who told a process to end has told us too, by then
+# After a clean end our own stop signal is awaited for so long: the same supervisor sends it.
+LEAVING_S: Final = 0.5
 HEALTHY_S: Final = 30.0  # one that lived as long begins the back-off anew
 
 

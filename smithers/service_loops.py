@@ -13,8 +13,8 @@ PAUSE_S: Final = 1.0
 async def keep_going(serve: Callable[[], Awaitable[None]], *, name: str) -> None:
     """Serve until cancelled; what a loop raises is logged, and a second later it begins anew.
 
-    For loops that can: what they had in hand is found again by what they poll. Nobody waits for such a loop, so one that
-    ended would be missed by those whom it serves, and by nobody else.
+    For loops that can: what they had in hand is found again by what they poll. Nobody awaits such a loop: if it ended,
+    only those it serves would notice.
     """
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Where a child begins: apart from what a child is, which its parent need not load."""
+"""Start a child. Apart from worker.child, so that the parent need not import what a child runs."""
 
 import asyncio
 import socket

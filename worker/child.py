@@ -63,9 +63,8 @@ def run_child(
 ) -> None:
     """Be a child until told to end; what its code writes to descriptors 1 and 2 goes to `outlet`."""
     die_with_parent()
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C goes to the whole group: the parent decides
+    # Ctrl-C goes to the whole group: the parent decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     install_alarm()
     configure_logging(settings.pool.log_format, settings.pool.log_level, divert(outlet))
     route_prints()

@@ -18,9 +18,8 @@ from worker.executor import Executor, Shared
 from worker.loads import GONE, Loads
 
 MAX_CLAIM: Final = 16  # then whoever holds the fewest goes on
-MAX_SUSPECTS: Final = (
-    32  # tried together: what is poison takes so many with it, who are then tried one by one
-)
+# Tried together: what is poison takes so many with it, who are then tried one by one.
+MAX_SUSPECTS: Final = 32
 MAX_SLEEP_S: Final = 1.0
 TRIAL_SLEEP_S: Final = 0.25  # an acquittal tells nobody, and makes room for the next
 NEWS_EVERY_S: Final = 1.0
@@ -56,9 +55,8 @@ class Claimer:
         self._executors: dict[RunId, tuple[Executor, asyncio.Task[None]]] = {}
         self._woken = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._known_due_at = (
-            0.0  # when the next run is due that is parked already, by the loop's clock
-        )
+        # When the next run is due that is parked already, by the loop's clock.
+        self._known_due_at = 0.0
         self._sleep: asyncio.Timeout | None = None
         self._is_draining = False
         self._is_stopped = False
@@ -185,7 +183,7 @@ class Claimer:
         self._tell_load()
 
     async def _execute(self, executor: Executor, before: asyncio.Task[None] | None) -> None:
-        """Execute a claimed run; `before`: who had it here last, and has yet to hear that it is given back."""
+        """Execute a claimed run; `before`: the task that ran it here before and has not ended yet."""
         run_id = executor.claim.run_id
         try:
             if before is not None:

@@ -1,7 +1,7 @@
 """How many runs each child of a pool holds, in memory that they share: who holds the fewest goes for what has become due.
 
-Were all children to ask the database when something is due, one would get the run and the others would have asked for
-nothing, at the very moment when the run needs the processor.
+If every child asked the database when something is due, one would get the run, and the others would waste the processor
+just when the run needs it.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""The event loop of a child, on which the bodies of many runs work: what is not a body's, a body cannot stop.
+"""The event loop of a child, on which the bodies of many runs work: a body can cancel its own tasks and nobody else's.
 
 A body may cancel its own attempt's task, as its time limits do, and all tasks that it made. The child's own tasks and those
 of other attempts are deaf to it: `for task in asyncio.all_tasks(): task.cancel()` is common, and meant for one's own program.

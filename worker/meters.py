@@ -1,6 +1,6 @@
 """Count what a child does: everything that its commits say has happened, and what it takes up and lets go.
 
-Counted is what was committed: a turn that the database did not take has not happened. From the loop's thread only.
+Only what was committed is counted: a turn that the database did not take has not happened. From the loop's thread only.
 """
 
 import time

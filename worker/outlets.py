@@ -72,9 +72,8 @@ class Outlet:
 
 
 def _write(text: bytes) -> None:
-    if os.isatty(
-        2
-    ):  # whoever sits there is shown what is written, and the terminal obeys nothing of it
+    # Whoever sits there is shown what is written, and the terminal obeys nothing of it.
+    if os.isatty(2):
         text = printable(text.decode(errors="replace")).encode()
     with suppress(OSError):  # nobody reads the pool's stderr either
         os.write(2, text)

@@ -3,8 +3,8 @@
 The directory, the umask, signals, the recursion limit, descriptors 0 to 2 and the standard streams belong to the process.
 A thread of bodies has a directory and a umask of its own where the kernel allows that (a container's default seccomp
 profile does not); all else is put back when an attempt has ended. An eighth of the descriptors is kept back until a body has
-used up the rest. What cannot be told from what an author wants (the
-environment, imported modules and what was patched in them, the locale) stays as it was left.
+used up the rest. What an author may have changed on purpose (the environment, imported modules and what was patched in them,
+the locale) is left alone.
 """
 
 # What signal wraps: its getsignal asks an enum first, which raises for each function.
@@ -109,9 +109,8 @@ class Premises:
                 os.fstat(descriptor)
             except OSError:  # closed: the next connection would get it, and all that is printed
                 os.dup2(spare, descriptor)
-        if (
-            not self._attempt_count
-        ):  # else one that is under way may have put them there for a while
+        # Else one that is under way may have put them there for a while.
+        if not self._attempt_count:
             sys.stdout, sys.stderr = self._streams
 
     def _return(self) -> None:

@@ -17,7 +17,7 @@ _AGAIN_S: Final = 0.1  # what swallows the first alarm gets another
 
 
 class _RenderTimeout(BaseException):
-    """The time is up; no `except Exception` of its stops this."""
+    """The time is up. A BaseException, so that the author's own `except Exception` does not catch it."""
 
 
 def install_alarm() -> None:
@@ -31,9 +31,8 @@ def render_guard(timeout_s: float) -> Guard:
     def guard(build: Callable[[], Any]) -> Any:
         pid = os.getpid()
         try:
-            signal.signal(
-                signal.SIGALRM, _ring
-            )  # each time: a body may have put another in its place
+            # Each time: a body may have put another in its place.
+            signal.signal(signal.SIGALRM, _ring)
             signal.setitimer(signal.ITIMER_REAL, timeout_s, _AGAIN_S)
             try:
                 return build()

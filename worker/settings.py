@@ -13,9 +13,8 @@ from smithers.telemetry.sheet import Sheet
 DRAIN: Final = "drain"  # what a child is told at the end
 RETIRES: Final = "retires"  # what it tells its parent when it claims no more, and goes when it has finished what it has
 MAX_SOLO: Final = 4  # children for a run of their own, or for suspects, beside the others of a pool
-MAX_RETIRED: Final = (
-    4  # children that finish what they have, beside those; the oldest of so many is drained
-)
+# Children that finish what they have, beside those; the oldest of so many is drained.
+MAX_RETIRED: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +34,8 @@ class PoolSettings:
     unsafe_tools: bool = False
     log_format: str = "json"
     log_level: str = "INFO"
-    sheet_fd: int | None = (
-        None  # inherited: where the server's processes count; None: a sheet of its own
-    )
+    # Inherited: where the server's processes count; None: a sheet of its own.
+    sheet_fd: int | None = None
     otel: dict[str, str] | None = field(default=None, repr=False)  # OTEL_*; None: no traces
     mirror_name: str | None = None  # whose pool this is: the name of a workflow's own database
     mirror_dsn: str | None = field(default=None, repr=False)  # the server's database, direct

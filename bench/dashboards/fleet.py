@@ -151,9 +151,8 @@ async def repeat(
     ends: float,
 ) -> None:
     while (loop := asyncio.get_running_loop()).time() < ends:
-        with suppress(
-            ClientError
-        ):  # a server under load may refuse; what a panel lacks for it is seen
+        # A server under load may refuse; what a panel lacks for it is seen.
+        with suppress(ClientError):
             await act(client)
         await asyncio.sleep(min(pause_s * random.uniform(0.5, 1.5), max(0, ends - loop.time())))
 

@@ -173,9 +173,8 @@ async def _on_two_pools(site: Site, count: int, silent_count: int) -> dict[str, 
             await until_counted(sql, 1, buried, pid)
             await asyncio.sleep(1)  # the frozen one sleeps through the takeover
             for each in stopped:
-                with suppress(
-                    ProcessLookupError
-                ):  # who buried it has killed it: it is of this host
+                # Who buried it has killed it: it is of this host.
+                with suppress(ProcessLookupError):
                     os.kill(each, signal.SIGCONT)
             return began_at
 

@@ -72,9 +72,8 @@ class Front:
         self._task_ids[run_id] = spawned["task_id"]
 
     async def end(self, workflow: str, run_id: str) -> Any:
-        if (
-            run_id not in self._task_ids
-        ):  # started by a front that is gone: the same key finds the same task
+        # Started by a front that is gone: the same key finds the same task.
+        if run_id not in self._task_ids:
             await self.start(workflow, run_id, None)
         while True:
             found = await next(self._clients).fetch_task_result(self._task_ids[run_id], "bench")

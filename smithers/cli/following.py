@@ -58,9 +58,8 @@ async def follow(
         elif event.type == "RunContinuedAsNew":
             successor = str(event.field("newRunId"))
         elif event.type == "RunStatusChanged" and not until_ended:
-            stuck = await _find_stuck(
-                client, await client.get(run_id)
-            )  # the event may be an old one
+            # The event may be an old one.
+            stuck = await _find_stuck(client, await client.get(run_id))
             if stuck is not None:
                 return stuck
     return Followed(run=await client.get(run_id), successor=successor)

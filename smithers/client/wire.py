@@ -134,9 +134,8 @@ class Approval(_Wire):
     request_mode: str = "approve"  # or select, rank, form
     request_options: tuple[str, ...] | None = None
     request_schema: Mapping[str, Any] | None = None  # of a form
-    request_errors: tuple[Mapping[str, Any], ...] | None = (
-        None  # why the last answer to a form would not do
-    )
+    # Why the last answer to a form would not do.
+    request_errors: tuple[Mapping[str, Any], ...] | None = None
     requested_at_ms: int
     waiting_ms: int
 

@@ -6,7 +6,7 @@ from smithers.engine.facts import Facts, NodeKey
 
 
 class Dues:
-    """Moments, each with the node that is to be looked at then; what a node's fact no longer says is stale."""
+    """Moments, each with the node to be looked at then; one that is no longer its node's due time is stale, and dropped."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, NodeKey]] = []

@@ -77,9 +77,8 @@ class LeafPlace:
     position: int  # depth first, left to right: who goes first when not all may
     parent: "GroupPlace | None" = None
     is_reached: bool = False  # everything before it is settled
-    is_open: bool = (
-        False  # reached, what it waits for is there, and its groups have room: may begin
-    )
+    # Reached, what it waits for is there, and its groups have room: may begin.
+    is_open: bool = False
     is_closed: bool = False
     unmet_count: int = 0
 

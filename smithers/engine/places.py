@@ -127,9 +127,8 @@ def _lacks_needs(run: "Progress", element: Leaf) -> bool:
 def _stop_leaves(run: "Progress", mounted: Mounted) -> None:
     for key in mounted.dying:
         _abort(run, key, "aborted")
-    for key in sorted(
-        run.waiting & mounted.stopped.keys()
-    ):  # nobody is to decide what no longer counts
+    # Nobody is to decide what no longer counts.
+    for key in sorted(run.waiting & mounted.stopped.keys()):
         run.cancel_node(key, run.facts.nodes[key], run.reason)
 
 

@@ -67,7 +67,7 @@ def take_decision(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
 
 
 def run_out(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
-    """Take in that a question's time has come: one more who decides, and whoever was first wins."""
+    """Take in that a question's time has come: a time-out is one more decision, and the first decision wins."""
     if run.is_just_asked(leaf.key):
         run.at(fact.due_ms or now_ms, leaf.key)
     elif leaf.key not in run.turn.timeouts:

@@ -20,9 +20,8 @@ class Ready:
 
     def __init__(self, max_concurrency: int) -> None:
         self.only: set[NodeKey] | None = None  # nothing but these may start; None: everything
-        self.parked: set[NodeKey] = (
-            set()
-        )  # stopped before a question that the budget has no room for
+        # Stopped before a question that the budget has no room for.
+        self.parked: set[NodeKey] = set()
         self._max_concurrency = max_concurrency
         self._heap: list[tuple[int, NodeKey]] = []
 

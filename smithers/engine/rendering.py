@@ -25,9 +25,8 @@ from smithers.tree import Budget, Sequence, Spent, collect
 from smithers.workflow import Workflow
 
 MAX_PASSES: Final = 5
-SPENT: Final = (
-    "spent"  # in a config: what the run that this one goes on for had spent of the budget
-)
+# In a config: what the run that this one goes on for had spent of the budget.
+SPENT: Final = "spent"
 
 # Says where in the source of a run a workflow is, as ChildStart has it; None: under no name.
 FindExport = Callable[[Workflow[Any]], str | None]
@@ -55,9 +54,8 @@ class Renderer:
     guard: Guard
     carried: Any = None  # what the run that this one goes on for has handed over
     budget: Budget | None = None
-    spent: Spent = field(
-        default_factory=Spent
-    )  # of the budget, by the run that this one goes on for
+    # Of the budget, by the run that this one goes on for.
+    spent: Spent = field(default_factory=Spent)
     find_export: FindExport = attrgetter("name")
 
     def render(

@@ -51,9 +51,8 @@ def fail_attempt(run: "Progress", key: NodeKey, problem: Problem, now_ms: int) -
     run.say(EventType.NODE_FAILED, key, attempt=fact.attempt, error=problem.to_wire())
     fact = fact.but(failures=failures, error=problem)
     if task is not None and failures <= task.retries:
-        if (
-            run.is_ending and not run.is_cleaning
-        ):  # nothing starts any more: the other retries are for a resume
+        # Nothing starts any more: the other retries are for a resume.
+        if run.is_ending and not run.is_cleaning:
             run.put(key, fact.but(state=NodeState.PENDING))
             return
         due_ms = now_ms + backoff_ms(task.retry, failures, f"{run.renderer.run_id}/{key}")

@@ -6,9 +6,8 @@ from typing import Final
 from smithers.durations import seconds
 from smithers.tree import Retry
 
-LONGEST_S: Final = (
-    1e10  # three centuries: what is longer is no number of milliseconds for a database
-)
+# Three centuries: what is longer is no number of milliseconds for a database.
+LONGEST_S: Final = 1e10
 
 
 def backoff_ms(retry: Retry, failures: int, seed: str) -> int:

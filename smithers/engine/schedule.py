@@ -3,7 +3,7 @@
 A leaf's turn has come when everything before it is settled and what it waits for is there. Pure, and incremental:
 settling a node costs the places above it and those that waited for it, whatever the size of the tree. Building a
 schedule from all the facts at once gives the same open leaves as settling them one by one; a property test holds the
-two together. Room is given to whom it was given before, then in tree order; a leaf that waits for others takes none, so
+two together. Leaves that had room keep it, the rest is given in tree order; a leaf that waits for others takes none, so
 that tasks which depend on each other may stand in a parallel in any order.
 """
 

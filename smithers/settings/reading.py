@@ -41,9 +41,8 @@ def read_server_options(
     All by field. `flags`: None where not given; `defaults`: what the command decides where nobody else did; `fixed`: what
     it decides whatever anybody says.
     """
-    if flags.get(
-        "database_url"
-    ):  # the environment's direct URL goes with the environment's database
+    # The environment's direct URL goes with the environment's database.
+    if flags.get("database_url"):
         environ = {name: text for name, text in environ.items() if name != "DATABASE_DIRECT_URL"}
     values, problems = _read(SETTINGS, flags, environ)
     values = {**defaults, **values, **fixed}

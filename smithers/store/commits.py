@@ -240,10 +240,10 @@ class _Rows:
             self.frames.append((number, run_id, *turn.frame))
         for loop_id, loop in turn.loops.items():
             self.loops.append((number, run_id, loop_id, loop.iteration, loop.is_done))
-        # Asked and withdrawn in one turn is one change of one row.
         for try_id, place in turn.tries.items():
             problem = problem_json(place.problem)
             self.tries.append((number, run_id, try_id, place.phase, place.is_done, problem))
+        # Asked and withdrawn in one turn is one change of one row.
         for approval in {change.key: change for change in turn.approvals}.values():
             status = "cancelled" if approval.request is None else "requested"
             request = approval.request or "{}"

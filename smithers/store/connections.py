@@ -31,18 +31,16 @@ from smithers.store.refusals import LivesElsewhere, RunExists
 # A run's name is asked for that another has, or had until retention removed it (see tombstones_v1.sql).
 RUN_ID_CONSTRAINTS: Final = ("runs_pkey", "tombstones_pkey")
 COMMAND_TIMEOUT_S: Final = 30.0
-SERVER_SHARE: Final = (
-    0.8  # the server gives up first: its answer tells a long call from a peer that stalls
-)
+# The server gives up first: its answer tells a long call from a peer that stalls.
+SERVER_SHARE: Final = 0.8
 CONNECT_TIMEOUT_S: Final = 10.0
 ACQUIRE_TIMEOUT_S: Final = 15.0  # until one of a pool's is free, and was opened if need be
 PROVE_TIMEOUT_S: Final = 2.0  # for a session that is asked for nothing but an answer
 END_TIMEOUT_S: Final = 5.0  # for what a pool's connections still do at its end
 MAX_QUERIES: Final = 50_000  # then a connection is opened anew
 IDLE_S: Final = 300.0
-CLEAN_UP_TIMEOUT_S: Final = (
-    2.0  # a rollback, a reset, a goodbye: one round trip; then it is dropped
-)
+# A rollback, a reset, a goodbye: one round trip; then it is dropped.
+CLEAN_UP_TIMEOUT_S: Final = 2.0
 
 _GUARDS: Final = {
     "idle_in_transaction_session_timeout": "10s",

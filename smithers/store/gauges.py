@@ -40,7 +40,7 @@ FROM smithers.approvals WHERE status = 'requested'
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What waits: so many, the first of them for so long."""
+    """How many wait, and how long the oldest has."""
 
     count: int
     oldest_s: float

@@ -37,13 +37,12 @@ class Channel(StrEnum):
     DATABASES = "smithers_databases"  # names of workflows' own databases that came into use
 
 
-Listener = Callable[
-    [frozenset[str] | None], None
-]  # None: the connection is new, anything may have happened
+# None: the connection is new, anything may have happened.
+Listener = Callable[[frozenset[str] | None], None]
 
 
 class Hints:
-    """One process's ear and mouth."""
+    """One process's connection for hints: it listens and notifies."""
 
     def __init__(self, dsn: str, *, role: str) -> None:
         """`dsn` must be direct, not through a pooler in transaction mode."""

@@ -73,9 +73,8 @@ class CancelOutcome(StrEnum):
     """How far a cancel got at once."""
 
     CANCELLED = "cancelled"  # nobody held the run: it has ended
-    REQUESTED = (
-        "requested"  # its owner, or who claims it next, must end it, and may commit no other end
-    )
+    # Its owner, or who claims it next, must end it, and may commit no other end.
+    REQUESTED = "requested"
 
 
 class ResumeOutcome(StrEnum):

@@ -72,8 +72,8 @@ WHERE r.finished_at < smithers.clock() - $1::interval
 """
 
 # -- name: prune_expired
-# The run that put it out does not matter: others read it. Of these five a few rows at a time, by their places, which rows
-# keep while they are locked: SKIP LOCKED passes by what is being made young again, and reads anew what just was; ARRAY looks
+# The run that put it out does not matter: others read it. These five delete a few rows at a time by ctid, which is stable
+# while a row is locked: SKIP LOCKED passes by what is being made young again, and reads anew what just was; ARRAY looks
 # once, where an IN may look again.
 PRUNE_EXPIRED: Final = """
 DELETE FROM smithers.cached_outputs WHERE ctid = ANY (ARRAY(

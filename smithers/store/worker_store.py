@@ -139,7 +139,7 @@ class WorkerStore:
                 await notify(self._pool, {Channel.DUE: queues})
 
     async def deny_for_timeout(self, run_id: RunId, node_id: NodeId, iteration: int) -> None:
-        """Let an approval's time run out: one more who decides, and whoever was first wins."""
+        """Let an approval's time run out: a time-out is one more decision, and the first decision wins."""
         decision = Decision(
             run_id=run_id,
             node_id=node_id,

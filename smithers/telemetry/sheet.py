@@ -33,9 +33,8 @@ _WORD_BYTES: Final = 8
 # The words of a page's head; the last one counts on the first page, for the whole sheet.
 _USED, _PID, _START, _ROLE, _LOST, _WITHOUT_PAGE = range(6)
 _HEAD_WORDS: Final = 8
-_SERIES: Final = struct.Struct(
-    "=ii"
-)  # the word before a series: bytes of its key, words of its values
+# The word before a series: bytes of its key, words of its values.
+_SERIES: Final = struct.Struct("=ii")
 _ROLES: Final = tuple(Role)
 _GAUGES: Final = frozenset(metric.name for metric in FAMILIES if metric.kind is Kind.GAUGE)
 
@@ -115,9 +114,8 @@ class Sheet:
 
     def open_page(self, role: Role) -> "Page":
         """Begin to count, on the first page whose process is gone; where there is none, on one that nobody reads."""
-        fcntl.lockf(
-            self.fd, fcntl.LOCK_EX
-        )  # against other processes; within this one nothing comes between
+        # Against other processes; within this one nothing comes between.
+        fcntl.lockf(self.fd, fcntl.LOCK_EX)
         try:
             for page in self._pages():
                 if not _is_written(page) or not _is_alive(page):

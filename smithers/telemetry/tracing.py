@@ -5,9 +5,8 @@ kept with the run. A run's own span is told once, at its end, under an id that f
 tells it, and everybody before could name it as a parent. A process that is killed loses the spans that it had not ended,
 and those that ended within the delay before it (otel_variables.DELAY_S).
 
-What is traced pays for a plain value of each span and nothing more. Code that runs once in a millisecond finds none of
-itself in the processor's caches, and takes ten times as long as in a loop: so all that can wait is done by the sender,
-many spans at a time.
+What is traced pays for a plain value of each span and nothing more. Code that runs once in a millisecond runs with cold
+caches, ten times slower than in a tight loop: so all that can wait is done by the sender, many spans at a time.
 """
 
 import time

@@ -29,9 +29,8 @@ from smithers.tools.toolbox import find_toolbox
 MAX_FILE_BYTES: Final = 10 << 20
 MAX_LINES: Final = 2_000
 MAX_TEXT_CHARS: Final = 200_000
-MAX_JSON_BYTES: Final = (
-    1_000_000  # of what a tool gives back; the limit of outputs is a little higher
-)
+# Of what a tool gives back; the limit of outputs is a little higher.
+MAX_JSON_BYTES: Final = 1_000_000
 MAX_NAME_BYTES: Final = 255
 LOCK_PATIENCE_S: Final = 10.0
 LOCK_PAUSE_S: Final = 0.02

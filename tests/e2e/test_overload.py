@@ -36,9 +36,8 @@ async def test_a_ramp_ends_in_runs_that_finish_and_in_refusals_that_say_when(
             aiohttp.ClientSession(connector=connector) as session,
             asyncio.TaskGroup() as group,
         ):
-            await start(
-                session
-            )  # the workflow is described: the ramp begins with a server that is warm
+            # The workflow is described: the ramp begins with a server that is warm.
+            await start(session)
             for rate in RATES_PER_S:
                 async for due_count in ramp_step(rate):
                     for _ in range(due_count):

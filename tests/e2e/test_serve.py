@@ -241,9 +241,8 @@ def test_kill_9_of_everything_in_the_middle_costs_no_node_and_no_event(tmp_path:
         with Serving(tmp_path, data_dir, *FLAGS) as first, first.client() as client:
             run_id = client.start("release_notes.py", request)
             for event in client.stream(run_id):
-                if (
-                    event.type == "NodeRetrying"
-                ):  # the statistics, which fail once: all is under way
+                # The statistics, which fail once: all is under way.
+                if event.type == "NodeRetrying":
                     break
             for pid in {*find_processes(first.mark), *find_processes(str(data_dir))}:
                 with suppress(ProcessLookupError):

@@ -47,9 +47,8 @@ DENIED = Script(
 WRITTEN = Script(given={**QUICK, "letter_count": 3}, letter_count=3, letters_within_s=0.3)
 CANCELLED = Script(given={**QUICK, "step_s": 0.7}, cancel_after_s=0.1)
 PATIENT = Script(given={**QUICK, "is_asking": True, "patience_s": 0.3}, verdicts=())
-SLOW = Script(
-    given={"width": 1, "length": 0, "step_s": 3.0}
-)  # longer than a suspect is tried alone
+# Longer than a suspect is tried alone.
+SLOW = Script(given={"width": 1, "length": 0, "step_s": 3.0})
 # In a coroutine: what a thread may still be at is not released.
 STOPPED = Script(given={"width": 0, "length": 1, "step_s": 3.0})
 

@@ -206,9 +206,10 @@ async def test_the_copy_of_a_second_mirror_is_refused_as_a_whole(
     home, own = worlds
     await Rows(own.sql, own.root).add_run("r", events=5)
     await mirror.copy([RunId("r")])
+    # As a rival would have read it before.
     await home.sql.execute(
         "UPDATE smithers.runs SET mirrored_seq = 1, last_seq = 1 WHERE run_id = 'r'"
-    )  # as a rival would have read it before
+    )
     with pytest.raises(StoreError):
         await mirror.copy([RunId("r")])
     assert len(await home.events("r")) == 5

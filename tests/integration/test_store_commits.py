@@ -304,9 +304,8 @@ async def test_a_commit_waits_until_the_database_lets_it_in_again(
         await server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         await ground.cut("smithers-commit")
         waiting = asyncio.create_task(committer.commit(change(claim, said("patient"), 2)))
-        await asyncio.wait(
-            [waiting], timeout=0.3
-        )  # nothing is to happen: there is nothing to wait for
+        # Nothing is to happen: there is nothing to wait for.
+        await asyncio.wait([waiting], timeout=0.3)
         assert not waiting.done()
         await server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
     finally:

@@ -304,9 +304,8 @@ class TestFinally:
         assert world.rows.status is RunStatus.FAILED
         assert world.resume().under_way == ["a"]
         world.finish("a").finish("b")
-        assert world.under_way == [
-            "after"
-        ]  # its finally has run: a finished node does not run again
+        # Its finally has run: a finished node does not run again.
+        assert world.under_way == ["after"]
         assert world.finish("after").rows.status is RunStatus.FINISHED
 
     def test_a_node_and_a_try_have_no_id_in_common(self):

@@ -72,9 +72,8 @@ def test_the_command_that_goes_on_is_for_a_shell_and_repeats_the_flags(
     (first, options), (second, again) = told
     assert (second.file, second.run_id, second.is_resume, second.is_yes) == (FLOW, "r1", True, True)
     assert second.serve == first.serve
-    assert replace(again, auth_token=None) == replace(
-        options, auth_token=None
-    )  # one for each server
+    # One for each server.
+    assert replace(again, auth_token=None) == replace(options, auth_token=None)
 
 
 def test_the_command_that_goes_on_names_the_variables_of_secrets(told: Told) -> None:

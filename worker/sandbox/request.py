@@ -16,9 +16,8 @@ class JailLimits(NamedTuple):
     file_bytes: int = 1 << 30  # of each file
     tmp_bytes: int = 256 << 20  # of the private /tmp and /dev/shm each
     open_files: int = 256  # of each process: what the kernel counts for an account, others have too
-    free_bytes: int = (
-        256 << 20
-    )  # a command ends where the root's filesystem has less than this left
+    # A command ends where the root's filesystem has less than this left.
+    free_bytes: int = 256 << 20
     free_files: int = 10_000  # or fewer files to be made than this
 
 

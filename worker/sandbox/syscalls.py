@@ -1,6 +1,6 @@
 """The few calls of the kernel that Python has no function for; every failure is an OSError that names its call.
 
-Numbers are given for the machines that the sandbox knows; on any other `MACHINE` raises Unsupported, and nothing is run.
+Numbers are given for the machines that the sandbox knows; on any other machine() raises OSError, and no command is run.
 """
 
 import ctypes
