@@ -7,6 +7,7 @@ terminal takes it for an order.
 """
 
 import json
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
@@ -79,6 +80,12 @@ def read_json(flag: str, text: str, *, example: str) -> Any:
             hint=f"quote it for the shell: '{example}'",
             exit_code=Exit.USAGE,
         ) from error
+
+
+def heeded_signals(*numbers: signal.Signals) -> tuple[signal.Signals, ...]:
+    """Return the signals that a command acts upon: not SIGHUP where `nohup` has had it ignored."""
+    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return tuple(number for number in numbers if number != signal.SIGHUP or not is_ignored)
 
 
 def in_full(error: Exception) -> str:

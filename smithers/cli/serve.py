@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from smithers.cli import options as o
-from smithers.cli.console import log_to_stderr, note
+from smithers.cli.console import heeded_signals, log_to_stderr, note
 from smithers.settings import InvalidSettings, ServerOptions
 
 if TYPE_CHECKING:
@@ -126,11 +126,7 @@ def stop_signals(hurry: Callable[[], None]) -> Iterator[asyncio.Event]:
     SIGHUP is left ignored where `nohup` has had it ignored.
     """
     loop = asyncio.get_running_loop()
-    heeded = [
-        number
-        for number in STOP_SIGNALS
-        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
-    ]
+    heeded = heeded_signals(*STOP_SIGNALS)
     stopping = asyncio.Event()
 
     def stop() -> None:

@@ -16,8 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from smithers.cli.console import CommandFailed, Exit, in_full, log_to_stderr, note, print_json
-from smithers.ids import RunId
+from smithers.cli.console import (
+    CommandFailed,
+    Exit,
+    heeded_signals,
+    in_full,
+    log_to_stderr,
+    note,
+    print_json,
+)
+from smithers.cli.rows import find_queue, find_traceback
 from smithers.settings import ServerOptions
 from smithers.states import RunStatus
 
@@ -158,29 +166,13 @@ async def _serving(
 
 async def _refuse_others(errand: Errand, dsn: str, own_queue: str) -> None:
     """Raise CommandFailed for a run that a server began: nobody here would ever claim it."""
-    queue = await _find_queue(errand.run_id, dsn)
+    queue = await find_queue(errand.run_id, dsn)
     if queue not in {None, own_queue}:
         raise CommandFailed(
             f"run {errand.run_id} was not begun by `smithers up`: it is in the queue {queue}",
             hint=f"smithers resume {errand.run_id}, with a server that serves it",
             exit_code=Exit.USAGE,
         )
-
-
-async def _find_traceback(run_id: str, dsn: str) -> str | None:
-    from smithers.store.connections import open_connection
-    from smithers.store.reads import find_traceback
-
-    async with open_connection(dsn, role="up") as connection:
-        return await find_traceback(connection, RunId(run_id))
-
-
-async def _find_queue(run_id: str, dsn: str) -> str | None:
-    from smithers.store.connections import open_connection
-    from smithers.store.reads import find_queue
-
-    async with open_connection(dsn, role="up") as connection:
-        return await find_queue(connection, RunId(run_id))
 
 
 async def _begin(errand: Errand, client: "AsyncClient") -> None:
@@ -243,7 +235,7 @@ class _Session:
         else:
             self._left = following_it.result()
             if self._left.run.status is RunStatus.FAILED:
-                self._traceback = await _find_traceback(self._left.run.run_id, self._server.dsn)
+                self._traceback = await find_traceback(self._left.run.run_id, self._server.dsn)
             if self._errand.serve is not None and self._cancelling is None:
                 self._display.say(f"run {self._left.run.status}; it is served on until Ctrl-C")
                 await self._leaving.wait()
@@ -263,7 +255,7 @@ class _Session:
             successor = followed.successor
             if successor is None:
                 return followed
-            if await _find_queue(successor, self._server.dsn) != self._own_queue:
+            if await find_queue(successor, self._server.dsn) != self._own_queue:
                 return followed
             self._display.say(f"run {self._run_id} goes on as {successor}")
             self._run_id = successor
@@ -367,12 +359,13 @@ class _Session:
         """Take the signals while the run is followed; those that come later hurry the drain."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        leaving = heeded_signals(signal.SIGTERM, signal.SIGHUP)
+        for number in leaving:
             loop.add_signal_handler(number, self._leave, Exit.SIGTERM)
         try:
             yield
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in (signal.SIGINT, *leaving):
                 loop.add_signal_handler(number, self._server.hurry)
 
     def _interrupt(self) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -154,3 +155,12 @@ def test_a_flag_that_is_json_may_be_in_a_file_or_on_stdin(
     assert console.read_json("--value", f"@{file}", example="1") == {"word": "größe"}
     assert console.read_json("--value", "@-", example="1") == [1]
     assert console.read_json("--value", "7", example="1") == 7
+
+
+def test_a_hangup_that_nohup_had_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert console.heeded_signals(signal.SIGTERM, signal.SIGHUP) == (signal.SIGTERM,)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert console.heeded_signals(signal.SIGTERM, signal.SIGHUP) == (signal.SIGTERM, signal.SIGHUP)
