@@ -37,9 +37,10 @@ BUSY = """
 QUICK = {"width": 1, "length": 1, "step_s": 0.05}
 STARTED = Script(given={**QUICK, "nap_s": 0.2}, rival_count=3, is_cutting=True)
 ASKED = Script(given={**QUICK, "is_asking": True}, verdicts=("approve", "deny"))
+# Nobody approves: whoever is first decides, and only what was denied is surely resumed.
 DENIED = Script(
     given={**QUICK, "is_asking": True, "letter_count": 1},
-    verdicts=("deny", "approve"),
+    verdicts=("deny",),
     max_resumes=3,
     letter_count=1,
     has_late_viewer=True,
