@@ -6,7 +6,7 @@ import typer
 
 from smithers.cli import options as o
 from smithers.cli.console import note, print_json, print_line
-from smithers.cli.up import read_input
+from smithers.cli.up import InputText, read_input
 
 WorkflowArgument = Annotated[
     str,
@@ -15,10 +15,6 @@ WorkflowArgument = Annotated[
         help="FILE, or FILE:NAME, below the server's root directory.",
         show_default=False,
     ),
-]
-Input = Annotated[
-    str | None,
-    typer.Option("--input", metavar="JSON|@FILE", help="The run's input. [default: {}]"),
 ]
 ChosenId = Annotated[
     str | None,
@@ -39,7 +35,7 @@ Key = Annotated[
 def start(
     workflow: WorkflowArgument,
     *,
-    input_text: Input = None,
+    input_text: InputText = None,
     run_id: ChosenId = None,
     priority: Priority = None,
     idempotency_key: Key = None,
