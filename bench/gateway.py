@@ -15,6 +15,7 @@ import uvloop
 
 import smithers.telemetry.without_rich  # noqa: F401 - first
 from gateway.app import GatewaySettings, open_gateway
+from smithers.collector import settle_collector
 from smithers.telemetry.logs import configure_logging
 
 
@@ -35,6 +36,7 @@ async def serve(settings: GatewaySettings, otel: dict[str, str] | None) -> None:
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     async with open_gateway(settings, otel=otel) as gateway:
+        settle_collector()
         print(gateway.port, flush=True)
         await stopping.wait()
 

@@ -15,6 +15,7 @@ import smithers.telemetry.without_rich  # noqa: F401 - first
 from gateway.app import open_gateway
 from gateway.load import raise_file_limit
 from gateway.settings import HttpProcessSettings
+from smithers.collector import settle_collector
 from smithers.telemetry.logs import configure_logging
 from smithers.telemetry.names import Role
 from smithers.telemetry.sheet import Sheet
@@ -46,6 +47,7 @@ async def _serve(told: HttpProcessSettings) -> None:
         async with open_gateway(
             told.gateway, listener=listener, page=page, otel=told.otel
         ) as gateway:
+            settle_collector()
             _say_ready()
             await stopping.wait()
             try:

@@ -23,10 +23,10 @@ from smithers.engine.turn import CachedOutput, Start, TokenUsage, ToolCall
 from smithers.ids import NodeId, RunId
 from smithers.outputs import decode_output, is_plain, is_quick
 from smithers.store.tool_calls import ToolCallRow
-from smithers.telemetry.spans import Span
 from smithers.telemetry.tracing import RunTrace
 from smithers.tools.toolbox import TOOLBOX
 from smithers.tree import Task
+from worker.attempt import Attempt
 from worker.bodies import Bodies
 from worker.caching import Caching, fit_found
 from worker.ends import end_raised, end_returned, outcome_of
@@ -81,7 +81,7 @@ class Attempts:
         self._caching = caching
         self._trace = trace
         self._loop = asyncio.get_running_loop()
-        self._under_way: dict[NodeKey, _Attempt] = {}
+        self._under_way: dict[NodeKey, Attempt] = {}
 
     def start(
         self,
@@ -99,7 +99,7 @@ class Attempts:
         task = start.leaf.element
         assert isinstance(task, Task)
         key = start.leaf.key
-        attempt = _Attempt(key, start.attempt, task, needs, is_budget_spent)
+        attempt = Attempt(key, start.attempt, task, needs, is_budget_spent)
         if self._trace is not None:
             attempt.span = self._trace.begin_attempt(*key, start.attempt)
         is_value = task.ask is None and not callable(task.do)
@@ -136,7 +136,7 @@ class Attempts:
             for one in stuck:
                 self._bodies.on_abandoned(f"an attempt of run {self._run_id} does not stop: {one}")
 
-    def _current(self, attempt: "_Attempt", last_heartbeat: str | None) -> CurrentTask:
+    def _current(self, attempt: Attempt, last_heartbeat: str | None) -> CurrentTask:
         attempt.heartbeats = Heartbeats(partial(self._beat, attempt))
         stuck = f"a call in a thread of {self._run_id}/{attempt.key.node_id} does not stop"
         attempt.started = Started(partial(self._bodies.on_abandoned, stuck))
@@ -150,7 +150,7 @@ class Attempts:
             _send_heartbeat=attempt.heartbeats.beat,
         )
 
-    async def _perform(self, attempt: "_Attempt") -> None:
+    async def _perform(self, attempt: Attempt) -> None:
         with self._bodies.attempt():
             prints = Prints(partial(self._print, attempt))
             RUNNER.set(attempt.runner)
@@ -178,8 +178,9 @@ class Attempts:
                 await attempt.close()
             prints.flush()
             self._end(attempt, end)
+            RUNNER.set(None)  # the task holds its variables: see Attempt.let_go
 
-    async def _equip(self, attempt: "_Attempt") -> AttemptToolbox:
+    async def _equip(self, attempt: Attempt) -> AttemptToolbox:
         """Lay out the tools; only a later attempt has calls of earlier ones to know of."""
         previous = await self._load_calls(*attempt.key) if attempt.number > 1 else []
         where = f"{self._run_id}/{attempt.key.node_id}"
@@ -195,7 +196,7 @@ class Attempts:
             tuple(previous),
         )
 
-    async def _produce(self, attempt: "_Attempt", toolbox: AttemptToolbox) -> Happening:
+    async def _produce(self, attempt: Attempt, toolbox: AttemptToolbox) -> Happening:
         """Have the output from an earlier execution, or call the body."""
         task, cache = attempt.task, attempt.task.cache
         read = partial(read_needs, attempt.needs)
@@ -220,7 +221,7 @@ class Attempts:
         return replace(end, cached=CachedOutput(attempt.key, cache_key, end.output, ttl_ms))
 
     async def _judge(
-        self, attempt: "_Attempt", judge: Callable[[], Judged], *, is_quick: bool
+        self, attempt: Attempt, judge: Callable[[], Judged], *, is_quick: bool
     ) -> Judged:
         """Read or write by a model; where an author's code may have a say in that, within the attempt's time."""
         if is_quick:
@@ -228,7 +229,7 @@ class Attempts:
         judged: Judged = await self._call_in_thread(attempt, judge)
         return judged
 
-    async def _call(self, attempt: "_Attempt", needs: Mapping[str, Any]) -> Any:
+    async def _call(self, attempt: Attempt, needs: Mapping[str, Any]) -> Any:
         ask = attempt.task.ask
         if ask is None:
             do = attempt.task.do
@@ -238,20 +239,20 @@ class Attempts:
             prompt = await self._call_function(attempt, prompt, needs)
         return await answer(ask, prompt, attempt.task.output)
 
-    async def _call_function(self, attempt: "_Attempt", do: Any, needs: Mapping[str, Any]) -> Any:
+    async def _call_function(self, attempt: Attempt, do: Any, needs: Mapping[str, Any]) -> Any:
         if is_async(do):
             return await do(**needs)
         value = await self._call_in_thread(attempt, partial(do, **needs))
         return await value if inspect.isawaitable(value) else value
 
-    async def _call_in_thread(self, attempt: "_Attempt", body: Callable[[], Any]) -> Any:
+    async def _call_in_thread(self, attempt: Attempt, body: Callable[[], Any]) -> Any:
         return await self._bodies.call_in_thread(
             body,
             where=f"{self._run_id}/{attempt.key.node_id}",
             on_cancel=attempt.current.cancelled.set,
         )
 
-    def _end(self, attempt: "_Attempt", end: Happening) -> None:
+    def _end(self, attempt: Attempt, end: Happening) -> None:
         if self._under_way.get(attempt.key) is attempt:
             del self._under_way[attempt.key]
         if not attempt.is_reported:
@@ -262,14 +263,15 @@ class Attempts:
                 self._trace.end_attempt(attempt.span, *outcome_of(end))
             self._report(end)
 
-    def _hear_end(self, attempt: "_Attempt", runner: asyncio.Task[None]) -> None:
+    def _hear_end(self, attempt: Attempt, runner: asyncio.Task[None]) -> None:
         """Report an attempt that could not say how it ended, because what was raised defies any look at it."""
         if not (runner.cancelled() or attempt.is_reported):
             name = type(runner.exception()).__name__
             problem = Problem(name, "how the attempt ended cannot be told")
             self._end(attempt, Failed(attempt.key, attempt.number, problem))
+        attempt.let_go()
 
-    def _limit(self, attempt: "_Attempt") -> None:
+    def _limit(self, attempt: Attempt) -> None:
         """Bound how long a body may take, and for how long it may be silent."""
         timeout_s = attempt.task.timeout_s
         if timeout_s is not None:
@@ -277,11 +279,11 @@ class Attempts:
         if attempt.task.heartbeat_timeout_s is not None:
             self._listen(attempt, attempt.task.heartbeat_timeout_s)
 
-    def _time_out(self, attempt: "_Attempt", timeout_s: float) -> None:
+    def _time_out(self, attempt: Attempt, timeout_s: float) -> None:
         problem = Problem("TimeoutError", f"took longer than {timeout_s:g} s", "TASK_TIMEOUT")
         self._stop(attempt, Failed(attempt.key, attempt.number, problem))
 
-    def _listen(self, attempt: "_Attempt", timeout_s: float) -> None:
+    def _listen(self, attempt: Attempt, timeout_s: float) -> None:
         """Stop a body that reports nothing of itself for too long; looked at again when it would be too long."""
         assert attempt.heartbeats is not None
         left_s = timeout_s - attempt.heartbeats.silent_s
@@ -292,7 +294,7 @@ class Attempts:
         problem = Problem("HeartbeatTimeout", text, HEARTBEAT_TIMEOUT)
         self._stop(attempt, Failed(attempt.key, attempt.number, problem))
 
-    def _stop(self, attempt: "_Attempt", end: Happening) -> None:
+    def _stop(self, attempt: Attempt, end: Happening) -> None:
         """Cancel a body; two seconds later its attempt has ended so, whether the body heard or not."""
         if attempt.stopped_by is not None or attempt.is_reported:
             return
@@ -302,7 +304,7 @@ class Attempts:
         attempt.cancel()
         self._loop.call_later(GIVE_UP_S, self._give_up, attempt, end)
 
-    def _give_up(self, attempt: "_Attempt", end: Happening) -> None:
+    def _give_up(self, attempt: Attempt, end: Happening) -> None:
         """Stop waiting for a body that swallows its cancellation."""
         if not attempt.is_reported:
             self._bodies.on_abandoned(
@@ -310,19 +312,19 @@ class Attempts:
             )
             self._end(attempt, end)
 
-    def _print(self, attempt: "_Attempt", text: str, stream: str) -> None:
+    def _print(self, attempt: Attempt, text: str, stream: str) -> None:
         self._report_soon(attempt, Printed(attempt.key, attempt.number, text, stream))
 
     def _call_tool(
-        self, attempt: "_Attempt", call: ToolCall, kept: asyncio.Future[None] | None
+        self, attempt: Attempt, call: ToolCall, kept: asyncio.Future[None] | None
     ) -> None:
         self._report_soon(attempt, Called(attempt.key, attempt.number, call, kept))
 
-    def _report_usage(self, attempt: "_Attempt", usage: TokenUsage) -> None:
+    def _report_usage(self, attempt: Attempt, usage: TokenUsage) -> None:
         self._report_soon(attempt, Used(attempt.key, attempt.number, usage, attempt.lap_ms()))
         attempt.counted_at = time.monotonic()
 
-    def _may_ask(self, attempt: "_Attempt") -> bool:
+    def _may_ask(self, attempt: Attempt) -> bool:
         """Say whether the run's budget has room for a question; else have the attempt stopped in a moment."""
         took_ms = attempt.lap_ms()
         if not attempt.is_budget_spent(took_ms):
@@ -331,10 +333,10 @@ class Attempts:
         self._loop.call_soon(self._stop, attempt, end)  # not the task that asks: the whole attempt
         return False
 
-    def _beat(self, attempt: "_Attempt", data: str) -> None:
+    def _beat(self, attempt: Attempt, data: str) -> None:
         self._report_soon(attempt, Beaten(attempt.key, attempt.number, data))
 
-    def _report_soon(self, attempt: "_Attempt", happening: Happening) -> None:
+    def _report_soon(self, attempt: Attempt, happening: Happening) -> None:
         def report() -> None:
             if not attempt.is_reported:
                 self._report(happening)
@@ -343,58 +345,3 @@ class Attempts:
             report()
         else:
             self._loop.call_soon_threadsafe(report)
-
-
-class _Attempt:
-    """One attempt under way."""
-
-    def __init__(
-        self,
-        key: NodeKey,
-        number: int,
-        task: Task[Any],
-        needs: Mapping[str, Need],
-        is_budget_spent: Callable[[int], bool],
-    ) -> None:
-        self.key = key
-        self.number = number
-        self.task = task
-        self.needs = needs
-        self.is_budget_spent = is_budget_spent
-        self.counted_at = time.monotonic()  # when its time was last counted against a budget
-        self.stopped_by: Happening | None = None  # how it ends once it has been told to stop
-        self.is_reported = False
-        self.heartbeats: Heartbeats | None = None  # None: a plain value, which has ended already
-        self.loop_thread = threading.get_ident()
-        self.span: Span | None = None  # where traces are on
-        self.toolbox: AttemptToolbox | None = None
-        self.deadline: asyncio.TimerHandle | None = None
-        self.listening: asyncio.TimerHandle | None = None
-        self.current: CurrentTask
-        self.started: Started
-        self.runner: asyncio.Task[None]
-
-    def lap_ms(self) -> int:
-        """Say how long it has been at work since that was last counted."""
-        return round((time.monotonic() - self.counted_at) * 1000)
-
-    def lift_limits(self) -> None:
-        """Bound its time no longer; the timers would hold it for as long as it might have taken."""
-        for timer in (self.deadline, self.listening):
-            if timer is not None:
-                timer.cancel()
-
-    def cancel(self) -> None:
-        """Tell the body, its tools, its processes and whoever waits for them that it is over."""
-        self.lift_limits()
-        self.current.cancelled.set()
-        if self.toolbox is not None:
-            self.toolbox.stop()
-        self.runner.cancel()
-        self.started.stop()
-
-    async def close(self) -> None:
-        """Return when nothing of it is left; what a body that was not stopped leaves behind is its author's affair."""
-        if self.toolbox is not None:
-            await self.toolbox.close()
-        await self.started.close()

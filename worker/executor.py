@@ -35,7 +35,8 @@ from worker.attempts import Attempts
 from worker.bodies import Bodies
 from worker.caching import Caching
 from worker.clock import DatabaseClock
-from worker.happenings import Called, Happening, take
+from worker.happenings import Called, take
+from worker.inbox import Inbox
 from worker.kin import kin_hints
 from worker.meters import ChildMeters
 from worker.needs import find_needs
@@ -75,15 +76,13 @@ class Executor:
         self.claim = claim
         self.last_seq = claim.last_seq
         self._shared = shared
-        self._inbox: list[Happening] = []
-        self._has_news = False
-        self._arrived = asyncio.Event()
+        self._inbox = Inbox()
         self._loop = asyncio.get_running_loop()
         self._record = RunRecord(claim, shared.meters, shared.tracer)
         load_calls = partial(shared.store.list_previous_calls, claim.run_id)
         caching = Caching(claim.run_id, claim.workflow_name, shared.store.find_cached)
         self._attempts = Attempts(
-            claim.run_id, shared.bodies, self._report, load_calls, caching, self._record.trace
+            claim.run_id, shared.bodies, self._inbox.put, load_calls, caching, self._record.trace
         )
         self._awaiting_commit: list[asyncio.Future[None]] = []  # bodies about to call a tool
         self._correlation = correlation_json(claim.run_id, claim.workflow_name)
@@ -110,8 +109,7 @@ class Executor:
 
     def hear_news(self) -> None:
         """Take a hint that something has come to the run from outside."""
-        self._has_news = True
-        self._arrived.set()
+        self._inbox.hear_news()
 
     async def execute(self) -> int | None:
         """Move the run forward until it ends, only waits remain, or somebody else has it; say when it is due again."""
@@ -292,7 +290,7 @@ class Executor:
         self._shared.clock.hear(answer.now_ms)
         written = len(turn.events) + (0 if turn.ending is None else len(turn.ending.events))
         if answer.last_seq != self.last_seq + written:
-            self._has_news = True  # a gateway wrote in between
+            self._inbox.has_news = True  # a gateway wrote in between
         self.last_seq = answer.last_seq
         self._record.tell(turn, run.committed.nodes, answer.now_ms)
         run.commit(answer.now_ms)
@@ -325,32 +323,23 @@ class Executor:
 
     async def _take_in_happenings(self, run: Progress) -> None:
         """Wait until something has happened, and take all of it in."""
-        while not (self._inbox or self._has_news):
+        if self._inbox.is_empty:
             due_ms, wake_at = run.next_due_ms(), self._acquit_at
             if due_ms is not None:
                 wait_s = (due_ms - self._shared.clock.now_ms()) / 1000
                 wake_at = min(wake_at, self._loop.time() + wait_s)
-            self._arrived.clear()
-            if wake_at == float("inf"):
-                await self._arrived.wait()
-                continue
-            try:
-                async with asyncio.timeout_at(wake_at):
-                    await self._arrived.wait()
-            except TimeoutError:
-                break
-        inbox, self._inbox = self._inbox, []
+            await self._inbox.wait(wake_at)
         now_ms = self._shared.clock.now_ms()
-        for happening in inbox:
+        for happening in self._inbox.take():
             take(run, happening, now_ms)
             if isinstance(happening, Called) and happening.kept is not None:
                 self._awaiting_commit.append(happening.kept)
-        if self._has_news:
+        if self._inbox.has_news:
             await self._take_news(run)
         run.pass_time(self._shared.clock.now_ms())
 
     async def _take_news(self, run: Progress) -> None:
-        self._has_news = False
+        self._inbox.has_news = False
         news = await self._shared.store.load_news(self.claim.run_id, run.waiting)
         if news is None:
             raise LeaseLost(f"run {self.claim.run_id} is gone")
@@ -370,10 +359,6 @@ class Executor:
             await self._shared.store.deny_for_timeout(self.claim.run_id, *key)
         turn.timeouts.clear()
         await self._take_news(run)
-
-    def _report(self, happening: Happening) -> None:
-        self._inbox.append(happening)
-        self._arrived.set()
 
 
 def _refused(turn: Turn, error: StoreError) -> Problem:

@@ -1,12 +1,12 @@
 """What the fork server loads before its first fork: no thread, no event loop, no workflow code."""
 
-import gc
 import signal
 
 import smithers.telemetry.without_rich  # noqa: F401 - first
 import worker.child
 import worker.describing  # noqa: F401 - loaded for the forks
+from smithers.collector import settle_collector
 
 # A service manager sends it to the whole group: it is the pool's to act upon, and children die with this process.
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-gc.freeze()  # what is shared by all forks is not walked, and so not copied, by each
+settle_collector()  # what is shared by all forks is not walked, and so not copied, by each

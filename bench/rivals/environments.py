@@ -1,8 +1,9 @@
 """Rivals' own environments, made on demand below the user's cache: nothing of theirs is installed beside ours.
 
-Versions are pinned here; a change of them makes a new environment.
+Versions are pinned here; a change of them, or of the interpreter, makes a new environment.
 """
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -32,7 +33,8 @@ def versions(name: str) -> str:
 def find_python(name: str) -> Path:
     """Return the interpreter of a rival's environment, made if it is not there. Raises Unavailable."""
     mark = "-".join(part.replace("==", "-") for part in PACKAGES[name][:2])
-    folder = _cache() / mark
+    interpreter = hashlib.sha256(os.path.realpath(sys.executable).encode()).hexdigest()[:8]
+    folder = _cache() / f"{mark}-{interpreter}"
     if not (folder / "complete").exists():
         shutil.rmtree(folder, ignore_errors=True)
         python = str(folder / "bin" / "python")

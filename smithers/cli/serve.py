@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from smithers.cli import options as o
 from smithers.cli.console import heeded_signals, log_to_stderr, note
+from smithers.collector import settle_collector
 from smithers.settings import InvalidSettings, ServerOptions
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ async def _serve(options: ServerOptions) -> None:
 
         async with serve_on(foundation, options, os.environ) as server:
             servers.append(server)
+            settle_collector()
             _announce(server, options)
             await stopping.wait()
             _say_stopping(options)

@@ -3,9 +3,11 @@
 import asyncio
 import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from smithers.engine.mount import mount
 from smithers.engine.turn import Start
 from smithers.ids import NodeId, RunId
 from smithers.tree import Sequence
-from worker.attempts import Attempts, _Attempt
+from worker.attempt import Attempt
+from worker.attempts import Attempts
 from worker.bodies import Bodies
 from worker.caching import Caching
 from worker.happenings import Aborted, Beaten, Failed, Finished, Happening
@@ -28,6 +31,7 @@ from worker.settings import PoolSettings
 from worker.toolboxes import open_workshop
 
 KEY = NodeKey(NodeId("t"), 0)
+HELD: ContextVar[object] = ContextVar("held")
 ZERO = Need(NodeId("zero"), "0", None)
 
 
@@ -126,6 +130,32 @@ async def test_one_that_is_stopped_later_has_ended_once(stage: Stage) -> None:
     assert stage.reported.empty()
 
 
+@pytest.mark.parametrize("error", [None, LookupError])
+async def test_what_an_attempt_held_is_freed_at_its_end(
+    stage: Stage, error: type[Exception] | None
+) -> None:
+    class Held:
+        pass
+
+    async def work() -> None:
+        HELD.set(held := Held())
+        seen.append(weakref.ref(held))
+        del held  # a traceback has the frame
+        if error is not None:
+            raise error("no such page")
+
+    seen: list[weakref.ref[Held]] = []
+    gc.disable()  # nobody waits for the collector
+    try:
+        stage.start(Task("t", work, timeout=3600, heartbeat_timeout=3600))
+        await stage.end()
+        async with asyncio.timeout(1):
+            while seen[0]() is not None:
+                await asyncio.sleep(0)
+    finally:
+        gc.enable()
+
+
 async def test_the_newest_heartbeat_is_told_with_the_end(stage: Stage) -> None:
     async def work() -> None:
         for page in range(50):
@@ -144,7 +174,7 @@ async def test_nothing_holds_an_attempt_that_has_ended_for_as_long_as_it_might_h
     stage.start(Task("t", asyncio.sleep, timeout=3600, heartbeat_timeout=3600), {"delay": ZERO})
     assert await stage.end() == Finished(KEY, 1, "null")
     async with asyncio.timeout(10):
-        while any(isinstance(found, _Attempt) for found in gc.get_objects()):
+        while any(isinstance(found, Attempt) for found in gc.get_objects()):
             await asyncio.sleep(0)
             gc.collect()
 
