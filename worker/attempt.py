@@ -1,54 +1,103 @@
-"""One attempt under way: what it is, and what it holds until it has ended."""
+"""One attempt under way: what it is, what it holds until it has ended, and what its body tells of itself."""
 
 import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Final
 
 from smithers.current import CurrentTask
-from smithers.engine.facts import NodeKey
+from smithers.engine.turn import Start, TokenUsage, ToolCall
 from smithers.telemetry.spans import Span
 from smithers.tree import Task
-from worker.happenings import Happening
+from worker.happenings import Beaten, Called, Happening, Parked, Printed, Used
 from worker.heartbeats import Heartbeats
 from worker.needs import Need
+from worker.prints import Prints
 from worker.started import Started
 from worker.toolboxes import AttemptToolbox
 
+MODEL_STREAM: Final = "stdout"  # the wire knows two; whoever reads either sees what a model says
+
 
 class Attempt:
-    """One attempt under way."""
+    """One attempt under way, and the desk of its tools (worker.toolboxes.Desk).
+
+    What a body tells may come from any thread; it is reported in the loop's, and only until the attempt has ended.
+    """
 
     def __init__(
         self,
-        key: NodeKey,
-        number: int,
-        task: Task[Any],
+        where: str,
+        start: Start,
         needs: Mapping[str, Need],
         is_budget_spent: Callable[[int], bool],
+        *,
+        report: Callable[[Happening], None],
+        stop: Callable[["Attempt", Happening], None],
+        on_abandoned: Callable[[str], None],
     ) -> None:
-        self.key = key
-        self.number = number
+        """`where`: run and node, for messages. `stop` has an attempt end so; `on_abandoned` is told what goes on after it."""
+        task = start.leaf.element
+        assert isinstance(task, Task)
+        self.where = where
+        self.key = start.leaf.key
+        self.number = start.attempt
         self.task = task
         self.needs = needs
-        self.is_budget_spent = is_budget_spent
-        self.counted_at = time.monotonic()  # when its time was last counted against a budget
         self.stopped_by: Happening | None = None  # how it ends once it has been told to stop
         self.is_reported = False
-        self.heartbeats: Heartbeats | None = None  # None: a plain value, which has ended already
-        self.loop_thread = threading.get_ident()
         self.span: Span | None = None  # where traces are on
-        self.toolbox: AttemptToolbox | None = None
         self.deadline: asyncio.TimerHandle | None = None
         self.listening: asyncio.TimerHandle | None = None
+        # What a body needs; a plain value ends without it.
+        self.toolbox: AttemptToolbox | None = None
+        self.heartbeats: Heartbeats | None = None
         self.current: CurrentTask
+        self.prints: Prints
         self.started: Started
         self.runner: asyncio.Task[None]
+        self._is_budget_spent = is_budget_spent
+        self._report = report
+        self._stop = stop
+        self._on_abandoned = on_abandoned
+        self._counted_at = time.monotonic()  # when its time was last counted against a budget
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
 
-    def lap_ms(self) -> int:
-        """Say how long it has been at work since that was last counted."""
-        return round((time.monotonic() - self.counted_at) * 1000)
+    def print(self, text: str, stream: str) -> None:
+        """Take what the body prints."""
+        self._tell(Printed(self.key, self.number, text, stream))
+
+    def speak(self, text: str) -> None:
+        """Take what a model says."""
+        self.print(text, MODEL_STREAM)
+
+    def beat(self, data: str) -> None:
+        """Take a heartbeat: JSON text."""
+        self._tell(Beaten(self.key, self.number, data))
+
+    def take_call(self, call: ToolCall, kept: asyncio.Future[None] | None) -> None:
+        """Take a tool call's newest state; `kept` is to be done when that is in the database."""
+        self._tell(Called(self.key, self.number, call, kept))
+
+    def report_usage(self, usage: TokenUsage) -> None:
+        """Take what a model has used up."""
+        self._tell(Used(self.key, self.number, usage, self._lap_ms()))
+        self._counted_at = time.monotonic()
+
+    def may_ask(self) -> bool:
+        """Say whether the run's budget has room for a question; else have the attempt stopped in a moment."""
+        took_ms = self._lap_ms()
+        if not self._is_budget_spent(took_ms):
+            return True
+        end = Parked(self.key, self.number, took_ms)
+        self._loop.call_soon(self._stop, self, end)  # not the task that asks: the whole attempt
+        return False
+
+    def on_stuck(self) -> None:
+        """Hear that a tool, or a call in a thread, goes on when it should not."""
+        self._on_abandoned(f"what {self.where} has called does not stop")
 
     def lift_limits(self) -> None:
         """Bound its time no longer; the timers would hold it for as long as it might have taken."""
@@ -73,5 +122,19 @@ class Attempt:
 
     def let_go(self) -> None:
         """Hold on to nothing that holds on to it: what is over is freed at once, and is no work for the collector."""
-        del self.runner, self.current
+        del self.runner, self.current, self.prints, self.started
         self.toolbox = self.heartbeats = None
+
+    def _tell(self, happening: Happening) -> None:
+        if threading.get_ident() == self._loop_thread:
+            self._tell_here(happening)
+        else:
+            self._loop.call_soon_threadsafe(self._tell_here, happening)
+
+    def _tell_here(self, happening: Happening) -> None:
+        if not self.is_reported:
+            self._report(happening)
+
+    def _lap_ms(self) -> int:
+        """Say how long it has been at work since that was last counted."""
+        return round((time.monotonic() - self._counted_at) * 1000)

@@ -7,8 +7,6 @@ goes on without it, and the child is replaced when its other runs are done.
 
 import asyncio
 import inspect
-import threading
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -19,13 +17,12 @@ from smithers.agents.answers import answer
 from smithers.current import CURRENT, CurrentTask
 from smithers.engine.facts import NodeKey, Problem
 from smithers.engine.reports import HEARTBEAT_TIMEOUT
-from smithers.engine.turn import CachedOutput, Start, TokenUsage, ToolCall
+from smithers.engine.turn import CachedOutput, Start
 from smithers.ids import NodeId, RunId
 from smithers.outputs import decode_output, is_plain, is_quick
 from smithers.store.tool_calls import ToolCallRow
 from smithers.telemetry.tracing import RunTrace
 from smithers.tools.toolbox import TOOLBOX
-from smithers.tree import Task
 from worker.attempt import Attempt
 from worker.bodies import Bodies
 from worker.caching import Caching, fit_found
@@ -34,14 +31,9 @@ from worker.forks import Steps
 from worker.functions import is_async, model_of
 from worker.happenings import (
     Aborted,
-    Beaten,
-    Called,
     Failed,
     Finished,
     Happening,
-    Parked,
-    Printed,
-    Used,
 )
 from worker.heartbeats import Heartbeats
 from worker.loops import RUNNER
@@ -49,10 +41,9 @@ from worker.needs import Need, are_plain, read_needs
 from worker.prints import PRINTS, Prints
 from worker.started import Started
 from worker.threads import STOP_GRACE_S
-from worker.toolboxes import AttemptToolbox, Desk
+from worker.toolboxes import AttemptToolbox
 
 GIVE_UP_S: Final = 2 * STOP_GRACE_S
-MODEL_STREAM: Final = "stdout"  # the wire knows two; whoever reads either sees what a model says
 
 Judged = TypeVar("Judged")
 LoadCalls = Callable[[NodeId, int], Awaitable[list[ToolCallRow]]]
@@ -96,17 +87,23 @@ class Attempts:
         `is_budget_spent` is asked before each question to a model, with what the attempt has taken in ms since it was
         last counted.
         """
-        task = start.leaf.element
-        assert isinstance(task, Task)
-        key = start.leaf.key
-        attempt = Attempt(key, start.attempt, task, needs, is_budget_spent)
+        attempt = Attempt(
+            f"{self._run_id}/{start.leaf.key.node_id}",
+            start,
+            needs,
+            is_budget_spent,
+            report=self._report,
+            stop=self._stop,
+            on_abandoned=self._bodies.on_abandoned,
+        )
+        key, task = attempt.key, attempt.task
         if self._trace is not None:
             attempt.span = self._trace.begin_attempt(*key, start.attempt)
         is_value = task.ask is None and not callable(task.do)
         if is_value and is_quick(task.do, task.output):
             self._end(attempt, end_returned(key, start.attempt, task.do, task.output))
             return
-        attempt.current = self._current(attempt, last_heartbeat)
+        self._equip(attempt, last_heartbeat)
         self._under_way[key] = attempt
         attempt.runner = self._loop.create_task(self._perform(attempt))
         attempt.runner.add_done_callback(partial(self._hear_end, attempt))
@@ -136,11 +133,11 @@ class Attempts:
             for one in stuck:
                 self._bodies.on_abandoned(f"an attempt of run {self._run_id} does not stop: {one}")
 
-    def _current(self, attempt: Attempt, last_heartbeat: str | None) -> CurrentTask:
-        attempt.heartbeats = Heartbeats(partial(self._beat, attempt))
-        stuck = f"a call in a thread of {self._run_id}/{attempt.key.node_id} does not stop"
-        attempt.started = Started(partial(self._bodies.on_abandoned, stuck))
-        return CurrentTask(
+    def _equip(self, attempt: Attempt, last_heartbeat: str | None) -> None:
+        attempt.prints = Prints(attempt.print)
+        attempt.heartbeats = Heartbeats(attempt.beat)
+        attempt.started = Started(attempt.on_stuck)
+        attempt.current = CurrentTask(
             run_id=self._run_id,
             node_id=attempt.key.node_id,
             iteration=attempt.key.iteration,
@@ -152,16 +149,15 @@ class Attempts:
 
     async def _perform(self, attempt: Attempt) -> None:
         with self._bodies.attempt():
-            prints = Prints(partial(self._print, attempt))
             RUNNER.set(attempt.runner)
             CURRENT.set(attempt.current)
-            PRINTS.set(prints)
+            PRINTS.set(attempt.prints)
             attempt.started.note_here()
             if self._trace is not None and attempt.span is not None:
                 self._trace.make_current(attempt.span)
             end: Happening
             try:
-                attempt.toolbox = await self._equip(attempt)
+                attempt.toolbox = await self._lay_out_tools(attempt)
                 TOOLBOX.set(attempt.toolbox)
                 end = await self._produce(attempt, attempt.toolbox)
             except BaseException as error:  # noqa: BLE001 - an author's sys.exit() ends an attempt, not this process
@@ -176,25 +172,14 @@ class Attempts:
             # Stopped while its last tools ended: it is over all the same.
             with suppress(asyncio.CancelledError):
                 await attempt.close()
-            prints.flush()
+            attempt.prints.flush()
             self._end(attempt, end)
             RUNNER.set(None)  # the task holds its variables: see Attempt.let_go
 
-    async def _equip(self, attempt: Attempt) -> AttemptToolbox:
+    async def _lay_out_tools(self, attempt: Attempt) -> AttemptToolbox:
         """Lay out the tools; only a later attempt has calls of earlier ones to know of."""
         previous = await self._load_calls(*attempt.key) if attempt.number > 1 else []
-        where = f"{self._run_id}/{attempt.key.node_id}"
-        return AttemptToolbox(
-            self._bodies.workshop,
-            Desk(
-                take_call=partial(self._call_tool, attempt),
-                report_usage=partial(self._report_usage, attempt),
-                may_ask=partial(self._may_ask, attempt),
-                speak=partial(self._print, attempt, stream=MODEL_STREAM),
-                on_stuck=lambda: self._bodies.on_abandoned(f"a tool of {where} does not stop"),
-            ),
-            tuple(previous),
-        )
+        return AttemptToolbox(self._bodies.workshop, attempt, tuple(previous))
 
     async def _produce(self, attempt: Attempt, toolbox: AttemptToolbox) -> Happening:
         """Have the output from an earlier execution, or call the body."""
@@ -248,13 +233,12 @@ class Attempts:
     async def _call_in_thread(self, attempt: Attempt, body: Callable[[], Any]) -> Any:
         return await self._bodies.call_in_thread(
             body,
-            where=f"{self._run_id}/{attempt.key.node_id}",
+            where=attempt.where,
             on_cancel=attempt.current.cancelled.set,
         )
 
     def _end(self, attempt: Attempt, end: Happening) -> None:
-        if self._under_way.get(attempt.key) is attempt:
-            del self._under_way[attempt.key]
+        self._forget(attempt)
         if not attempt.is_reported:
             if attempt.heartbeats is not None:
                 attempt.heartbeats.flush()
@@ -269,7 +253,12 @@ class Attempts:
             name = type(runner.exception()).__name__
             problem = Problem(name, "how the attempt ended cannot be told")
             self._end(attempt, Failed(attempt.key, attempt.number, problem))
+        self._forget(attempt)  # one that was dropped before its first step has not ended otherwise
         attempt.let_go()
+
+    def _forget(self, attempt: Attempt) -> None:
+        if self._under_way.get(attempt.key) is attempt:
+            del self._under_way[attempt.key]
 
     def _limit(self, attempt: Attempt) -> None:
         """Bound how long a body may take, and for how long it may be silent."""
@@ -307,41 +296,5 @@ class Attempts:
     def _give_up(self, attempt: Attempt, end: Happening) -> None:
         """Stop waiting for a body that swallows its cancellation."""
         if not attempt.is_reported:
-            self._bodies.on_abandoned(
-                f"a body of {self._run_id}/{attempt.key.node_id} does not stop"
-            )
+            self._bodies.on_abandoned(f"a body of {attempt.where} does not stop")
             self._end(attempt, end)
-
-    def _print(self, attempt: Attempt, text: str, stream: str) -> None:
-        self._report_soon(attempt, Printed(attempt.key, attempt.number, text, stream))
-
-    def _call_tool(
-        self, attempt: Attempt, call: ToolCall, kept: asyncio.Future[None] | None
-    ) -> None:
-        self._report_soon(attempt, Called(attempt.key, attempt.number, call, kept))
-
-    def _report_usage(self, attempt: Attempt, usage: TokenUsage) -> None:
-        self._report_soon(attempt, Used(attempt.key, attempt.number, usage, attempt.lap_ms()))
-        attempt.counted_at = time.monotonic()
-
-    def _may_ask(self, attempt: Attempt) -> bool:
-        """Say whether the run's budget has room for a question; else have the attempt stopped in a moment."""
-        took_ms = attempt.lap_ms()
-        if not attempt.is_budget_spent(took_ms):
-            return True
-        end = Parked(attempt.key, attempt.number, took_ms)
-        self._loop.call_soon(self._stop, attempt, end)  # not the task that asks: the whole attempt
-        return False
-
-    def _beat(self, attempt: Attempt, data: str) -> None:
-        self._report_soon(attempt, Beaten(attempt.key, attempt.number, data))
-
-    def _report_soon(self, attempt: Attempt, happening: Happening) -> None:
-        def report() -> None:
-            if not attempt.is_reported:
-                self._report(happening)
-
-        if threading.get_ident() == attempt.loop_thread:
-            report()
-        else:
-            self._loop.call_soon_threadsafe(report)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import orjson
 
@@ -38,8 +38,6 @@ MAX_ERROR_CHARS: Final = 4_000
 CLOSE_S: Final = 4.0  # a second to be told, three to be killed
 
 Result = TypeVar("Result")
-# Takes a call's newest state; with a future where somebody waits for it to be in the database.
-CallSink = Callable[[ToolCall, "asyncio.Future[None] | None"], None]
 
 # How many tools wait, each in a thread, for what is called here.
 _DEPTH: Final[ContextVar[int]] = ContextVar("smithers_tool_depth", default=0)
@@ -99,17 +97,23 @@ def open_workshop(settings: PoolSettings) -> Iterator[Workshop]:
             threads.close()
 
 
-class Desk(NamedTuple):
-    """Where an attempt takes what its toolbox has to tell.
+class Desk(Protocol):
+    """Where a toolbox tells what becomes of an attempt's calls; in the loop's thread."""
 
-    `may_ask`: whether a model may be asked now. `speak` takes what one says.
-    """
+    def take_call(self, call: ToolCall, kept: "asyncio.Future[None] | None") -> None:
+        """Take a call's newest state; `kept` where somebody waits for it to be in the database."""
 
-    take_call: CallSink
-    report_usage: Callable[[TokenUsage], None]
-    may_ask: Callable[[], bool]
-    speak: Callable[[str], None]
-    on_stuck: Callable[[], None]
+    def report_usage(self, usage: TokenUsage) -> None:
+        """Take what a model has used up."""
+
+    def may_ask(self) -> bool:
+        """Say whether a model may be asked now."""
+
+    def speak(self, text: str) -> None:
+        """Take what a model says."""
+
+    def on_stuck(self) -> None:
+        """Hear that a call goes on though its attempt is over."""
 
 
 class AttemptToolbox:

@@ -15,7 +15,7 @@ from smithers.tools.toolbox import TOOLBOX
 from worker.sandbox.commands import Commands, SandboxPolicy
 from worker.sandbox.jail import HIDDEN
 from worker.sandbox.own_code import find_closed
-from worker.toolboxes import AttemptToolbox, Desk, ToolThreads, Workshop
+from worker.toolboxes import AttemptToolbox, ToolThreads, Workshop
 
 
 class Records:
@@ -26,10 +26,22 @@ class Records:
         self.usage: list[TokenUsage] = []
         self.said: list[str] = []
 
-    def __call__(self, call: ToolCall, kept: "asyncio.Future[None] | None") -> None:
+    def take_call(self, call: ToolCall, kept: "asyncio.Future[None] | None") -> None:
         self.calls.append(call)
         if kept is not None:
             kept.set_result(None)
+
+    def report_usage(self, usage: TokenUsage) -> None:
+        self.usage.append(usage)
+
+    def may_ask(self) -> bool:
+        return True
+
+    def speak(self, text: str) -> None:
+        self.said.append(text)
+
+    def on_stuck(self) -> None:
+        pass
 
     @property
     def lines(self) -> list[str]:
@@ -54,17 +66,7 @@ def lending_tools(
     threads = ToolThreads()
     with RootDirectory(root, hidden=HIDDEN, closed=find_closed(root.resolve())) as beneath:
         workshop = Workshop(root=beneath, commands=commands, threads=threads)
-        toolbox = AttemptToolbox(
-            workshop,
-            Desk(
-                take_call=records,
-                report_usage=records.usage.append,
-                may_ask=lambda: True,
-                speak=records.said.append,
-                on_stuck=lambda: None,
-            ),
-            previous,
-        )
+        toolbox = AttemptToolbox(workshop, records, previous)
         tokens = CURRENT.set(current), TOOLBOX.set(toolbox)
         try:
             yield toolbox, records

@@ -121,6 +121,13 @@ async def test_an_attempt_that_is_stopped_before_its_first_step_has_ended(
     assert abandoned == []
 
 
+async def test_what_is_dropped_before_its_first_step_is_gone(stage: Stage) -> None:
+    stage.start(Task("t", for_ever))
+    await stage.attempts.drop()
+    assert stage.attempts.count == 0
+    await stage.attempts.drop()
+
+
 async def test_one_that_is_stopped_later_has_ended_once(stage: Stage) -> None:
     stage.start(Task("t", for_ever))
     await asyncio.sleep(0)
