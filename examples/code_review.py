@@ -14,7 +14,14 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 from pydantic_ai import Agent
-from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
+from pydantic_ai.messages import (
+    ModelMessage,
+    ModelResponse,
+    TextPart,
+    ToolCallPart,
+    ToolReturnPart,
+    UserPromptPart,
+)
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from smithers import Context, Sequence, Task, current_task, workflow
@@ -100,21 +107,20 @@ def note(ledger: str | None, line: str) -> None:
 
 def decide(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
     """Grep first, then read around what was found, one place at a time, then answer."""
-    prompt = str(messages[0].parts[0].content)
+    parts = [part for message in messages for part in message.parts]
+    prompt = next(str(part.content) for part in parts if isinstance(part, UserPromptPart))
     path = prompt.removesuffix(".").rpartition(" in ")[2]
-    returned = [
-        part for message in messages for part in message.parts if isinstance(part, ToolReturnPart)
-    ]
+    returned = [part.model_response_object() for part in parts if isinstance(part, ToolReturnPart)]
     if not returned:
         return say("grep", pattern=HANDLER, path=path, glob="*.py")
-    found: list[dict[str, Any]] = returned[0].content["matches"][:MAX_FILES]
+    found: list[dict[str, Any]] = returned[0]["matches"][:MAX_FILES]
     if len(returned) <= len(found):
         place = found[len(returned) - 1]
         start = max(1, place["line"] - AROUND)
         return say("read", path=place["path"], start_line=start, max_lines=2 * AROUND + 1)
     findings = [
-        {"path": place["path"], "line": place["line"], "is_explained": "#" in part.content["text"]}
-        for place, part in zip(found, returned[1:], strict=True)
+        {"path": place["path"], "line": place["line"], "is_explained": "#" in seen["text"]}
+        for place, seen in zip(found, returned[1:], strict=True)
     ]
     summary = f"{len(findings)} handlers of every exception looked at in {path}"
     return say(info.output_tools[0].name, summary=summary, findings=findings)

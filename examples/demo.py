@@ -23,7 +23,7 @@ from rich.markdown import Markdown
 from rich.rule import Rule
 
 from smithers.cli.console import open_console
-from smithers.cli.following import Ask, approve_all, ask_at_terminal, follow
+from smithers.cli.following import Answer, Ask, approve_all, ask_at_terminal, follow
 from smithers.cli.progress import open_display
 from smithers.client import Approval, AsyncClient, Run
 from smithers.server import start_server
@@ -116,7 +116,7 @@ def choose_ask() -> Ask:
     return approve_by_itself
 
 
-async def approve_by_itself(approval: Approval) -> tuple[bool, str | None]:
+async def approve_by_itself(approval: Approval) -> Answer | None:
     """Approve, and say so."""
     detail(f"{approval.request_title} Approved by itself: nobody is at the terminal, or YES=1.")
     return await approve_all(approval)

@@ -3,12 +3,16 @@
 from smithers import Context, Sequence, Task, workflow
 
 
+def shout(greeting: str) -> str:
+    """Say it louder."""
+    return greeting.upper() + "!"
+
+
 @workflow
 def hello(ctx: Context) -> Sequence:
     """Say hello to input.name, loudly."""
     name = ctx.input.get("name", "world")
-    greeting = ctx.output_maybe("greet", str)
     return Sequence(
         Task("greet", lambda: f"hello, {name}"),
-        Task("shout", lambda: greeting.upper() + "!"),
+        Task("shout", shout, needs={"greeting": "greet"}),
     )

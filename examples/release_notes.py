@@ -165,7 +165,7 @@ def release_notes(ctx: Context[Request]) -> Sequence:
     draft = ctx.latest("polish", str)
     decision = ctx.output_maybe("publish", ApprovalDecision)
 
-    def draft_notes() -> str:
+    def draft_notes(history: History, statistics: Statistics) -> str:
         sections = [ctx.output(f"draft-{kind}", Section) for kind in kinds]
         round_number = current_task().iteration
         return compose(history, statistics, sections, round_number, request.max_chars)
@@ -188,18 +188,25 @@ def release_notes(ctx: Context[Request]) -> Sequence:
         statistics
         and Loop(
             "shorten",
-            Task("polish", draft_notes),
+            Task(
+                "polish",
+                draft_notes,
+                needs={"history": "read-history", "statistics": "statistics"},
+            ),
             until=draft is not None and len(draft) <= request.max_chars,
             max_iterations=10,
         ),
-        draft
+        history
+        and draft
         and Approval(
             "publish",
             title=f"Publish the release notes of {history.name}?",
             summary=head_of(draft),
             on_deny="continue",
         ),
-        decision
+        history
+        and draft
+        and decision
         and Branch(
             decision.approved,
             then=Task("write", lambda: write(draft, request.output, history)),

@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, Field
 
+import smithers
 from smithers import (
     Approval,
     ApprovalDecision,
@@ -13,8 +14,8 @@ from smithers import (
     Step,
     Subflow,
     Task,
+    TaskError,
     Try,
-    workflow,
 )
 
 
@@ -48,7 +49,12 @@ def reserve_bed(stay: Stay) -> str:
     return f"{stay.nights} nights for {stay.traveller}"
 
 
-@workflow(input=Stay)
+def apologise(error: TaskError | None) -> str:
+    """Say why there is no trip."""
+    return f"no trip: {error.message}" if error else "no trip"
+
+
+@smithers.workflow(input=Stay)
 def book(ctx: Context[Stay]) -> Saga:
     """Book the way and the bed of one traveller; without a bed, give the way back."""
     stay = ctx.input
@@ -62,18 +68,18 @@ def book(ctx: Context[Stay]) -> Saga:
     )
 
 
-@workflow(input=Trip)
+@smithers.workflow(input=Trip)
 def trip(ctx: Context[Trip]) -> Sequence:
     """Ask how and how long, then book for everybody at once."""
     way = ctx.output_maybe("way", ApprovalDecision)
     wish = ctx.output_maybe("wish", Wish)
-    is_answered = way is not None and wish is not None
     return Sequence(
         Approval("way", title="How do they travel?", mode="select", options=ctx.input.ways),
         HumanTask("wish", prompt="How long do they stay?", output=Wish),
         Try(
             "bookings",
-            is_answered
+            way
+            and wish
             and Parallel(
                 Subflow(
                     f"book-{number}",
@@ -87,10 +93,11 @@ def trip(ctx: Context[Trip]) -> Sequence:
                 )
                 for number, traveller in enumerate(ctx.input.travellers)
             ),
-            catch=Task("apologise", lambda: f"no trip: {ctx.error('bookings').message}"),
+            catch=Task("apologise", lambda: apologise(ctx.error("bookings"))),
             finally_=Task("say", lambda: f"{len(ctx.input.travellers)} have been told"),
         ),
     )
 
 
+# Of the two in this file, the one that is started where none is named.
 workflow = trip

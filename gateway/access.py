@@ -7,7 +7,6 @@ leaves the one before in force, a file that is gone leaves none.
 
 import hashlib
 import hmac
-import json
 import os
 import time
 from collections.abc import Iterable
@@ -21,8 +20,10 @@ from urllib.parse import urlsplit
 import structlog
 from multidict import CIMultiDictProxy
 
-from gateway.errors import Forbidden, Unauthorized
+from gateway.bodies import parse_json
+from gateway.errors import Forbidden, InvalidJson, Unauthorized
 from gateway.settings import GatewaySettings
+from smithers.complaints import Complaint
 from smithers.defaults import LOOPBACK_NAMES
 from smithers.errors import SmithersError
 from smithers.ids import SERVERS_OWN
@@ -30,6 +31,7 @@ from smithers.ids import SERVERS_OWN
 LOG: Final = structlog.get_logger(__name__)
 CHECK_FILE_S: Final = 1.0
 EVERYTHING: Final = "*"
+TOKEN_FIELDS: Final = frozenset({"sha256", "user", "scopes", "expiresAt"})
 
 
 class Scope(StrEnum):
@@ -53,6 +55,7 @@ class Credential:
 
     user: str | None
     scopes: tuple[str, ...] | None
+    run_id: str | None = None  # of a stream token: the one run whose events it opens
 
     def allows(self, scope: Scope) -> bool:
         """Say whether the credential covers a route."""
@@ -87,6 +90,8 @@ class Access:
         self._tokens = self._fixed
         self._identity: tuple[int, int, int] | None = None
         self._check_at = 0.0
+        self._gone_complaint = Complaint()
+        self._unreadable_complaint = Complaint()
         self._only_loopback_names = only_loopback_names
         if tokens_file is not None:
             self._identity = _identity(tokens_file)
@@ -132,8 +137,12 @@ class Access:
         except FileNotFoundError:
             self._identity = None
             self._tokens = self._fixed
-            LOG.warning("tokens_file_gone")
-        except (OSError, ValueError, InvalidTokensFile) as error:
+            if self._gone_complaint.may_be_said():
+                LOG.warning("tokens_file_gone")
+        except OSError as error:
+            if self._unreadable_complaint.may_be_said():
+                LOG.warning("tokens_file_unreadable", reason=str(error))
+        except (ValueError, InvalidTokensFile) as error:
             LOG.warning("tokens_file_unreadable", reason=str(error))
         else:
             LOG.info("tokens_file_read", token_count=len(self._tokens) - len(self._fixed))
@@ -155,16 +164,16 @@ def digest(token: bytes) -> bytes:
 
 
 def read_tokens(text: str) -> list[Token]:
-    """Read JSON lines `{sha256, user, scopes, expiresAt?}`; raises InvalidTokensFile.
+    """Read lines of strict JSON `{sha256, user, scopes, expiresAt?}`; raises InvalidTokensFile.
 
-    `expiresAt`: milliseconds since 1970, or ISO 8601.
+    `expiresAt`: milliseconds since 1970, or ISO 8601. Another name is refused: misspelt, it would be a token without end.
     """
     tokens = []
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             try:
-                tokens.append(_token(json.loads(line)))
-            except (ValueError, KeyError, TypeError) as error:
+                tokens.append(_token(parse_json(line.encode())))
+            except (InvalidJson, ValueError, KeyError, TypeError) as error:
                 lacking = f"{error} is missing" if isinstance(error, KeyError) else "a wrong value"
                 raise InvalidTokensFile(
                     f"line {number} of the tokens file is not "
@@ -175,6 +184,8 @@ def read_tokens(text: str) -> list[Token]:
 
 
 def _token(line: dict[str, Any]) -> Token:
+    if not TOKEN_FIELDS.issuperset(line):
+        raise ValueError("a name that is none of a token's fields")
     hashed = bytes.fromhex(line["sha256"])
     scopes = line["scopes"]
     known = {EVERYTHING, *Scope}

@@ -1,7 +1,8 @@
 """Know roughly how many runs no worker has taken up, and start no more where these are too many.
 
-Counted at most twice a second and only while runs are started; what was started here since, or is about to be, counts as
-waiting. So a start costs no query, and the bound is passed by no more than what other processes start in half a second.
+Counted at most twice a second, and only while runs are started or refused; what was started here since, or is about to be,
+counts as waiting. So a start costs no query, none is refused for a count that is old, and the bound is passed by no more
+than what other processes start in half a second.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from typing import Final, Self
 import structlog
 
 from gateway.errors import Overloaded
+from smithers.complaints import Complaint
 from smithers.errors import StoreError
 from smithers.service_loops import keep_going
 from smithers.store.connections import Pool
@@ -31,6 +33,7 @@ class Backlog:
         self._under_way = 0  # starts that may be committed or not
         self._started = 0  # and those that were done since the last count began
         self._wanted = asyncio.Event()
+        self._complaint = Complaint()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -46,7 +49,7 @@ class Backlog:
     def starting(self) -> Iterator[None]:
         """Start one more run; raises Overloaded."""
         self._wanted.set()
-        if self._counted + self._started + self._under_way >= self._max_count:
+        if self._is_full:
             raise Overloaded(details={"limit": "queued-runs"})
         self._under_way += 1
         try:
@@ -55,15 +58,22 @@ class Backlog:
             self._under_way -= 1
             self._started += 1
 
+    @property
+    def _is_full(self) -> bool:
+        return self._counted + self._started + self._under_way >= self._max_count
+
     async def _count(self) -> None:
         while True:
-            await self._wanted.wait()
+            # The next start, whenever it comes, would be refused for what was counted last.
+            if not self._is_full:
+                await self._wanted.wait()
             self._wanted.clear()
             done_before = self._started  # and committed, so that the count has them
             try:
                 self._counted = await count_queued(self._pool, limit=self._max_count)
             except StoreError as error:
-                LOG.warning("backlog_not_counted", reason=str(error))
+                if self._complaint.may_be_said():
+                    LOG.warning("backlog_not_counted", reason=str(error))
             else:
                 self._started -= done_before
             await asyncio.sleep(PAUSE_S)

@@ -9,7 +9,7 @@ from gateway.fields import MAX_BIGINT, MAX_INTEGER, WHOLE, Body
 
 
 class BudgetLimits(Body):
-    """What a run's agents may use up before a person is asked; of the author's limit and this one the smaller counts."""
+    """What a run's agents may use up before a person is asked; the lower of the author's limit and this one applies."""
 
     tokens: Annotated[int, Field(ge=1, le=MAX_BIGINT), WHOLE] | None = Field(
         None, description="in and out"

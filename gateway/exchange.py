@@ -57,10 +57,9 @@ class Services:
     tracer: Tracer | None  # None: traces are off
     readiness: Readiness
     revisions: Revisions
-    databases: (
-        "Databases"  # which there are; pool, lanes, hints, hub and sources are of one of them:
-    )
-    database: str | None = None  # of the one that workflows call so; None: of the server's
+    databases: "Databases"  # all that this process knows
+    # Pool, lanes, hints, hub and sources belong to the workflows' database of this name; None: to the server's own.
+    database: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

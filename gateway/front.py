@@ -35,7 +35,6 @@ from smithers.telemetry.names import NO_ROUTE
 from smithers.telemetry.spans import Span
 
 LOG: Final = structlog.get_logger(__name__)
-STREAM_VIEWER: Final = Credential(user=None, scopes=(Scope.RUNS_READ,))
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
 
 
@@ -51,7 +50,7 @@ class Front:
         prefix: str = "",
         leading: tuple[Part, ...] = (),
     ) -> None:
-        """`prefix`: below which the routes lie; `leading`: what is named by the table instead of by the path."""
+        """`prefix`: below which the routes lie; `leading`: parameters that the route table supplies instead of the path."""
         self._services = services
         self._access = access
         self._router = router
@@ -123,7 +122,7 @@ class Front:
         """Turn to the database of the run that the path names, where there is more than one."""
         if not self._services.databases.are_used:
             return exchange
-        run_id = exchange.parts[0].decoded if self._leading or exchange.route.names_run else None
+        run_id = exchange.parts[0].decoded if exchange.route.names_run else None
         if run_id is None or not is_run_id(run_id):
             return exchange
         return await exchange.at_run(RunId(run_id))
@@ -138,10 +137,10 @@ class Front:
             if matched is None or not matched[0].takes_stream_token:
                 raise
             (part,) = (*self._leading, *matched[1])
-            token = request.query.get("token", "")
-            if not await self._services.stream_tokens.fits(token, part.decoded or ""):
+            token, run_id = request.query.get("token", ""), part.decoded or ""
+            if not await self._services.stream_tokens.fits(token, run_id):
                 raise
-            return STREAM_VIEWER
+            return Credential(user=None, scopes=(Scope.RUNS_READ,), run_id=run_id)
 
 
 async def answer(exchange: Exchange) -> web.StreamResponse:
@@ -209,7 +208,8 @@ def _refuse(request: web.Request, request_id: str, error: Exception) -> web.Stre
     if request.writer.output_size > 0:
         raise ConnectionResetError("failed after the head was sent") from error
     response = problem(error)
-    if response.status in {408, 417} or request.headers.get("Expect"):
+    is_broken = isinstance(error, web.RequestPayloadError)
+    if is_broken or response.status in {408, 417} or request.headers.get("Expect"):
         response.force_close()  # whether a body follows, and where it ends, is not known
     return response
 

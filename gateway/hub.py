@@ -9,7 +9,6 @@ whatever comes when; a lost hint costs a slow poll's pause, never an event.
 
 import asyncio
 import random
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Self
@@ -18,11 +17,12 @@ import structlog
 
 from gateway.metrics import Metrics
 from gateway.viewers import KEEP_ALIVE, KEEP_ALIVE_CHUNK, Viewer, as_chunk, frame_events
+from smithers.complaints import Complaint
 from smithers.errors import StoreError
 from smithers.ids import RunId
 from smithers.service_loops import keep_going
 from smithers.store.connections import Pool
-from smithers.store.tails import PAGE_EVENTS, Cursor, Tail, TailLane, find_moved
+from smithers.store.tails import Cursor, Tail, TailLane, find_moved
 from smithers.telemetry.names import DropReason
 
 LOG: Final = structlog.get_logger(__name__)
@@ -32,7 +32,6 @@ POLL_S: Final = 2.0  # the net under lost hints
 DEAF_POLL_S: Final = 0.1  # the same while no hints can come
 # To twice as much after a read that failed: all gateways ask a database that comes back.
 RETRY_S: Final = 1.0
-COMPLAIN_EVERY_S: Final = 60.0
 MAX_RUNS_PER_READ: Final = 500
 _STAMP: Final = '"timestampMs":'
 
@@ -72,7 +71,7 @@ class Hub:
         self._moved: set[RunId] = set()
         self._has_moved = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._complained_at = float("-inf")
+        self._complaint = Complaint()
         self.is_draining = False
 
     async def __aenter__(self) -> Self:
@@ -124,7 +123,7 @@ class Hub:
     def join(self, run: FollowedRun, viewer: Viewer, tail: Tail) -> bool:
         """Attach a viewer that was sent all of `tail`, if nothing lies between it and the others."""
         # Behind the cursor there is more to read even where all viewers have left: the hint for it went to them.
-        if len(tail.payloads) == PAGE_EVENTS or viewer.cursor < run.cursor:
+        if tail.has_more or viewer.cursor < run.cursor:
             return False
         if not run.viewers:  # a viewer may have asked for what is yet to come: the others have not
             run.cursor = max(run.cursor, min(viewer.cursor, tail.last_seq))
@@ -156,6 +155,7 @@ class Hub:
             self._moved.discard(run.run_id)
 
     async def _follow(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             await self._has_moved.wait()
             batch = [self._moved.pop() for _ in range(min(len(self._moved), MAX_RUNS_PER_READ))]
@@ -164,18 +164,22 @@ class Hub:
             asked = self._cursors(batch)
             if not asked:
                 continue
+            asked_at = loop.time()
             try:
                 tails = await self._live.submit(tuple(asked))
             except StoreError as error:
-                if self._may_complain():
+                if self._complaint.may_be_said():
                     LOG.warning("stream_read_failed", run_count=len(asked), reason=str(error))
                 for run in asked.values():
                     self._mark(run)
                 await asyncio.sleep(_retry_s())
                 continue
-            now = asyncio.get_running_loop().time()
+            now = loop.time()
             for cursor, tail in tails.items():
                 self._publish(asked[cursor], cursor.seq, tail, now)
+                if tail.payloads:
+                    lag_s = _age_when_read_s(tail) + loop.time() - asked_at
+                    self._metrics.stream_lag.observe(lag_s)
 
     def _cursors(self, batch: list[RunId]) -> dict[Cursor, FollowedRun]:
         asked = {}
@@ -201,7 +205,7 @@ class Hub:
         if tail.is_last:
             for viewer in list(run.viewers):
                 self.leave(run, viewer)
-        elif len(tail.payloads) == PAGE_EVENTS:
+        elif tail.has_more:
             self._mark(run)
 
     def _send(self, run: FollowedRun, read_from: int, tail: Tail, now: float) -> None:
@@ -226,15 +230,6 @@ class Hub:
             if reason is not None:
                 self.leave(run, viewer, reason)
         self._metrics.events_sent.inc(sent)
-        self._metrics.stream_lag.observe(_lag_s(tail.payloads[-1]))
-
-    def _may_complain(self) -> bool:
-        """Say whether a failure is logged: the first one is, and then one a minute."""
-        now = time.monotonic()
-        if now - self._complained_at < COMPLAIN_EVERY_S:
-            return False
-        self._complained_at = now
-        return True
 
     async def _poll(self) -> None:
         while True:
@@ -247,7 +242,7 @@ class Hub:
                     self._pool, [Cursor(run.run_id, run.cursor) for run in watched]
                 )
             except StoreError as error:
-                if self._may_complain():
+                if self._complaint.may_be_said():
                     LOG.warning("stream_poll_failed", run_count=len(watched), reason=str(error))
                 await asyncio.sleep(_retry_s())
                 continue
@@ -273,8 +268,9 @@ def _retry_s() -> float:
     return RETRY_S * random.uniform(1.0, 2.0)  # noqa: S311 - keeps no secret
 
 
-def _lag_s(payload: str) -> float:
-    """Compare an event's time, which is the database's, with this host's clock: as true as the two agree."""
+def _age_when_read_s(tail: Tail) -> float:
+    """Say how old its last event was, by the database's clock: this host's may be another one."""
+    payload = tail.payloads[-1]
     start = payload.index(_STAMP) + len(_STAMP)
-    stamp = int(payload[start : payload.index(",", start)])
-    return max(time.time() - stamp / 1000, 0.0)
+    stamp_ms = int(payload[start : payload.index(",", start)])
+    return max(tail.now_ms - stamp_ms, 0) / 1000

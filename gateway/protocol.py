@@ -1,9 +1,10 @@
 """aiohttp's HTTP/1.1 connection with deadlines, and with our envelope for what never becomes a request.
 
-aiohttp has no deadline for a request's headers or body, and its own page for a malformed request quotes the request,
-token included. Here headers must be there `headers_timeout_s` after their first byte (or after the connection was made),
-and a body `request_timeout_s` after its request's first byte. Uses names that aiohttp keeps private: its version is
-bounded, and tests hold each of these promises.
+aiohttp has no deadline for a request's headers or body, none for a caller that does not read its answer, and its own page
+for a malformed request quotes the request, token included. Here headers must be there `headers_timeout_s` after their first
+byte (or after the connection was made), a body `request_timeout_s` after its request's first byte, and of an answer
+something must be taken every STALLED_S. Uses names that aiohttp keeps private: its version is bounded, and tests hold each
+of these promises.
 """
 
 import asyncio
@@ -34,17 +35,22 @@ MAX_HEADER_BYTES: Final = 8_191  # not the same, so that the two are told apart
 MAX_HEADERS: Final = 128
 # How long the rest of a refused body is read, so that its sender sees the answer.
 LINGER_S: Final = 2.0
+# A connection is cut when nothing of an answer was taken for so long, or for up to twice as long. Streams look after their
+# readers themselves.
+STALLED_S: Final = 30.0
 
 
 class GatewayProtocol(web.RequestHandler):
     """One connection."""
 
     __slots__ = (
+        "_answered",
         "_began_at",
         "_body",
         "_deadline",
         "_headers_s",
         "_load",
+        "_reader_deadline",
         "_request_s",
         "has_heard_all",
         "is_surplus",
@@ -64,6 +70,8 @@ class GatewayProtocol(web.RequestHandler):
         self._deadline: asyncio.TimerHandle | None = None
         self._began_at: float | None = None  # when the first byte of the request under way came
         self._body: StreamReader | None = None  # of the newest request, while it is incomplete
+        self._answered: StreamReader | None = None  # the body of the newest request with an answer
+        self._reader_deadline: asyncio.TimerHandle | None = None
         self.on_lost: Callable[[], None] | None = None  # told when the connection is gone
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -81,6 +89,8 @@ class GatewayProtocol(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Tell whoever streams to this connection, at once."""
         self._disarm()
+        if self._reader_deadline is not None:
+            self._reader_deadline.cancel()
         self._load.connections -= 1
         super().connection_lost(exc)
         if self.on_lost is not None:
@@ -91,6 +101,8 @@ class GatewayProtocol(web.RequestHandler):
         count = self._request_count
         super().data_received(data)
         if self._request_count != count and self._messages:
+            # A message within a body is aiohttp's word for one that is no HTTP; it leaves whoever reads the body waiting.
+            self._fail_body(web.RequestPayloadError("the body is not well-formed"))
             self._body = self._messages[-1][1]  # headers are complete
             self._disarm()
             if not self._body.is_eof():
@@ -113,6 +125,13 @@ class GatewayProtocol(web.RequestHandler):
         if not self._messages:
             self.close()  # aiohttp's: as soon as the answer under way is sent
         return True
+
+    def pause_writing(self) -> None:
+        """Expect the reader of an answer that the buffers do not hold to take it."""
+        super().pause_writing()
+        # A request that is still handled is a stream's.
+        if self.transport is not None and self._current_request is None:
+            self._expect_reader(self.transport)
 
     def handle_error(
         self,
@@ -146,7 +165,12 @@ class GatewayProtocol(web.RequestHandler):
             resp.headers["X-Request-Id"] = new_request_id()
         if self.has_heard_all and not self._messages:
             resp.force_close()
-        return await super().finish_response(request, resp, start_time)
+        self._answered = request.content
+        finished = await super().finish_response(request, resp, start_time)
+        # Less than makes the transport pause may be left, and would keep a connection that is closed.
+        if self.transport is not None:
+            self._expect_reader(self.transport)
+        return finished
 
     @property
     def _is_idle(self) -> bool:
@@ -176,9 +200,32 @@ class GatewayProtocol(web.RequestHandler):
 
     def _body_late(self) -> None:
         self._deadline = None
+        self._fail_body(BodyTooSlow())
+
+    def _fail_body(self, error: Exception) -> None:
+        """Tell whoever waits for the rest of the newest body that it will not come."""
+        # What is left of one that has its answer is read for nobody, and not for long.
+        if self._body is None or self._body.is_eof() or self._body is self._answered:
+            return
         self._lingering_time = 0.0
-        if self._body is not None and not self._body.is_eof():
-            self._body.set_exception(BodyTooSlow())
+        self._body.set_exception(error)
+
+    def _expect_reader(self, transport: asyncio.Transport) -> None:
+        """Expect something of what is buffered to be taken in time; an idle connection costs no timer."""
+        if self._reader_deadline is not None:
+            self._reader_deadline.cancel()
+            self._reader_deadline = None
+        left_bytes = transport.get_write_buffer_size()
+        if left_bytes:
+            self._reader_deadline = self._loop.call_later(
+                STALLED_S, self._look_after_reader, transport, left_bytes
+            )
+
+    def _look_after_reader(self, transport: asyncio.Transport, left_bytes: int) -> None:
+        if transport.get_write_buffer_size() == left_bytes:
+            transport.abort()
+        else:
+            self._expect_reader(transport)
 
 
 class GatewayServer(web.Server):

@@ -33,7 +33,7 @@ from gateway.starts import may_name_database, repeat_start, start_run
 from smithers.defaults import DEFAULT_QUEUE
 from smithers.events import EventType, correlation_json, event_parts
 from smithers.ids import RUN_ID_PATTERN, RunId, new_run_id
-from smithers.source.closure import SourceBundle
+from smithers.source.closure import SourceBundle, split_reference
 from smithers.source.errors import SourceError, SourceNotFound
 from smithers.states import RunStatus
 from smithers.store.descriptions import find_run_source
@@ -228,7 +228,7 @@ async def _resume(
     exchange: Exchange, run_id: RunId, workflow_path: str | None, config: RunConfig | None
 ) -> RunTaken:
     services = exchange.services
-    bundle = await _find_bundle(exchange, workflow_path)
+    bundle = await _find_bundle(exchange, run_id, workflow_path)
     source = None if bundle is None else await services.sources.keep(services.pool, bundle)
     changed = None
     if bundle is not None and (stored := await find_run_source(services.pool, run_id)) is not None:
@@ -253,13 +253,19 @@ async def _resume(
     return {"runId": run_id}
 
 
-async def _find_bundle(exchange: Exchange, workflow_path: str | None) -> SourceBundle | None:
-    """Read the source that a resume names; a file that is gone leaves the run its stored one."""
+async def _find_bundle(
+    exchange: Exchange, run_id: RunId, workflow_path: str | None
+) -> SourceBundle | None:
+    """Read the source that a resume names; the run's own file, if it is gone, leaves the run its stored one."""
     if workflow_path is None:
         return None
     try:
         return await exchange.services.sources.read(workflow_path)
     except SourceNotFound:
+        stored = await find_run_source(exchange.services.pool, run_id)
+        path, _ = split_reference(workflow_path)
+        if stored is not None and json.loads(stored[1])["entry"] != path:
+            raise
         return None
 
 
@@ -338,7 +344,14 @@ def _read_key(exchange: Exchange, body: StartBody, headers: StartHeaders) -> Ide
 
 
 def _hash_request(body: StartBody) -> str:
-    """Hash what was asked, not how it was spelled."""
-    asked = body.model_dump(by_alias=True, exclude_unset=True)
+    """Hash what was asked, not how it was spelled: saying what holds anyway is saying nothing."""
+    config = {} if body.config is None else body.config.model_dump(by_alias=True, exclude_none=True)
+    chosen = {"runId": body.run_id, "config": {name: each for name, each in config.items() if each}}
+    asked = {
+        "workflowPath": body.workflow_path,
+        # Always, as `smithers.client` sends it.
+        "input": body.input or {},
+        **{name: each for name, each in chosen.items() if each},
+    }
     text = json.dumps(asked, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -148,11 +148,12 @@ class ServedRun:
 
         @functools.wraps(handler)
         async def answer(exchange: Exchange, **given: Any) -> Any:
-            # The newest is remembered: a chain may be long, and retention takes it from its start.
-            self._run_id = await find_newest(exchange.services.pool, self._run_id)
+            # The newest is remembered: a chain may be long, and retention takes it from its start. All of it
+            # lives in one database.
+            at_run = await exchange.at_run(self._run_id)
+            self._run_id = await find_newest(at_run.services.pool, self._run_id)
             _, *parts = exchange.parts
-            at_newest = replace(exchange, parts=(Part(self._run_id), *parts))
-            return await handler(at_newest, **given)
+            return await handler(replace(at_run, parts=(Part(self._run_id), *parts)), **given)
 
         return Route(method, template, scope, answer)
 

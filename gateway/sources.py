@@ -46,7 +46,7 @@ class KnownWorkflow:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """What came of asking for a version's description in vain."""
+    """A version whose description was requested but did not arrive."""
 
     failed: DescriptionRow | None = None  # the failure that is known of it, if there is one
     given_up_at: float = float("-inf")  # by the monotonic clock

@@ -77,14 +77,16 @@ class Viewer:
         transport = self.transport
         if transport.is_closing():
             return DropReason.GONE
+        # Before the write: after it even a reader that has read everything would have all of `data` before it.
+        buffered = transport.get_write_buffer_size()
+        if buffered and buffered + len(data) > MAX_BUFFERED_BYTES:
+            return DropReason.BUFFER
         try:
             transport.write(data)
         except RuntimeError:  # uvloop, on a transport that closed meanwhile
             return DropReason.GONE
         self.written_at = now
         self._written_bytes += len(data)
-        if transport.get_write_buffer_size() > MAX_BUFFERED_BYTES:
-            return DropReason.BUFFER
         return None
 
     def look_after(self, now: float) -> DropReason | None:

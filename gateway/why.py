@@ -37,12 +37,18 @@ async def get_why(exchange: Exchange) -> WhyAnswer:
     row = await find_why(exchange.services.pool, run_id)
     if row is None:
         raise RunNotFound
-    return explain(run_id, row)
+    return explain(run_id, row, exchange.services.database)
 
 
-def explain(run_id: RunId, row: WhyRow) -> WhyAnswer:
-    """Build `{runId, status, computedAt, summary, reasons}`; a reason: `{kind, text, nodeId?, since?, until?, unblock?}`."""
-    reasons = [*_of_run(run_id, row), *(_of_node(run_id, node, row.now_ms) for node in row.nodes)]
+def explain(run_id: RunId, row: WhyRow, database: str | None) -> WhyAnswer:
+    """Build `{runId, status, computedAt, summary, reasons}`; a reason: `{kind, text, nodeId?, since?, until?, unblock?}`.
+
+    `database`: the workflow's own database that the row was read from; None: the server's.
+    """
+    reasons = [
+        *_of_run(run_id, row, database),
+        *(_of_node(run_id, node, row.now_ms) for node in row.nodes),
+    ]
     return {
         "runId": run_id,
         "status": row.status,
@@ -52,14 +58,14 @@ def explain(run_id: RunId, row: WhyRow) -> WhyAnswer:
     }
 
 
-def _of_run(run_id: RunId, row: WhyRow) -> list[Reason]:
+def _of_run(run_id: RunId, row: WhyRow, database: str | None) -> list[Reason]:
     match row.status:
         case RunStatus.FINISHED | RunStatus.CONTINUED:
             return [_reason("ended", f"the run is {row.status}: nothing is left to do")]
         case RunStatus.FAILED:
             error = orjson.loads(row.error) if row.error else {}
             said = f"{error.get('name', 'an error')}: {error.get('message', '')}"
-            mended = f"if its file has been mended: --workflow {shlex.quote(row.workflow_path)}"
+            mended = f"after fixing the file, add --workflow {shlex.quote(row.workflow_path)}"
             text = f"the run failed: {said} ({mended})"
             return [_reason("ended", text, unblock=_resume(run_id))]
         case RunStatus.CANCELLED:
@@ -71,16 +77,22 @@ def _of_run(run_id: RunId, row: WhyRow) -> list[Reason]:
             | RunStatus.WAITING_EVENT
             | RunStatus.WAITING_TIMER
         ):
-            return _of_active(row)
+            return _of_active(run_id, row, database)
         case _:
             assert_never(row.status)
 
 
-def _of_active(row: WhyRow) -> list[Reason]:
+def _of_active(run_id: RunId, row: WhyRow, database: str | None) -> list[Reason]:
     reasons = []
     if row.cancel_requested_ms is not None:
         since = iso(row.cancel_requested_ms)
         reasons.append(_reason("cancelling", "a cancel is under way", since=since))
+    if row.database is not None:
+        text = (
+            f"it lives in the database {row.database!r}, of which this server has no URL: "
+            f"ask a server that has the variable {row.database}; a worker needs it, too"
+        )
+        return [*reasons, _reason("elsewhere", text)]
     if row.is_owned:
         if row.heartbeat_ms is not None and row.now_ms - row.heartbeat_ms > SILENT_OWNER_MS:
             text = f"its worker is silent: after {HEARTBEAT_LIMIT_S} s another takes over by itself"
@@ -90,9 +102,7 @@ def _of_active(row: WhyRow) -> list[Reason]:
         return reasons  # parked: its nodes say for what
     since = iso(row.due_ms)
     if not row.worker_count:
-        text = f"no worker lives that claims from queue {row.queue!r}"
-        command = f"smithers worker --queue {shlex.quote(row.queue)}"
-        reasons.append(_reason("no-worker", text, since=since, unblock={"command": command}))
+        reasons.append(_no_worker(run_id, row, database, since))
     elif row.crash_count:
         text = f"{row.crash_count} workers died while they ran it: it waits to be tried apart from others"
         reasons.append(_reason("quarantined", text, since=since))
@@ -100,6 +110,23 @@ def _of_active(row: WhyRow) -> list[Reason]:
         text = f"it is due, and waits for one of {row.worker_count} workers to have room"
         reasons.append(_reason("queued", text, since=since))
     return reasons
+
+
+def _no_worker(run_id: RunId, row: WhyRow, database: str | None, since: str) -> Reason:
+    if row.queue.startswith("up-"):
+        text = "it was begun by `smithers up`, which has ended, and no other worker takes it"
+        command = (
+            f"smithers up {shlex.quote(row.workflow_path)} --run-id {shlex.quote(run_id)} --resume"
+        )
+        return _reason("no-worker", text, since=since, unblock={"command": command})
+    text = f"no worker lives that claims from queue {row.queue!r}"
+    command = f"smithers worker --queue {shlex.quote(row.queue)}"
+    if database is not None:
+        text += (
+            f" of the database {database!r}: a worker does so when the variable {database} is set"
+        )
+        command = f"{database}=URL {command}"
+    return _reason("no-worker", text, since=since, unblock={"command": command})
 
 
 def _of_node(run_id: RunId, node: OpenNode, now_ms: int) -> Reason:

@@ -10,7 +10,10 @@ MIGRATION_LOCK = 7331_0001  # any number, the same for all: one migration at a t
 
 def run_migrations(connection: sa.Connection) -> None:
     """Run what is due in one transaction, behind one lock, so that any number may start at once."""
+    # Another's migration may take an hour. The limit is for tables: while one waits for a table, others wait behind it.
+    connection.execute(sa.text("SET LOCAL lock_timeout = 0"))
     connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
+    connection.execute(sa.text("SET LOCAL lock_timeout TO DEFAULT"))
     connection.execute(sa.text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
     context.configure(
         connection=connection,

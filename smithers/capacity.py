@@ -17,7 +17,7 @@ GATEWAY_CONNECTIONS: Final = 8
 POOL_CONNECTIONS: Final = 4
 CHILD_CONNECTIONS: Final = 6
 RETENTION_CONNECTIONS: Final = 1
-OWN_DATABASES_CONNECTIONS: Final = 2  # what learns which are in use
+OWN_DATABASES_CONNECTIONS: Final = 1  # what asks once a minute which are in use
 FOR_PEOPLE: Final = 10  # and for what commands ask beside a server
 EMBEDDED_LEAST: Final = 200
 EMBEDDED_MOST: Final = 1_000
@@ -28,9 +28,10 @@ def count_connections(options: ServerOptions) -> int:
     count = RETENTION_CONNECTIONS + options.http_workers * GATEWAY_CONNECTIONS
     if options.workers:
         count += POOL_CONNECTIONS + (options.workers + MAX_SOLO + MAX_RETIRED) * CHILD_CONNECTIONS
+        count += OWN_DATABASES_CONNECTIONS
         if options.workflow_databases:
-            # A mirror writes over one.
-            count += OWN_DATABASES_CONNECTIONS + len(options.workflow_databases)
+            # One hears which come into use, and each mirror writes over one.
+            count += 1 + len(options.workflow_databases)
     return count
 
 

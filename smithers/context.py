@@ -8,9 +8,10 @@ is not recorded.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, overload
 
 from pydantic import BaseModel
+from typing_extensions import TypeVar
 
 from smithers.engine.facts import Facts, LoopFact, NodeFact, NodeKey, place_in_time
 from smithers.engine.mount import LoopPath, key_in, scoped
@@ -19,7 +20,7 @@ from smithers.ids import LoopId, NodeId, RunId, TryId
 from smithers.outputs import decode_output
 from smithers.states import NodeState
 
-Input = TypeVar("Input")
+Input = TypeVar("Input", default=Any)  # bare, `Context` is one of any input
 Model = TypeVar("Model")
 
 _NO_FACT = LoopFact()

@@ -7,9 +7,17 @@ from smithers.errors import InvalidTree
 Duration = float | int | timedelta
 
 
-def seconds(duration: Duration) -> float:
-    """Return a duration in seconds; raise InvalidTree for one that is negative or has no end."""
-    value = duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+def seconds(duration: object, where: str) -> float:
+    """Return a duration in seconds; raise InvalidTree, which names `where`, for one that is negative or has no end.
+
+    A text or a truth value is no duration, whatever float() makes of it.
+    """
+    if isinstance(duration, timedelta):
+        value = duration.total_seconds()
+    elif isinstance(duration, int | float) and not isinstance(duration, bool):
+        value = float(duration)
+    else:
+        raise InvalidTree(f"{where} takes seconds or a timedelta, not {duration!r:.200}")
     if not 0 <= value < float("inf"):
-        raise InvalidTree(f"a duration must be finite and not negative, not {duration!r}")
+        raise InvalidTree(f"{where} must be finite and not negative, not {duration!r}")
     return value

@@ -35,8 +35,9 @@ from smithers.store.embedded import (
 )
 from smithers.store.poolers import Route, Way, find_route, leads_to
 from smithers.store.schema import settle_schema
+from smithers.telemetry.names import PROCESSES_DIED, Role
 from smithers.telemetry.otel_variables import OTEL_PREFIX
-from smithers.telemetry.sheet import Sheet
+from smithers.telemetry.sheet import Page, Sheet
 from smithers.telemetry.tracing import check_tracing
 from worker.settings import PoolSettings
 
@@ -71,7 +72,7 @@ class Foundation:
 
     database: Database
     pools: Pools
-    sheet: Sheet  # where all processes count
+    page: Page  # where this process counts, on the sheet of all of them
 
 
 @asynccontextmanager
@@ -89,14 +90,15 @@ async def lay_foundation(
     if otel is not None:
         check_tracing(otel)
     with closing(Sheet.create()) as sheet:
+        page = sheet.open_page(Role.GATEWAY if options.http_workers == 1 else Role.SERVER)
         async with (
-            _loading_pool(options, environ, sheet) as loading,
+            _loading_pool(options, environ, page) as loading,
             open_database(options, environ) as database,
         ):
             is_embedded = database.data_dir is not None
             await check_connections(options, database.direct_dsn, is_embedded=is_embedded)
-            async with _start_pools(options, database, environ, sheet, loading) as pools:
-                yield Foundation(database=database, pools=pools, sheet=sheet)
+            async with _start_pools(options, database, environ, page, loading) as pools:
+                yield Foundation(database=database, pools=pools, page=page)
 
 
 @asynccontextmanager
@@ -188,10 +190,10 @@ async def _refuse_two(route: Route) -> None:
 
 @asynccontextmanager
 async def _loading_pool(
-    options: ServerOptions, environ: Mapping[str, str], sheet: Sheet
+    options: ServerOptions, environ: Mapping[str, str], page: Page
 ) -> AsyncIterator[KeptProcess]:
     """Have the pool's process load while there is no database yet; it is told the rest when there is."""
-    process = KeptProcess(_pool_program(options, environ, sheet))
+    process = KeptProcess(_pool_program(options, environ, page))
     try:
         if options.workers:
             await process.load()
@@ -205,11 +207,11 @@ async def _start_pools(
     options: ServerOptions,
     database: Database,
     environ: Mapping[str, str],
-    sheet: Sheet,
+    page: Page,
     loading: KeptProcess,
 ) -> AsyncIterator[Pools]:
     """Run pools until the block is left; none where the options want no workers. Kills what was not drained."""
-    settings = _pool_settings(options, database, environ, sheet)
+    settings = _pool_settings(options, database, environ, page.sheet)
     mirrored = {
         name: replace(
             settings, dsn=url, direct_dsn=url, mirror_name=name, mirror_dsn=database.direct_dsn
@@ -221,7 +223,7 @@ async def _start_pools(
         settings.to_json(),
         {
             name: OwnPool(
-                program=_pool_program(options, environ, sheet), told=own.to_json(), dsn=own.dsn
+                program=_pool_program(options, environ, page), told=own.to_json(), dsn=own.dsn
             )
             for name, own in mirrored.items()
         },
@@ -259,12 +261,13 @@ def _pool_settings(
     )
 
 
-def _pool_program(options: ServerOptions, environ: Mapping[str, str], sheet: Sheet) -> Program:
+def _pool_program(options: ServerOptions, environ: Mapping[str, str], page: Page) -> Program:
     return Program(
         module="worker",
         environment=worker_environment(environ, options.pass_env),
         cwd=options.root_dir,
-        handed_fds=(sheet.fd,),
+        deaths=page.counter(PROCESSES_DIED, "worker"),
+        handed_fds=(page.sheet.fd,),
     )
 
 

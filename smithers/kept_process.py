@@ -18,9 +18,11 @@ from typing import Final
 
 import structlog
 
+from smithers.telemetry.sheet import Counter
+
 LOG: Final = structlog.get_logger(__name__)
 BACK_OFF_S: Final = (0.1, 0.5, 1.0, 2.0, 5.0)  # before the next start of one that died
-# After a clean end our own stop signal is awaited for so long: the same supervisor sends it.
+# How long to wait for our own stop signal after the process exits cleanly: a supervisor usually signals both.
 LEAVING_S: Final = 0.5
 HEALTHY_S: Final = 30.0  # one that lived as long begins the back-off anew
 
@@ -32,6 +34,7 @@ class Program:
     module: str
     environment: Mapping[str, str]
     cwd: Path
+    deaths: Counter
     handed_fds: tuple[int, ...] = ()  # descriptors that it inherits, under the same numbers
     says_ready: bool = False  # by a line on its stdout, which is nobody's after that
 
@@ -106,6 +109,7 @@ class KeptProcess:
             deaths = 0 if time.monotonic() - started_at > HEALTHY_S else deaths
             pause_s = BACK_OFF_S[min(deaths, len(BACK_OFF_S) - 1)]
             deaths += 1
+            self._program.deaths.inc()
             LOG.error(
                 "process_died",
                 module=self._program.module,

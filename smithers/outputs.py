@@ -17,6 +17,8 @@ from smithers.texts import sound, text_of
 MAX_OUTPUT_BYTES: Final = 1_048_576
 MAX_QUICK_BYTES: Final = 65_536
 MAX_MISFITS: Final = 20  # told of one value
+SAID_MISFITS: Final = 3  # of these in a message
+MAX_MISFIT_CHARS: Final = 200  # each
 
 # by_alias, round_trip: as its author sees it; as its aliases have it; without what is computed.
 _WAYS: Final = ((False, False), (True, False), (True, True))
@@ -42,11 +44,8 @@ def encode_output(
         _check_size(len(text), what, max_bytes)
         from_json(text, allow_inf_nan=False)
     except ValidationError as error:
-        count = error.error_count()
-        raise InvalidOutput(
-            f"{what} does not fit {name_of(model)}: {count} error{'s'[: count != 1]}",
-            details=misfits_of(error),
-        ) from error
+        wrong = f"{what} does not fit {name_of(model)}: {say_misfits(error)}"
+        raise InvalidOutput(wrong, details=misfits_of(error)) from error
     except InvalidOutput:
         raise
     except Exception as error:  # an author's validators and serializers raise whatever they like
@@ -168,6 +167,18 @@ def misfits_of(error: ValidationError) -> list[dict[str, Any]]:
         }
         for misfit in found[:MAX_MISFITS]
     ]
+
+
+def say_misfits(error: ValidationError) -> str:
+    """Say in a line where a value does not fit, the first places only, and without the value."""
+    found = misfits_of(error)[:SAID_MISFITS]
+    said = [": ".join([*_path_of(misfit), misfit["msg"]])[:MAX_MISFIT_CHARS] for misfit in found]
+    more = error.error_count() - len(said)
+    return "; ".join([*said, f"and {more} more"] if more else said)
+
+
+def _path_of(misfit: dict[str, Any]) -> list[str]:
+    return [".".join(map(str, misfit["loc"]))] if misfit["loc"] else []
 
 
 def name_of(model: Any) -> str:

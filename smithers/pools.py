@@ -6,21 +6,25 @@ burials are the same in all of them, and a database that is down holds up no oth
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
 import structlog
 
+from smithers.complaints import Complaint
 from smithers.errors import StoreError
 from smithers.kept_process import KeptProcess, Program
 from smithers.retention import pruning
+from smithers.service_loops import keep_going
 from smithers.store.connections import open_connection
 from smithers.store.hints import Channel, Hints
 from smithers.store.own_databases import list_own_databases
 
 LOG: Final = structlog.get_logger(__name__)
-LOOK_AGAIN_S: Final = 1.0
+LOOK_EVERY_S: Final = 60.0  # also without a hint: a database without a URL is warned of as often
+LOOK_AGAIN_S: Final = 1.0  # after a look that failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +64,8 @@ class Pools:
     async def start(self) -> None:
         """Start the server's pool, and keep those of the other databases from when they are in use."""
         await self._main.start(self._told)
-        if self._own:
-            self._tasks.append(asyncio.create_task(self._watch(), name="pools-watch"))
+        watching = keep_going(self._watch, name="pools-watch")
+        self._tasks.append(asyncio.create_task(watching, name="pools-watch"))
 
     def expect_end(self) -> None:
         """Let pools that end by themselves now be: everything here was told to stop."""
@@ -96,19 +100,28 @@ class Pools:
         return (self._main, *self._kept.values())
 
     async def _watch(self) -> None:
+        """Look which databases are in use: at the start, at each hint, and once a minute."""
+
         def hear(_names: frozenset[str] | None) -> None:
             self._heard.set()
 
-        async with Hints(self._direct_dsn, role="pools").listen({Channel.DATABASES: hear}):
+        complaint = Complaint()
+        async with AsyncExitStack() as stack:
+            if self._own:  # else there is no pool to start, and a warning need not come at once
+                hints = Hints(self._direct_dsn, role="pools").listen({Channel.DATABASES: hear})
+                await stack.enter_async_context(hints)
             while True:
-                await self._heard.wait()
                 self._heard.clear()
+                pause_s = LOOK_EVERY_S
                 try:
                     await self._start_used()
                 except (StoreError, OSError) as error:  # no database, no memory: there may be soon
-                    LOG.warning("own_pools_not_started", reason=str(error))
-                    await asyncio.sleep(LOOK_AGAIN_S)
-                    self._heard.set()
+                    if complaint.may_be_said():
+                        LOG.warning("own_pools_not_started", reason=str(error))
+                    pause_s = LOOK_AGAIN_S
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await self._heard.wait()
 
     async def _start_used(self) -> None:
         async with open_connection(self._direct_dsn, role="pools") as connection:

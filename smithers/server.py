@@ -29,8 +29,8 @@ from smithers.http_processes import HttpProcesses
 from smithers.kept_process import Program
 from smithers.retention import pruning
 from smithers.settings import ServerOptions
-from smithers.telemetry.names import Role
-from smithers.telemetry.sheet import Sheet
+from smithers.telemetry.names import PROCESSES_DIED
+from smithers.telemetry.sheet import Page, Sheet
 from worker.sandbox.commands import SandboxPolicy
 from worker.sandbox.probe import probe_sandbox
 
@@ -117,17 +117,17 @@ async def serve_on(
 
     Raises OSError for the address; StartFailed for HTTP processes.
     """
-    database, pools, sheet = foundation.database, foundation.pools, foundation.sheet
+    database, pools, page = foundation.database, foundation.pools, foundation.page
     settings = replace(
         gateway_settings(options, database.dsn, database.direct_dsn),
         sandbox=await find_sandbox(options),
         database_warning=database.warning,
     )
     async with (
-        _open_http(options, settings, environ, sheet) as gateway,
+        _open_http(options, settings, environ, page) as gateway,
         pruning(database.dsn, options.retention),
     ):
-        server = Server(options, database, gateway, sheet)
+        server = Server(options, database, gateway, page.sheet)
         try:
             yield server
         finally:
@@ -147,12 +147,11 @@ async def serve_on(
 
 @asynccontextmanager
 async def _open_http(
-    options: ServerOptions, settings: GatewaySettings, environ: Mapping[str, str], sheet: Sheet
+    options: ServerOptions, settings: GatewaySettings, environ: Mapping[str, str], page: Page
 ) -> AsyncIterator[Gateway | HttpProcesses]:
     """Take requests in this process, or in several others on one port."""
     otel = otel_variables(options, environ)
     if options.http_workers == 1:
-        page = sheet.open_page(Role.GATEWAY)
         async with open_gateway(settings, page=page, otel=otel) as gateway:
             yield gateway
         return
@@ -161,7 +160,7 @@ async def _open_http(
         told = HttpProcessSettings(
             gateway=settings,
             listener_fd=listener.fileno(),
-            sheet_fd=sheet.fd,
+            sheet_fd=page.sheet.fd,
             otel=otel,
             log_format=options.log_format,
             log_level=options.log_level,
@@ -170,6 +169,7 @@ async def _open_http(
             module="gateway",
             environment=worker_environment(environ, ()),
             cwd=options.root_dir,
+            deaths=page.counter(PROCESSES_DIED, "gateway"),
             handed_fds=(told.listener_fd, told.sheet_fd),
             says_ready=True,
         )

@@ -1,5 +1,6 @@
 """Make a builder function a workflow."""
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from pydantic import BaseModel
 
 from smithers.context import Context
 from smithers.durations import Duration, seconds
-from smithers.tree import Budget, Child, Isolation
+from smithers.errors import InvalidTree
+from smithers.tree import Budget, Child, Isolation, IsolationWord
 from smithers.tree.checks import check_choice, check_kind, check_word
 
 Input = TypeVar("Input", bound=BaseModel)
@@ -27,13 +29,14 @@ class Workflow(Generic[Input]):
     input_model: type[Input] | None = None
     output_node: str | None = None  # whose output is the run's; None: the last task's
     queue: str | None = None
-    isolation: Isolation | str | None = None
+    isolation: Isolation | IsolationWord | None = None
     database: str | None = None  # the environment variable with its URL
     budget: Budget | None = None  # what a run's agents may use up
     render_timeout_s: float = RENDER_TIMEOUT_S
 
     def __post_init__(self) -> None:
         """Raise InvalidTree for a queue that no worker can be told to claim from, an unknown isolation, no Budget."""
+        _refuse_async(self.builder)
         check_word(self.queue, f"@workflow(queue=...) of {self.name!r}")
         if self.isolation is not None:
             check_choice(Isolation, self.isolation, f"@workflow(isolation=...) of {self.name!r}")
@@ -59,7 +62,7 @@ def workflow(
     name: str | None = None,
     output: str | None = None,
     queue: str | None = None,
-    isolation: Isolation | str | None = None,
+    isolation: Isolation | IsolationWord | None = None,
     database: str | None = None,
     budget: Budget | None = None,
     render_timeout: Duration = RENDER_TIMEOUT_S,
@@ -72,7 +75,7 @@ def workflow(
     name: str | None = None,
     output: str | None = None,
     queue: str | None = None,
-    isolation: Isolation | str | None = None,
+    isolation: Isolation | IsolationWord | None = None,
     database: str | None = None,
     budget: Budget | None = None,
     render_timeout: Duration = RENDER_TIMEOUT_S,
@@ -85,7 +88,7 @@ def workflow(
     `database`: the environment variable that holds the URL of the workflow's own database. `budget`: what a run's agents
     may use up before a person is asked. `render_timeout`: how long one render may take.
 
-    Raises InvalidTree for any other queue, isolation, budget or duration.
+    Raises InvalidTree for an async function, and for any other queue, isolation, budget or duration.
     """
 
     def make(function: Callable[..., Child]) -> Workflow[Any]:
@@ -98,10 +101,18 @@ def workflow(
             isolation=isolation,
             database=database,
             budget=budget,
-            render_timeout_s=seconds(render_timeout),
+            render_timeout_s=seconds(render_timeout, "@workflow(render_timeout=...)"),
         )
 
     return make if builder is None else make(builder)
+
+
+def _refuse_async(function: Callable[..., Any]) -> None:
+    if inspect.iscoroutinefunction(function):
+        raise InvalidTree(
+            f"the builder {function.__name__} is async: a builder is a plain function that returns a tree; what takes time "
+            "belongs into tasks"
+        )
 
 
 def _kebab_case(name: str) -> str:

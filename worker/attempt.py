@@ -4,12 +4,16 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Final
 
 from smithers.current import CurrentTask
 from smithers.engine.turn import Start, TokenUsage, ToolCall
+from smithers.ids import RunId
+from smithers.outputs import decode_output
 from smithers.telemetry.spans import Span
 from smithers.tree import Task
+from worker.bodies import Bodies
 from worker.happenings import Beaten, Called, Happening, Parked, Printed, Used
 from worker.heartbeats import Heartbeats
 from worker.needs import Need
@@ -28,20 +32,21 @@ class Attempt:
 
     def __init__(
         self,
-        where: str,
+        run_id: RunId,
         start: Start,
-        needs: Mapping[str, Need],
-        is_budget_spent: Callable[[int], bool],
         *,
+        needs: Mapping[str, Need],
+        last_heartbeat: str | None,
+        is_budget_spent: Callable[[int], bool],
+        bodies: Bodies,
         report: Callable[[Happening], None],
         stop: Callable[["Attempt", Happening], None],
-        on_abandoned: Callable[[str], None],
     ) -> None:
-        """`where`: run and node, for messages. `stop` has an attempt end so; `on_abandoned` is told what goes on after it."""
+        """`last_heartbeat`: JSON text. `stop` has an attempt end so."""
         task = start.leaf.element
         assert isinstance(task, Task)
-        self.where = where
         self.key = start.leaf.key
+        self.where = f"{run_id}/{self.key.node_id}"  # for messages
         self.number = start.attempt
         self.task = task
         self.needs = needs
@@ -50,17 +55,16 @@ class Attempt:
         self.span: Span | None = None  # where traces are on
         self.deadline: asyncio.TimerHandle | None = None
         self.listening: asyncio.TimerHandle | None = None
-        # What a body needs; a plain value ends without it.
-        self.toolbox: AttemptToolbox | None = None
-        self.heartbeats: Heartbeats | None = None
-        self.current: CurrentTask
-        self.prints: Prints
-        self.started: Started
+        self.toolbox: AttemptToolbox | None = None  # laid out in the runner
+        self.prints = Prints(self.print)
+        self.heartbeats = Heartbeats(self.beat)
+        self.started = Started(self.on_stuck)
+        self.current = self._describe(run_id, bodies.root_dir, last_heartbeat)
         self.runner: asyncio.Task[None]
         self._is_budget_spent = is_budget_spent
         self._report = report
         self._stop = stop
-        self._on_abandoned = on_abandoned
+        self._on_abandoned = bodies.on_abandoned
         self._counted_at = time.monotonic()  # when its time was last counted against a budget
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
@@ -121,9 +125,21 @@ class Attempt:
         await self.started.close()
 
     def let_go(self) -> None:
-        """Hold on to nothing that holds on to it: what is over is freed at once, and is no work for the collector."""
-        del self.runner, self.current, self.prints, self.started
-        self.toolbox = self.heartbeats = None
+        """Break reference cycles, so that a finished attempt is freed at once and not by the garbage collector."""
+        del self.runner, self.current, self.started, self.heartbeats, self.prints
+        self.toolbox = None
+
+    def _describe(self, run_id: RunId, root_dir: Path, last_heartbeat: str | None) -> CurrentTask:
+        """Say what the body may ask about the attempt."""
+        return CurrentTask(
+            run_id=run_id,
+            node_id=self.key.node_id,
+            iteration=self.key.iteration,
+            attempt=self.number,
+            root_dir=root_dir,
+            last_heartbeat=None if last_heartbeat is None else decode_output(last_heartbeat),
+            _send_heartbeat=self.heartbeats.beat,
+        )
 
     def _tell(self, happening: Happening) -> None:
         if threading.get_ident() == self._loop_thread:

@@ -11,18 +11,20 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from smithers.agents.answers import answer
-from smithers.current import CURRENT, CurrentTask
+from smithers.current import CURRENT
 from smithers.engine.facts import NodeKey, Problem
 from smithers.engine.reports import HEARTBEAT_TIMEOUT
 from smithers.engine.turn import CachedOutput, Start
 from smithers.ids import NodeId, RunId
-from smithers.outputs import decode_output, is_plain, is_quick
-from smithers.store.tool_calls import ToolCallRow
+from smithers.outputs import is_plain, is_quick
+from smithers.store.tool_calls import CallPlace, ToolCallRow
+from smithers.telemetry.spans import Span
 from smithers.telemetry.tracing import RunTrace
 from smithers.tools.toolbox import TOOLBOX
+from smithers.tree import Task
 from worker.attempt import Attempt
 from worker.bodies import Bodies
 from worker.caching import Caching, fit_found
@@ -35,18 +37,22 @@ from worker.happenings import (
     Finished,
     Happening,
 )
-from worker.heartbeats import Heartbeats
 from worker.loops import RUNNER
 from worker.needs import Need, are_plain, read_needs
-from worker.prints import PRINTS, Prints
-from worker.started import Started
+from worker.prints import PRINTS
 from worker.threads import STOP_GRACE_S
 from worker.toolboxes import AttemptToolbox
 
 GIVE_UP_S: Final = 2 * STOP_GRACE_S
 
 Judged = TypeVar("Judged")
-LoadCalls = Callable[[NodeId, int], Awaitable[list[ToolCallRow]]]
+
+
+class PastCalls(NamedTuple):
+    """How to read what the attempts of a node have called so far, and what one of them put out that was left out."""
+
+    list_all: Callable[[NodeId, int], Awaitable[list[ToolCallRow]]]
+    find_output: Callable[[NodeId, int, CallPlace], Awaitable[str | None]]
 
 
 class Attempts:
@@ -57,18 +63,15 @@ class Attempts:
         run_id: RunId,
         bodies: Bodies,
         report: Callable[[Happening], None],
-        load_calls: LoadCalls,
+        past_calls: PastCalls,
         caching: Caching,
-        trace: RunTrace | None = None,
+        trace: RunTrace | None,
     ) -> None:
-        """`report` is called in the loop's thread only; `trace`: None where traces are off.
-
-        `load_calls` reads what the attempts of a node have called so far.
-        """
+        """`report` is called in the loop's thread only; `trace`: None where traces are off."""
         self._run_id = run_id
         self._bodies = bodies
         self._report = report
-        self._load_calls = load_calls
+        self._past_calls = past_calls
         self._caching = caching
         self._trace = trace
         self._loop = asyncio.get_running_loop()
@@ -82,29 +85,32 @@ class Attempts:
         last_heartbeat: str | None,
         is_budget_spent: Callable[[int], bool],
     ) -> None:
-        """Begin an attempt; a plain value that no code of its author's has a say in has ended before this returns.
+        """Begin an attempt. A plain value whose encoding runs none of the author's code finishes before this returns.
 
         `is_budget_spent` is asked before each question to a model, with what the attempt has taken in ms since it was
         last counted.
         """
-        attempt = Attempt(
-            f"{self._run_id}/{start.leaf.key.node_id}",
-            start,
-            needs,
-            is_budget_spent,
-            report=self._report,
-            stop=self._stop,
-            on_abandoned=self._bodies.on_abandoned,
-        )
-        key, task = attempt.key, attempt.task
-        if self._trace is not None:
-            attempt.span = self._trace.begin_attempt(*key, start.attempt)
+        span = self._begin_span(start)
+        task = start.leaf.element
+        assert isinstance(task, Task)
         is_value = task.ask is None and not callable(task.do)
         if is_value and is_quick(task.do, task.output):
-            self._end(attempt, end_returned(key, start.attempt, task.do, task.output))
+            end = end_returned(start.leaf.key, start.attempt, task.do, task.output)
+            self._end_span(span, end)
+            self._report(end)
             return
-        self._equip(attempt, last_heartbeat)
-        self._under_way[key] = attempt
+        attempt = Attempt(
+            self._run_id,
+            start,
+            needs=needs,
+            last_heartbeat=last_heartbeat,
+            is_budget_spent=is_budget_spent,
+            bodies=self._bodies,
+            report=self._report,
+            stop=self._stop,
+        )
+        attempt.span = span
+        self._under_way[attempt.key] = attempt
         attempt.runner = self._loop.create_task(self._perform(attempt))
         attempt.runner.add_done_callback(partial(self._hear_end, attempt))
         # Here and not in the runner: a timer that was cancelled may stay in the loop until its time, and its context with it.
@@ -133,19 +139,14 @@ class Attempts:
             for one in stuck:
                 self._bodies.on_abandoned(f"an attempt of run {self._run_id} does not stop: {one}")
 
-    def _equip(self, attempt: Attempt, last_heartbeat: str | None) -> None:
-        attempt.prints = Prints(attempt.print)
-        attempt.heartbeats = Heartbeats(attempt.beat)
-        attempt.started = Started(attempt.on_stuck)
-        attempt.current = CurrentTask(
-            run_id=self._run_id,
-            node_id=attempt.key.node_id,
-            iteration=attempt.key.iteration,
-            attempt=attempt.number,
-            root_dir=self._bodies.root_dir,
-            last_heartbeat=None if last_heartbeat is None else decode_output(last_heartbeat),
-            _send_heartbeat=attempt.heartbeats.beat,
-        )
+    def _begin_span(self, start: Start) -> Span | None:
+        if self._trace is None:
+            return None
+        return self._trace.begin_attempt(*start.leaf.key, start.attempt)
+
+    def _end_span(self, span: Span | None, end: Happening) -> None:
+        if self._trace is not None and span is not None:
+            self._trace.end_attempt(span, *outcome_of(end))
 
     async def _perform(self, attempt: Attempt) -> None:
         with self._bodies.attempt():
@@ -178,8 +179,9 @@ class Attempts:
 
     async def _lay_out_tools(self, attempt: Attempt) -> AttemptToolbox:
         """Lay out the tools; only a later attempt has calls of earlier ones to know of."""
-        previous = await self._load_calls(*attempt.key) if attempt.number > 1 else []
-        return AttemptToolbox(self._bodies.workshop, attempt, tuple(previous))
+        previous = await self._past_calls.list_all(*attempt.key) if attempt.number > 1 else []
+        find_output = partial(self._past_calls.find_output, *attempt.key)
+        return AttemptToolbox(self._bodies.workshop, attempt, tuple(previous), find_output)
 
     async def _produce(self, attempt: Attempt, toolbox: AttemptToolbox) -> Happening:
         """Have the output from an earlier execution, or call the body."""
@@ -240,18 +242,21 @@ class Attempts:
     def _end(self, attempt: Attempt, end: Happening) -> None:
         self._forget(attempt)
         if not attempt.is_reported:
-            if attempt.heartbeats is not None:
-                attempt.heartbeats.flush()
+            attempt.heartbeats.flush()
             attempt.is_reported = True
-            if self._trace is not None and attempt.span is not None:
-                self._trace.end_attempt(attempt.span, *outcome_of(end))
+            self._end_span(attempt.span, end)
             self._report(end)
 
     def _hear_end(self, attempt: Attempt, runner: asyncio.Task[None]) -> None:
-        """Report an attempt that could not say how it ended, because what was raised defies any look at it."""
-        if not (runner.cancelled() or attempt.is_reported):
+        """Report an attempt that could not itself: stopped before its first step, or what it raised cannot be inspected."""
+        if runner.cancelled():
+            if attempt.stopped_by is not None:
+                self._end(attempt, attempt.stopped_by)
+        elif not attempt.is_reported:
             name = type(runner.exception()).__name__
-            problem = Problem(name, "how the attempt ended cannot be told")
+            problem = Problem(
+                name, "the attempt failed with an exception that could not be inspected"
+            )
             self._end(attempt, Failed(attempt.key, attempt.number, problem))
         self._forget(attempt)  # one that was dropped before its first step has not ended otherwise
         attempt.let_go()
@@ -274,7 +279,6 @@ class Attempts:
 
     def _listen(self, attempt: Attempt, timeout_s: float) -> None:
         """Stop a body that reports nothing of itself for too long; looked at again when it would be too long."""
-        assert attempt.heartbeats is not None
         left_s = timeout_s - attempt.heartbeats.silent_s
         if left_s > 0:
             attempt.listening = self._loop.call_later(left_s, self._listen, attempt, timeout_s)
@@ -288,8 +292,6 @@ class Attempts:
         if attempt.stopped_by is not None or attempt.is_reported:
             return
         attempt.stopped_by = end
-        # A task that is cancelled before its first step says nothing itself.
-        attempt.runner.add_done_callback(lambda _runner: self._end(attempt, end))
         attempt.cancel()
         self._loop.call_later(GIVE_UP_S, self._give_up, attempt, end)
 

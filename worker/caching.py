@@ -50,7 +50,7 @@ def fit_found(found: str, model: Any) -> str | None:
 
 
 def _name_of(task: Task[Any], workflow_name: str) -> list[Any]:
-    """Name what a task does; what has no name that is its alone is known by its node besides.
+    """Name what a task does; if its name is not unique, the node id is part of the key.
 
     A question to agents is what they are called and asked.
     """

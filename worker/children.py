@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import structlog
 
+from smithers.complaints import Complaint
 from smithers.errors import StoreError
 from smithers.ids import WorkerId
 from smithers.processes import find_process
@@ -24,6 +25,7 @@ from smithers.store.pool_store import Burial, PoolStore
 from smithers.telemetry.sheet import Sheet
 from worker import processes
 from worker.births import Child, bear
+from worker.burials import log_burial
 from worker.descendants import sweep
 from worker.loads import ENDED, GONE, Loads
 from worker.meters import PoolMeters
@@ -73,6 +75,7 @@ class Children:
         self._dying: set[WorkerId] = set()  # those that are being buried
         self._retired: list[Child] = []  # those that nobody has told to end; oldest first
         self._farewells: set[asyncio.Task[None]] = set()
+        self._burial_complaint = Complaint()
 
     @property
     def worker_ids(self) -> set[WorkerId]:
@@ -219,13 +222,17 @@ class Children:
         self._dying.add(child.worker_id)
         try:
             code, is_done = self._take_leave(child)
-            burial = await self._bury(child, code, is_done=is_done)
+            level = log.info if is_done else log.error
+            level("child_ended", slot=child.slot, worker_id=str(child.worker_id), exit_code=code)
+            # Of a child that was told to end none is to blame for that, though it did not stop in time.
+            death = "drained" if is_done or child.killed_for == LATE else f"exit-{code}"
+            burial = await self._bury(child, death, has_left_nothing=is_done and code == 0)
         finally:
             self._dying.discard(child.worker_id)  # whoever was not buried is found by its pid
             self._let_go(child)
         self._meters.count_end(child.killed_for or ("exit" if is_done else "crash"), burial)
-        level = log.info if is_done else log.error
-        level("child_ended", slot=child.slot, exit_code=code, runs_handed_back=burial.handed_back)
+        if burial.handed_back or burial.failed:
+            log_burial(child.worker_id, death, burial)
 
     def _hear_farewell(self, farewell: asyncio.Task[None]) -> None:
         self._farewells.discard(farewell)
@@ -248,13 +255,11 @@ class Children:
         self._free_slot(child.slot)
         return code, is_done
 
-    async def _bury(self, child: Child, code: int | None, *, is_done: bool) -> Burial:
+    async def _bury(self, child: Child, death: str, *, has_left_nothing: bool) -> Burial:
         """Hand back a child's runs, for as long as it takes; of one that may have been registered unheard, others do it.
 
-        Of a child that was told to end none is to blame for that, though it did not stop in time.
+        `has_left_nothing`: no process that it started may be left behind.
         """
-        has_left_nothing = is_done and code == 0
-        death = "drained" if is_done or child.killed_for == LATE else f"exit-{code}"
         burial = Burial(is_all=not child.is_registered)
         while not burial.is_all:
             try:
@@ -264,7 +269,8 @@ class Children:
                     await sweep(child.worker_id)
                 burial = (await self._store.bury(child.worker_id, death)).after(burial)
             except (StoreError, OSError) as error:
-                log.warning("bury_failed", worker_id=str(child.worker_id), error=str(error))
+                if self._burial_complaint.may_be_said():
+                    log.warning("bury_failed", worker_id=str(child.worker_id), error=str(error))
             if not burial.is_all:
                 await asyncio.sleep(RETRY_S)
         return burial

@@ -11,6 +11,7 @@ from typing import Final
 
 import structlog
 
+from smithers.complaints import Complaint
 from smithers.errors import StoreError
 from smithers.ids import RunId
 from smithers.store.claims import ClaimedRun, ClaimKind
@@ -54,6 +55,7 @@ class Claimer:
         self._on_broken = on_broken
         self._executors: dict[RunId, tuple[Executor, asyncio.Task[None]]] = {}
         self._woken = asyncio.Event()
+        self._complaint = Complaint()
         self._loop = asyncio.get_running_loop()
         # When the next run is due that is parked already, by the loop's clock.
         self._known_due_at = 0.0
@@ -116,7 +118,8 @@ class Claimer:
                 await self._shared.store.tell_due(self._queues)
             wake_at = await self._find_wake_time()
         except StoreError as error:
-            log.warning("claim_failed", error=str(error))
+            if self._complaint.may_be_said():
+                log.warning("claim_failed", error=str(error))
             wake_at = self._loop.time() + MAX_SLEEP_S
         with suppress(TimeoutError):
             async with asyncio.timeout_at(wake_at) as self._sleep:
@@ -139,7 +142,7 @@ class Claimer:
         return is_more
 
     async def _claim_solo(self, group: asyncio.TaskGroup) -> bool:
-        """Try suspects; a run that wants the child to itself gets it. Drained when none is left; say if one was found."""
+        """Claim suspects, or one run that wants its own process; drain when nothing is held or found. Say whether one was."""
         kind, room = self._choose_solo()
         for queue in self._queues if room > 0 else ():
             claimed = await self._shared.store.claim(queue, room, kind)
@@ -159,7 +162,7 @@ class Claimer:
         self._queues = (*(one for one in self._queues if one != queue), queue)
 
     def _choose_solo(self) -> tuple[ClaimKind, int]:
-        """Say what may come beside what is here, and how many: what was in flight in two dead children is tried alone."""
+        """Choose what kind of run may be claimed beside those held, and how many; one with two dead owners is tried alone."""
         if not self._executors:
             return ClaimKind.SOLO, 1
         suspects = self._find_suspects()
@@ -178,7 +181,11 @@ class Claimer:
             return
         executor = Executor(claim, self._shared)
         _, before = self._executors.get(claim.run_id, (None, None))
-        task = group.create_task(self._execute(executor, before), name=f"run-{claim.run_id}")
+        task = group.create_task(
+            self._execute(executor, before),
+            name=f"run-{claim.run_id}",
+            context=self._shared.variables_of(claim),
+        )
         self._executors[claim.run_id] = (executor, task)
         self._tell_load()
 
@@ -227,6 +234,7 @@ class Claimer:
 
     async def _look_for_news(self) -> None:
         """The net under hints: one query a second for all runs of this child."""
+        complaint = Complaint()
         while True:
             await asyncio.sleep(NEWS_EVERY_S)
             executors = [executor for executor, _ in self._executors.values()]
@@ -239,4 +247,5 @@ class Claimer:
             try:
                 self.hear_news(frozenset(await self._shared.store.find_news(cursors)))
             except StoreError as error:
-                log.warning("news_failed", error=str(error))
+                if complaint.may_be_said():
+                    log.warning("news_failed", error=str(error))

@@ -6,6 +6,7 @@ ready: whatever has happened while the last commit was under way goes into the n
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Context as Variables
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -31,11 +32,11 @@ from smithers.telemetry.tracing import Tracer
 from smithers.texts import text_of
 from smithers.tree import Task
 from smithers.workflow import Workflow
-from worker.attempts import Attempts
+from worker.attempts import Attempts, PastCalls
 from worker.bodies import Bodies
 from worker.caching import Caching
 from worker.clock import DatabaseClock
-from worker.happenings import Called, take
+from worker.happenings import Called, apply_report
 from worker.inbox import Inbox
 from worker.kin import kin_hints
 from worker.meters import ChildMeters
@@ -49,7 +50,8 @@ MAX_DOUBLINGS: Final = 10  # of that: by each attempt cut off before those death
 
 RUN_TOO_LARGE: Final = Problem(
     "RunTooLarge",
-    "more has come out of the run than can be read at once: put out less, or let ContinueAsNew begin a new run in time",
+    "the outputs of this run are too large to be read together: "
+    "return less, or continue in a new run earlier with ContinueAsNew",
     "RUN_TOO_LARGE",
 )
 
@@ -67,6 +69,8 @@ class Shared:
     meters: ChildMeters
     tracer: Tracer | None  # None: traces are off
     guard: Callable[[float], Guard] = render_guard  # bounds a render's time, in seconds
+    # The context variables that a run's code sees; None: the child's own.
+    variables_of: Callable[[ClaimedRun], Variables | None] = lambda _claim: None
 
 
 class Executor:
@@ -79,10 +83,13 @@ class Executor:
         self._inbox = Inbox()
         self._loop = asyncio.get_running_loop()
         self._record = RunRecord(claim, shared.meters, shared.tracer)
-        load_calls = partial(shared.store.list_previous_calls, claim.run_id)
+        past_calls = PastCalls(
+            list_all=partial(shared.store.list_previous_calls, claim.run_id),
+            find_output=partial(shared.store.find_call_output, claim.run_id),
+        )
         caching = Caching(claim.run_id, claim.workflow_name, shared.store.find_cached)
         self._attempts = Attempts(
-            claim.run_id, shared.bodies, self._inbox.put, load_calls, caching, self._record.trace
+            claim.run_id, shared.bodies, self._inbox.put, past_calls, caching, self._record.trace
         )
         self._awaiting_commit: list[asyncio.Future[None]] = []  # bodies about to call a tool
         self._correlation = correlation_json(claim.run_id, claim.workflow_name)
@@ -117,7 +124,7 @@ class Executor:
         run: Progress | None = None
         try:
             try:
-                run = await self._take_up()
+                run = await self._load_progress()
                 return await self._advance(run)
             except AnswerTooLarge:
                 problem = RUN_TOO_LARGE
@@ -152,7 +159,7 @@ class Executor:
             self._perform(run, turn)
             if self.is_suspect:
                 self._acquit_at = min(self._acquit_at, self._loop.time() + self._survive_s)
-            await self._take_in_happenings(run)
+            await self._await_reports(run)
             if self._loop.time() >= self._acquit_at:
                 await self._acquit(run)
 
@@ -171,7 +178,7 @@ class Executor:
         while not await self._commit(run, run.plan(self._shared.clock.now_ms())):
             pass
 
-    async def _take_up(self) -> Progress:
+    async def _load_progress(self) -> Progress:
         """Build the run's progress from its rows, and say how it comes to go on here."""
         claim, shared = self.claim, self._shared
         shared.clock.hear(claim.now_ms)
@@ -185,7 +192,7 @@ class Executor:
         if problem is not None:  # after a new era has begun: its end, not the last one's
             run.fail(problem)
         if news is not None:
-            self._take_in_news(run, news)
+            self._apply_news(run, news)
         if claim.is_cancelling:
             run.cancel()
         return run
@@ -213,7 +220,8 @@ class Executor:
         for key, fact in run.facts.nodes.items():
             if fact.state is NodeState.IN_PROGRESS:
                 self._suspects.add(key)
-                # What kills later than it was tried for would be acquitted each time, and never be stopped.
+                # A run that crashes later than its trial lasts would be cleared each time and never stopped, so the trial
+                # doubles.
                 doublings = min(fact.attempt - fact.failures - claim.crash_count, MAX_DOUBLINGS)
                 self._survive_s = max(self._survive_s, SURVIVE_S * 2**doublings)
         # By its era: its history may hold a signal that came before its first claim.
@@ -281,12 +289,12 @@ class Executor:
             return False
         if answer.outcome is Outcome.STALE:
             run.retract_ending()
-            await self._take_news(run)
+            await self._reload_news(run)
             return False
-        self._take_in(run, turn, answer)
+        self._apply_commit(run, turn, answer)
         return True
 
-    def _take_in(self, run: Progress, turn: Turn, answer: Committed) -> None:
+    def _apply_commit(self, run: Progress, turn: Turn, answer: Committed) -> None:
         self._shared.clock.hear(answer.now_ms)
         written = len(turn.events) + (0 if turn.ending is None else len(turn.ending.events))
         if answer.last_seq != self.last_seq + written:
@@ -321,7 +329,7 @@ class Executor:
         for abort in turn.aborts:
             self._attempts.abort(abort.key, abort.reason)
 
-    async def _take_in_happenings(self, run: Progress) -> None:
+    async def _await_reports(self, run: Progress) -> None:
         """Wait until something has happened, and take all of it in."""
         if self._inbox.is_empty:
             due_ms, wake_at = run.next_due_ms(), self._acquit_at
@@ -331,21 +339,21 @@ class Executor:
             await self._inbox.wait(wake_at)
         now_ms = self._shared.clock.now_ms()
         for happening in self._inbox.take():
-            take(run, happening, now_ms)
+            apply_report(run, happening, now_ms)
             if isinstance(happening, Called) and happening.kept is not None:
                 self._awaiting_commit.append(happening.kept)
         if self._inbox.has_news:
-            await self._take_news(run)
+            await self._reload_news(run)
         run.pass_time(self._shared.clock.now_ms())
 
-    async def _take_news(self, run: Progress) -> None:
+    async def _reload_news(self, run: Progress) -> None:
         self._inbox.has_news = False
         news = await self._shared.store.load_news(self.claim.run_id, run.waiting)
         if news is None:
             raise LeaseLost(f"run {self.claim.run_id} is gone")
-        self._take_in_news(run, news)
+        self._apply_news(run, news)
 
-    def _take_in_news(self, run: Progress, news: News) -> None:
+    def _apply_news(self, run: Progress, news: News) -> None:
         if news.epoch != self.claim.epoch:
             raise LeaseLost(f"run {self.claim.run_id} has another owner")
         self.last_seq = news.last_seq
@@ -358,14 +366,14 @@ class Executor:
         for key in turn.timeouts:
             await self._shared.store.deny_for_timeout(self.claim.run_id, *key)
         turn.timeouts.clear()
-        await self._take_news(run)
+        await self._reload_news(run)
 
 
 def _refused(turn: Turn, error: StoreError) -> Problem:
     """Say what is wrong with a turn that the database does not take, without a word of the database's own."""
     if not isinstance(error, RunExists):
         kind = type(error.__cause__ or error).__name__
-        text = f"what came out is nothing that the database takes: {kind}"
+        text = f"the database rejected what the run produced: {kind}"
         return Problem("InvalidOutput", text, "INVALID_OUTPUT")
     successor = None if turn.ending is None else turn.ending.successor
     wanted = [*turn.children, *([] if successor is None else [successor])]

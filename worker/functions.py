@@ -1,35 +1,62 @@
 """What an author's task and its function say of themselves before anything is called."""
 
 import inspect
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from types import FunctionType
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from smithers.outputs import adapter_for
 from smithers.tree import Task
 
+# Annotations that were written as texts, evaluated once for each function and for as long as it lives: it takes longer
+# than the rest of an attempt's beginning.
+_EVALUATED: Final[WeakKeyDictionary[FunctionType, Mapping[str, Any]]] = WeakKeyDictionary()
+
 
 def is_async(do: Any) -> bool:
     """Say whether it is to be awaited rather than called in a thread."""
-    while isinstance(do, partial):
-        do = do.func
+    do = _unwrapped(do)
     return inspect.iscoroutinefunction(do) or inspect.iscoroutinefunction(type(do).__call__)
 
 
 def model_of(task: Task[Any]) -> Any:
     """Return the model that a task's output must fit: its `output`, else what its function returns; None: any JSON."""
-    return task.output or _returned_model(task.do)
+    return task.output or _annotated(_unwrapped(task.do), "return")
 
 
-def _returned_model(do: Any) -> Any:
-    """Return what a body is annotated to return, where pydantic can check it."""
+def taken_model(task: Task[Any], argument: str) -> Any:
+    """Return what an argument of a task's function, or of its prompt's, is annotated to be; None: any JSON."""
+    do = _unwrapped(task.do if task.ask is None else task.ask.prompt)
+    # The annotations of an object are those of its attributes.
+    is_object = not (isinstance(do, type) or inspect.isroutine(do))
+    return _annotated(type(do).__call__ if is_object else do, argument)
+
+
+def _unwrapped(do: Any) -> Any:
     while isinstance(do, partial):
         do = do.func
+    return do
+
+
+def _annotated(do: Any, name: str) -> Any:
+    """Return what a function's argument, or its `return`, is annotated to be, where pydantic can check it."""
     try:
-        annotation = getattr(do, "__annotations__", {}).get("return")
+        annotation = getattr(do, "__annotations__", {}).get(name)
         if isinstance(annotation, str):
-            annotation = inspect.get_annotations(do, eval_str=True).get("return")
+            annotation = _evaluated(do).get(name)
         if annotation is not None:
             adapter_for(annotation)
     except BaseException:  # noqa: BLE001 - what names nothing that is there, or is foreign to pydantic, says nothing
         return None
     return annotation
+
+
+def _evaluated(do: Any) -> Mapping[str, Any]:
+    if not isinstance(do, FunctionType):
+        return inspect.get_annotations(do, eval_str=True)
+    found = _EVALUATED.get(do)
+    if found is None:
+        found = _EVALUATED[do] = inspect.get_annotations(do, eval_str=True)
+    return found

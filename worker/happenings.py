@@ -88,7 +88,7 @@ class Used:
 Happening = Finished | Failed | Aborted | Parked | Printed | Beaten | Called | Used
 
 
-def take(run: Progress, happening: Happening, now_ms: int) -> None:
+def apply_report(run: Progress, happening: Happening, now_ms: int) -> None:
     """Let a run take in what has happened."""
     match happening:
         case Finished(key, _, output, cached):
@@ -100,10 +100,10 @@ def take(run: Progress, happening: Happening, now_ms: int) -> None:
         case Parked(key, _, took_ms):
             reports.park_attempt(run, key, took_ms)
         case Printed(key, attempt, text, stream):
-            reports.print_output(run, key, attempt, text, stream)
+            reports.record_output(run, key, attempt, text, stream)
         case Beaten(key, attempt, data):
-            reports.beat(run, key, attempt, data)
+            reports.record_heartbeat(run, key, attempt, data)
         case Called(key, attempt, call, _):
-            reports.call_tool(run, key, attempt, call)
+            reports.record_tool_call(run, key, attempt, call)
         case Used(key, attempt, usage, took_ms):
-            reports.use_tokens(run, key, attempt, usage, took_ms)
+            reports.record_usage(run, key, attempt, usage, took_ms)

@@ -1,22 +1,28 @@
 """A pool's liveness: a session that holds a lock, whose end tells other hosts that the pool is gone."""
 
 import asyncio
+from typing import Final
 from uuid import UUID
 
 import structlog
 
+from smithers.complaints import Complaint
 from smithers.errors import StoreError
 from smithers.store.pool_store import open_liveness
+
+RETRY_S: Final = 0.5
 
 log = structlog.get_logger("worker.liveness")
 
 
 async def keep_liveness(direct_dsn: str, pool_id: UUID) -> None:
     """Hold the liveness lock; take it anew when its session has gone."""
+    complaint = Complaint()
     while True:
         try:
             async with open_liveness(direct_dsn, pool_id) as session:
                 await session.until_gone()
         except StoreError as error:
-            log.warning("liveness_failed", error=str(error))
-            await asyncio.sleep(0.5)
+            if complaint.may_be_said():
+                log.warning("liveness_failed", error=str(error))
+            await asyncio.sleep(RETRY_S)

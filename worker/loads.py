@@ -1,4 +1,4 @@
-"""How many runs each child of a pool holds, in memory that they share: who holds the fewest goes for what has become due.
+"""How many runs each child of a pool holds, in shared memory: the child with the fewest claims the next due run.
 
 If every child asked the database when something is due, one would get the run, and the others would waste the processor
 just when the run needs it.

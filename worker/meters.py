@@ -19,7 +19,7 @@ from smithers.telemetry.lanes import LaneMeter
 from smithers.telemetry.names import Role
 from smithers.telemetry.sheet import Counter, Histogram, Page
 
-# Counted from 0 on: of a series that begins with its first case, Prometheus does not see that case as a growth.
+# Created at 0: if a series first appears with the value 1, Prometheus's increase() misses that first event.
 DEATHS: Final = ("exit", "process-gone", "silent", "disconnected")
 ENDS: Final = (
     "exit",

@@ -5,12 +5,14 @@ hear it, and the starts that stopped half way. Any number of pools may try: one 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
+from itertools import islice
 from typing import Final
 
 import structlog
 
+from smithers.complaints import Complaint
 from smithers.errors import StoreError, StoreUnavailable
 from smithers.ids import RunId
 from smithers.service_loops import keep_going
@@ -36,18 +38,21 @@ class Mirror:
         self._own_dsn = own_dsn
         self._own_direct_dsn = own_direct_dsn
         self._home_dsn = home_dsn
-        self._moved: set[RunId] = set()
+        # In the order in which they are copied.
+        self._moved: dict[RunId, None] = {}
+        self._room = BATCH  # of the next copy: one run after a failure, then twice as many
         self._woken = asyncio.Event()
         self._walked = RunId("")  # how far the walk has come
         self._report = _Report(name)
 
     def hear(self, run_ids: frozenset[str] | None) -> None:
         """Take a hint that these runs have new events; None: the walk finds which."""
-        self._moved.update(RunId(run_id) for run_id in run_ids or ())
+        self._add(RunId(run_id) for run_id in run_ids or ())
         self._woken.set()
 
     async def run(self) -> None:
         """Copy until cancelled."""
+        complaint = Complaint()
         async with Hints(self._own_direct_dsn, role="mirror").listen({Channel.EVENTS: self.hear}):
             while True:
                 try:
@@ -55,8 +60,12 @@ class Mirror:
                         log.info("mirror_started", database=self._name)
                         await self._follow(store)
                 except StoreError as error:
-                    log.warning("mirror_failed", database=self._name, error=str(error))
+                    if complaint.may_be_said():
+                        log.warning("mirror_failed", database=self._name, error=str(error))
                     await asyncio.sleep(RETRY_S)
+
+    def _add(self, run_ids: Iterable[RunId]) -> None:
+        self._moved.update(dict.fromkeys(run_ids))
 
     async def _follow(self, store: MirrorStore) -> None:
         loop = asyncio.get_running_loop()
@@ -66,8 +75,10 @@ class Mirror:
             if loop.time() >= walk_at:
                 has_found = await self._walk(store)
                 walk_at = loop.time() + (0 if has_found else WALK_EVERY_S)
-            batch = [self._moved.pop() for _ in range(min(len(self._moved), BATCH))]
+            batch = list(islice(self._moved, self._room))
             if batch:
+                for run_id in batch:
+                    del self._moved[run_id]
                 await self._copy(store, batch)
                 continue
             with suppress(TimeoutError):
@@ -77,7 +88,7 @@ class Mirror:
     async def _walk(self, store: MirrorStore) -> bool:
         """Look at the next page of all runs; say whether some were behind."""
         behind, last = await store.find_behind(self._walked, WALK_PAGE)
-        self._moved.update(behind)
+        self._add(behind)
         self._walked = last or RunId("")
         if last is None and (count := await store.finish_starts()):
             log.warning("starts_finished", database=self._name, run_count=count)
@@ -88,7 +99,10 @@ class Mirror:
         try:
             copied = await store.copy(run_ids)
         except StoreUnavailable:
-            self._moved.update(run_ids)
+            # It may be that all of these together take too long, whenever they are tried: each will be on its own, and
+            # after all others, so that one that always fails holds up nobody else.
+            self._room = 1
+            self._add(run_ids)
             raise
         except StoreError as error:
             if len(run_ids) > 1:
@@ -99,7 +113,8 @@ class Mirror:
                     "mirror_refused", database=self._name, run_id=run_ids[0], error=str(error)
                 )
             return
-        self._moved |= copied.unfinished
+        self._room = min(2 * self._room, BATCH)
+        self._add(copied.unfinished)
         self._report.take(copied, behind_count=len(self._moved))
 
 

@@ -11,13 +11,13 @@ from pydantic import ValidationError
 from smithers.engine.progress import Progress
 from smithers.errors import InvalidOutput
 from smithers.ids import NodeId
-from smithers.outputs import decode_output, is_plain, misfits_of, name_of
+from smithers.outputs import decode_output, is_plain, misfits_of, name_of, say_misfits
 from smithers.tree import Task
-from worker.functions import model_of
+from worker.functions import model_of, taken_model
 
 
 class Need(NamedTuple):
-    """A node's output, JSON text, and the model that it was made with; no text: it put nothing out."""
+    """A node's output, JSON text, and the model that it is read as; no text: it put nothing out."""
 
     node_id: NodeId
     output: str | None
@@ -25,7 +25,10 @@ class Need(NamedTuple):
 
 
 def find_needs(run: Progress, task: Task[Any]) -> dict[str, Need]:
-    """Find what a task needs, by the names of its body's arguments."""
+    """Find what a task needs, by the names of its body's arguments.
+
+    It is read as the model that it was made with; where its maker names none, as the body's argument is annotated.
+    """
     if not task.needs:
         return {}
     assert run.rendered is not None
@@ -34,7 +37,8 @@ def find_needs(run: Progress, task: Task[Any]) -> dict[str, Need]:
         key = run.rendered.mounted.resolve(node_id, run.facts)
         assert not isinstance(key, str)
         element = run.rendered.mounted.find_element(key)
-        model = model_of(element) if isinstance(element, Task) else getattr(element, "output", None)
+        made = model_of(element) if isinstance(element, Task) else getattr(element, "output", None)
+        model = taken_model(task, name) if made is None else made
         found[name] = Need(key.node_id, run.facts.nodes[key].output, model)
     return found
 
@@ -55,11 +59,11 @@ def _read(need: Need) -> Any:
     try:
         return decode_output(need.output, need.model)
     except ValidationError as error:
-        wrong, details = f"{error.error_count()} errors", misfits_of(error)
+        wrong, details = say_misfits(error), misfits_of(error)
     except Exception as error:  # noqa: BLE001 - a validator raises whatever it likes, with what it was given
         wrong, details = type(error).__name__, None
     # Outside of the clauses: what was raised there shows the value in its traceback.
     raise InvalidOutput(
-        f"the output of {need.node_id} does not fit {name_of(need.model)} any more: {wrong}",
+        f"the output of {need.node_id} does not fit {name_of(need.model)}: {wrong}",
         details=details,
     )

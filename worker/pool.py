@@ -19,6 +19,7 @@ from uuid import UUID
 
 import structlog
 
+from smithers.complaints import Complaint
 from smithers.errors import StoreError
 from smithers.service_loops import keep_going
 from smithers.store.hints import Channel
@@ -27,6 +28,7 @@ from smithers.telemetry.names import Role
 from smithers.telemetry.sheet import Sheet
 from worker import processes
 from worker.births import Child
+from worker.burials import log_burial
 from worker.children import Children
 from worker.death_watch import DeathWatch
 from worker.descendants import sweep
@@ -62,6 +64,7 @@ class Pool:
         self._draining = asyncio.Event()
         self._wanted = asyncio.Event()
         self._due = asyncio.Event()
+        self._spawn_complaint = Complaint()
         self._children = Children(
             settings,
             store=store,
@@ -144,11 +147,13 @@ class Pool:
         try:
             return await self._children.start(is_solo=is_solo)
         except NOT_NOW as error:
-            log.warning("spawn_failed", error=f"{type(error).__name__}: {error}")
+            if self._spawn_complaint.may_be_said():
+                log.warning("spawn_failed", error=f"{type(error).__name__}: {error}")
             return None
 
     async def _look_for_solo(self) -> None:
         """Give each run that wants it a child of its own, a few at a time."""
+        complaint = Complaint()
         while True:
             self._due.clear()
             here = self._children.list_solo()
@@ -156,7 +161,8 @@ class Pool:
             try:
                 count = await self._store.count_solo_runs(self._settings.queues) if room > 0 else 0
             except StoreError as error:
-                log.warning("solo_failed", error=str(error))
+                if complaint.may_be_said():
+                    log.warning("solo_failed", error=str(error))
                 count = 0
             now = time.monotonic()
             starting = sum(now - child.started_at < SOLO_START_S for child in here)
@@ -168,21 +174,25 @@ class Pool:
                     await self._due.wait()
 
     async def _beat_for_all(self) -> None:
+        complaint = Complaint()
         while True:
             await asyncio.sleep(BEAT_EVERY_S)
             try:
                 await self._children.beat()
             except StoreError as error:
-                log.warning("beat_failed", error=str(error))
+                if complaint.may_be_said():
+                    log.warning("beat_failed", error=str(error))
 
     async def _watch_others(self) -> None:
         """Look once a second for workers whose death nobody has noticed."""
+        complaint = Complaint()
         while True:
             await asyncio.sleep(BEAT_EVERY_S)
             try:
                 await self._bury_gone()
             except StoreError as error:
-                log.warning("watch_failed", error=str(error))
+                if complaint.may_be_said():
+                    log.warning("watch_failed", error=str(error))
 
     async def _bury_gone(self) -> None:
         own = self._children.worker_ids
@@ -199,15 +209,11 @@ class Pool:
                 await sweep(worker.worker_id)
             burial = await self._store.bury(worker.worker_id, death)
             self._meters.count_burial(death, burial)
-            log.warning(
-                "worker_buried",
-                worker_id=str(worker.worker_id),
-                death=death,
-                runs_handed_back=burial.handed_back,
-            )
+            log_burial(worker.worker_id, death, burial)
 
     async def _describe_wanted(self) -> None:
         """Describe the sources that somebody asked for; one after another."""
+        complaint = Complaint()
         while True:
             self._wanted.clear()
             try:
@@ -221,7 +227,8 @@ class Pool:
                     )
                     await self._store.put_description(one, text)
             except NOT_NOW as error:
-                log.warning("describe_failed", error=f"{type(error).__name__}: {error}")
+                if complaint.may_be_said():
+                    log.warning("describe_failed", error=f"{type(error).__name__}: {error}")
                 wanted = []
             if not wanted:
                 with suppress(TimeoutError):

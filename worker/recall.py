@@ -1,11 +1,23 @@
 """What attempts called whose process died: taken for an attempt's own calls, as long as it goes the same way.
 
-Calls are known by their numbers, kind, name and input. From the first that is another one on, what those attempts did is
-forgotten, but for calls whose effects must not be had twice: the first call of the same tool is not made, and told of them.
+A call is known by the call within which it is made (its parent; most have none), its kind, name and input, and by its
+place: calls of one parent that were made one after another are known in that order. Where some were made at once, nobody
+can say which of them goes before which: those, from the first to the last that was made beside another, are known in any
+order. What a call has called is taken together with it.
+
+An attempt goes another way where it makes a call that is not the next of its parent. With calls that were made at once it
+does so only where none of them has been taken yet, or all have been: while some are left, a new call is only ahead of them.
+From there on what was done before is forgotten, but for calls of no parent whose effects must not be had twice: the first
+call of the same tool is not made, and told of them.
+
+Numbers tell a later attempt of it: what is made on another way is numbered on from what was taken, and so has the numbers
+of what was forgotten; what is made on the same way never has the number of a call that may still be taken.
 """
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby, takewhile
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 import orjson
@@ -25,73 +37,192 @@ FORGOTTEN_CALLS: Final = (
 )
 MAX_FORGOTTEN: Final = 5  # the newest of a tool, told in an error's text
 MAX_FORGOTTEN_CHARS: Final = 300  # of a call's input, and of its output
+NO_PARENT: Final = 0
 
 
 class Recalled(NamedTuple):
     """A call that is not to be made, and how it ended; `loss`: or why that is not known."""
 
     row: ToolCallRow
+    inner: tuple[ToolCallRow, ...] = ()  # what it has called, at any depth
     loss: CallLost | None = None
+
+    @property
+    def is_refused(self) -> bool:
+        """Say whether it has not been made, by this attempt or by an earlier one that was told so."""
+        return self.loss is not None or _read_error(self.row).get("code") == CallLost.code
 
 
 class Recall:
-    """The calls of a node's attempts that died, in the order in which this attempt asks for them."""
+    """The calls of a node's attempts that died, in the order in which this attempt asks for them; and its numbers."""
 
-    def __init__(self, rows: Iterable[ToolCallRow]) -> None:
+    def __init__(self, rows: Sequence[ToolCallRow]) -> None:
         """Take the calls of all attempts, oldest first."""
-        self._made: dict[int, ToolCallRow] = {}
+        self._places: dict[int, _Place] = {}
         self._forgotten: list[ToolCallRow] = []
-        for row in rows:
-            if row.is_recallable:
-                self._learn(row)
+        self._last_no = 0  # the highest that this attempt has made or taken
+        if rows:  # most attempts are the first
+            self._learn(row for row in rows if row.is_recallable)
 
-    def take(self, start: CallStart, *, after: int) -> Recalled | None:
-        """Return what came of a call, `after` being the number of the one before it; None: it is to be made."""
-        made = self._made.get(after + 1)
-        while made is not None and not _is_same(made, start) and made.kind == "tool":
-            made = self._made.get(made.call_no + 1)  # that one was made by the tool before it
-        if made is None or not _is_same(made, start):
-            self._forget(after + 1)
-            return self._take_forgotten(start, after + 1)
-        if made.state == ToolCallState.STARTED:
-            if is_repeatable(start):
-                return None
-            return Recalled(made, CallLost(LOST_CALL.format(name=start.tool_name)))
-        return None if self._is_asked_again(made) else Recalled(made)
+    def take(self, start: CallStart, *, parent: int) -> Recalled | None:
+        """Return what came of a call; None: it is to be made, under the number that `number` gives it."""
+        made = self._find(start, parent)
+        if made is None:
+            return self._take_forgotten(start)
+        is_open = made.state == ToolCallState.STARTED
+        if (is_open and is_repeatable(start)) or self._is_asked_again(made, parent):
+            return None
+        self._places[parent].pop(made)
+        inner = tuple(self._pop_all(made.call_no))
+        self._last_no = max(self._last_no, made.call_no, *(row.call_no for row in inner))
+        loss = CallLost(LOST_CALL.format(name=start.tool_name)) if is_open else None
+        return Recalled(made, inner, loss)
 
-    def _learn(self, row: ToolCallRow) -> None:
-        """Keep a call as the newest attempt has it; where that went another way, forget what others did from there on."""
-        known = self._made.get(row.call_no, row)
-        if (known.kind, known.tool_name, known.input) != (row.kind, row.tool_name, row.input):
-            self._forget(row.call_no)
-        self._made[row.call_no] = row
+    def number(self, start: CallStart, *, parent: int) -> int:
+        """Return the number of a call that is made: the one that it had where it is made again."""
+        made = self._find(start, parent)
+        if made is None:
+            return self._next_number()
+        self._places[parent].pop(made)
+        self._last_no = max(self._last_no, made.call_no)
+        return made.call_no
 
-    def _forget(self, first: int) -> None:
-        gone = [self._made.pop(number) for number in sorted(self._made) if number >= first]
-        self._forgotten += [
-            row
-            for row in gone
-            if row.kind == "tool" and row.is_side_effect and not row.is_idempotent
-        ]
+    def leave(self, call_no: int) -> None:
+        """Take note that a call is over: what it called before and not this time is nobody's any more."""
+        self._pop_all(call_no)
 
-    def _take_forgotten(self, start: CallStart, number: int) -> Recalled | None:
+    def _learn(self, rows: Iterable[ToolCallRow]) -> None:
+        history = _History()
+        for _, attempt in groupby(rows, key=attrgetter("attempt")):
+            history.learn(attempt)
+        self._places, self._forgotten = history.lay_out(), history.forgotten
+
+    def _find(self, start: CallStart, parent: int) -> ToolCallRow | None:
+        """Return what a call was before; where it is none, and that is another way, forget what lies ahead."""
+        place = self._places.get(parent)
+        if place is None:
+            return None
+        made = place.find(start)
+        if made is None and place.is_left:
+            self._forgotten += filter(_is_told, self._pop_all(parent))
+        return made
+
+    def _pop_all(self, parent: int) -> list[ToolCallRow]:
+        """Take out what is left of a call's calls, at any depth."""
+        place = self._places.pop(parent, None)
+        rows = [] if place is None else list(place.rows.values())
+        return rows + [inner for row in rows for inner in self._pop_all(row.call_no)]
+
+    def _next_number(self) -> int:
+        ahead = (place.last_ahead for place in self._places.values())
+        self._last_no = max(self._last_no, *ahead, 0) + 1
+        return self._last_no
+
+    def _take_forgotten(self, start: CallStart) -> Recalled | None:
         same = [row for row in self._forgotten if row.tool_name == start.tool_name]
         if not same or start.kind != "tool" or is_repeatable(start):
             return None
         self._forgotten = [row for row in self._forgotten if row.tool_name != start.tool_name]
         calls = "\n".join(map(_describe, same[-MAX_FORGOTTEN:]))
         loss = CallLost(FORGOTTEN_CALLS.format(name=start.tool_name, calls=calls))
-        return Recalled(replace(same[-1], call_no=number, input=start.input), loss)
+        row = replace(same[-1], call_no=self._next_number(), input=start.input)
+        return Recalled(row, loss=loss)
 
-    def _is_asked_again(self, made: ToolCallRow) -> bool:
+    def _is_asked_again(self, made: ToolCallRow, parent: int) -> bool:
         """Say whether a question that failed is put again: not where the agents went on from its failure.
 
         One that was cancelled has not failed: what is raised from it would be no cancellation.
         """
         if made.kind != "model" or made.state != ToolCallState.FAILED:
             return False
-        is_last = all(number <= made.call_no for number in self._made)
-        return is_last or orjson.loads(made.error or "{}").get("name") == "CancelledError"
+        is_last = self._places[parent].last_no == made.call_no
+        return is_last or _read_error(made).get("name") == "CancelledError"
+
+
+@dataclass(slots=True)
+class _Place:
+    """What was called within one call, or within none, and has not been taken yet; by number, in order."""
+
+    rows: dict[int, ToolCallRow] = field(default_factory=dict)
+    at_once: range = range(0)  # the numbers of those that are known in any order
+    is_begun: bool = False  # one of those has been taken
+    last_no: int = 0  # the highest that was made
+
+    def widen(self, first: int, last: int) -> None:
+        """Take note that calls from here to there were made at once."""
+        low = min(self.at_once.start or first, first)
+        self.at_once = range(low, max(self.at_once.stop, last + 1))
+
+    @property
+    def is_left(self) -> bool:
+        """Say whether it is another way to make a call that is not here."""
+        for number in self.rows:
+            return number not in self.at_once or not self.is_begun
+        return False
+
+    @property
+    def last_ahead(self) -> int:
+        """The highest number that may still be taken."""
+        return next(reversed(self.rows), 0)
+
+    def find(self, start: CallStart) -> ToolCallRow | None:
+        """Return the first that a call may be taken for."""
+        for number, row in self.rows.items():
+            if _is_same(row, start):
+                return row
+            if number not in self.at_once and not _may_be_inner(row):
+                return None
+        return None
+
+    def pop(self, made: ToolCallRow) -> None:
+        """Take one out, with what may have been called by those before it."""
+        self.is_begun = self.is_begun or made.call_no in self.at_once
+        passed = takewhile(lambda row: row is not made, self.rows.values())
+        for row in (made, *filter(_may_be_inner, passed)):
+            del self.rows[row.call_no]
+
+
+class _History:
+    """What attempts made one after another of which each went on from the one before, or left its way."""
+
+    def __init__(self) -> None:
+        self.forgotten: list[ToolCallRow] = []
+        self._made: dict[int, ToolCallRow] = {}
+        self._beside: list[tuple[int, int, int]] = []  # parent, first, last of calls made at once
+
+    def learn(self, attempt: Iterable[ToolCallRow]) -> None:
+        """Take the calls of the next attempt; where it left the others' way, forget what they did from there on."""
+        beside: list[tuple[int, int, int]] = []
+        for row in attempt:
+            known = self._made.get(row.call_no, row)
+            if _key(known) != _key(row):
+                self._forget(row.call_no)
+            self._made[row.call_no] = row
+            parent, number, other = row.parent_call_no, row.call_no, row.beside_call_no
+            if parent is not None and other is not None:
+                beside.append((parent, min(number, other), max(number, other)))
+        self._beside += beside
+
+    def lay_out(self) -> dict[int, _Place]:
+        """Return what stands, by parent; what was recorded without one counts as if it had none."""
+        places: dict[int, _Place] = {}
+        for number, row in sorted(self._made.items()):
+            place = places.setdefault(row.parent_call_no or NO_PARENT, _Place())
+            place.rows[number] = row
+            place.last_no = number
+        for parent, first, last in self._beside:
+            if parent in places:
+                places[parent].widen(first, last)
+        return places
+
+    def _forget(self, first: int) -> None:
+        gone = [self._made.pop(number) for number in sorted(self._made) if number >= first]
+        self.forgotten += filter(_is_told, gone)
+        self._beside = [
+            (parent, low, min(high, first - 1))
+            for parent, low, high in self._beside
+            if low < first - 1
+        ]
 
 
 def is_repeatable(start: CallStart) -> bool:
@@ -99,8 +230,32 @@ def is_repeatable(start: CallStart) -> bool:
     return start.is_idempotent or not start.is_side_effect
 
 
+def _key(row: ToolCallRow) -> tuple[int | None, str, str, str | None]:
+    return row.parent_call_no or NO_PARENT, row.kind, row.tool_name, row.input
+
+
 def _is_same(made: ToolCallRow, start: CallStart) -> bool:
     return (made.kind, made.tool_name, made.input) == (start.kind, start.tool_name, start.input)
+
+
+def _may_be_inner(row: ToolCallRow) -> bool:
+    """Say whether a call may have been made by the tool before it: it was recorded without saying so."""
+    return row.parent_call_no is None and row.kind == "tool"
+
+
+def _is_told(row: ToolCallRow) -> bool:
+    """Say whether an agent that goes another way is told of a call: of those that a tool makes it never knew."""
+    return (
+        row.kind == "tool"
+        and row.is_side_effect
+        and not row.is_idempotent
+        and (row.parent_call_no or NO_PARENT) == NO_PARENT
+    )
+
+
+def _read_error(row: ToolCallRow) -> dict[str, str]:
+    error: dict[str, str] = orjson.loads(row.error or "{}")
+    return error
 
 
 def _describe(row: ToolCallRow) -> str:

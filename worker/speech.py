@@ -1,6 +1,7 @@
 """What a model says while it says it: gathered for a moment, and handed on a piece at a time."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Final
 
@@ -11,11 +12,14 @@ DROPPED: Final = "\n[more was said, and dropped]\n"
 
 
 class Speech:
-    """What is said in one attempt, and not handed on yet; used in the loop's thread."""
+    """What is said in one attempt, and not handed on yet; made and flushed in the loop's thread, said in any."""
 
     def __init__(self, sink: Callable[[str], None]) -> None:
+        """`sink` gets a piece, in the loop's thread."""
         self._sink = sink
         self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._lock = threading.Lock()
         self._said: list[str] = []
         self._size = 0
         self._room = MAX_SPOKEN_CHARS
@@ -23,25 +27,39 @@ class Speech:
 
     def say(self, text: str) -> None:
         """Take text; it is handed on within a moment."""
-        if self._room <= 0 or not text:
+        with self._lock:
+            if self._room <= 0 or not text:
+                return
+            self._room -= len(text)
+            if self._room <= 0:
+                text = text[: len(text) + self._room] + DROPPED
+            before = self._size
+            self._said.append(text)
+            self._size += len(text)
+            is_full_now = before < MAX_PIECE_CHARS <= self._size
+        # The loop is told of the first of a piece, and of its being full: not of each word.
+        if before > 0 and not is_full_now:
             return
-        self._room -= len(text)
-        if self._room <= 0:
-            text = text[: len(text) + self._room] + DROPPED
-        self._said.append(text)
-        self._size += len(text)
-        if self._size >= MAX_PIECE_CHARS:
-            self.flush()
-        elif self._timer is None:
-            self._timer = self._loop.call_later(PAUSE_S, self.flush)
+        if threading.get_ident() == self._loop_thread:
+            self._hand_on()
+        else:
+            self._loop.call_soon_threadsafe(self._hand_on)
 
     def flush(self) -> None:
         """Hand on what there is."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        text = "".join(self._said)
-        self._said.clear()
-        self._size = 0
+        with self._lock:
+            text = "".join(self._said)
+            self._said.clear()
+            self._size = 0
         for start in range(0, len(text), MAX_PIECE_CHARS):
             self._sink(text[start : start + MAX_PIECE_CHARS])
+
+    def _hand_on(self) -> None:
+        """Hand on a full piece now, and less in a moment."""
+        if self._size >= MAX_PIECE_CHARS:
+            self.flush()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(PAUSE_S, self.flush)

@@ -8,11 +8,12 @@ import asyncio
 import concurrent.futures
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Final, Protocol, TypeVar
 
 import orjson
@@ -21,11 +22,12 @@ from smithers.engine.turn import TokenUsage, ToolCall
 from smithers.errors import SmithersError
 from smithers.source.beneath import RootDirectory
 from smithers.states import ToolCallState
-from smithers.store.tool_calls import ToolCallRow
+from smithers.store.tool_calls import CallPlace, ToolCallRow
 from smithers.texts import text_of
 from smithers.tools.errors import CallLost, ToolError
-from smithers.tools.toolbox import CallStart, Command, CommandEnd, PreviousCall
-from worker.recall import Recall, is_repeatable
+from smithers.tools.toolbox import CALL, CallStart, Command, CommandEnd, CurrentCall, PreviousCall
+from worker.call_keys import CallKeys
+from worker.recall import NO_PARENT, Recall, Recalled, is_repeatable
 from worker.sandbox.commands import Commands, SandboxPolicy
 from worker.sandbox.jail import HIDDEN
 from worker.sandbox.own_code import find_closed
@@ -35,9 +37,11 @@ from worker.threads import MAX_THREADS, call_in_thread
 
 MAX_DEPTH: Final = 16
 MAX_ERROR_CHARS: Final = 4_000
+MAX_PREVIOUS_CALLS: Final = 1_000  # told; more may be recalled
 CLOSE_S: Final = 4.0  # a second to be told, three to be killed
 
 Result = TypeVar("Result")
+FindOutput = Callable[[CallPlace], Awaitable[str | None]]
 
 # How many tools wait, each in a thread, for what is called here.
 _DEPTH: Final[ContextVar[int]] = ContextVar("smithers_tool_depth", default=0)
@@ -124,18 +128,22 @@ class AttemptToolbox:
         workshop: Workshop,
         desk: Desk,
         previous_calls: tuple[ToolCallRow, ...],
+        find_output: FindOutput,
     ) -> None:
+        """`previous_calls`: of all earlier attempts, oldest first; `find_output` reads what is left out of one."""
         self._workshop = workshop
         self._desk = desk
-        self._previous_calls = previous_calls
+        self._previous_calls = previous_calls[-MAX_PREVIOUS_CALLS:]
+        self._find_output = find_output
         self._recall = Recall(previous_calls)
+        self._keys = CallKeys()
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._is_closed = False
-        self._count = 0
         self._expected: set[object] = set()
         self._under_way: dict[int, _UnderWay] = {}
-        self._speech: Speech | None = None  # most attempts ask no model
+        self._unkept: dict[int, ToolCall] = {}  # over, but whoever made it does not go on yet
+        self._speech = Speech(desk.speak)
         self._waits: set[concurrent.futures.Future[Any]] = set()
 
     @property
@@ -157,15 +165,20 @@ class AttemptToolbox:
             if row.kind == "tool" and not row.is_recallable
         )
 
-    def recall(self, start: CallStart) -> PreviousCall | None:
+    async def recall(self, start: CallStart) -> PreviousCall | None:
         """Take a call for one that an attempt made whose process died; None: it is to be made."""
         self._check_open()
-        recalled = self._recall.take(start, after=self._count)
+        recalled = self._recall.take(start, parent=_parent())
         if recalled is None:
             return None
-        self._count = recalled.row.call_no
-        loss = recalled.loss
-        return _to_previous(recalled.row if loss is None else self._lose(recalled.row, start, loss))
+        self._count_in(recalled)
+        row = recalled.row
+        if recalled.loss is not None:
+            row = self._lose(row, start, recalled.loss)
+        elif row.output is None and row.output_bytes is not None:
+            place = CallPlace(row.attempt, row.call_no)
+            row = replace(row, output=await self._find_output(place))
+        return _to_previous(row)
 
     def note_written(self, call: object) -> None:
         """Take note of a call that is still to be made."""
@@ -182,7 +195,7 @@ class AttemptToolbox:
                 f"{call!r} was never made: await it, or ask for its result() in a plain function"
             )
 
-    async def begin(self, start: CallStart) -> int:
+    async def begin(self, start: CallStart) -> CurrentCall:
         """Number a call and record its start; wait until that is kept where it could do harm twice.
 
         Never returns for a question to a model where the run's budget is spent: the attempt is being stopped.
@@ -190,8 +203,8 @@ class AttemptToolbox:
         self._check_open()
         if start.kind == "model" and not self._desk.may_ask():
             await self._loop.create_future()
-        self._count += 1
-        call = _begun(self._count, start)
+        call = self._begun(start, self._recall.number(start, parent=_parent()))
+        key = self._keys.take(start.tool_name, start.input)
         task = asyncio.current_task()
         assert task is not None
         self._under_way[call.call_no] = _UnderWay(call, task, time.monotonic())
@@ -205,14 +218,20 @@ class AttemptToolbox:
                 raise
         else:
             self._desk.take_call(call, None)
-        return call.call_no
+        return CurrentCall(start.tool_name, call.call_no, key)
 
     def finish(
-        self, call_no: int, *, output: str | None, error: BaseException | None
+        self,
+        call_no: int,
+        *,
+        output: str | None,
+        error: BaseException | None,
+        until_kept: bool = False,
     ) -> "asyncio.Future[None]":
-        """Record how a call ended; what is returned is done when that is in the database."""
+        """Record how a call ended; what is returned is done when that is in the database, and waited for if `until_kept`."""
         ended = self._under_way.pop(call_no)
-        self._flush_speech()
+        self._recall.leave(call_no)
+        self._speech.flush()
         state = ToolCallState.FINISHED if error is None else ToolCallState.FAILED
         call = ended.call._replace(
             state=state,
@@ -222,6 +241,9 @@ class AttemptToolbox:
         )
         kept: asyncio.Future[None] = self._loop.create_future()
         self._desk.take_call(call, kept)
+        if until_kept:
+            self._unkept[call_no] = call
+            kept.add_done_callback(lambda _: self._unkept.pop(call_no, None))
         return kept
 
     def report_usage(self, usage: TokenUsage) -> None:
@@ -232,8 +254,6 @@ class AttemptToolbox:
 
     def say(self, text: str) -> None:
         """Pass on what a model is saying."""
-        if self._speech is None:
-            self._speech = Speech(self._desk.speak)
         self._speech.say(text)
 
     async def run_command(self, command: Command) -> CommandEnd:
@@ -280,7 +300,7 @@ class AttemptToolbox:
 
     async def close(self) -> None:
         """Stop, and return when nothing is left of any call."""
-        self._flush_speech()
+        self._speech.flush()
         self.stop()
         own = asyncio.current_task()
         tasks = {call.task for call in self._under_way.values()} - {own}
@@ -289,16 +309,34 @@ class AttemptToolbox:
             if stuck:
                 self._desk.on_stuck()
 
-    def _flush_speech(self) -> None:
-        if self._speech is not None:
-            self._speech.flush()
-
     def _lose(self, made: ToolCallRow, start: CallStart, loss: CallLost) -> ToolCallRow:
         """Record that a call was not made, and why, so that a further attempt is told the same."""
         error = _error_json(loss)
-        call = _begun(self._count, start)._replace(state=ToolCallState.FAILED, error=error)
+        call = self._begun(start, made.call_no)._replace(state=ToolCallState.FAILED, error=error)
         self._desk.take_call(call, None)
         return replace(made, state=call.state, error=error)
+
+    def _count_in(self, recalled: Recalled) -> None:
+        """Count what is recalled among the calls of this attempt; what was refused is still to be made, under its key."""
+        made = recalled.inner if recalled.is_refused else (recalled.row, *recalled.inner)
+        for row in made:
+            self._keys.take(row.tool_name, row.input)
+
+    def _begun(self, start: CallStart, number: int) -> ToolCall:
+        parent = _parent()
+        under_way = chain((each.call for each in self._under_way.values()), self._unkept.values())
+        beside = (call.call_no for call in under_way if call.parent_call_no == parent)
+        return ToolCall(
+            call_no=number,
+            kind=start.kind,
+            tool_name=start.tool_name,
+            state=ToolCallState.STARTED,
+            is_side_effect=start.is_side_effect,
+            is_idempotent=start.is_idempotent,
+            input=start.input,
+            parent_call_no=parent,
+            beside_call_no=min(beside, default=None),
+        )
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -314,16 +352,10 @@ class _UnderWay:
     began_at: float
 
 
-def _begun(number: int, start: CallStart) -> ToolCall:
-    return ToolCall(
-        call_no=number,
-        kind=start.kind,
-        tool_name=start.tool_name,
-        state=ToolCallState.STARTED,
-        is_side_effect=start.is_side_effect,
-        is_idempotent=start.is_idempotent,
-        input=start.input,
-    )
+def _parent() -> int:
+    """Return the number of the call that this code runs in."""
+    call = CALL.get(None)
+    return NO_PARENT if call is None else call.call_no
 
 
 def _to_previous(row: ToolCallRow) -> PreviousCall:

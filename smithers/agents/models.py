@@ -16,7 +16,7 @@ CHAT: Final = "chat"
 def say(text: str) -> None:
     """Pass on what a model is saying, as it says it: in a moment it is among the run's events, as NodeOutput.
 
-    Where this is called by `ask` of ask_model, an answer that is recalled is not said again.
+    From any thread. Where this is called by `ask` of ask_model, an answer that is recalled is not said again.
     """
     find_toolbox().say(text)
 
@@ -41,7 +41,7 @@ async def ask_model(
         kind="model",
     )
 
-    async def body(_number: int) -> Any:
+    async def body() -> Any:
         attributes = {"gen_ai.operation.name": CHAT, "gen_ai.request.model": model}
         with span(MODEL, attributes, kind=SpanKind.CLIENT) as told:
             answer = await ask()

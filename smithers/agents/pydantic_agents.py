@@ -6,7 +6,7 @@ has given such an agent: the library is the extra `agents`.
 """
 
 import asyncio
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 from hashlib import sha256
@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 from pydantic import TypeAdapter, ValidationError
 from pydantic_ai import AgentStreamEvent, FunctionToolset, RunContext, Tool
 from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.durable_exec import (
     JSON_CODEC,
     BaseDurabilityCapability,
@@ -36,6 +37,7 @@ from pydantic_ai.messages import (
     TextPart,
     TextPartDelta,
 )
+from pydantic_ai.models import Model
 
 from smithers.agents.agent import AgentAnswer, AgentTool
 from smithers.agents.models import ask_model, say
@@ -48,6 +50,7 @@ from smithers.tools.toolbox import CallStart
 from smithers.tree import Ask
 
 TOOLSET_ID: Final = "smithers"
+OVERRIDING: Final = "overriding"  # a model that Agent.override has put in the place of the agent's
 NO_CONFIG: Final = RoleBasedOperationConfig[None](
     model=None, event=None, capability=None, tool=None
 )
@@ -100,10 +103,35 @@ class Durability(BaseDurabilityCapability[Any]):
     )
     in_durable_context = True
 
-    def __init__(self, name: str, prompt_digest: str, *, is_streamed: bool) -> None:
-        super().__init__(name=name, event_stream_handler=_pass_on if is_streamed else None)
+    def __init__(
+        self,
+        name: str,
+        prompt_digest: str,
+        *,
+        is_streamed: bool,
+        models: Mapping[str, Model] | None = None,
+    ) -> None:
+        """`models`: those that may be asked besides the agent's own."""
+        handler = _pass_on if is_streamed else None
+        super().__init__(name=name, models=models, event_stream_handler=handler)
         self._prompt_digest = prompt_digest
+        self._is_streamed = is_streamed
         self._turns = count(1)  # shared by the copies that pydantic-ai makes of this
+
+    async def for_run(self, ctx: RunContext[Any]) -> AbstractCapability[Any]:
+        """Know the model of this run: `Agent.override` may have put it in the place of the agent's own."""
+        agent, model = ctx.agent, ctx.model
+        if agent is None or not isinstance(model, Model):
+            return self
+        if ctx.model_id is not None or model is agent.model:  # known by its name, or as the agent's
+            return self
+        knowing = Durability(
+            self.name,
+            self._prompt_digest,
+            is_streamed=self._is_streamed,
+            models={OVERRIDING: model},
+        )
+        return knowing.for_agent(agent)
 
     def get_durable_operation_backend(self) -> DurableOperationBackend[None]:
         """Return what performs operations."""
@@ -186,13 +214,13 @@ async def _call_own_tool(name: str, arguments: object, body: Body) -> object:
         is_idempotent=False,
     )
     try:
-        return await make_once(start, lambda _number: body())
+        return await make_once(start, body)
     except ToolError as error:
         raise ToolFailed(str(error)) from error
 
 
-async def _call(tool: AgentTool, **arguments: Any) -> Any:
-    """Call one of ours; what comes to nothing is told to the model."""
+async def _call(tool: AgentTool, /, **arguments: Any) -> Any:
+    """Call one of ours, whatever its parameters are called; what comes to nothing is told to the model."""
     try:
         return await tool.call(arguments)
     except ToolError as error:

@@ -46,7 +46,7 @@ def check(
     """
     from smithers.cli.up import place_below
 
-    given = o.server_options(locals())
+    given = o.looking_options(locals())
     only = None if file is None else place_below(given.root_dir, file).partition(":")[0]
     log_to_stderr(given)
     rows = asyncio.run(_check_all(given, only))

@@ -36,7 +36,7 @@ def upgrade(
     data_dir: o.DataDir = None,
 ) -> None:
     """Bring the database's schema to what this version needs; harmless when it is there already, or newer."""
-    given = o.server_options({**locals(), "migrate": True})
+    given = o.looking_options({**locals(), "migrate": True})
     log_to_stderr(given)
     where, found = asyncio.run(_upgrade(given))
     newer = f", {NEWER}" if read_revisions().is_newer(found) else ""
@@ -51,7 +51,7 @@ def current(
     as_json: o.AsJson = False,
 ) -> None:
     """Say which schema the database has, and which one this version needs; fails where it is older."""
-    given = o.server_options(locals())
+    given = o.looking_options(locals())
     log_to_stderr(given)
     found = asyncio.run(_find(given))
     known = read_revisions()
@@ -97,7 +97,7 @@ def prune(
     """
     from smithers.settings.parsing import age
 
-    given = o.server_options(locals())
+    given = o.looking_options(locals())
     try:
         limit = age(older_than)
     except ValueError as error:

@@ -6,9 +6,10 @@ somebody told us to leave. Between two questions the display has the terminal.
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 import typer
 from rich.markup import escape
@@ -129,15 +130,30 @@ async def leave_open(_approval: Approval) -> None:
 
 
 async def ask_at_terminal(approval: Approval) -> Answer | None:
-    """Show a question and read a yes or a no; the end of the input is none, nor has a choice or a form any here."""
-    if approval.request_mode != "approve":
+    """Show a question and read the answer; the end of the input is none, nor has a form any here."""
+    if approval.request_mode == "form":
         return None
+    options = approval.request_options or ()
+    _show_question(approval, options)
+    prompt, read = _READERS[approval.request_mode]
+    while True:
+        text = await _read_line(prompt.format(count=len(options)))
+        if text is None:
+            return None
+        answer = read(text.strip().lower(), options)
+        if answer is not None:
+            note = await _read_line("Note (may be empty): ")
+            return replace(answer, note=(note or "").strip() or None)
+
+
+def _show_question(approval: Approval, options: Sequence[str]) -> None:
     console = open_console(is_stderr=True)
     title = printable(approval.request_title or approval.node_id)
     summary = printable(approval.request_summary or "(nothing was said about it)")
+    numbered = "".join(f"\n{number}  {printable(one)}" for number, one in enumerate(options, 1))
     console.print(
         Panel(
-            escape(summary),
+            escape(summary + ("\n" + numbered if numbered else "")),
             title=f"[bold magenta]{escape(title)}[/]",
             title_align="left",
             border_style="magenta",
@@ -145,14 +161,41 @@ async def ask_at_terminal(approval: Approval) -> Answer | None:
         ),
         soft_wrap=False,
     )
-    while True:
-        text = await _read_line("Approve? [y/n] ")
-        if text is None:
-            return None
-        word = text.strip().lower()
-        if word in {"y", "yes", "n", "no"}:
-            note = await _read_line("Note (may be empty): ")
-            return Answer(is_approved=word[0] == "y", note=(note or "").strip() or None)
+
+
+def _read_yes_or_no(word: str, _options: Sequence[str]) -> Answer | None:
+    return Answer(is_approved=word[0] == "y") if word in {"y", "yes", "n", "no"} else None
+
+
+def _read_choice(word: str, options: Sequence[str]) -> Answer | None:
+    if word in {"n", "no"}:
+        return Answer(is_approved=False)
+    chosen = _pick(word, options)
+    return Answer(is_approved=True, selected=chosen[0]) if len(chosen) == 1 else None
+
+
+def _read_ranking(words: str, options: Sequence[str]) -> Answer | None:
+    if words in {"n", "no"}:
+        return Answer(is_approved=False)
+    ranked = _pick(words, options)
+    is_whole = sorted(ranked) == sorted(options)
+    return Answer(is_approved=True, ranked=tuple(ranked)) if is_whole else None
+
+
+def _pick(words: str, options: Sequence[str]) -> list[str]:
+    """Return the options of these numbers; none where one of them is no option's."""
+    numbers = [int(word) if word.isdecimal() else 0 for word in words.replace(",", " ").split()]
+    if any(not 1 <= number <= len(options) for number in numbers):
+        return []
+    return [options[number - 1] for number in numbers]
+
+
+# By a question's mode: what is asked for, and how an answer is read; None: it is asked for again.
+_READERS: Final[Mapping[str, tuple[str, Callable[[str, Sequence[str]], Answer | None]]]] = {
+    "approve": ("Approve? [y/n] ", _read_yes_or_no),
+    "select": ("Which one? [1-{count}, n to deny] ", _read_choice),
+    "rank": ("In which order? [all of 1-{count}, best first; n to deny] ", _read_ranking),
+}
 
 
 async def _read_line(prompt: str) -> str | None:

@@ -38,7 +38,7 @@ def graph(
 
     The file is imported here, as a worker would; none of its tasks is run.
     """
-    options = o.server_options({"root_dir": root_dir or find_root(file)})
+    options = o.looking_options({"root_dir": root_dir or find_root(file)})
     tree = _render(options, place_below(options.root_dir, file), read_input(input_text))
     if as_json:
         print_json(tree)

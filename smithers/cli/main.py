@@ -1,5 +1,6 @@
 """The `smithers` command: which commands there are, and how every one of them ends."""
 
+import errno
 import inspect
 import sys
 from collections.abc import Callable, Sequence
@@ -165,6 +166,9 @@ def _explain(error: Exception) -> int:
         case CommandFailed():
             complain(str(error), error.hint)
             return error.exit_code
+        case OSError(errno=errno.EADDRINUSE):
+            complain(in_full(error), "another program listens there: --port N takes another port")
+            return Exit.FAILED
         case _:
             complain(in_full(error), getattr(error, "hint", None))
             return Exit.FAILED

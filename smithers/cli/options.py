@@ -82,6 +82,14 @@ def server_options(flags: Mapping[str, Any], **decided: Mapping[str, Any]) -> Se
     return read_server_options(flags, os.environ, **decided)
 
 
+def looking_options(flags: Mapping[str, Any]) -> ServerOptions:
+    """Read the settings of a command that serves nobody: its options, its log's, and the way past a pooler."""
+    used = {*flags, "log_format", "log_level"}
+    if "database_url" in flags:
+        used.add("database_direct_url")
+    return read_server_options(flags, os.environ, used=used)
+
+
 def open_client(url: str | None, token: str | None) -> "Client":
     """Open the conversation of an operating command."""
     from smithers.client import Client

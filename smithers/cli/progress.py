@@ -126,7 +126,7 @@ def _remark(event: "Event") -> str:
         case "NodeWaitingEvent":
             return f"waits for the signal {event.field('signalName')}"
         case "NodeWaitingApproval":
-            return "waits for an approval"
+            return "waits for a person"
         case "NodeCancelled":
             return str(event.field("reason") or "")
         case _:

@@ -70,9 +70,11 @@ def inspect(
         return
     print_fields(_describe(found))
     print_line("")
+    # In the order in which they began; what has not, last, as the server lists it.
+    began = sorted(nodes, key=lambda node: (node.started_at_ms is None, node.started_at_ms or 0))
     print_table(
         ("NODE", "STATE", "ATTEMPT", "TOOK", "OUTPUT"),
-        (_node_row(node) for node in nodes),
+        (_node_row(node) for node in began),
         empty="no nodes yet",
     )
 
@@ -125,7 +127,7 @@ def events(
         read = client.stream if follow else client.list_events
         for event in _choose(read(run, after_seq=after_seq), node, type_names):
             if as_json:
-                print_json({"seq": event.seq, **event.to_wire()}, is_line=True)
+                print_json({"id": event.seq, **event.to_wire()}, is_line=True)
             else:
                 print_line(_event_line(event))
 

@@ -4,9 +4,9 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from smithers.cli import options as o
 from smithers.cli.console import heeded_signals, log_to_stderr, note
@@ -16,6 +16,8 @@ from smithers.settings import InvalidSettings, ServerOptions
 if TYPE_CHECKING:
     from smithers.foundation import Foundation
     from smithers.server import Server
+
+Opened = TypeVar("Opened")
 
 UNITS: Final = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -164,17 +166,24 @@ def _run(
 
 
 async def _serve(options: ServerOptions) -> None:
-    servers: list[Server] = []
+    hurries: list[Callable[[], None]] = []  # the last one is what there is to cut short
 
     def hurry() -> None:
-        for server in servers:
-            server.hurry()
+        for cut_short in hurries[-1:]:
+            cut_short()
 
     async def work(foundation: "Foundation", stopping: asyncio.Event) -> None:
         from smithers.server import serve_on  # runs go on while the gateway's modules load
 
-        async with serve_on(foundation, options, os.environ) as server:
-            servers.append(server)
+        hurries.append(foundation.pools.kill)
+        async with AsyncExitStack() as stack:
+            opening = serve_on(foundation, options, os.environ)
+            server = await _enter(stack, opening, stopping)
+            if server is None:
+                _say_stopping(options)
+                await _drain(foundation)
+                return
+            hurries.append(server.hurry)
             settle_collector()
             _announce(server, options)
             await stopping.wait()
@@ -204,28 +213,27 @@ async def _work_on(
 ) -> None:
     """Lay the foundation, and have `work` done on it; whoever is told to stop before it is laid just ends."""
     from gateway.settings import InsecureSettings
+    from smithers.foundation import lay_foundation
 
     try:
         async with AsyncExitStack() as stack:
             stopping = stack.enter_context(stop_signals(hurry))
-            foundation = await _lay(stack, options, stopping)
+            foundation = await _enter(stack, lay_foundation(options, os.environ), stopping)
             if foundation is not None:
                 await work(foundation, stopping)
     except InsecureSettings as error:
         raise InvalidSettings([str(error)]) from error
 
 
-async def _lay(
-    stack: AsyncExitStack, options: ServerOptions, stopping: asyncio.Event
-) -> "Foundation | None":
-    """Lay the foundation, which the stack then holds; None: told to stop before it was laid."""
-    from smithers.foundation import lay_foundation
-
+async def _enter(
+    stack: AsyncExitStack, opening: AbstractAsyncContextManager[Opened], stopping: asyncio.Event
+) -> Opened | None:
+    """Enter a block, which the stack then holds; None: told to stop before that was done."""
     own = asyncio.current_task()
     assert own is not None
     giving_up = asyncio.create_task(_cancel_at(stopping, own))
     try:
-        return await stack.enter_async_context(lay_foundation(options, os.environ))
+        return await stack.enter_async_context(opening)
     except asyncio.CancelledError:
         if stopping.is_set() and not own.uncancel():
             return None
@@ -247,13 +255,18 @@ async def _show_metrics(
     from smithers.server import find_sandbox, metrics_settings, url_of
 
     settings = metrics_settings(options, await find_sandbox(options), foundation.database)
-    async with open_metrics_site(settings, foundation.sheet) as (site, port):
+    async with open_metrics_site(settings, foundation.page.sheet) as (site, port):
         _say_metrics(url_of(options.host, port), options)
         await stopping.wait()
         _say_stopping(options)
         site.is_draining = True
-        foundation.pools.drain()
-        await foundation.pools.until_ended()
+        await _drain(foundation)
+
+
+async def _drain(foundation: "Foundation") -> None:
+    """Let the runs that are here come to a pause, and the pools end."""
+    foundation.pools.drain()
+    await foundation.pools.until_ended()
 
 
 def _announce(server: "Server", options: ServerOptions) -> None:

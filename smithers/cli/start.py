@@ -23,12 +23,19 @@ ChosenId = Annotated[
 Priority = Annotated[
     int | None,
     typer.Option(
-        "--priority", min=-100, max=100, help="Runs of a higher one begin first. [default: 0]"
+        "--priority",
+        min=-100,
+        max=100,
+        help="Runs with a higher priority start first. [default: 0]",
     ),
 ]
 Key = Annotated[
     str | None,
-    typer.Option("--key", metavar="KEY", help="Asked twice with one key, one run is started."),
+    typer.Option(
+        "--key",
+        metavar="KEY",
+        help="Idempotency key: repeated with the same key, the command starts only one run.",
+    ),
 ]
 
 

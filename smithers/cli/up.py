@@ -148,7 +148,11 @@ def _choose_id(given: str | None, *, is_resume: bool) -> str:
             "--resume needs to know which run", hint="add --run-id ID", exit_code=Exit.USAGE
         )
     if given is not None and not is_run_id(given):
-        raise CommandFailed(f"{given!r} is no run id", exit_code=Exit.USAGE)
+        raise CommandFailed(
+            f"--run-id {given!r}: a run's id has 1 to 255 letters, digits and . _ : @ + -, and begins with one of the first "
+            "two or with _",
+            exit_code=Exit.USAGE,
+        )
     return given or new_run_id()
 
 
@@ -168,7 +172,7 @@ def _read_options(flags: Mapping[str, Any], file: str, run_id: str) -> ServerOpt
 
 
 def _repeat(flags: Mapping[str, Any]) -> Again:
-    """Return what the command was told as a shell is told it once more; of a secret the variable, to be filled in."""
+    """Return the command's own flags, quoted for a shell; a secret becomes a variable to fill in."""
     variables = []
     words = [f"--{name}" for name in ("yes", "serve", "detach") if flags[name]]
     words += ["--no-metrics"] * (not flags["metrics"])

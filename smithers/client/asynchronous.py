@@ -9,7 +9,7 @@ import httpx2
 
 from smithers.client import calls, streaming
 from smithers.client.calls import Answer, Call, Item
-from smithers.client.errors import RequestRefused, ServerFailed, ServerUnreachable, refusal
+from smithers.client.errors import ServerFailed
 from smithers.client.wire import (
     Approval,
     Event,
@@ -33,6 +33,7 @@ class AsyncClient:
             base_url=url,
             headers=calls.headers_for(token),
             timeout=timeout_s,
+            limits=calls.LIMITS,
             trust_env=not calls.is_loopback(url),
         )
 
@@ -215,6 +216,8 @@ class AsyncClient:
                 async with aclosing(self._connect(run_id, place)) as events:
                     async for event in events:
                         yield event
+            except httpx2.SSEError as error:
+                raise streaming.unreadable(error) from error
             except (httpx2.TransportError, ServerFailed) as error:
                 cut = error
             if place.is_over:
@@ -247,9 +250,9 @@ class AsyncClient:
                 place.end()
                 return
             if not response.is_success:
-                await response.aread()
-                raise _refusal(response)
-            place.connected()
+                content = await response.aread()
+                raise calls.read_refusal(response.status_code, content)
+            place.connected(response.headers.get("Content-Type", ""))
             async for sent in source:
                 if sent.data:
                     event = calls.read_event(sent.id, sent.data)
@@ -273,26 +276,9 @@ class AsyncClient:
 
     async def _request(self, call: Call[Any], url: str) -> httpx2.Response:
         try:
-            response = await self._http.request(
-                call.method,
-                url,
-                params=call.sent_params if url == call.path else None,  # a link has its own
-                json=call.body,
-                headers=call.headers,
-            )
+            response = await self._http.request(**call.request_args(url))
         except httpx2.TransportError as error:
-            raise self._unreachable(error) from error
+            raise calls.unreachable(self.url, error) from error
         if not response.is_success:
-            raise _refusal(response)
+            raise calls.read_refusal(response.status_code, response.content)
         return response
-
-    def _unreachable(self, error: Exception) -> ServerUnreachable:
-        return ServerUnreachable(f"no server answers at {self.url} ({type(error).__name__})")
-
-
-def _refusal(response: httpx2.Response) -> RequestRefused:
-    try:
-        body = response.json()
-    except ValueError:
-        body = None
-    return refusal(response.status_code, body)

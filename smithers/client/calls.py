@@ -1,15 +1,24 @@
 """The requests, as values: what is sent, and how its answer is read. Shared by the two clients, and without any I/O."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote, urlsplit
 
+import httpx2
 from pydantic import TypeAdapter
 
-from smithers.client.errors import UnexpectedAnswer
+from smithers.client.errors import (
+    ClientError,
+    RequestRefused,
+    ServerUnreachable,
+    UnexpectedAnswer,
+    refusal,
+)
 from smithers.client.wire import (
+    STREAM_SEQ,
     Approval,
     Event,
     Frame,
@@ -26,6 +35,12 @@ from smithers.defaults import LOOPBACK_NAMES
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 
+# A stream keeps its connection for as long as its run takes, and a caller may follow any number of runs.
+LIMITS: Final = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
+
+# What HTTP takes as the value of a header: one line, without blanks at its ends.
+_HEADER_VALUE: Final = re.compile(rb"[^\x00\s]+([ \t]+[^\x00\s]+)*")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call(Generic[Answer]):
@@ -36,12 +51,18 @@ class Call(Generic[Answer]):
     read: Callable[[Any], Answer]
     params: Mapping[str, Any] = field(default_factory=dict)
     body: Mapping[str, Any] | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[bytes, bytes] = field(default_factory=dict)
 
-    @property
-    def sent_params(self) -> dict[str, Any]:
-        """The parameters that are sent."""
-        return _given(self.params)
+    def request_args(self, url: str) -> dict[str, Any]:
+        """Return what httpx's `request` takes, for this call's own path or a link to a further page of its answer."""
+        return {
+            "method": self.method,
+            "url": url,
+            # A link has its own.
+            "params": _given(self.params) if url == self.path else None,
+            "json": self.body,
+            "headers": self.headers,
+        }
 
 
 _RUNS: Final = TypeAdapter(list[RunSummary])
@@ -61,6 +82,20 @@ def read_answer(call: Call[Answer], content: bytes, url: str) -> Answer:
         ) from error
 
 
+def read_refusal(status: int, content: bytes) -> RequestRefused:
+    """Return the exception for an answer that is no 2xx, by its body."""
+    try:
+        body = json.loads(content)
+    except ValueError:
+        body = None
+    return refusal(status, body)
+
+
+def unreachable(url: str, error: Exception) -> ServerUnreachable:
+    """Return the exception for a request that was not answered; `error` is httpx's."""
+    return ServerUnreachable(f"no server answers at {url} ({type(error).__name__})")
+
+
 def start(
     workflow_path: str,
     input: Mapping[str, Any] | None,
@@ -73,6 +108,9 @@ def start(
 ) -> Call[str]:
     """Start a run."""
     config = _given({"maxConcurrency": max_concurrency, "priority": priority, "budget": budget})
+    headers: dict[bytes, bytes] = {}
+    if idempotency_key is not None:
+        headers[b"Idempotency-Key"] = _header_value(idempotency_key, "the idempotency key")
     return Call(
         method="POST",
         path="/v1/runs",
@@ -81,7 +119,7 @@ def start(
             "input": dict(input or {}),
             **_given({"runId": run_id, "config": config or None}),
         },
-        headers={} if idempotency_key is None else {"Idempotency-Key": idempotency_key},
+        headers=headers,
         read=_run_id,
     )
 
@@ -227,13 +265,18 @@ def events_path(run_id: str) -> str:
 
 
 def read_event(seq: str, data: str) -> Event:
-    """Read one event of a stream."""
-    return Event.model_validate({**json.loads(data), "seq": int(seq)})
+    """Read one event of a stream; raise UnexpectedAnswer for what no server of ours sends."""
+    try:
+        return Event.model_validate({**json.loads(data), STREAM_SEQ: int(seq)})
+    except (ValueError, TypeError) as error:
+        raise UnexpectedAnswer(f"what came as event {seq!r} of a stream is none") from error
 
 
-def headers_for(token: str | None) -> dict[str, str]:
-    """Return the headers of every request."""
-    return {} if token is None else {"Authorization": f"Bearer {token}"}
+def headers_for(token: str | None) -> dict[bytes, bytes]:
+    """Return the headers of every request; raise ClientError for a token that no header holds."""
+    if token is None:
+        return {}
+    return {b"Authorization": b"Bearer " + _header_value(token, "the token")}
 
 
 def is_loopback(url: str) -> bool:
@@ -244,6 +287,19 @@ def is_loopback(url: str) -> bool:
 def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what is None: the server takes it as not given, but for values of the caller's own."""
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _header_value(text: str, what: str) -> bytes:
+    """Write text as a header's value, in UTF-8; what an environment held as other bytes goes out as those."""
+    try:
+        value = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise ClientError(f"{what} cannot be sent: it is no text in UTF-8") from None
+    if not _HEADER_VALUE.fullmatch(value):
+        raise ClientError(
+            f"{what} cannot be sent: it is empty, begins or ends with a blank, or has a line end or a NUL in it"
+        )
+    return value
 
 
 def _run(*parts: str) -> str:

@@ -16,6 +16,8 @@ GIVE_UP_S: Final = 60.0  # a server that restarts is back sooner
 SILENCE_S: Final = 25.0  # the server says something every ten seconds
 MAX_PAUSE_S: Final = 5.0
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
+MAX_DOUBLINGS: Final = 6  # of the pause; by then it is at its longest
+CONTENT_TYPE: Final = "text/event-stream"
 
 
 class Resumption:
@@ -27,8 +29,15 @@ class Resumption:
         self._failing_since: float | None = None
         self._failures = 0
 
-    def connected(self) -> None:
-        """Note that a stream has begun: the server is there, whatever it has to say."""
+    def connected(self, content_type: str) -> None:
+        """Note that a stream has begun: the server is there, whatever it has to say.
+
+        Raises UnexpectedAnswer where something else than a stream has begun.
+        """
+        if content_type.partition(";")[0].strip().lower() != CONTENT_TYPE:
+            raise UnexpectedAnswer(
+                f"what answers is {content_type or 'of no type'}, and no event stream"
+            )
         self._failing_since = None
 
     def take(self, event: Event) -> None:
@@ -56,7 +65,12 @@ class Resumption:
             raise ServerUnreachable(
                 f"the event stream was cut {self._failures} times and did not come back"
             ) from error
-        return float(min(0.1 * 2**self._failures, MAX_PAUSE_S))
+        return float(min(0.1 * 2 ** min(self._failures, MAX_DOUBLINGS), MAX_PAUSE_S))
+
+
+def unreadable(error: Exception) -> UnexpectedAnswer:
+    """Return the error for a stream that is none of events, or has one that is too large; `error` is httpx's."""
+    return UnexpectedAnswer(f"the event stream cannot be read: {error}")
 
 
 def ended_early(run_id: str, seq: int, last_seq: int) -> UnexpectedAnswer:

@@ -4,12 +4,15 @@ Fields are named as Python names them, and dumped `by_alias` as the wire does. W
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from smithers.states import AttemptState, NodeState, RunStatus
+
+# Where an event's number in the stream is added to what was sent: no field of the wire has this name.
+STREAM_SEQ: Final = "stream:seq"
 
 
 class _Wire(BaseModel):
@@ -191,9 +194,12 @@ class StreamToken(_Wire):
 
 
 class Event(_Wire):
-    """A fact about a run; `seq` is its number in the stream, and no part of the wire's JSON."""
+    """A fact about a run; `seq` is its number in the stream, and no part of the wire's JSON.
 
-    seq: int = Field(exclude=True)
+    The `seq` that some types have there, the number of a signal or of a call, is `field("seq")`.
+    """
+
+    seq: int = Field(validation_alias=STREAM_SEQ, exclude=True)
     type: str
     run_id: str
     timestamp_ms: int

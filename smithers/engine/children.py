@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from smithers.engine import budgets, outcomes
-from smithers.engine.facts import Facts, NodeFact, NodeKey, Problem
+from smithers.engine.facts import EndFact, Facts, NodeFact, NodeKey, Problem
 from smithers.engine.mount import LeafPlace
 from smithers.engine.turn import ChildStart, Ending, EventDraft
 from smithers.errors import InvalidOutput
@@ -79,6 +79,9 @@ def take_end(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
     assert isinstance(element, Subflow)
     if end is None or any(child.key == leaf.key for child in run.turn.children):
         return
+    if _is_outdated(end, fact):
+        start(run, leaf, fact)
+        return
     if end.status is RunStatus.FINISHED:
         try:
             output = end.output and run.renderer.encode(decode_output(end.output), element.output)
@@ -95,6 +98,13 @@ def take_end(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
             text = f"{text}: {end.error.message}"
         problem = Problem("SubflowFailed", text, f"SUBFLOW_{end.status.upper()}", details)
     outcomes.fail(run, leaf.key, fact, problem, is_tolerated=element.continue_on_fail)
+
+
+def _is_outdated(end: EndFact, fact: NodeFact) -> bool:
+    """Say whether a child was cancelled for an earlier attempt of its node, which did not wait for its end."""
+    if end.status is not RunStatus.CANCELLED or end.cancel_asked_ms is None:
+        return False
+    return fact.started_ms is not None and end.cancel_asked_ms <= fact.started_ms
 
 
 def go_on_as_new(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:

@@ -17,6 +17,8 @@ from smithers.tree import SCOPE_MARK
 UNCHOSEN: Final = '{"unchosen":true}'
 # A failure that the tree moves on past. Every other failed node fails its run, also when another process takes it up.
 TOLERATED: Final = '{"tolerated":true}'
+# Why a node is pending again: its attempt stopped before a question to a model that the budget has no room for.
+PARKED: Final = '{"parked":true}'
 
 
 class NodeKey(NamedTuple):
@@ -63,7 +65,7 @@ class NodeFact(NamedTuple):
     error: Problem | None = None
     due_ms: int | None = None  # when a timer fires, a wait runs out, a back-off ends
     started_ms: int | None = None
-    wait: str | None = None  # what it waits for, UNCHOSEN or TOLERATED: JSON text
+    wait: str | None = None  # what it waits for, UNCHOSEN, TOLERATED or PARKED: JSON text
     heartbeat: str | None = None  # the newest that its body reported: JSON text
     loop: str | None = None  # the innermost loop that it stands in, whose iteration its key has
 
@@ -97,6 +99,9 @@ class EndFact:
     status: RunStatus
     output: str | None  # JSON text
     error: Problem | None
+    cancel_asked_ms: int | None = (
+        None  # when its cancel was asked for; known of one that was cancelled
+    )
 
 
 @dataclass(frozen=True, slots=True)

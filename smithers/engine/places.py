@@ -81,12 +81,9 @@ def open_leaf(run: "Progress", leaf: LeafPlace, now_ms: int) -> None:
     """Begin with a leaf whose turn has come."""
     key, element = leaf.key, leaf.element
     fact = run.facts.nodes[key]
-    if key in run.in_flight or fact.state.is_settled:
+    if key in run.in_flight or fact.state.is_settled or fact.state.is_waiting:
         return
-    if fact.state.is_waiting:
-        if fact.due_ms is not None:
-            run.at(fact.due_ms, key)
-    elif element.skip_if or _lacks_needs(run, element):
+    if element.skip_if or _lacks_needs(run, element):
         outcomes.skip(run, key, fact)
     elif not isinstance(element, Task):
         waits.begin(run, leaf, fact, now_ms)

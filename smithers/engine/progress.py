@@ -29,9 +29,10 @@ from smithers.engine.frames import FrameLog
 from smithers.engine.mount import LeafPlace
 from smithers.engine.ready import Ready
 from smithers.engine.rendering import Rendered, Renderer
+from smithers.engine.rest import Rest
 from smithers.engine.schedule import Schedule
 from smithers.engine.turn import Abort, EventDraft, Turn
-from smithers.errors import RenderFailed, WorkflowError
+from smithers.errors import WorkflowError
 from smithers.events import EventType
 from smithers.states import NodeState, RunStatus
 from smithers.texts import text_of
@@ -40,7 +41,6 @@ from smithers.tracebacks import author_traceback, find_place
 DEFAULT_CONCURRENCY: Final = 32
 MAX_RENDERS: Final = 100  # in one turn: the rest follows in the next, and others get theirs
 CLEAN_UP_MS: Final = 60_000  # what a run that is ending has for it, in all
-MAX_IDLE_RENDERS: Final = 50  # each different from the one before, and nothing settled by any
 
 
 class Progress:
@@ -77,7 +77,7 @@ class Progress:
         self._loop_paths: Mapping[str, tuple[str, ...]] = facts.loop_paths()
         self._needs_render = True
         self._is_render_fresh = False
-        self._idle_renders = 0
+        self.rest = Rest()
         self._dues = Dues()
         self._is_overtaken = False  # a Try has turned since the tree was mounted
         self._cleanup_ends_ms: int | None = None
@@ -184,7 +184,7 @@ class Progress:
         turn, self.turn = self.turn, Turn()
         for key, fact in turn.nodes.items():
             known = fact
-            if key in turn.started:
+            if key in turn.started or fact.state.is_waiting:
                 known = fact.but(started_ms=now_ms)
                 self.facts.put(key, known)
             self.committed.put(key, known)
@@ -266,9 +266,9 @@ class Progress:
         self.turn.events.append(EventDraft(event, {**node, **fields}))
 
     def settle(self, key: NodeKey) -> None:
-        """Let the tree move on past a node; the facts say that it is settled."""
+        """Let the tree move on past a node; the facts say that it is settled, or cancelled and gone."""
         self._is_render_fresh = False
-        self._idle_renders = 0
+        self.rest.leave(key, is_settled=self.facts.nodes[key].state.is_settled)
         if self.schedule is not None:
             self.schedule.settle(key)
 
@@ -345,17 +345,14 @@ class Progress:
                 self.is_stopped = True
                 if self.rendered is None:
                     self._render()
-                ended = Problem("RunEnded", "the run is ending", "RUN_ENDED")
-                tries.stop_all(self, self.failure or ended)
+                tries.stop_all(self)
                 self._needs_render = True
             self._go_on(now_ms)
         except WorkflowError:
             self.schedule = None
 
     def _render(self) -> None:
-        self._idle_renders += 1
-        if self._idle_renders > MAX_IDLE_RENDERS:
-            raise RenderFailed("the tree does not come to rest: each render undoes the one before")
+        self.rest.count_render()
         rendered = self.renderer.render(self.facts, self._loop_paths, is_stopped=self.is_stopped)
         xml = xml_of(rendered.mounted, self.renderer.workflow.name)
         before, self.rendered = self.rendered, rendered
@@ -368,6 +365,7 @@ class Progress:
         rendered.context.go_live(self.committed)
         self.schedule = Schedule(rendered.mounted, self.facts)
         waits.take_all(self)
+        waits.watch_all(self)
 
     def _record_frame(self, xml: str) -> None:
         """Keep the last tree of a turn, if it is another than that of the turn before."""
@@ -381,11 +379,12 @@ class Progress:
     def _turn(self, schedule: Schedule) -> None:
         """Go on with the loops and Trys whose parts have ended, by a render that knew all that they brought."""
         loops, ended_tries = schedule.take_ended_loops(), schedule.take_ended_tries()
-        if not (loops or ended_tries):
+        # A tree that is to be mounted anew says then what has ended in it.
+        if self._is_overtaken or not (loops or ended_tries):
             return
         self._needs_render = True
         if self._is_render_fresh:  # else a loop's `until`, or a Try's body, may be another now
-            self._idle_renders = 0
+            self.rest.go_on()
             for loop in loops:
                 places.turn_loop(self, loop)
             for place in ended_tries:

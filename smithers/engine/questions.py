@@ -46,7 +46,7 @@ def is_let_through(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int
     return False
 
 
-def take_decision(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
+def apply_decision(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
     """Go on where a person has decided."""
     decision = run.facts.approvals.get(leaf.key)
     if decision is None or decision.status not in (ApprovalStatus.APPROVED, ApprovalStatus.DENIED):
@@ -63,7 +63,7 @@ def take_decision(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
         case Budget() as budget:
             _take_grant(run, leaf.key, fact, decision, budget)
         case Approval() as approval:
-            _take_decision(run, leaf.key, fact, decision, approval)
+            _decide_approval(run, leaf.key, fact, decision, approval)
 
 
 def run_out(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
@@ -74,7 +74,7 @@ def run_out(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> No
         run.turn.timeouts.append(leaf.key)
 
 
-def _take_decision(
+def _decide_approval(
     run: "Progress", key: NodeKey, fact: NodeFact, decision: ApprovalFact, approval: Approval
 ) -> None:
     is_approved = decision.status is ApprovalStatus.APPROVED

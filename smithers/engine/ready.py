@@ -4,7 +4,7 @@ import heapq
 from typing import TYPE_CHECKING
 
 from smithers.engine import budgets, questions
-from smithers.engine.facts import NodeKey
+from smithers.engine.facts import PARKED, NodeFact, NodeKey
 from smithers.engine.mount import LeafPlace
 from smithers.engine.turn import Start
 from smithers.events import EventType
@@ -20,8 +20,6 @@ class Ready:
 
     def __init__(self, max_concurrency: int) -> None:
         self.only: set[NodeKey] | None = None  # nothing but these may start; None: everything
-        # Stopped before a question that the budget has no room for.
-        self.parked: set[NodeKey] = set()
         self._max_concurrency = max_concurrency
         self._heap: list[tuple[int, NodeKey]] = []
 
@@ -49,11 +47,10 @@ class Ready:
                 continue
             if leaf is None or key in run.in_flight or fact.state is not NodeState.PENDING:
                 continue
-            if self._needs_budget(run, leaf) and budgets.is_spent(run):
+            if _needs_budget(run, leaf, fact) and budgets.is_spent(run):
                 held_back.append((position, key))
                 _ask_for_more(run, now_ms)
                 continue
-            self.parked.discard(key)
             attempt = fact.attempt + 1
             run.in_flight.add(key)
             run.turn.started.add(key)
@@ -64,10 +61,11 @@ class Ready:
         for entry in held_back:
             heapq.heappush(self._heap, entry)
 
-    def _needs_budget(self, run: "Progress", leaf: LeafPlace) -> bool:
-        """Say whether a task asks models; one whose process died goes on first with what it was answered before."""
-        is_agents = isinstance(leaf.element, Task) and leaf.element.ask is not None
-        return (is_agents and leaf.key not in run.lost) or leaf.key in self.parked
+
+def _needs_budget(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> bool:
+    """Say whether a task asks models; one whose process died goes on first with what it was answered before."""
+    is_agents = isinstance(leaf.element, Task) and leaf.element.ask is not None
+    return (is_agents and leaf.key not in run.lost) or fact.wait == PARKED
 
 
 def _ask_for_more(run: "Progress", now_ms: int) -> None:
@@ -77,5 +75,3 @@ def _ask_for_more(run: "Progress", now_ms: int) -> None:
     fact = run.facts.nodes[place.key]
     if fact.state is NodeState.PENDING:
         questions.ask(run, place, fact, now_ms)
-    elif fact.state is NodeState.WAITING_APPROVAL and fact.due_ms is not None:
-        run.at(fact.due_ms, place.key)  # taken up by a process that does not know of it yet

@@ -19,7 +19,14 @@ from smithers.engine.facts import Facts
 from smithers.engine.mount import Mounted, key_in, mount
 from smithers.errors import InvalidInput, InvalidOutput, RenderFailed, WorkflowError
 from smithers.ids import RunId
-from smithers.outputs import decode_output, encode_output, is_quick, misfits_of, name_of
+from smithers.outputs import (
+    decode_output,
+    encode_output,
+    is_quick,
+    misfits_of,
+    name_of,
+    say_misfits,
+)
 from smithers.texts import text_of
 from smithers.tree import Budget, Sequence, Spent, collect
 from smithers.workflow import Workflow
@@ -164,7 +171,7 @@ def _read_input(workflow: Workflow[Any], input_json: str, guard: Guard) -> Any:
     try:
         return guard(partial(model.model_validate_json, input_json))
     except ValidationError as error:
-        text = f"the input does not fit {workflow.name}: {error.error_count()} errors"
+        text = f"the input does not fit {workflow.name}: {say_misfits(error)}"
         raise InvalidInput(text, details=misfits_of(error)) from error
     except BaseException as error:  # a validator raises whatever it likes, with what it was given
         kind = type(error).__name__

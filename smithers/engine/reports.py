@@ -4,7 +4,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from smithers.engine import budgets
-from smithers.engine.facts import NodeFact, NodeKey, Problem
+from smithers.engine.facts import PARKED, NodeFact, NodeKey, Problem
 from smithers.engine.outcomes import put_failed
 from smithers.engine.retrying import backoff_ms
 from smithers.engine.turn import AttemptEnd, CachedOutput, TokenUsage, ToolCall
@@ -57,6 +57,7 @@ def fail_attempt(run: "Progress", key: NodeKey, problem: Problem, now_ms: int) -
             return
         due_ms = now_ms + backoff_ms(task.retry, failures, f"{run.renderer.run_id}/{key}")
         run.put(key, fact.but(state=NodeState.PENDING, due_ms=due_ms))
+        run.rest.go_on()
         run.say(EventType.NODE_RETRYING, key, attempt=fact.attempt + 1)
         run.at(due_ms, key)
         return
@@ -89,24 +90,23 @@ def park_attempt(run: "Progress", key: NodeKey, took_ms: int) -> None:
         abort_attempt(run, key, run.reason if run.is_ending else "unmounted")
         return
     fact = _end_attempt(run, key, AttemptState.PARKED, None)
-    run.put(key, fact.but(state=NodeState.PENDING))
+    run.put(key, fact.but(state=NodeState.PENDING, wait=PARKED))
     run.say(EventType.NODE_PENDING, key)
-    run.ready.parked.add(key)
     run.make_ready(leaf)
 
 
-def print_output(run: "Progress", key: NodeKey, attempt: int, text: str, stream: str) -> None:
+def record_output(run: "Progress", key: NodeKey, attempt: int, text: str, stream: str) -> None:
     """Take in what a body has printed."""
     run.say(EventType.NODE_OUTPUT, key, attempt=attempt, text=encodable(text), stream=stream)
 
 
-def beat(run: "Progress", key: NodeKey, attempt: int, data: str) -> None:
+def record_heartbeat(run: "Progress", key: NodeKey, attempt: int, data: str) -> None:
     """Take in what a body has reported of itself, JSON text."""
     run.put(key, run.facts.nodes[key].but(heartbeat=data))
     run.say(EventType.TASK_HEARTBEAT, key, attempt=attempt)
 
 
-def call_tool(run: "Progress", key: NodeKey, attempt: int, call: ToolCall) -> None:
+def record_tool_call(run: "Progress", key: NodeKey, attempt: int, call: ToolCall) -> None:
     """Take in that a body has begun or ended a call of a tool or a model; only a tool's are events."""
     run.turn.tool_calls[key, attempt, call.call_no] = call
     if call.kind != "tool":
@@ -119,7 +119,7 @@ def call_tool(run: "Progress", key: NodeKey, attempt: int, call: ToolCall) -> No
         run.say(EventType.TOOL_CALL_FINISHED, key, **fields, status=status)
 
 
-def use_tokens(
+def record_usage(
     run: "Progress", key: NodeKey, attempt: int, usage: TokenUsage, took_ms: int
 ) -> None:
     """Take in what a model has used up; `took_ms`: since the attempt was last counted."""

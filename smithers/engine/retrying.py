@@ -3,7 +3,6 @@
 import hashlib
 from typing import Final
 
-from smithers.durations import seconds
 from smithers.tree import Retry
 
 # Three centuries: what is longer is no number of milliseconds for a database.
@@ -20,8 +19,7 @@ def backoff_ms(retry: Retry, failures: int, seed: str) -> int:
         growth = float(retry.factor) ** (failures - 1)
     except OverflowError:
         growth = float("inf")
-    initial_s, maximum_s = seconds(retry.initial), seconds(retry.maximum)
-    pause_s = min(initial_s * growth, maximum_s, LONGEST_S) if initial_s else 0.0
+    pause_s = min(retry.initial_s * growth, retry.maximum_s, LONGEST_S) if retry.initial_s else 0.0
     if retry.jitter:
         noise = int.from_bytes(
             hashlib.blake2b(f"{seed}/{failures}".encode(), digest_size=4).digest()

@@ -6,6 +6,7 @@ given up, or the whole run, what is under way in it is stopped, and what stands 
 first, the innermost before what is around it.
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from smithers.engine.facts import Facts, Problem, TryFact
@@ -48,9 +49,20 @@ def fail_at(run: "Progress", group: GroupPlace | None, problem: Problem) -> bool
 
 
 def enter(run: "Progress", place: TryPlace) -> None:
-    """Write down that a Try's turn has come: from now on it has something to clean up."""
-    if place.try_id not in run.facts.tries:
+    """Write down that a Try's turn has come: from now on it has something to clean up.
+
+    A saga that was undone while the run was ending is not done: where its turn comes again, it undoes what is left, and
+    hands its failure on.
+    """
+    fact = run.facts.tries.get(place.try_id)
+    if fact is None:
         _put(run, place, TryFact())
+    elif fact.phase is TryPhase.UNDO and fact.is_done and not run.is_stopped:
+        if place.group.is_closed:
+            _hand_on(run, place, fact)
+        else:
+            _put(run, place, replace(fact, is_done=False))
+            run.overtake()
 
 
 def end_phase(run: "Progress", place: TryPlace) -> None:
@@ -70,11 +82,20 @@ def end_phase(run: "Progress", place: TryPlace) -> None:
             _hand_on(run, place, fact)
 
 
-def stop_all(run: "Progress", problem: Problem) -> None:
+def stop_all(run: "Progress") -> None:
     """Let everything that has something to clean up turn to it: the run is ending."""
     assert run.rendered is not None
     for place in run.rendered.mounted.tries.values():
-        _stop(run, place, problem)
+        _stop(run, place, run.failure or _end_of(run, place))
+
+
+def _end_of(run: "Progress", place: TryPlace) -> Problem:
+    """Say what a run that has not failed does to a Try or a Saga; a resume fails for what it has done to a saga."""
+    text = "the run is ending"
+    if isinstance(place.element, Saga):
+        why = "was cancelled" if run.is_cancelling else "went on as a new one"
+        text = f"saga {place.element.id!r} was undone, because the run {why}; start a new run"
+    return Problem("RunEnded", text, "RUN_ENDED")
 
 
 def reopen(facts: Facts) -> dict[TryId, TryFact]:

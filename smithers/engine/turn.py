@@ -67,6 +67,8 @@ class ToolCall(NamedTuple):
     output: str | None = None
     error: str | None = None
     took_ms: int = 0  # since it began
+    parent_call_no: int = 0  # within which it was made; 0: none
+    beside_call_no: int | None = None  # its parent's oldest that was under way when it began
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

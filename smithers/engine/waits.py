@@ -54,11 +54,19 @@ def take_all(run: "Progress") -> None:
             continue
         match fact.state:
             case NodeState.WAITING_APPROVAL:
-                questions.take_decision(run, leaf, fact)
+                questions.apply_decision(run, leaf, fact)
             case NodeState.WAITING_EVENT if isinstance(leaf.element, Subflow):
                 children.take_end(run, leaf, fact)
             case NodeState.WAITING_EVENT:
                 take_signal(run, leaf, fact)
+
+
+def watch_all(run: "Progress") -> None:
+    """Have each wait looked at when its time comes, also where its author has put something before it since it began."""
+    for key in run.waiting:
+        due_ms = run.facts.nodes[key].due_ms
+        if due_ms is not None and run.find_leaf(key) is not None:
+            run.at(due_ms, key)
 
 
 def take_signal(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> bool:

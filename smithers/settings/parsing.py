@@ -42,6 +42,18 @@ def seconds(text: str) -> float:
     return value
 
 
+def seconds_above_0(text: str) -> float:
+    """Read the seconds of a limit that nothing could keep to if it were 0."""
+    problem = "must be a number of seconds above 0, up to 86400"
+    try:
+        value = seconds(text)
+    except ValueError:
+        raise ValueError(problem) from None
+    if value == 0:
+        raise ValueError(problem)
+    return value
+
+
 def age(text: str) -> timedelta:
     """Read a length of time: a whole number and its unit."""
     number, unit = text[:-1], text[-1:]

@@ -1,7 +1,7 @@
 """Read all settings at once: flags over environment over defaults, every bad one reported by its name."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -15,6 +15,7 @@ from smithers.settings.parsing import named_database
 from smithers.settings.table import CLIENT_SETTINGS, SETTINGS, Setting
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+EVERY_FIELD: Final = frozenset(setting.field for setting in SETTINGS)
 KEPT_FROM_TASKS: Final = MappingProxyType(
     {"data_dir": "--data-dir", "tokens_file": "--tokens-file"}
 )
@@ -33,25 +34,26 @@ def read_server_options(
     flags: Mapping[str, Any],
     environ: Mapping[str, str],
     *,
+    used: Container[str] = EVERY_FIELD,
     defaults: Mapping[str, Any] = NOTHING,
     fixed: Mapping[str, Any] = NOTHING,
 ) -> ServerOptions:
     """Read what a server is told; raise InvalidSettings with all that is wrong.
 
-    All by field. `flags`: None where not given; `defaults`: what the command decides where nobody else did; `fixed`: what
-    it decides whatever anybody says.
+    All by field. `flags`: None where not given; `used`: the command reads no others; `defaults`: what the command decides
+    where nobody else did; `fixed`: what it decides whatever anybody says.
     """
     # The environment's direct URL goes with the environment's database.
     if flags.get("database_url"):
         environ = {name: text for name, text in environ.items() if name != "DATABASE_DIRECT_URL"}
-    values, problems = _read(SETTINGS, flags, environ)
+    read = [one for one in SETTINGS if one.field in used and one.field not in fixed]
+    values, problems = _read(read, flags, environ)
     values = {**defaults, **values, **fixed}
     values["limits"] = Limits(**dict(chain.from_iterable(values.get("limits", ()))))
     values.setdefault("log_format", "pretty" if sys.stderr.isatty() else "json")
     root = values.setdefault("root_dir", Path.cwd())
     for field, flag in KEPT_FROM_TASKS.items():
-        path = values.get(field)
-        if path is not None and path.is_relative_to(root):
+        if (path := values.get(field)) is not None and path.is_relative_to(root):
             problems.append(f"{flag}: must not lie below the root, where tasks can reach it")
     data_dir = values.get("data_dir")
     if values.get("no_database"):

@@ -6,6 +6,7 @@ second or so for the largest one allowed) and belongs in a thread.
 
 import ast
 import importlib.util
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from typing import Final
 from smithers.source.errors import SourceBroken
 
 TOO_DEEP: Final = "it is too deeply nested"
+
+# What a submodule may be called; its file need not be named as an `import` statement can say it.
+_MODULE_NAME: Final = re.compile(r"[\w-]+")
 
 # warnings.catch_warnings swaps a list of the whole process: two threads in it at once would restore
 # each other's. It guards no state of ours.
@@ -39,7 +43,8 @@ class ParsedSource:
     text: str
     size_bytes: int
     imports: tuple[ImportStatement, ...]
-    exported: tuple[str, ...]  # the strings of `__all__`: what `from package import *` imports
+    # The names that `__all__` may hold: what `from package import *` may import.
+    exported: tuple[str, ...]
 
 
 def read_source(content: bytes, file: str) -> ParsedSource:
@@ -55,12 +60,9 @@ def read_source(content: bytes, file: str) -> ParsedSource:
             case ast.ImportFrom(module=module, names=names, level=level):
                 named = tuple(alias.name for alias in names)
                 imports[ImportStatement(level or 0, module or "", named)] = None
-            case ast.Assign(targets=[ast.Name(id="__all__")], value=value):
-                exported.update(dict.fromkeys(_strings(value)))
-            case ast.AugAssign(target=ast.Name(id="__all__"), value=value):
-                exported.update(dict.fromkeys(_strings(value)))
-            case ast.AnnAssign(target=ast.Name(id="__all__"), value=ast.expr() as value):
-                exported.update(dict.fromkeys(_strings(value)))
+            # However the list comes about: it may be added up, or extended by a call.
+            case ast.Assign() | ast.AugAssign() | ast.AnnAssign() | ast.Expr():
+                exported.update(dict.fromkeys(_names_exported(node)))
     return ParsedSource(text, len(text.encode()), tuple(imports), tuple(exported))
 
 
@@ -109,11 +111,17 @@ def _parse(text: str, file: str) -> ast.Module:
         raise SourceBroken(TOO_DEEP, file=file, line=None) from error
 
 
-def _strings(value: ast.expr) -> Iterator[str]:
-    if isinstance(value, ast.List | ast.Tuple | ast.Set):
-        for element in value.elts:
-            if isinstance(element, ast.Constant) and isinstance(element.value, str):
-                yield element.value
+def _names_exported(statement: ast.stmt) -> list[str]:
+    """Return the words in a statement that touches `__all__`, where a module may be called so."""
+    names: list[str] = []
+    is_touched = False
+    for node in ast.walk(statement):
+        match node:
+            case ast.Name(id="__all__"):
+                is_touched = True
+            case ast.Constant(value=str(text)):
+                names += filter(_MODULE_NAME.fullmatch, text.split())
+    return names if is_touched else []
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Commit turns, and tell of them: many runs' changes in one call of `commit_turns_v3`, each run's fate its own.
+"""Commit turns, and tell of them: many runs' changes in one call of `commit_turns_v4`, each run's fate its own.
 
 The lane gathers what is ready while the last group was under way. A run that lost its lease, or whose row a gateway holds
 right now, does not touch the others; neither does a value that Postgres refuses: the group is then done again run by run,
@@ -38,7 +38,7 @@ LOCKED_PAUSE_S: Final = 0.005  # about a gateway's commit, which holds the row
 # One round trip and one flush for all; see migrations/functions/commit_turns_v3.sql for when it is answered,
 # commit_turns_v2.sql for how others are told, and commit_group_v3.sql for the why of its order.
 COMMIT_TURNS: Final = """
-CALL smithers.commit_turns_v3(
+CALL smithers.commit_turns_v4(
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, NULL, NULL, NULL)"""
 
 

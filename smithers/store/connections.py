@@ -222,11 +222,11 @@ async def open_connection(dsn: str, *, role: str) -> AsyncIterator[asyncpg.Conne
 
 
 async def connect_hot(
-    dsn: str, *, role: str, limit_s: float | None = None, idle_s: float | None = None
+    dsn: str, *, role: str, settings: dict[str, str] | None = None, limit_s: float | None = None
 ) -> asyncpg.Connection:
-    """Open a connection for one hot statement; `idle_s`: after how long without one the server ends it."""
-    idling = {} if idle_s is None else {"idle_session_timeout": f"{idle_s * 1000:.0f}ms"}
-    return await connect(dsn, role=role, settings={**PLANS_MADE_ONCE, **idling}, limit_s=limit_s)
+    """Open a connection for one hot statement."""
+    told = {**PLANS_MADE_ONCE, **(settings or {})}
+    return await connect(dsn, role=role, settings=told, limit_s=limit_s)
 
 
 async def connect_listening(dsn: str, *, role: str) -> asyncpg.Connection:

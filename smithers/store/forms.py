@@ -92,6 +92,6 @@ def _refusal(outcome: str | None) -> StoreError:
         case "forbidden":
             return NotAllowed()
         case "changed":
-            return FormChanged("The form was put anew.")
+            return FormChanged("The form has changed; read it again.")
         case _:
             return StoreError(f"a form was answered with {outcome!r}")

@@ -20,14 +20,18 @@ WHERE status IN ('queued', 'running', 'waiting-approval', 'waiting-event', 'wait
 # -- name: measure_queues
 # What is due and unclaimed: each half has the predicate of an index. Longest queues first: nobody looks at more. Each
 # `smithers up` has a queue of its own, named by its run, whose id would become a label: they are measured as one, `up`.
+# Mirrors are due to nobody here. One that says `queued` was never claimed where its run lives, unless the run was resumed
+# there: then nothing tells since when it waits.
 MEASURE_QUEUES: Final = """
 SELECT CASE WHEN starts_with(queue, 'up-') THEN 'up' ELSE queue END AS queue, count(*) AS run_count,
-    extract(epoch FROM smithers.clock() - min(due_at))::float8 AS oldest_s FROM (
-    SELECT queue, due_at FROM smithers.runs
+    extract(epoch FROM smithers.clock() - min(since))::float8 AS oldest_s FROM (
+    SELECT queue, due_at AS since FROM smithers.runs
     WHERE owner_id IS NULL AND due_at IS NOT NULL AND NOT is_solo AND crash_count = 0 AND due_at <= smithers.clock()
     UNION ALL
     SELECT queue, due_at FROM smithers.runs
     WHERE owner_id IS NULL AND due_at IS NOT NULL AND (is_solo OR crash_count > 0) AND due_at <= smithers.clock()
+    UNION ALL
+    SELECT queue, created_at FROM smithers.runs WHERE status = 'queued' AND era = 0 AND database IS NOT NULL
 ) AS due GROUP BY 1 ORDER BY run_count DESC, 1 LIMIT $1
 """
 

@@ -13,11 +13,14 @@ from enum import StrEnum
 from typing import Final, Self
 
 import asyncpg
+import structlog
 
+from smithers.complaints import Complaint
 from smithers.errors import StoreError, StoreUnavailable
 from smithers.service_loops import keep_going
 from smithers.store.connections import connect_listening, driver_errors, prove
 
+LOG: Final = structlog.get_logger(__name__)
 MAX_PAYLOAD_BYTES: Final = 7_900  # Postgres refuses 8,000
 RECONNECT_PAUSE_S: Final = 0.2
 PROVE_EVERY_S: Final = 10.0  # while there is nothing to say
@@ -52,11 +55,13 @@ class Hints:
         self._pending: dict[Channel, set[str]] = {}
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._complaint = Complaint()
+        self._has_complained = False  # since it was last connected
         self.is_connected = False
         self.watch: Callable[[bool], None] | None = None  # told when the connection is up, or gone
 
     def listen(self, listeners: Mapping[Channel, Listener]) -> Self:
-        """Have these told of what comes; before the block is entered, for which it returns itself."""
+        """Set who is told of incoming hints. Call it before entering: `async with hints.listen({...})`."""
         self._listeners = listeners
         return self
 
@@ -81,7 +86,10 @@ class Hints:
             try:
                 connection = await connect_listening(self._dsn, role=f"{self._role}-hints")
                 await self._serve(connection)
-            except StoreError:
+            except StoreError as error:
+                if self._complaint.may_be_said():
+                    LOG.warning("listening_failed", role=self._role, reason=str(error))
+                    self._has_complained = True
                 await asyncio.sleep(RECONNECT_PAUSE_S)
             finally:
                 self._tell(is_connected=False)
@@ -100,6 +108,9 @@ class Hints:
             for channel, listener in self._listeners.items():
                 await connection.add_listener(channel, _hear(listener))
         self._tell(is_connected=True)
+        if self._has_complained:
+            LOG.info("listening_again", role=self._role)
+            self._has_complained = False
         for listener in self._listeners.values():
             listener(None)
         while not connection.is_closed():

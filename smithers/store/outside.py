@@ -2,8 +2,8 @@
 
 Each is one call of one SQL function, which takes the run's row first, reads under the lock, writes, and wakes the run in
 the same transaction. Who wins a race is decided there; here its word becomes a value or an exception. Decisions and
-signals share a lane: what piles up goes in one transaction, and who goes on is told in the same round trip. No call there
-waits for a row that another has: what it was to do goes out again, beside what came meanwhile.
+signals share a lane: what is queued is written in one transaction, and the workers concerned are notified in the same round
+trip. No call there waits for a locked row: its item is sent again with the next batch.
 """
 
 from collections.abc import Sequence
@@ -286,7 +286,7 @@ def _sent(row: asyncpg.Record) -> SignalRecord | Exception:
         case "locked":
             return RowsHeld(HELD)
         case outcome:
-            return StoreError(f"send_signal_v1 answered {outcome!r}")
+            return StoreError(f"a signal was answered with {outcome!r}")
 
 
 async def _fetch_outcome(pool: asyncpg.Pool, query: str, *values: object) -> asyncpg.Record:

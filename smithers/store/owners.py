@@ -29,8 +29,15 @@ UPDATE smithers.workers SET heartbeat_at = smithers.clock(),
 WHERE worker_id = ANY ($1) AND dead_at IS NULL AND death IS NULL RETURNING worker_id
 """
 
+MAX_NAMED: Final = 5  # of a dead worker's runs, for logs
+
 # -- name: bury_worker
-BURY_WORKER: Final = "SELECT is_buried, queues, failed_ids FROM smithers.bury_worker_v2($1, $2)"
+# `held` is of the statement's snapshot, taken before the function changes anything: what the worker had until now.
+BURY_WORKER: Final = """
+SELECT is_buried, queues, failed_ids,
+    ARRAY(SELECT run_id FROM smithers.runs WHERE owner_id = $1 ORDER BY run_id LIMIT $3) AS held
+FROM smithers.bury_worker_v2($1, $2)
+"""
 
 # -- name: list_crash_events
 # What a burial has written of the runs that it failed: its epoch is nobody else's, so that these are all of them.
@@ -88,6 +95,7 @@ class HandedBack:
     is_all: bool  # else other writers have rows of the rest: bury it again
     queues: Mapping[str, int]  # of how many runs each has more to claim
     failed: list[RunId]  # it was the third to die of these
+    held: list[RunId]  # what it had before, MAX_NAMED of them at the most
 
 
 async def register_worker(
@@ -127,10 +135,13 @@ async def bury_worker(pool: asyncpg.Pool, worker_id: WorkerId, death: str) -> Ha
     Nothing is handed back where others did it before.
     """
     with driver_errors():
-        row = await pool.fetchrow(BURY_WORKER, worker_id, death)
+        row = await pool.fetchrow(BURY_WORKER, worker_id, death, MAX_NAMED)
     assert row is not None
     return HandedBack(
-        is_all=row["is_buried"], queues=Counter(row["queues"]), failed=row["failed_ids"]
+        is_all=row["is_buried"],
+        queues=Counter(row["queues"]),
+        failed=row["failed_ids"],
+        held=row["held"],
     )
 
 

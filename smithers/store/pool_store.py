@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 
 from smithers.events import EventType
-from smithers.ids import WorkerId
+from smithers.ids import RunId, WorkerId
 from smithers.store import claims, descriptions, owners
 from smithers.store.connections import connect_listening, open_pool, prove
 from smithers.store.hints import Channel, Hints
@@ -25,15 +25,17 @@ class Burial:
 
     is_all: bool = True  # else others are writing to the rest right now: bury it again
     handed_back: int = 0
-    events: tuple[
-        EventType, ...
-    ] = ()  # of the runs that it was the third to die of: they have failed
+    held: tuple[RunId, ...] = ()  # some of the runs that the worker had, for logs
+    failed: tuple[RunId, ...] = ()  # it was the third to die of these
+    events: tuple[EventType, ...] = ()  # written of the failed ones
 
     def after(self, earlier: "Burial") -> "Burial":
         """Return both together."""
         return Burial(
             is_all=self.is_all,
             handed_back=earlier.handed_back + self.handed_back,
+            held=earlier.held or self.held,
+            failed=earlier.failed + self.failed,
             events=earlier.events + self.events,
         )
 
@@ -72,7 +74,13 @@ class PoolStore:
             self.hints.send(Channel.EVENTS, freed.failed)
             written = await owners.list_crash_events(self._pool, freed.failed)
             events = tuple(event for _, event in written)
-        return Burial(is_all=freed.is_all, handed_back=sum(freed.queues.values()), events=events)
+        return Burial(
+            is_all=freed.is_all,
+            handed_back=sum(freed.queues.values()),
+            held=tuple(freed.held),
+            failed=tuple(freed.failed),
+            events=events,
+        )
 
     async def count_solo_runs(self, queues: tuple[str, ...]) -> int:
         """Say how many runs are due that want a child of their own."""

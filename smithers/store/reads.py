@@ -86,7 +86,7 @@ class RunPlace:
 # -- name: list_runs
 # One text for each filter, because each walks an index of its own backwards from the place: those of run_requests by
 # created_at, alone or below workflow_name, and that of runs by status. Each lookup beside it is by a primary key, and the
-# wait only where the status says that there is one. With both filters the walk is by status.
+# wait only where the status says that there is one. With both filters either walk may be the long one: see look_along.
 _LIST_RUNS: Final = """
     SELECT q.run_id, q.parent_run_id, q.workflow_name, q.workflow_path, q.source_hash, q.config, r.priority, q.created_at,
            smithers.to_ms(q.created_at) AS created_ms, smithers.to_ms(r.started_at) AS started_ms,
@@ -113,9 +113,34 @@ _BY_STATUS: Final = _LIST_RUNS.replace("WALKED", "r")
 LIST_RUNS: Final = _BY_REQUEST.replace("CHOSEN ", "")
 LIST_RUNS_OF_WORKFLOW: Final = _BY_REQUEST.replace("CHOSEN", "q.workflow_name = $4 AND")
 LIST_RUNS_IN_STATUS: Final = _BY_STATUS.replace("CHOSEN", "r.status = $4 AND")
-LIST_RUNS_OF_BOTH: Final = _BY_STATUS.replace(
-    "CHOSEN", "r.status = $4 AND q.workflow_name = $5 AND"
+_OF_BOTH: Final = "r.status = $4 AND q.workflow_name = $5 AND"
+LIST_RUNS_OF_BOTH_BY_STATUS: Final = _BY_STATUS.replace("CHOSEN", _OF_BOTH)
+LIST_RUNS_OF_BOTH_BY_WORKFLOW: Final = _BY_REQUEST.replace("CHOSEN", _OF_BOTH)
+
+# -- name: look_along
+# Whether a walk by one of two filters ends soon: the next so many runs that pass it are all there are, or enough of them
+# pass the other too. No statistics tell: the runs of a workflow may all be old, and so may those in a status.
+# LIMIT 1: a step of the key for each; a join would be planned as a scan.
+_LOOK_ALONG: Final = """
+    WITH walked AS MATERIALIZED (
+        SELECT w.run_id FROM smithers.WALKED AS w WHERE w.CHOSEN AND (w.created_at, w.run_id) < ($1, $2::text)
+        ORDER BY w.created_at DESC, w.run_id DESC LIMIT $6)
+    SELECT (SELECT count(*) FROM walked) < $6 OR $3 = (SELECT count(*) FROM (
+        SELECT FROM walked CROSS JOIN LATERAL (
+            SELECT FROM smithers.BESIDE AS b WHERE b.run_id = walked.run_id AND b.REST LIMIT 1) AS m LIMIT $3) AS found)"""
+LOOK_ALONG_STATUS: Final = (
+    _LOOK_ALONG.replace("WALKED", "runs")
+    .replace("CHOSEN", "status = $4")
+    .replace("BESIDE", "run_requests")
+    .replace("REST", "workflow_name = $5")
 )
+LOOK_ALONG_WORKFLOW: Final = (
+    _LOOK_ALONG.replace("WALKED", "run_requests")
+    .replace("CHOSEN", "workflow_name = $5")
+    .replace("BESIDE", "runs")
+    .replace("REST", "status = $4")
+)
+LOOKS: Final = (500, 8_000)  # runs: a few milliseconds; some tens
 
 _NEWEST: Final = RunPlace(created_at=datetime.max.replace(tzinfo=UTC), run_id=RunId(""))
 
@@ -180,6 +205,8 @@ async def list_runs(
 ) -> list[RunRow]:
     """List runs, newest first, from a place on."""
     place = after or _NEWEST
+    chosen = (value for value in (status, workflow_name) if value is not None)
+    values = (place.created_at, place.run_id, limit, *chosen)
     match status, workflow_name:
         case None, None:
             query = LIST_RUNS
@@ -188,28 +215,21 @@ async def list_runs(
         case _, None:
             query = LIST_RUNS_IN_STATUS
         case _:
-            query = LIST_RUNS_OF_BOTH
-    chosen = [value for value in (status, workflow_name) if value is not None]
+            query = await _choose_walk(pool, *values)
     with driver_errors():
-        rows = await pool.fetch(query, place.created_at, place.run_id, limit, *chosen)
-    return [
-        RunRow(
-            life=_life(row),
-            parent_run_id=row["parent_run_id"],
-            workflow_name=row["workflow_name"],
-            workflow_path=row["workflow_path"],
-            workflow_hash=row["source_hash"],
-            created_at=row["created_at"],
-            created_ms=row["created_ms"],
-            started_ms=row["started_ms"],
-            finished_ms=row["finished_ms"],
-            cancel_requested_ms=row["cancel_requested_ms"],
-            error=row["error"],
-            config=row["config"],
-            priority=row["priority"],
-        )
-        for row in rows
-    ]
+        rows = await pool.fetch(query, *values)
+    return [_run_row(row) for row in rows]
+
+
+async def _choose_walk(pool: asyncpg.Pool, *values: object) -> str:
+    """Return the query whose walk is the shorter one for both filters, as far as a few looks tell."""
+    with driver_errors():
+        for run_count in LOOKS:
+            if await pool.fetchval(LOOK_ALONG_STATUS, *values, run_count):
+                return LIST_RUNS_OF_BOTH_BY_STATUS
+            if await pool.fetchval(LOOK_ALONG_WORKFLOW, *values, run_count):
+                return LIST_RUNS_OF_BOTH_BY_WORKFLOW
+    return LIST_RUNS_OF_BOTH_BY_STATUS
 
 
 async def find_run(pool: asyncpg.Pool, run_id: RunId) -> RunDetail | None:
@@ -256,6 +276,24 @@ async def find_traceback(connection: asyncpg.Connection, run_id: RunId) -> str |
     with driver_errors():
         found: str | None = await connection.fetchval(FIND_TRACEBACK, run_id)
     return found
+
+
+def _run_row(row: asyncpg.Record) -> RunRow:
+    return RunRow(
+        life=_life(row),
+        parent_run_id=row["parent_run_id"],
+        workflow_name=row["workflow_name"],
+        workflow_path=row["workflow_path"],
+        workflow_hash=row["source_hash"],
+        created_at=row["created_at"],
+        created_ms=row["created_ms"],
+        started_ms=row["started_ms"],
+        finished_ms=row["finished_ms"],
+        cancel_requested_ms=row["cancel_requested_ms"],
+        error=row["error"],
+        config=row["config"],
+        priority=row["priority"],
+    )
 
 
 def _life(row: asyncpg.Record) -> RunLife:

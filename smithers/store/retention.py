@@ -8,12 +8,13 @@ goes after its parent is gone, so that nobody can resume a parent whose children
 
 import asyncio
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import asyncpg
 
 from smithers.errors import StoreError
+from smithers.ids import RunId
 from smithers.store.connections import driver_errors, open_connection, transaction
 
 BATCH_RUNS: Final = 100
@@ -33,12 +34,13 @@ ALLOW_TIME: Final = "SELECT set_config('statement_timeout', $1, true)"
 
 # -- name: lock_prunable
 # What has ended has an end's time, and a resume takes it away. SKIP LOCKED: whoever holds one is about to change it.
-# A parent that is there may be resumed, and would look for its children.
+# A parent that is there may be resumed, and would look for its children. From a place on: the children before it, whose
+# parents are there, may be many, and were looked at.
 LOCK_PRUNABLE: Final = """
-SELECT r.run_id, r.last_seq + 1 AS event_count FROM smithers.runs AS r
-WHERE r.finished_at < smithers.clock() - $1::interval
+SELECT r.run_id, r.finished_at, r.last_seq + 1 AS event_count FROM smithers.runs AS r
+WHERE r.finished_at < smithers.clock() - $1::interval AND (r.finished_at, r.run_id) > ($3, $4::text)
     AND NOT EXISTS (SELECT FROM smithers.runs AS p WHERE p.run_id = r.parent_run_id)
-ORDER BY r.finished_at LIMIT $2 FOR UPDATE OF r SKIP LOCKED
+ORDER BY r.finished_at, r.run_id LIMIT $2 FOR UPDATE OF r SKIP LOCKED
 """
 
 # -- name: prune_runs
@@ -125,6 +127,26 @@ class Pruned:
     is_elsewhere: bool = False  # another process has its turn: nothing was done here
 
 
+@dataclass(frozen=True, slots=True)
+class EndPlace:
+    """How far a walk over the runs that ended has come."""
+
+    finished_at: datetime
+    run_id: RunId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What was removed at once."""
+
+    run_count: int
+    event_count: int
+    last: EndPlace | None  # of the runs that were removed; None: there were none
+
+
+FIRST: Final = EndPlace(datetime.min.replace(tzinfo=UTC), RunId(""))
+
+
 async def prune(dsn: str, older_than: timedelta) -> Pruned:
     """Remove what ended longer ago than that, and what nobody needs after it; in batches, until nothing is left.
 
@@ -143,29 +165,40 @@ async def prune(dsn: str, older_than: timedelta) -> Pruned:
 
 
 async def _prune_runs(connection: asyncpg.Connection, older_than: timedelta) -> Pruned:
+    # One walk after another, until one removes nothing: a child goes after its parent, which most often ended later.
     run_count = event_count = 0
+    after, has_removed = FIRST, False
     while True:
         began_s = asyncio.get_running_loop().time()
-        batch = await prune_batch(connection, older_than)
-        if batch is None or not batch.run_count:
+        batch = await prune_batch(connection, older_than, after)
+        if batch is None or (batch.last is None and not has_removed):
             return Pruned(run_count=run_count, event_count=event_count, is_elsewhere=batch is None)
         run_count += batch.run_count
         event_count += batch.event_count
+        after, has_removed = batch.last or FIRST, batch.last is not None
         await _rest(began_s)
 
 
-async def prune_batch(connection: asyncpg.Connection, older_than: timedelta) -> Pruned | None:
-    """Remove a few runs, those that ended first; None: another process is at it."""
+async def prune_batch(
+    connection: asyncpg.Connection, older_than: timedelta, after: EndPlace = FIRST
+) -> Batch | None:
+    """Remove a few runs, those that ended first after a place; None: another process is at it."""
     with driver_errors():
         async with transaction(connection):
             if not await connection.fetchval(TAKE_TURN, RETENTION_LOCK):
                 return None
             await connection.execute(ALLOW_TIME, f"{BATCH_TIMEOUT_S:.0f}s")
-            rows = await connection.fetch(LOCK_PRUNABLE, older_than, BATCH_RUNS)
+            rows = await connection.fetch(
+                LOCK_PRUNABLE, older_than, BATCH_RUNS, after.finished_at, after.run_id
+            )
             chosen = _few(rows)
             run_ids = [row["run_id"] for row in chosen]
             await connection.execute(PRUNE_RUNS, run_ids, timeout=BATCH_TIMEOUT_S)
-    return Pruned(run_count=len(chosen), event_count=sum(row["event_count"] for row in chosen))
+    return Batch(
+        run_count=len(chosen),
+        event_count=sum(row["event_count"] for row in chosen),
+        last=EndPlace(chosen[-1]["finished_at"], RunId(chosen[-1]["run_id"])) if chosen else None,
+    )
 
 
 async def prune_rest(connection: asyncpg.Connection, older_than: timedelta) -> int:

@@ -32,7 +32,9 @@ SELECT r.run_id, r.last_seq, r.epoch, r.cancel_requested_at IS NOT NULL AS is_ca
         FROM APPROVALS AS a WHERE a.status IN ('approved', 'denied'))::text AS approvals,
     (SELECT coalesce(json_agg(json_build_array(s.seq, s.signal_name, s.correlation_id, s.data) ORDER BY s.seq), '[]')
         FROM smithers.signals AS s WHERE s.run_id = r.run_id AND s.consumed_by IS NULL)::text AS signals,
-    (SELECT coalesce(json_agg(json_build_array(k.node_id, k.iteration, k.child_run_id, k.status, k.output, k.error)), '[]')
+    (SELECT coalesce(json_agg(json_build_array(k.node_id, k.iteration, k.child_run_id, k.status, k.output, k.error,
+            CASE WHEN k.status = 'cancelled' THEN (SELECT smithers.to_ms(c.cancel_requested_at)
+                FROM smithers.runs AS c WHERE c.run_id = k.child_run_id) END)), '[]')
         FROM CHILDREN AS k WHERE k.status IS NOT NULL)::text AS ends
     MORE
 FROM smithers.runs AS r WHERE r.run_id = ANY ($1)
@@ -158,8 +160,12 @@ def _news(row: asyncpg.Record) -> News:
     }
     signals = [SignalFact(*fields) for fields in orjson.loads(row["signals"])]
     ends = {
-        NodeKey(node_id, iteration): EndFact(run_id, RunStatus(status), output, _problem_of(error))
-        for node_id, iteration, run_id, status, output, error in orjson.loads(row["ends"])
+        NodeKey(node_id, iteration): EndFact(
+            run_id, RunStatus(status), output, _problem_of(error), cancel_asked_ms
+        )
+        for node_id, iteration, run_id, status, output, error, cancel_asked_ms in orjson.loads(
+            row["ends"]
+        )
     }
     return News(
         row["last_seq"], row["epoch"], row["is_cancelling"], row["now_ms"], approvals, signals, ends

@@ -1,7 +1,7 @@
 """Bring a database's schema to this version's head, and say which version it has.
 
 The migrations travel inside the wheel as `smithers/migrations`; in a checkout they are the top folder `migrations/`.
-Any number of processes may upgrade at once: an advisory lock lets one do it, and the others find it done. Alembic and
+Any number of processes may upgrade at once: an advisory lock lets one do it; the others wait and find it done. Alembic and
 SQLAlchemy, half a second and 28 MiB, are imported by what needs them: a server whose schema is right does not.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import Connection
 
-_LOCK_TIMEOUT_S: Final = 60
+_LOCK_TIMEOUT_S: Final = 60.0  # for a table: whoever asks for it meanwhile waits too
 _STATEMENT_TIMEOUT_S: Final = 3600.0  # one may go over all of a large table
 
 # -- name: find_revision
@@ -68,7 +68,7 @@ async def run_alembic(dsn: str, action: "Callable[[Config], None]") -> None:
         async_creator=lambda: connect(
             dsn,
             role="migration",
-            settings={"lock_timeout": f"{_LOCK_TIMEOUT_S}s"},
+            settings={"lock_timeout": f"{_LOCK_TIMEOUT_S:g}s"},
             limit_s=_STATEMENT_TIMEOUT_S,
         ),
     )

@@ -73,15 +73,16 @@ RESERVE_KEY: Final = """
     ON CONFLICT DO NOTHING RETURNING run_id"""
 
 # -- name: find_key
-# Of a run that is reserved in another database nothing has come from there yet: its start may have stopped half way.
+# `reserved_in` is set while nothing has been mirrored back yet: the start may have stopped half way. The lock makes a
+# repetition wait as its first start does: what was locked is committed, and that waits for a synchronous standby.
 FIND_KEY: Final = """
     SELECT k.request_hash, k.run_id, CASE WHEN r.mirrored_seq = -1 THEN r.database END AS reserved_in
     FROM smithers.idempotency_keys AS k LEFT JOIN smithers.runs AS r ON r.run_id = k.run_id
-    WHERE k.idempotency_key = $1"""
+    WHERE k.idempotency_key = $1 FOR KEY SHARE OF k"""
 
 # -- name: count_queued
-# Up to a limit: how many more there are is nobody's business, and the index is read no further; in its order, or where
-# many were queued lately the whole table would be walked for them. Mirrors wait for the workers of another database.
+# Stops counting at the limit. ORDER BY keeps the planner on the index; without it, it scans the table after many recent
+# starts. Mirrors are left out: they wait for the workers of another database.
 COUNT_QUEUED: Final = """
     SELECT count(*) FROM (
         SELECT FROM smithers.runs WHERE status = 'queued' AND database IS NULL ORDER BY created_at LIMIT $1) AS queued"""

@@ -301,6 +301,8 @@ tool_calls = Table(
     Column("error", Text),
     _moment("started_at", nullable=False),
     _moment("finished_at"),
+    Column("parent_call_no", Integer),  # within which it was made; 0: none; null: not recorded
+    Column("beside_call_no", Integer),  # the parent's oldest that was under way when it began
 )
 
 cached_outputs = Table(

@@ -17,6 +17,8 @@ from smithers.store.connections import driver_errors
 from smithers.store.lanes import Lane
 
 PAGE_EVENTS: Final = 500
+# An event may hold 64 KiB of output, and a reader's share of memory is about four pages.
+PAGE_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +31,15 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tail:
-    """What comes after a cursor: at most PAGE_EVENTS events, numbered from `first_seq` without a gap."""
+    """What comes after a cursor: events numbered from `first_seq` without a gap.
+
+    At most PAGE_EVENTS of them and PAGE_BYTES together; one that is larger comes alone.
+    """
 
     run_id: RunId
     status: RunStatus
     last_seq: int  # of the run, in the same snapshot
+    now_ms: int  # the database's time when this was read
     first_seq: int  # of the payloads
     payloads: Sequence[str]  # JSON
 
@@ -41,6 +47,11 @@ class Tail:
     def end_seq(self) -> int:
         """The last event that this holds, or the cursor's own."""
         return self.first_seq + len(self.payloads) - 1
+
+    @property
+    def has_more(self) -> bool:
+        """The run has events after these: the page ended before them."""
+        return bool(self.payloads) and self.end_seq < self.last_seq
 
     @property
     def is_last(self) -> bool:
@@ -52,15 +63,22 @@ TailLane = Lane[tuple[Cursor, ...], dict[Cursor, Tail]]
 
 # -- name: read_tails
 # LATERAL: one walk of the primary key for each cursor, ended by its LIMIT. Aggregated, because a row for each event
-# would cost more than the event.
+# would cost more than the event. The time is read once, not for each row.
+# Text that is stored apart has its length beside it, so what a page ends before is not read.
 READ_TAILS: Final = """
-    SELECT c.run_id, c.seq, r.status, r.last_seq, e.first_seq, e.payloads
+    SELECT c.run_id, c.seq, r.status, r.last_seq, e.first_seq, e.payloads,
+        (SELECT smithers.to_ms(smithers.clock())) AS now_ms
     FROM unnest($1::text[], $2::bigint[]) AS c(run_id, seq)
     JOIN smithers.runs r ON r.run_id = c.run_id
     CROSS JOIN LATERAL (
         SELECT min(p.seq) AS first_seq, array_agg(p.payload ORDER BY p.seq) AS payloads FROM (
-            SELECT v.seq, v.payload FROM smithers.events v
-            WHERE v.run_id = c.run_id AND v.seq > c.seq ORDER BY v.seq LIMIT $3) p
+            SELECT w.seq, w.payload,
+                   sum(octet_length(w.payload)) OVER (ORDER BY w.seq ROWS UNBOUNDED PRECEDING) AS byte_count
+            FROM (
+                SELECT v.seq, v.payload FROM smithers.events v
+                WHERE v.run_id = c.run_id AND v.seq > c.seq ORDER BY v.seq LIMIT $3) w
+        ) p
+        WHERE p.byte_count <= $4 OR p.byte_count = octet_length(p.payload)
     ) e"""
 
 # -- name: find_moved
@@ -85,12 +103,14 @@ async def read_tails(
         [cursor.run_id for cursor in wanted],
         [cursor.seq for cursor in wanted],
         PAGE_EVENTS,
+        PAGE_BYTES,
     )
     found = {
         Cursor(row["run_id"], row["seq"]): Tail(
             run_id=row["run_id"],
             status=RunStatus(row["status"]),
             last_seq=row["last_seq"],
+            now_ms=row["now_ms"],
             first_seq=row["seq"] + 1 if row["first_seq"] is None else row["first_seq"],
             payloads=row["payloads"] or (),
         )

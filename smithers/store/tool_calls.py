@@ -1,12 +1,22 @@
 """Read what a node's attempts called."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import asyncpg
 
 from smithers.ids import NodeId, RunId
 from smithers.store.connections import driver_errors
+
+
+class CallPlace(NamedTuple):
+    """Where a call stands among all that a node's attempts made."""
+
+    attempt: int
+    call_no: int
+
+
+END: Final = CallPlace(2**31 - 1, 0)  # behind every call: the column holds no more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +25,8 @@ class ToolCallRow:
 
     attempt: int
     call_no: int
+    parent_call_no: int | None  # within which it was made; 0: none; None: not recorded
+    beside_call_no: int | None  # its parent's oldest that was under way when it began
     kind: str
     tool_name: str
     state: str
@@ -22,7 +34,7 @@ class ToolCallRow:
     is_idempotent: bool
     input: str | None  # None also where it is larger than was asked for
     input_bytes: int | None
-    output: str | None
+    output: str | None  # None also where it is larger than was asked for
     output_bytes: int | None
     error: str | None
     started_ms: int
@@ -31,24 +43,32 @@ class ToolCallRow:
 
 
 # -- name: list_tool_calls
-# The newest calls of one node, by the primary key from its end; told in the order in which they were made. What is wide is
-# left where it lies: a call may hold a megabyte. An attempt that has not ended has no row among the attempts.
+# The newest calls of one node before a place, by the primary key from its end; told in the order in which they were made.
+# What is wide is left where it lies: a call may hold a megabyte. An attempt that has not ended has no row among the attempts.
 LIST_TOOL_CALLS: Final = """
     SELECT * FROM (
-        SELECT t.attempt, t.call_no, t.kind, t.tool_name, t.state, t.is_side_effect, t.is_idempotent,
+        SELECT t.attempt, t.call_no, t.parent_call_no, t.beside_call_no, t.kind, t.tool_name, t.state,
+               t.is_side_effect, t.is_idempotent,
                CASE WHEN octet_length(t.input) <= $4 THEN t.input END AS input, octet_length(t.input) AS input_bytes,
-               CASE WHEN octet_length(t.output) <= $4 THEN t.output END AS output, octet_length(t.output) AS output_bytes,
+               CASE WHEN octet_length(t.output) <= $5 THEN t.output END AS output, octet_length(t.output) AS output_bytes,
                t.error, smithers.to_ms(t.started_at) AS started_ms, smithers.to_ms(t.finished_at) AS finished_ms,
                t.attempt > coalesce(
                    (SELECT max(a.attempt) FROM smithers.attempts a
                     WHERE a.run_id = $1 AND a.node_id = $2 AND a.iteration = $3
                         AND a.state NOT IN ('lost', 'parked')), 0) AS is_recallable
         FROM smithers.tool_calls t
-        WHERE t.run_id = $1 AND t.node_id = $2 AND t.iteration = $3
+        WHERE t.run_id = $1 AND t.node_id = $2 AND t.iteration = $3 AND (t.attempt, t.call_no) < ($6, $7)
         ORDER BY t.attempt DESC, t.call_no DESC
-        LIMIT $5
+        LIMIT $8
     ) AS newest
     ORDER BY attempt, call_no"""
+
+
+# -- name: find_call_output
+# One, by the primary key: it was left where it lay when the calls were listed.
+FIND_CALL_OUTPUT: Final = """
+    SELECT output FROM smithers.tool_calls
+    WHERE run_id = $1 AND node_id = $2 AND iteration = $3 AND attempt = $4 AND call_no = $5"""
 
 
 async def list_tool_calls(
@@ -59,8 +79,35 @@ async def list_tool_calls(
     *,
     limit: int,
     max_bytes: int,
+    with_outputs: bool = True,
+    before: CallPlace = END,
 ) -> list[ToolCallRow]:
-    """List the newest calls of all of a node's attempts, oldest first; inputs and outputs above `max_bytes` are left out."""
+    """List the newest calls of all of a node's attempts that stand before a place, oldest first.
+
+    Inputs and outputs above `max_bytes` are left out, and all outputs where they are not asked for.
+    """
+    max_output_bytes = max_bytes if with_outputs else -1
     with driver_errors():
-        rows = await pool.fetch(LIST_TOOL_CALLS, run_id, node_id, iteration, max_bytes, limit)
+        rows = await pool.fetch(
+            LIST_TOOL_CALLS,
+            run_id,
+            node_id,
+            iteration,
+            max_bytes,
+            max_output_bytes,
+            before.attempt,
+            before.call_no,
+            limit,
+        )
     return [ToolCallRow(**row) for row in rows]
+
+
+async def find_call_output(
+    pool: asyncpg.Pool, run_id: RunId, node_id: NodeId, iteration: int, place: CallPlace
+) -> str | None:
+    """Read what one call put out, as JSON text."""
+    with driver_errors():
+        output: str | None = await pool.fetchval(
+            FIND_CALL_OUTPUT, run_id, node_id, iteration, place.attempt, place.call_no
+        )
+    return output

@@ -19,7 +19,7 @@ READ_WHY: Final = """
 SELECT r.status, q.workflow_path, r.queue, r.crash_count, r.is_solo, r.owner_id IS NOT NULL AS is_owned,
     smithers.to_ms(r.due_at) AS due_ms, smithers.to_ms(r.cancel_requested_at) AS cancel_requested_ms,
     smithers.to_ms(r.lost_heartbeat_at) AS lost_heartbeat_ms, smithers.to_ms(w.heartbeat_at) AS heartbeat_ms,
-    smithers.to_ms(r.created_at) AS created_ms, r.error, smithers.to_ms(smithers.clock()) AS now_ms,
+    smithers.to_ms(r.created_at) AS created_ms, r.error, r.database, smithers.to_ms(smithers.clock()) AS now_ms,
     (SELECT count(*) FROM smithers.workers AS o WHERE o.dead_at IS NULL AND r.queue = ANY (o.queues)) AS worker_count,
     (SELECT coalesce(json_agg(json_build_array(n.node_id, n.iteration, n.state, n.attempt,
             smithers.to_ms(n.started_at), smithers.to_ms(n.due_at), n.wait) ORDER BY n.node_id, n.iteration), '[]')
@@ -63,6 +63,7 @@ class WhyRow:
     now_ms: int
     worker_count: int  # that live and claim from its queue
     error: str | None  # JSON
+    database: str | None  # where the run lives, if this row is only its mirror
     nodes: tuple[OpenNode, ...]
 
 

@@ -20,7 +20,7 @@ from smithers.store.outside import Decision, OutsideLane, decide, open_outside_l
 from smithers.store.refusals import Refused
 
 AWAY_PAUSE_S: Final = 0.2
-PREVIOUS_CALLS: Final = 1_000
+PREVIOUS_CALLS: Final = 1_000  # read at once
 PREVIOUS_CALL_BYTES: Final = 1 << 20
 
 Answer = TypeVar("Answer")
@@ -115,16 +115,23 @@ class WorkerStore:
     async def list_previous_calls(
         self, run_id: RunId, node_id: NodeId, iteration: int
     ) -> list[tool_calls.ToolCallRow]:
-        """List what a node's attempts have called so far: the newest thousand, oldest first."""
+        """List what a node's attempts have called so far, oldest first: the newest thousand, and all that are recallable.
+
+        Of those before the newest thousand the outputs are left out: see find_call_output.
+        """
+        page = rows = await self._list_calls(run_id, node_id, iteration, tool_calls.END)
+        while len(page) == PREVIOUS_CALLS and page[0].is_recallable:
+            before = tool_calls.CallPlace(page[0].attempt, page[0].call_no)
+            page = await self._list_calls(run_id, node_id, iteration, before)
+            rows = page + rows
+        return rows
+
+    async def find_call_output(
+        self, run_id: RunId, node_id: NodeId, iteration: int, place: tool_calls.CallPlace
+    ) -> str | None:
+        """Read what one call of a node put out, as JSON text."""
         return await _patiently(
-            lambda: tool_calls.list_tool_calls(
-                self._pool,
-                run_id,
-                node_id,
-                iteration,
-                limit=PREVIOUS_CALLS,
-                max_bytes=PREVIOUS_CALL_BYTES,
-            )
+            lambda: tool_calls.find_call_output(self._pool, run_id, node_id, iteration, place)
         )
 
     async def find_news(self, cursors: dict[RunId, int]) -> list[RunId]:
@@ -158,6 +165,22 @@ class WorkerStore:
     async def find_source(self, source_hash: SourceHash) -> str | None:
         """Read a version's bundle."""
         return await _patiently(lambda: descriptions.find_source(self._pool, source_hash))
+
+    async def _list_calls(
+        self, run_id: RunId, node_id: NodeId, iteration: int, before: tool_calls.CallPlace
+    ) -> list[tool_calls.ToolCallRow]:
+        return await _patiently(
+            lambda: tool_calls.list_tool_calls(
+                self._pool,
+                run_id,
+                node_id,
+                iteration,
+                limit=PREVIOUS_CALLS,
+                max_bytes=PREVIOUS_CALL_BYTES,
+                with_outputs=before == tool_calls.END,
+                before=before,
+            )
+        )
 
     @asynccontextmanager
     async def _claim_connection(self) -> AsyncIterator[asyncpg.Connection]:

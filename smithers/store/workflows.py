@@ -63,12 +63,13 @@ ORDER BY newest.workflow_name LIMIT $2
 """
 
 # -- name: list_parked_runs
-# In the order of the ids, page by page: what is parked or goes on meanwhile shifts nobody else.
+# In the order of the ids, page by page: what is parked or goes on meanwhile shifts nobody else. The planner does not
+# conclude the last condition from the join, and would walk all requests before the page.
 LIST_PARKED_RUNS: Final = """
 SELECT r.run_id, r.status, q.workflow_name, q.workflow_path, q.workflow_export, q.source_hash, q.input, q.auth,
        q.config, q.carried
 FROM smithers.runs r JOIN smithers.run_requests q USING (run_id)
-WHERE r.status = ANY ($1) AND r.run_id > $2
+WHERE r.status = ANY ($1) AND r.run_id > $2 AND q.run_id > $2
 ORDER BY r.run_id LIMIT $3
 """
 

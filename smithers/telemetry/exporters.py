@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from smithers.telemetry.otel_variables import OTEL_PREFIX, InvalidTelemetry
+from smithers.telemetry.otel_variables import OTEL_PREFIX, InvalidTelemetry, keep_set
 from smithers.texts import text_of
 
 if TYPE_CHECKING:
@@ -102,11 +102,11 @@ def _open_grpc() -> tuple[Export, Callable[[], None]]:
 
 def _standard(variables: Mapping[str, str]) -> dict[str, str]:
     """Return the variables as the standard means them: what is empty is not set, and compression may be `none`."""
-    told = {name: value for name, value in variables.items() if value}
+    told = keep_set(variables)
     general = told.pop(COMPRESSION, "none")
     compression = told.pop(TRACES_COMPRESSION, general)
     # The exporter over gRPC refuses the word.
-    return told if compression.strip().lower() == "none" else {**told, COMPRESSION: compression}
+    return told if compression.lower() == "none" else {**told, COMPRESSION: compression}
 
 
 @contextmanager

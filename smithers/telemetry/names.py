@@ -36,6 +36,7 @@ class Merge(StrEnum):
 class Role(StrEnum):
     """What a process of a server is."""
 
+    SERVER = "server"  # starts the others; with one HTTP process it is the gateway itself
     GATEWAY = "gateway"
     POOL = "pool"
     CHILD = "child"
@@ -210,7 +211,7 @@ STREAM_EVENTS_SENT: Final = Metric(
 )
 STREAM_LAG: Final = Metric(
     name="smithers_stream_lag_seconds",
-    help="Time from an event's commit to its writing to a stream, by the last event of each write.",
+    help="Time from an event's commit to its writing to a stream, by the last event of each write and the database's clock.",
     kind=Kind.HISTOGRAM,
     buckets=LAG_SECONDS,
 )
@@ -254,6 +255,11 @@ CHILDREN_ENDED: Final = Metric(
     name="smithers_children_ended_total",
     help="Worker processes that ended and were buried by their pool, by reason.",
     labels=("reason",),
+)
+PROCESSES_DIED: Final = Metric(
+    name="smithers_processes_died_total",
+    help="Pools (worker) and HTTP processes (gateway) that ended without being told to and were started again, by module.",
+    labels=("module",),
 )
 LISTENER_AGE: Final = Metric(
     name="smithers_listener_age_seconds",
@@ -365,6 +371,7 @@ FAMILIES: Final = (
     LEASES_LOST,
     TAKEOVERS,
     CHILDREN_ENDED,
+    PROCESSES_DIED,
     LISTENER_AGE,
     BEAT_AGE,
     PROCESSES,

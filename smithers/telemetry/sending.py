@@ -6,7 +6,6 @@ dropped and counted. So is a span that cannot be written down, and no other one 
 
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Decision
 
+from smithers.complaints import Complaint
 from smithers.telemetry.exporters import open_library
 from smithers.telemetry.otel_variables import read_settings
 from smithers.telemetry.otlp import encode_field, encode_request, encode_span
@@ -26,7 +26,6 @@ from smithers.telemetry.spans import Place, Span, plain
 LOG: Final = structlog.get_logger(__name__)
 SCOPE: Final = "smithers"
 VERSION: Final = version("smithers-gateway")  # read from a file, which takes as long as 100 spans
-COMPLAIN_EVERY_S: Final = 60.0
 MAX_REQUEST_BYTES: Final = 1 << 20  # receivers refuse what is above 4 MiB, with all its spans
 
 
@@ -45,7 +44,7 @@ class Sender:
         self._on_dropped = on_dropped
         self._queue: deque[Span | ReadableSpan] = deque()
         self._overflow_count = 0
-        self._complained_at = float("-inf")
+        self._complaint = Complaint()
         self._stopping = threading.Event()
         # A daemon: a collector that does not answer must not keep the process.
         self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
@@ -128,8 +127,7 @@ class Sender:
 
     def _drop(self, count: int, reason: str) -> None:
         self._on_dropped(count)
-        if time.monotonic() - self._complained_at > COMPLAIN_EVERY_S:
-            self._complained_at = time.monotonic()
+        if self._complaint.may_be_said():
             LOG.warning("spans_dropped", span_count=count, reason=reason)
 
 

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -84,18 +85,20 @@ class Rehearsal:
     ) -> "RehearsedRun":
         """Start a run; `people`: what is said to the questions of these nodes as soon as they are asked.
 
+        The run's code sees the context variables that the caller has now, an `Agent.override` among them.
         Raises pydantic's ValidationError for an input that does not fit the workflow's model.
         """
         if workflow.input_model is not None:
             workflow.input_model.model_validate(dict(input or {}))
         run = RunId(run_id) if run_id is not None else new_run_id()
         auth = json.dumps({"user": user, "scopes": list(scopes)})
-        self._do(self._stage.start(workflow, run, json.dumps(dict(input or {})), auth))
+        given = json.dumps(dict(input or {}))
+        self._do(self._stage.start(workflow, run, given, auth, copy_context()))
         return RehearsedRun(run, self._stage, self._do, dict(people or {}))
 
     def advance(self, by: Duration) -> None:
         """Move the time ahead: timers fire, waits run out, back-offs end. Time-outs of bodies that run are not moved."""
-        self._do(self._stage.advance(seconds(by)))
+        self._do(self._stage.advance(seconds(by, "Rehearsal.advance()")))
 
     def _do(self, work: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -185,8 +188,8 @@ class RehearsedRun:
         self._do(self._stage.cancel(self.run_id))
 
     def resume(self) -> None:
-        """Have a failed or cancelled run go on."""
-        self._do(self._stage.resume(self.run_id))
+        """Have a failed or cancelled run go on, with the context variables that the caller has now."""
+        self._do(self._stage.resume(self.run_id, copy_context()))
 
     def child(self, node_id: str, *, iteration: int = 0, people: People | None = None) -> Self:
         """Return the run that a Subflow of this one has started; `people` as for start."""

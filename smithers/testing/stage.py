@@ -7,17 +7,20 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from contextvars import Context as Variables
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 from smithers.defaults import DEFAULT_QUEUE
+from smithers.engine.children import next_run_id
 from smithers.events import EventType, correlation_json, event_parts
 from smithers.ids import NodeId, RunId, SourceHash, WorkerId
 from smithers.outputs import encode_output
 from smithers.source.loading import find_workflow
 from smithers.store import node_reads, outside, rehearsals, starts
+from smithers.store.claims import ClaimedRun
 from smithers.store.connections import Pool, open_connection, open_pool
 from smithers.store.forms import Answer, answer_form, read_form
 from smithers.store.owners import register_worker
@@ -104,9 +107,19 @@ class Stage:
         self.lane: outside.OutsideLane
         self._connection = connection
         self._offset_s = 0.0
+        self._variables: dict[RunId, Variables] = {}
 
-    async def start(self, workflow: Workflow[Any], run_id: RunId, given: str, auth: str) -> None:
-        """Start a run; raises RunExists."""
+    def variables_of(self, claim: ClaimedRun) -> Variables:
+        """Return the context variables of whoever started a run; its children, and what it goes on as, have the same."""
+        variables = self._variables[claim.parent_run_id or claim.run_id]
+        self._variables[claim.run_id] = self._variables[next_run_id(claim.run_id)] = variables
+        # A copy: what a run's code sets is seen by no other run.
+        return variables.copy()
+
+    async def start(
+        self, workflow: Workflow[Any], run_id: RunId, given: str, auth: str, variables: Variables
+    ) -> None:
+        """Start a run, whose code sees these context variables; raises RunExists."""
         head, tail = event_parts(
             EventType.RUN_STARTED, run_id, correlation_json(run_id, workflow.name), {}
         )
@@ -126,6 +139,7 @@ class Stage:
             head=head,
             tail=tail,
         )
+        self._variables[run_id] = variables
         (is_new,) = await starts.start_runs(self._connection, [start])
         if isinstance(is_new, Exception):
             raise is_new
@@ -210,8 +224,9 @@ class Stage:
         await outside.cancel_run(self.pool, run_id)
         self._tell(run_id)
 
-    async def resume(self, run_id: RunId) -> None:
-        """Open a new era of a run."""
+    async def resume(self, run_id: RunId, variables: Variables) -> None:
+        """Open a new era of a run, in which its code sees these context variables."""
+        self._variables[run_id] = variables
         resume = outside.Resume(
             run_id=run_id,
             source_hash=None,
@@ -305,6 +320,7 @@ def _make_shared(
         guard=lambda _timeout_s: (
             lambda build: build()
         ),  # an alarm rings in the main thread, which is the test's
+        variables_of=stage.variables_of,
     )
 
 

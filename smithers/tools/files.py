@@ -20,6 +20,7 @@ from typing import Annotated, Final
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
+from smithers.current import current_task
 from smithers.source.beneath import RootDirectory, beneath
 from smithers.source.errors import SourceError, SourceNotFound
 from smithers.tools.errors import ToolRefused
@@ -83,7 +84,8 @@ def read(
 @tool(idempotent=True)
 def write(path: RelativePath, text: str) -> Written:
     """Write a whole text file (1 MiB at most), atomically; directories that are missing on the way are made."""
-    content = _encode(text)
+    content = text.encode()
+    _check_size(len(content))
     root = find_toolbox().root
     with _place(root, path, makes_directories=True) as (directory, name):
         before = _status(directory, name, path)
@@ -106,7 +108,10 @@ def edit(path: RelativePath, old: str, new: str, *, replace_all: bool = False) -
             raise ToolRefused(
                 f"{path} contains that text {count} times: give more of it, or replace all"
             )
-        content = _encode(text.replace(old, new))
+        # Before the replacing: a few bytes for each of one letter are gigabytes.
+        growth = len(new.encode()) - len(old.encode())
+        _check_size(len(text.encode()) + count * growth)
+        content = text.replace(old, new).encode()
         before = _status(directory, name, path)
         _replace(directory, name, content, before)
     return Written(path=path, bytes=len(content), replacements=count)
@@ -132,11 +137,9 @@ def _read_text(root: RootDirectory, path: str) -> str:
         raise ToolRefused(f"{path} is no text in UTF-8") from None
 
 
-def _encode(text: str) -> bytes:
-    content = text.encode()
-    if len(content) > MAX_FILE_BYTES:
-        raise ToolRefused(f"a file may have {MAX_FILE_BYTES} bytes; this has {len(content)}")
-    return content
+def _check_size(size_bytes: int) -> None:
+    if size_bytes > MAX_FILE_BYTES:
+        raise ToolRefused(f"a file may have {MAX_FILE_BYTES} bytes; this would have {size_bytes}")
 
 
 @contextmanager
@@ -178,14 +181,15 @@ def _open_directory(root: RootDirectory, path: str, *, makes_directories: bool) 
 
 def _lock(directory: int, path: str) -> None:
     """Take turns with other writers to this directory: of two edits at once neither is lost."""
+    # The writers are several processes, perhaps in several containers, and have nothing but the directory in common. A
+    # jailed command can lock it too. That does no more harm than its removing the directory, as long as who waits gives up.
     give_up_at = time.monotonic() + LOCK_PATIENCE_S
     while True:
         try:
             fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() > give_up_at:
+            if current_task().cancelled.wait(LOCK_PAUSE_S) or time.monotonic() > give_up_at:
                 raise ToolRefused(f"the directory of {path} is kept locked by others") from None
-            time.sleep(LOCK_PAUSE_S)
         else:
             return
 

@@ -9,7 +9,7 @@ from smithers.errors import SmithersError
 from smithers.outputs import decode_output, encode_output
 from smithers.telemetry.tracing import TOOL, span
 from smithers.tools.errors import ToolError
-from smithers.tools.toolbox import CallStart, PreviousCall, find_toolbox
+from smithers.tools.toolbox import CALL, CallStart, PreviousCall, find_toolbox
 
 EXECUTE_TOOL: Final = "execute_tool"
 
@@ -17,46 +17,48 @@ Result = TypeVar("Result")
 
 
 async def make(
-    start: CallStart, body: Callable[[int], Awaitable[Result]], *, until_kept: bool = False
+    start: CallStart, body: Callable[[], Awaitable[Result]], *, until_kept: bool = False
 ) -> tuple[Result, str]:
-    """Make a call, `body` being told its number, and record it; `until_kept`: go on when how it ended is in the database.
+    """Make a call, and record it; `until_kept`: go on when how it ended is in the database.
 
     Returns the result, and the JSON text that is recorded of it.
     """
     box = find_toolbox()
-    number = await box.begin(start)
+    call = await box.begin(start)
+    within = CALL.set(call)
     try:
-        result = await _perform(start, body, number)
+        result = await _perform(start, body)
         output = encode_output(result)
     except BaseException as error:
-        kept = box.finish(number, output=None, error=error)
-        if until_kept and isinstance(error, Exception):  # who is cancelled does not wait
+        until_kept = until_kept and isinstance(error, Exception)  # who is cancelled does not wait
+        kept = box.finish(call.call_no, output=None, error=error, until_kept=until_kept)
+        if until_kept:
             await kept
         raise
-    kept = box.finish(number, output=output, error=None)
+    finally:
+        CALL.reset(within)
+    kept = box.finish(call.call_no, output=output, error=None, until_kept=until_kept)
     if until_kept:
         await kept
     return result, output
 
 
-async def _perform(
-    start: CallStart, body: Callable[[int], Awaitable[Result]], number: int
-) -> Result:
+async def _perform(start: CallStart, body: Callable[[], Awaitable[Result]]) -> Result:
     """Make a call, as a span where it is a tool's: a question to a model tells its own, with what it has cost."""
     if start.kind == "model":
-        return await body(number)
+        return await body()
     attributes = {"gen_ai.operation.name": EXECUTE_TOOL, "gen_ai.tool.name": start.tool_name}
     with span(TOOL, attributes):
-        return await body(number)
+        return await body()
 
 
-async def make_once(start: CallStart, body: Callable[[int], Awaitable[Any]]) -> Any:
+async def make_once(start: CallStart, body: Callable[[], Awaitable[Any]]) -> Any:
     """Make a call unless an attempt that died has made it; return its output as plain JSON, once that is kept.
 
     Raises ToolError where that attempt's call came to nothing, or may have had effects that cannot be repeated, and
     SmithersError where it broke.
     """
-    made = find_toolbox().recall(start)
+    made = await find_toolbox().recall(start)
     if made is not None:
         return _read(made)
     _, output = await make(start, body, until_kept=True)

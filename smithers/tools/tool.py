@@ -8,12 +8,11 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import ArgsKwargs
 
-from smithers.current import current_task
 from smithers.errors import InvalidOutput, SmithersError
 from smithers.outputs import encode_output
 from smithers.tools.errors import InvalidToolInput
 from smithers.tools.once import make, make_once
-from smithers.tools.toolbox import CALL, CallStart, CurrentCall, find_toolbox
+from smithers.tools.toolbox import CallStart, find_toolbox
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -86,7 +85,7 @@ class Tool(Generic[P, R]):
         find_toolbox().note_made(call)
         return await make_once(*self._prepare(call))
 
-    def _prepare(self, call: "Call[R]") -> tuple[CallStart, Callable[[int], Awaitable[R]]]:
+    def _prepare(self, call: "Call[R]") -> tuple[CallStart, Callable[[], Awaitable[R]]]:
         args, kwargs = self.check(call.args, call.kwargs)
         start = CallStart(
             tool_name=self.name,
@@ -103,16 +102,11 @@ class Tool(Generic[P, R]):
         except InvalidOutput as error:
             raise InvalidToolInput(f"{self.name}: {error}") from None
 
-    async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], number: int) -> R:
-        key = f"{current_task().idempotency_key}/{number}"
-        within = CALL.set(CurrentCall(self.name, number, key))
-        try:
-            if inspect.iscoroutinefunction(self._function):
-                return cast("R", await self._function(*args, **kwargs))
-            bound = functools.partial(self._function, *args, **kwargs)
-            return cast("R", await find_toolbox().run_in_thread(bound))
-        finally:
-            CALL.reset(within)
+    async def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+        if inspect.iscoroutinefunction(self._function):
+            return cast("R", await self._function(*args, **kwargs))
+        bound = functools.partial(self._function, *args, **kwargs)
+        return cast("R", await find_toolbox().run_in_thread(bound))
 
 
 class Call(Generic[R]):

@@ -71,11 +71,16 @@ class PreviousCall:
 
 @dataclass(frozen=True, slots=True)
 class CurrentCall:
-    """The tool call under way."""
+    """The tool call under way.
+
+    `idempotency_key` is made of the task's key, the tool's name, a digest of the input, and the how-many-eth call with that
+    name and input this is in its attempt, those that are recalled counted, those that were refused (CallLost) not: the
+    same for the same call in every attempt of this node's iteration, and another for any other call.
+    """
 
     tool_name: str
     call_no: int  # in its attempt, from 1
-    idempotency_key: str  # of the task, and the call's number: the same where the next attempt makes the same calls
+    idempotency_key: str
 
 
 class Toolbox(Protocol):
@@ -93,8 +98,8 @@ class Toolbox(Protocol):
     def told_calls(self) -> tuple[PreviousCall, ...]:
         """What earlier attempts called that this one does not recall: an agent is told of what must not be done twice."""
 
-    def recall(self, start: CallStart) -> PreviousCall | None:
-        """Take this call for the one of the same number that an attempt made whose process died.
+    async def recall(self, start: CallStart) -> PreviousCall | None:
+        """Take this call for the same one that an attempt made whose process died.
 
         None: it is to be made. What is returned has ended; as CallLost where its effects cannot be repeated and nobody
         knows whether it had them.
@@ -106,13 +111,21 @@ class Toolbox(Protocol):
     def note_made(self, call: object) -> None:
         """Take note that it is made after all."""
 
-    async def begin(self, start: CallStart) -> int:
+    async def begin(self, start: CallStart) -> CurrentCall:
         """Number a call and record its start; where it has side effects that cannot be repeated, wait until that is kept."""
 
     def finish(
-        self, call_no: int, *, output: str | None, error: BaseException | None
+        self,
+        call_no: int,
+        *,
+        output: str | None,
+        error: BaseException | None,
+        until_kept: bool = False,
     ) -> Awaitable[None]:
-        """Record how a call ended: with its output, JSON text, or an error. Await it to know that it is kept."""
+        """Record how a call ended: with its output, JSON text, or an error. Await it to know that it is kept.
+
+        `until_kept`: it is awaited before anything else is called by whoever made this call.
+        """
 
     def report_usage(self, usage: TokenUsage) -> None:
         """Tell what a model used up; kept together with the end of the call that is recorded next."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, ClassVar, Final, Self, TypeVar, overload
 
-from smithers.durations import Duration, seconds
+from smithers.durations import Duration
 from smithers.errors import InvalidTree
-from smithers.tree.checks import check_id, check_names
+from smithers.tree.checks import check_duration, check_id, check_names
 
 MILLION: Final = 1_000_000
 
@@ -78,6 +78,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         check_id(self.id, "Budget")
+        check_duration(self.timeout, "Budget(timeout=...)")
         limits = {"tokens": self.tokens, "cost": self.cost, "seconds": self.limit_s}
         given = {name: limit for name, limit in limits.items() if limit is not None}
         if not given:
@@ -96,12 +97,12 @@ class Budget:
     @property
     def limit_s(self) -> float | None:
         """How long agents may be at work."""
-        return None if self.seconds is None else seconds(self.seconds)
+        return check_duration(self.seconds, "Budget(seconds=...)")
 
     @property
     def timeout_s(self) -> float | None:
         """How long a person has for an answer."""
-        return None if self.timeout is None else seconds(self.timeout)
+        return check_duration(self.timeout, "Budget(timeout=...)")
 
     def narrowed(self, other: "Budget") -> "Budget":
         """Return this budget with the smaller of each limit."""

@@ -1,10 +1,13 @@
-"""What an author may write as an id, a name, a text, a choice, a condition or a number."""
+"""What an author may write as an id, a name, a text, a choice, a condition, a number, a duration or JSON."""
 
 import inspect
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Final, TypeVar
 
+from pydantic_core import from_json, to_json
+
+from smithers.durations import seconds
 from smithers.errors import InvalidTree
 from smithers.ids import NODE_ID_PATTERN, SIGNAL_NAME_RULE, is_signal_name, means_itself
 
@@ -111,6 +114,19 @@ def check_count(count: object, where: str, *, least: int) -> int:
     if not isinstance(count, int) or count < least:
         raise InvalidTree(f"{where} takes a whole number from {least}, not {count!r:.200}")
     return count
+
+
+def check_duration(duration: object, where: str) -> float | None:
+    """Return a duration in seconds, None for none; raise InvalidTree for what is no duration."""
+    return None if duration is None else seconds(duration, where)
+
+
+def check_json(value: Any, where: str) -> Any:
+    """Return a value as plain JSON; raise InvalidTree for what cannot be written as JSON."""
+    try:
+        return from_json(to_json(value))
+    except ValueError as error:
+        raise InvalidTree(f"{where} takes JSON: {error}") from None
 
 
 def check_work(do: Any, where: str) -> Any:

@@ -6,7 +6,7 @@ from typing import Any, Final
 from smithers.errors import InvalidTree
 from smithers.tree.budgets import Budget
 from smithers.tree.checks import check_choice, check_count, check_id, check_truth
-from smithers.tree.policies import OnFailure, OnMaxReached
+from smithers.tree.policies import OnFailure, OnFailureWord, OnMaxReached, OnMaxReachedWord
 from smithers.tree.reprs import show_children, show_id
 from smithers.tree.runs import ContinueAsNew, Subflow
 from smithers.tree.tasks import Task
@@ -63,7 +63,7 @@ class Loop:
         *children: "Child",
         until: object = False,
         max_iterations: int = 5,
-        on_max_reached: OnMaxReached | str = OnMaxReached.RETURN_LAST,
+        on_max_reached: OnMaxReached | OnMaxReachedWord = OnMaxReached.RETURN_LAST,
     ) -> None:
         """`until` is read at each render: a value, or a callable without arguments."""
         self.id = check_id(id, "Loop")
@@ -118,7 +118,9 @@ class Saga:
 
     __slots__ = ("id", "on_failure", "steps")
 
-    def __init__(self, id: str, *steps: Step, on_failure: OnFailure | str = OnFailure.FAIL) -> None:
+    def __init__(
+        self, id: str, *steps: Step, on_failure: OnFailure | OnFailureWord = OnFailure.FAIL
+    ) -> None:
         """An action is done when one of its nodes has finished. Undone, the saga fails, or the run goes on."""
         self.id = check_id(id, "Saga")
         for step in steps:

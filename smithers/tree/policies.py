@@ -1,12 +1,15 @@
-"""What authors choose for when something goes another way (denied, timed out, used up, failed), and what runs share."""
+"""What authors choose for when something goes another way (denied, timed out, used up, failed), and what runs share.
+
+A choice is a member of its enum or its word: a type checker knows both, and finds a word that is misspelt.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from smithers.durations import Duration, seconds
 from smithers.errors import InvalidTree
-from smithers.tree.checks import check_choice
+from smithers.tree.checks import check_choice, check_duration, check_json
 
 
 class ApprovalMode(StrEnum):
@@ -17,12 +20,18 @@ class ApprovalMode(StrEnum):
     RANK = "rank"  # all of the options in an order, or no
 
 
+ApprovalModeWord = Literal["approve", "select", "rank"]
+
+
 class OnDeny(StrEnum):
     """What a denied approval does to its run."""
 
     FAIL = "fail"
     CONTINUE = "continue"
     SKIP = "skip"
+
+
+OnDenyWord = Literal["fail", "continue", "skip"]
 
 
 class OnTimeout(StrEnum):
@@ -33,6 +42,9 @@ class OnTimeout(StrEnum):
     SKIP = "skip"
 
 
+OnTimeoutWord = Literal["fail", "continue", "skip"]
+
+
 class OnFailure(StrEnum):
     """What a saga does that has been undone."""
 
@@ -40,11 +52,17 @@ class OnFailure(StrEnum):
     CONTINUE = "continue"
 
 
+OnFailureWord = Literal["fail", "continue"]
+
+
 class OnMaxReached(StrEnum):
     """What a loop does that has used up its iterations."""
 
     RETURN_LAST = "return-last"
     FAIL = "fail"
+
+
+OnMaxReachedWord = Literal["return-last", "fail"]
 
 
 class CacheScope(StrEnum):
@@ -55,10 +73,16 @@ class CacheScope(StrEnum):
     GLOBAL = "global"
 
 
+CacheScopeWord = Literal["run", "workflow", "global"]
+
+
 class Isolation(StrEnum):
     """What a workflow's runs have for themselves."""
 
     PROCESS = "process"  # each run a worker process
+
+
+IsolationWord = Literal["process"]
 
 
 class Cache:
@@ -72,12 +96,12 @@ class Cache:
         by: Any = None,
         version: str | int = 1,
         ttl: Duration | None = None,
-        scope: CacheScope | str = CacheScope.WORKFLOW,
+        scope: CacheScope | CacheScopeWord = CacheScope.WORKFLOW,
     ) -> None:
         """`by`: what the output is made from, as JSON, beside what the task `needs`. `version`: of the function."""
-        self.by = by
+        self.by = check_json(by, "Cache(by=...)")
         self.version = str(version)
-        self.ttl_s = None if ttl is None else seconds(ttl)
+        self.ttl_s = check_duration(ttl, "Cache(ttl=...)")
         self.scope = check_choice(CacheScope, scope, "Cache(scope=...)")
 
 
@@ -95,9 +119,20 @@ class Retry:
     jitter: bool = True
 
     def __post_init__(self) -> None:
-        seconds(self.initial)
-        seconds(self.maximum)
+        """Raise InvalidTree for a pause that is no duration, and for a factor that is no finite number from 0."""
+        seconds(self.initial, "Retry(initial=...)")
+        seconds(self.maximum, "Retry(maximum=...)")
         if not 0 <= self.factor < float("inf"):
             raise InvalidTree(
                 f"Retry(factor=...) must be a finite number from 0, not {self.factor!r}"
             )
+
+    @property
+    def initial_s(self) -> float:
+        """The first pause."""
+        return seconds(self.initial, "Retry(initial=...)")
+
+    @property
+    def maximum_s(self) -> float:
+        """The longest pause."""
+        return seconds(self.maximum, "Retry(maximum=...)")

@@ -1,13 +1,15 @@
 """The leaves that start other runs: a child whose end is waited for, and what a run goes on as."""
 
 from collections.abc import Iterable
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic
+
+from typing_extensions import TypeVar
 
 from smithers.errors import InvalidTree
 from smithers.tree.checks import check_id, check_names, check_text, check_truth
 from smithers.tree.reprs import show_id
 
-Output = TypeVar("Output")
+Output = TypeVar("Output", default=Any)
 
 CONTINUE_ID: Final = "continue-as-new"
 

@@ -1,13 +1,16 @@
 """The leaf that does work."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic
 
-from smithers.durations import Duration, seconds
+from typing_extensions import TypeVar
+
+from smithers.durations import Duration
 from smithers.errors import InvalidTree
 from smithers.tree.asks import REPAIRS, Ask
 from smithers.tree.checks import (
     check_count,
+    check_duration,
     check_id,
     check_kind,
     check_mapping,
@@ -19,7 +22,7 @@ from smithers.tree.checks import (
 from smithers.tree.policies import Cache, Retry
 from smithers.tree.reprs import show_id
 
-Output = TypeVar("Output")
+Output = TypeVar("Output", default=Any)
 
 _DEFAULT_RETRY: Final = Retry()
 _NOTHING: Final[Any] = object()  # None is a value like any other
@@ -73,11 +76,12 @@ class Task(Generic[Output]):
     ) -> None:
         """Describe a task.
 
-        `output`: the model that the result must fit; default: the function's return annotation, else any JSON.
-        `needs`: argument name to node id: waits for those nodes and passes their outputs; where one of them was skipped
-        or failed, this task is skipped. `depends_on`: waits only. `retries`: attempts after the first. `timeout`: of
-        one attempt. `heartbeat_timeout`: between two heartbeats of an attempt. `cache`: where the output of an earlier
-        execution will do. `continue_on_fail`: the tree moves on past a failure. `needs_approval`: a person says yes first.
+        `output`: the model that the result must fit; default: the function's return annotation, else any JSON. `needs`:
+        argument name to node id: waits for those nodes and passes their outputs, each as the model that it was made with,
+        else as the argument is annotated; where one of them was skipped or failed, this task is skipped. `depends_on`:
+        waits only. `retries`: attempts after the first. `timeout`: of one attempt. `heartbeat_timeout`: between two
+        heartbeats of an attempt. `cache`: where the output of an earlier execution will do. `continue_on_fail`: the tree
+        moves on past a failure. `needs_approval`: a person says yes first.
 
         `agent` instead of `do`: a pydantic-ai agent, or a `smithers.agents.Agent`; of several, the next is asked when one
         raises. `prompt`: a text, or a function of what the task `needs`. `tools`: what the agent may call besides its own.
@@ -110,8 +114,10 @@ class Task(Generic[Output]):
         self.depends_on = check_names(depends_on, f"Task({id!r}, depends_on=...)")
         self.retries = check_count(retries, f"Task({id!r}, retries=...)", least=0)
         self.retry = check_kind(Retry, retry or _DEFAULT_RETRY, f"Task({id!r}, retry=...)")
-        self.timeout_s = None if timeout is None else seconds(timeout)
-        self.heartbeat_timeout_s = None if heartbeat_timeout is None else seconds(heartbeat_timeout)
+        self.timeout_s = check_duration(timeout, f"Task({id!r}, timeout=...)")
+        self.heartbeat_timeout_s = check_duration(
+            heartbeat_timeout, f"Task({id!r}, heartbeat_timeout=...)"
+        )
         if self.heartbeat_timeout_s == 0:
             raise InvalidTree(f"Task({id!r}, heartbeat_timeout=0) would never live")
         self.cache = cache and check_kind(Cache, cache, f"Task({id!r}, cache=...)")

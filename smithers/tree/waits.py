@@ -2,22 +2,32 @@
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import Any, Generic
 
-from smithers.durations import Duration, seconds
+from typing_extensions import TypeVar
+
+from smithers.durations import Duration
 from smithers.errors import InvalidTree
 from smithers.tree.checks import (
     check_choice,
+    check_duration,
     check_id,
     check_names,
     check_signal_name,
     check_text,
     check_truth,
 )
-from smithers.tree.policies import ApprovalMode, OnDeny, OnTimeout
+from smithers.tree.policies import (
+    ApprovalMode,
+    ApprovalModeWord,
+    OnDeny,
+    OnDenyWord,
+    OnTimeout,
+    OnTimeoutWord,
+)
 from smithers.tree.reprs import show_id
 
-Output = TypeVar("Output")
+Output = TypeVar("Output", default=Any)
 
 
 class Approval:
@@ -44,9 +54,9 @@ class Approval:
         *,
         title: str,
         summary: str | None = None,
-        mode: ApprovalMode | str = ApprovalMode.APPROVE,
+        mode: ApprovalMode | ApprovalModeWord = ApprovalMode.APPROVE,
         options: Iterable[str] = (),
-        on_deny: OnDeny | str = OnDeny.FAIL,
+        on_deny: OnDeny | OnDenyWord = OnDeny.FAIL,
         timeout: Duration | None = None,
         allowed_users: Iterable[str] | None = None,
         allowed_scopes: Iterable[str] | None = None,
@@ -69,7 +79,7 @@ class Approval:
         if len(set(self.options)) < len(self.options):
             raise InvalidTree(f"Approval({id!r}, options=...) names one option twice")
         self.on_deny = check_choice(OnDeny, on_deny, f"Approval({id!r}, on_deny=...)")
-        self.timeout_s = None if timeout is None else seconds(timeout)
+        self.timeout_s = check_duration(timeout, f"Approval({id!r}, timeout=...)")
         self.allowed_users = _allowed(allowed_users, f"Approval({id!r}, allowed_users=...)")
         self.allowed_scopes = _allowed(allowed_scopes, f"Approval({id!r}, allowed_scopes=...)")
         self.depends_on = check_names(depends_on, f"Approval({id!r}, depends_on=...)")
@@ -102,7 +112,7 @@ class HumanTask(Generic[Output]):
         prompt: str,
         output: type[Output],
         timeout: Duration | None = None,
-        on_timeout: OnTimeout | str = OnTimeout.FAIL,
+        on_timeout: OnTimeout | OnTimeoutWord = OnTimeout.FAIL,
         allowed_users: Iterable[str] | None = None,
         allowed_scopes: Iterable[str] | None = None,
         depends_on: Iterable[str] = (),
@@ -113,7 +123,7 @@ class HumanTask(Generic[Output]):
         self.id = check_id(id, "HumanTask")
         self.prompt = check_text(prompt, f"HumanTask({id!r}, prompt=...)") or id
         self.output = output
-        self.timeout_s = None if timeout is None else seconds(timeout)
+        self.timeout_s = check_duration(timeout, f"HumanTask({id!r}, timeout=...)")
         self.on_timeout = check_choice(OnTimeout, on_timeout, f"HumanTask({id!r}, on_timeout=...)")
         self.allowed_users = _allowed(allowed_users, f"HumanTask({id!r}, allowed_users=...)")
         self.allowed_scopes = _allowed(allowed_scopes, f"HumanTask({id!r}, allowed_scopes=...)")
@@ -147,7 +157,7 @@ class Signal(Generic[Output]):
         output: type[Output] | None = None,
         correlation_id: str | None = None,
         timeout: Duration | None = None,
-        on_timeout: OnTimeout | str = OnTimeout.FAIL,
+        on_timeout: OnTimeout | OnTimeoutWord = OnTimeout.FAIL,
         depends_on: Iterable[str] = (),
         skip_if: object = False,
         label: str | None = None,
@@ -157,7 +167,7 @@ class Signal(Generic[Output]):
         self.event = check_signal_name(event or id, f"Signal({id!r}, event=...)")
         self.output = output
         self.correlation_id = check_text(correlation_id, f"Signal({id!r}, correlation_id=...)")
-        self.timeout_s = None if timeout is None else seconds(timeout)
+        self.timeout_s = check_duration(timeout, f"Signal({id!r}, timeout=...)")
         self.on_timeout = check_choice(OnTimeout, on_timeout, f"Signal({id!r}, on_timeout=...)")
         self.depends_on = check_names(depends_on, f"Signal({id!r}, depends_on=...)")
         self.skip_if = check_truth(skip_if, f"Signal({id!r}, skip_if=...)")
@@ -190,7 +200,7 @@ class Timer:
         if until is not None and until.tzinfo is None:
             raise InvalidTree(f"Timer({id!r}, until=...): a moment needs a time zone")
         self.id = check_id(id, "Timer")
-        self.duration_s = None if duration is None else seconds(duration)
+        self.duration_s = check_duration(duration, f"Timer({id!r}, duration=...)")
         self.until = until
         self.depends_on = check_names(depends_on, f"Timer({id!r}, depends_on=...)")
         self.skip_if = check_truth(skip_if, f"Timer({id!r}, skip_if=...)")

@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 import yaml
 
+from docs.telemetry_pages import find_log_events
 from smithers.capacity import FOR_PEOPLE, count_connections
 from smithers.settings import SETTINGS, ServerOptions
 from smithers.telemetry.names import FAMILIES, Kind
@@ -104,10 +105,20 @@ def test_what_services_depend_on_is_there_and_says_how_it_is():
                 assert "healthcheck" in COMPOSE["services"][other], (name, other)
 
 
+def takes_copies(service: dict[str, Any]) -> bool:
+    """Say whether compose must copy a secret or a config into the service's containers; a file is mounted."""
+    return any(
+        "file" not in COMPOSE[kind][one if isinstance(one, str) else one["source"]]
+        for kind in ("secrets", "configs")
+        for one in service.get(kind, [])
+    )
+
+
 @pytest.mark.parametrize("name", COMPOSE["services"])
 def test_a_service_is_locked_down_and_pinned(name: str):
     service = COMPOSE["services"][name]
-    assert service["read_only"] is True
+    # Compose refuses to copy into a container that is read-only.
+    assert service.get("read_only", False) is not takes_copies(service)
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert "privileged" not in service
@@ -129,6 +140,13 @@ def test_no_secret_stands_in_any_file():
     for name, pod in PODS.items():
         for variable in pod["containers"][0].get("env", []):
             assert "value" not in variable, (name, variable)
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_no_log_fills_the_disk(name: str):
+    options = COMPOSE["services"][name]["logging"]["options"]
+    assert options.keys() == {"max-size", "max-file"}
+    assert COMPOSE["services"][name]["logging"]["driver"] == "local"
 
 
 def test_only_loopback_is_published():
@@ -233,6 +251,23 @@ def test_manifests_fit_the_schemas_of_kubernetes():
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_commands_of_the_readme_name_manifests_and_objects_that_exist():
+    readme = (DEPLOY / "README.md").read_text(encoding="utf-8")
+    objects = {
+        (document["kind"].lower(), document["metadata"]["name"]) for document in DOCUMENTS.values()
+    }
+    named = re.findall(r"\b(job|deployment)[ /](smithers-\w+)", readme)
+    assert {"job", "deployment"} == {kind for kind, _name in named}
+    assert set(named) <= objects
+    files = re.findall(r"--filename (deploy/\S+)", readme)
+    assert files
+    assert all((TREE / file).exists() for file in files)
+
+
+def test_all_pods_are_of_one_version():
+    assert len({pod["containers"][0]["image"] for pod in PODS.values()}) == 1
+
+
 @pytest.mark.parametrize("name", PODS)
 def test_a_pod_is_locked_down(name: str):
     pod = PODS[name]
@@ -277,12 +312,21 @@ async def test_the_query_that_scales_counts_what_wants_a_worker_by_indexes(datab
             ('parked', 'waiting-approval', 0, now(), NULL, NULL, false, 0),
             ('owned', 'running', 0, now(), now(), gen_random_uuid(), true, 0)"""
         )
-        assert await connection.fetchval(query) == 4
+        await connection.execute(
+            """INSERT INTO smithers.runs (run_id, database, status, last_seq, mirrored_seq, created_at) VALUES
+            ('reserved', 'ORDERS', 'queued', -1, -1, now()),
+            ('working', 'ORDERS', 'running', 3, 3, now()),
+            ('asking', 'ORDERS', 'waiting-approval', 5, 5, now())"""
+        )
+        assert await connection.fetchval(query) == 6
         await connection.execute("SET enable_seqscan = off")
         plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN {query}"))
-        assert {"runs_claimable_idx", "runs_solo_idx", "runs_owner_id_idx"} <= set(
-            re.findall(r"runs_\w+_idx", plan)
-        ), plan
+        assert {
+            "runs_claimable_idx",
+            "runs_solo_idx",
+            "runs_owner_id_idx",
+            "runs_status_created_at_run_id_idx",
+        } <= set(re.findall(r"runs_\w+_idx", plan)), plan
     finally:
         await connection.close()
 
@@ -347,6 +391,13 @@ def test_every_alert_has_its_section_in_the_runbook_and_every_section_its_alert(
         assert rule["labels"]["severity"] in {"page", "ticket"}
 
 
+def test_the_runbook_names_log_events_and_metrics_that_exist():
+    named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", RUNBOOK))
+    of_postgres = {"max_connections", "max_wal_size"}
+    fields = {"exit_code"}
+    assert named - of_postgres - fields <= find_log_events().keys() | series().keys()
+
+
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
 def test_a_dashboard_can_be_provisioned(path: Path):
     board = json.loads(path.read_text(encoding="utf-8"))
@@ -393,7 +444,14 @@ def test_pods_are_scraped_with_a_token_by_their_labels_and_ports(kind: str):
     labels = pod["metadata"]["labels"]
     port = pod["spec"]["containers"][0]["ports"][0]["name"]
     names = [labels[f"app.kubernetes.io/{label}"] for label in ("name", "component")]
-    assert job["relabel_configs"][0]["regex"] == ";".join([*names, port])
+    chosen, living = job["relabel_configs"]
+    assert chosen["regex"] == ";".join([*names, port])
+    # A pod that was evicted stays, and would be down for ever; one that is not there yet is not down.
+    assert living == {
+        "source_labels": ["__meta_kubernetes_pod_phase"],
+        "regex": "Pending|Failed|Succeeded",
+        "action": "drop",
+    }
     assert "annotations" not in pod["metadata"]
 
 

@@ -243,6 +243,9 @@ def test_a_signal_carries_json(call: Call, client: Client) -> None:
     run_id = client.start("tests/e2e/flows.py:listens", {})
     assert json.loads(call("signal", run_id, "paid", "--data", "[1]", "--json")[1])["seq"] == 0
     assert client.wait(run_id).output == [1]
+    events = [json.loads(line) for line in call("events", run_id, "--json")[1].splitlines()]
+    assert [event["id"] for event in events] == list(range(len(events)))
+    assert [event["seq"] for event in events if event["type"] == "SignalReceived"] == [0]
     assert call("signal", run_id, "paid", "--data", "{")[0] == 4
     for sent, output in (((), {}), (("--data", "null"), None)):
         run_id = client.start("tests/e2e/flows.py:listens", {})
@@ -374,7 +377,7 @@ def test_up_follows_a_run_to_what_it_goes_on_as(server: Serving, flows: Path) ->
         (["flows.py:repeats", "--input", "[]"], "must be a JSON object"),
         (["flows.py:repeats", "--input", "@nothing.json"], "nothing.json"),
         (["flows.py:asks", "--resume"], "--run-id"),
-        (["flows.py:asks", "--run-id", "/"], "is no run id"),
+        (["flows.py:asks", "--run-id", "/"], "a run's id has"),
         (["flows.py:asks", "--workers", "x"], "--workers"),
     ],
 )

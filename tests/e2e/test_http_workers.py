@@ -103,6 +103,7 @@ def test_one_that_is_killed_is_replaced_and_nothing_accepted_or_counted_is_lost(
     with pair.client() as client:
         while accepted := [each for each in accepted if client.get(each).status != "finished"]:
             assert time.monotonic() < deadline, accepted
+    assert read_metric(pair, r'smithers_processes_died_total\{module="gateway"\}') == kill_count
     died = json.loads(pair.talk.until(is_event("process_died")))
     assert (died["module"], died["exit_code"]) == ("gateway", -signal.SIGKILL)
 

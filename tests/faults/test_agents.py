@@ -174,6 +174,62 @@ async def test_a_call_with_effects_that_was_not_answered_is_told_and_not_repeate
     ]
 
 
+async def test_what_a_tool_called_before_the_death_is_not_taken_for_the_agents_own_call(
+    world: World,
+) -> None:
+    write_flow(
+        world,
+        """
+        import asyncio
+        from smithers.agents import AgentAnswer
+        from smithers.tools import bash, write
+
+        @tool
+        def mend() -> str:
+            "Look, and mend what is broken."
+            found = bash("cat", ["state.txt"]).result().stdout
+            write("state.txt", "tests pass").result()
+            return found
+
+        class Fixer:
+            name = "fixer"
+
+            async def run(self, prompt, *, output, tools):
+                tools = {each.name: each for each in tools}
+                async def post(*names):
+                    for name in names:
+                        await tools["mail"].call({"to": name})
+                found = await tools["mend"].call({})
+                await asyncio.gather(post("a1", "a2"), post("b1"))
+                die_once("dead")
+                seen = await tools["bash"].call({"cmd": "cat", "args": ["state.txt"]})
+                return AgentAnswer([found, seen["stdout"]])
+
+        @tool
+        async def mail(to: str) -> None:
+            "Send a letter."
+            mark(f"mail {to}")
+
+        @workflow
+        def flow(ctx):
+            return Task("t", agent=Fixer(), prompt="Fix.", tools=[mend, mail, bash])
+        """,
+    )
+    world.write("state.txt", "tests FAIL")
+    world.start_pool(workers=1)
+    await world.start("r", "flow.py")
+    await world.until_status("r", "finished")
+    assert await world.outputs("r") == {"t": ["tests FAIL", "tests pass"]}
+    assert world.ledger() == {"mail a1": 1, "mail a2": 1, "mail b1": 1}
+    assert [row[:2] + row[3:] for row in await rows(world)] == [
+        (1, 1, "mend", "finished"),
+        (1, 2, "bash", "finished"),
+        (1, 3, "write", "finished"),
+        *[(1, number, "mail", "finished") for number in (4, 5, 6)],
+        (2, 7, "bash", "finished"),
+    ]
+
+
 async def test_a_retry_asks_anew_and_is_told_what_was_done(world: World) -> None:
     write_flow(
         world,

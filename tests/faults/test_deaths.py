@@ -6,6 +6,8 @@ import signal
 import time
 from pathlib import Path
 
+import asyncpg
+
 from tests.support.world import World, kill, until
 
 STEPS = """
@@ -180,6 +182,14 @@ async def test_poison_alone_is_claimed_three_times_and_never_again(world: World)
     assert (await world.lines("r"))[-2:] == ["NodeFailed poison 3", "RunFailed"]
     epoch = await world.sql.fetchval("SELECT epoch FROM smithers.runs WHERE run_id = 'r'")
     assert epoch == 2 * 3  # each claim and each burial
+    await world.until_logged("run_failed")
+    said = world.log("child_ended", "worker_buried", "run_failed")
+    assert [line["event"] for line in said] == [*["child_ended", "worker_buried"] * 3, "run_failed"]
+    ends, burials, failure = said[:-1:2], said[1::2], said[-1]
+    assert [line["worker_id"] for line in ends] == [line["worker_id"] for line in burials]
+    assert [line["run_ids"] for line in burials] == [["r"], ["r"], []]
+    assert (failure["run_id"], failure["code"]) == ("r", "WORKER_CRASHED")
+    assert failure["level"] == "error"
 
 
 GATED = """
@@ -208,6 +218,31 @@ async def start_in_flight(world: World, count: int) -> list[str]:
         await world.start(run_id, "gated.py")
     await world.until_ledger("starts", count)
     return run_ids
+
+
+async def test_a_pool_whose_database_is_away_tells_of_a_death_at_once(
+    world: World, postgres_server: str
+) -> None:
+    name = await world.sql.fetchval("SELECT current_database()")
+    (held,) = await start_in_flight(world, 1)
+    pid = await world.owner_pid(held)
+    admin = await asyncpg.connect(postgres_server)
+    await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    await admin.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name
+    )
+    kill(pid)
+    await world.until_logged("child_ended")
+    await world.until_logged("bury_failed")
+    assert world.log("child_ended")[0]["exit_code"] == -signal.SIGKILL
+    assert world.log("worker_buried") == []
+    await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    await admin.close()
+    await world.until_logged("worker_buried")
+    (burial,) = world.log("worker_buried")
+    assert burial["run_ids"] == [held]
+    await world.sql.close()
+    world.sql = await asyncpg.connect(world.dsn)
 
 
 async def test_many_runs_of_a_killed_child_go_on_together(world: World) -> None:

@@ -90,6 +90,36 @@ TRACED = """
     workflow = parent
 """
 
+SLOW_TO_END = """
+    import asyncio
+    import os
+    from pathlib import Path
+    from ledger import mark
+    from smithers import Subflow, Task, Timer, Try, workflow
+
+    async def work(amount):
+        mark(f"work {amount}")
+        while not Path(os.environ["LEDGER"]).with_name("may-work").exists():
+            await asyncio.sleep(0.02)
+        return amount
+
+    async def tidy():
+        mark("tidy")
+        while not Path(os.environ["LEDGER"]).with_name("may-end").exists():
+            await asyncio.sleep(0.02)
+
+    @workflow
+    def child(ctx):
+        return Try("t", Task("x", lambda: work(ctx.input["amount"])), finally_=Task("tidy", tidy))
+
+    @workflow
+    def parent(ctx):
+        is_resumed = Path(os.environ["LEDGER"]).with_name("may-end").exists()
+        return Subflow("s", child, {"amount": 2 if is_resumed else 1})
+
+    workflow = parent
+"""
+
 TRACING = """
     from functools import wraps
 
@@ -190,6 +220,28 @@ async def test_a_cancel_of_a_parked_parent_reaches_its_parked_children(world: Wo
     for run_id in ("r", *born):
         await world.until_status(run_id, "cancelled")
     assert (await world.lines("r"))[-1] == "RunCancelled"
+
+
+async def test_a_parent_resumed_while_its_child_still_ends_takes_it_up_again_with_its_first_input(
+    world: World,
+) -> None:
+    world.write("slow.py", SLOW_TO_END)
+    world.start_pool()
+    await world.start("r", "slow.py")
+    await world.until_ledger("work 1")
+    await cancel(world, "r")
+    await world.until_status("r", "cancelled")
+    await world.until_ledger("tidy")
+    resumed = "SELECT outcome FROM smithers.resume_run_v1('r', NULL, NULL, NULL, NULL, NULL)"
+    assert await world.sql.fetchval(resumed) == "resumed"
+    world.wake()
+    await world.until_status("r", "waiting-event")
+    (world.root / "may-end").touch()
+    await world.until_ledger("work 1", 2)
+    (world.root / "may-work").touch()
+    await world.until_status("r", "finished")
+    assert (await world.lines("r")).count("SubflowStarted s") == 3
+    assert len(await children(world, "r")) == 1
 
 
 async def test_children_whose_worker_is_killed_are_not_made_twice(world: World) -> None:

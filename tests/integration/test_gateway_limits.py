@@ -18,6 +18,7 @@ from tests.support.gateway import (
     parse_answer,
     running,
     settings_for,
+    until,
 )
 
 START = {"workflowPath": "hello.py"}
@@ -39,11 +40,13 @@ async def limited(database: str, rows: Rows, **limits: int) -> AsyncIterator[Cli
 
 
 @asynccontextmanager
-async def connected(client: Client) -> AsyncIterator[asyncio.StreamWriter]:
+async def connected(
+    client: Client,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """Hold a connection that says nothing."""
-    _, writer = await asyncio.open_connection("127.0.0.1", client.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
     try:
-        yield writer
+        yield reader, writer
     finally:
         writer.close()
         await writer.wait_closed()
@@ -55,20 +58,22 @@ HEAD = f"POST /v1/runs HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOK
 @asynccontextmanager
 async def slow_body(client: Client, size: int) -> AsyncIterator[None]:
     """Have a request under way whose body does not come to its end."""
-    async with connected(client) as writer:
+    async with connected(client) as (_, writer):
         writer.write(f"{HEAD}Content-Length: {size}\r\n\r\n{{".encode())
         await writer.drain()
         yield
 
 
 @asynccontextmanager
-async def chunked_body(client: Client, start: str) -> AsyncIterator[None]:
+async def chunked_body(
+    client: Client, start: str
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """Have a request under way whose body comes in chunks, the first one now."""
-    async with connected(client) as writer:
+    async with connected(client) as (reader, writer):
         chunk = f"{len(start):x}\r\n{start}\r\n"
         writer.write(f"{HEAD}Transfer-Encoding: chunked\r\n\r\n{chunk}".encode())
         await writer.drain()
-        yield
+        yield reader, writer
 
 
 async def until_refused(client: Client, limit: str) -> Answer:
@@ -137,6 +142,24 @@ async def test_requests_beyond_the_limit_are_refused_and_those_that_look_after_i
             for path in ("/health", "/ready", "/metrics"):
                 assert (await client.get(path)).status == 200, path
         await until_served(client)
+
+
+@pytest.mark.parametrize("stays", [True, False])
+async def test_bodies_whose_coding_breaks_off_are_refused_and_keep_nothing(
+    database: str, rows: Rows, stays: bool
+) -> None:
+    async with limited(database, rows, requests=2) as client:
+        for _ in range(3):
+            async with chunked_body(client, "{}") as (reader, writer):
+                await until(lambda: client.gateway._services.load._requests == 1)
+                writer.write(b"zz\r\n")
+                if not stays:
+                    writer.write_eof()
+                answer = parse_answer(await reader.read())
+                assert (answer.status, answer.code) == (400, "INVALID_REQUEST")
+                assert answer.headers["connection"] == "close"
+        load = client.gateway._services.load
+        await until(lambda: not load._requests and not load.connections)
 
 
 async def test_bodies_beyond_the_limit_are_refused_unread(database: str, rows: Rows) -> None:

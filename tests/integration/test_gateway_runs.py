@@ -260,8 +260,15 @@ async def test_an_idempotency_key_stands_for_one_run_however_often_and_at_once(
     answers = await asyncio.gather(*(client.post("/v1/runs", START, **key) for _ in range(10)))
     assert {answer.status for answer in answers} == {200}
     assert len({answer.json["runId"] for answer in answers}) == 1
-    again = await client.post("/v1/runs", {"input": {}, **START}, **key)
-    assert (again.status, again.code) == (409, "IDEMPOTENCY_KEY_REUSED")
+    other = await client.post("/v1/runs", {"input": {"n": 1}, **START}, **key)
+    assert (other.status, other.code) == (409, "IDEMPOTENCY_KEY_REUSED")
+    for more in (
+        {"input": {}},
+        {"input": None, "runId": None, "resume": False},
+        {"config": {"priority": 0, "maxConcurrency": None, "budget": {}}},
+        {"nobody": "reads this"},
+    ):
+        assert (await client.post("/v1/runs", {**more, **START}, **key)).json == answers[0].json
     spelled = await client.post("/v1/runs", b'{ "workflowPath" :"hello.py"}', **key)
     assert spelled.json == answers[0].json
     assert len((await client.get("/v1/runs")).json) == 1
@@ -577,6 +584,10 @@ async def test_a_resume_without_its_file_goes_on_with_the_stored_source(
     await client.post(f"/v1/runs/{run_id}/cancel")
     before = (await client.get(f"/v1/runs/{run_id}")).json["workflowHash"]
     (root / "hello.py").unlink()
+    misspelt = {"workflowPath": "helo.py"}
+    refused = await client.post(f"/v1/runs/{run_id}/resume", misspelt)
+    assert refused.code == (await client.post("/v1/runs", misspelt)).code
+    assert (await client.get(f"/v1/runs/{run_id}")).json["status"] == "cancelled"
     assert (await client.post(f"/v1/runs/{run_id}/resume", START)).json == {"runId": run_id}
     assert (await client.get(f"/v1/runs/{run_id}")).json["workflowHash"] == before
 

@@ -15,6 +15,7 @@ import structlog
 
 from smithers.client import AsyncClient
 from smithers.client import Client as SyncClient
+from smithers.settings import Limits
 from tests.support.canary import TOKEN
 from tests.support.gateway import Client, Rows, make_root, running, settings_for
 
@@ -120,6 +121,19 @@ async def test_gateways_that_need_a_key_at_once_agree_on_one(database: str, rows
             async with without_credential(taker).stream("mine", f"?token={token}") as stream:
                 assert stream.head.status == 200
     assert await rows.connection.fetchval("SELECT count(*) FROM smithers.stream_keys") == 1
+
+
+async def test_viewers_with_tokens_are_counted_by_their_run(database: str, rows: Rows) -> None:
+    limits = Limits(streams_per_credential=1)
+    async with running(settings_for(database, rows.root, limits=limits)) as client:
+        browser = without_credential(client)
+        mine, other = await make_token(client), await make_token(client, "other")
+        async with browser.stream("mine", f"?token={mine}") as stream:
+            assert await stream.take(3) == [0, 1, 2]
+            refused = await browser.get(f"/v1/runs/mine/events?token={mine}")
+            assert refused.json["error"]["details"] == {"limit": "streams-per-credential"}
+            async with browser.stream("other", f"?token={other}") as another:
+                assert await another.take(1) == [0]
 
 
 async def test_a_token_ends(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

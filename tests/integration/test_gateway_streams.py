@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from gateway.hub import Hub
 from gateway.viewers import MAX_BUFFERED_BYTES
 from smithers.ids import RunId
-from smithers.store.tails import PAGE_EVENTS, Tail
+from smithers.store.tails import PAGE_BYTES, PAGE_EVENTS, Cursor, Tail, read_tails
 from smithers.telemetry.names import DropReason
 from smithers.telemetry.sheet import Counter
 from tests.support.canary import TOKEN
@@ -84,6 +84,21 @@ async def test_a_finished_run_is_replayed_whole_and_the_stream_ends(
         assert await stream.rest() == list(range(count))
         (retry,) = stream.comments
         assert 1000 <= int(retry.removeprefix("retry: ")) <= 3000
+
+
+async def test_a_page_of_events_ends_by_its_bytes_and_never_before_its_first_event(
+    rows: Rows,
+) -> None:
+    await rows.add_run("r")
+    await rows.add_events("r", 9, size=PAGE_BYTES // 4)
+    await rows.add_events("r", 2, size=PAGE_BYTES)
+    tails: list[Tail] = []
+    while not tails or tails[-1].has_more:
+        cursor = Cursor(RunId("r"), tails[-1].end_seq if tails else -1)
+        (found,) = await read_tails(rows.connection, [(cursor,)])
+        tails.append(found[cursor])
+        assert tails[-1].first_seq == cursor.seq + 1
+    assert [len(tail.payloads) for tail in tails] == [4, 3, 3, 1, 1]
 
 
 async def test_what_is_sent_is_what_is_stored(client: Client, rows: Rows) -> None:
@@ -321,6 +336,18 @@ async def test_a_reader_that_does_not_read_is_dropped_and_slows_nobody(
         cursor = int(got[last + 5 :].split(b"\n")[0]) - 1
     async with client.stream("r", **{"Last-Event-ID": str(cursor)}) as again:
         assert (await again.take(1)) == [cursor + 1]
+
+
+async def test_a_reader_that_reads_is_not_dropped_for_what_comes_at_once(
+    client: Client, rows: Rows
+) -> None:
+    await rows.add_run("r")
+    async with client.stream("r") as stream:
+        await attached(client, 1)
+        reading = asyncio.create_task(stream.take(1 + 60))
+        await rows.add_events("r", 60, size=MAX_BUFFERED_BYTES // 20)
+        assert await reading == list(range(1 + 60))
+        assert active(client) == 1
 
 
 async def test_a_reader_that_stalls_in_the_middle_of_its_replay_is_dropped(

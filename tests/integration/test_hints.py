@@ -5,7 +5,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import pytest
+from structlog.testing import capture_logs
 
+from smithers.errors import StoreUnavailable
+from smithers.store import hints as hints_module
 from smithers.store.hints import MAX_PAYLOAD_BYTES, Channel, Hints, Listener
 from tests.support.proxy import Mode, Proxy
 from tests.support.turns import PATIENCE_S, Ground, names
@@ -110,6 +113,33 @@ async def test_a_killed_connection_comes_back_and_says_that_anything_may_have_ha
             await ear.until(f"r{round_no}")
     assert ear.heard == [None, None, frozenset({"r2"}), None, frozenset({"r3"})]
     assert not hints.is_connected
+
+
+async def test_a_connection_that_cannot_be_had_back_is_complained_of_once_and_told_when_it_is(
+    ground, monkeypatch
+):
+    connect, tries, is_open = hints_module.connect_listening, asyncio.Semaphore(0), asyncio.Event()
+
+    async def refuse(dsn, *, role):
+        tries.release()
+        if is_open.is_set():
+            return await connect(dsn, role=role)
+        raise StoreUnavailable("the way is closed")
+
+    monkeypatch.setattr(hints_module, "connect_listening", refuse)
+    monkeypatch.setattr(hints_module, "RECONNECT_PAUSE_S", 0.001)
+    ear = Ear()
+    with capture_logs() as logs:
+        async with Hints(ground.dsn, role="ear").listen({Channel.DUE: ear}):
+            for _ in range(5):
+                await asyncio.wait_for(tries.acquire(), PATIENCE_S)
+            is_open.set()
+            await ear.until()
+    assert [(said["event"], said["role"]) for said in logs] == [
+        ("listening_failed", "ear"),
+        ("listening_again", "ear"),
+    ]
+    assert logs[0]["reason"] == "the way is closed"
 
 
 async def test_a_listener_that_raises_ends_no_hints(ground, monkeypatch):

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from smithers import service_loops
-from smithers.errors import StoreError, StoreUnavailable
+from smithers.errors import CallTooLong, StoreError, StoreUnavailable
 from smithers.ids import RunId, SourceHash
 from smithers.store.mirror import PAGE_EVENTS, Copied, MirrorStore, open_mirror
 from smithers.store.outside import SignalSent, cancel_run, open_outside_lane, send_signal
@@ -85,6 +85,17 @@ async def reserve(
     return await reserve_run(pool, a_start(run_id), database=database, key=key, is_there=is_there)
 
 
+def settings_of(home: World, own: World) -> PoolSettings:
+    return PoolSettings(
+        dsn=own.dsn,
+        direct_dsn=own.dsn,
+        root_dir=str(own.root),
+        worker_count=0,
+        mirror_name=NAME,
+        mirror_dsn=home.dsn,
+    )
+
+
 async def until_waiting(world: World, run_id: str) -> None:
     await world.until_status(run_id, "waiting-approval")
 
@@ -141,15 +152,7 @@ async def test_a_mirror_outlives_what_nobody_foresaw(
     monkeypatch.setattr(MirrorStore, "copy", fail_once)
     monkeypatch.setattr(service_loops, "PAUSE_S", 0)
     await Rows(own.sql, own.root).add_run("r", events=3)
-    settings = PoolSettings(
-        dsn=own.dsn,
-        direct_dsn=own.dsn,
-        root_dir=str(own.root),
-        worker_count=0,
-        mirror_name=NAME,
-        mirror_dsn=home.dsn,
-    )
-    async with mirroring(settings):
+    async with mirroring(settings_of(home, own)):
         await until_mirrored(home, own)
     assert failed == [["r"]]
 
@@ -165,6 +168,74 @@ async def test_a_long_history_is_copied_a_page_at_a_time_and_has_not_ended_befor
     assert not (await mirror.copy([RunId("r")])).unfinished
     assert (await mirror.copy([RunId("r")])).event_count == 0
     await assert_equal(home.sql, own.sql)
+
+
+async def test_a_copy_holds_a_page_however_much_a_run_has(
+    worlds: tuple[World, World], mirror: MirrorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, own = worlds
+    page_bytes, page_keys = 2_000, 7
+    monkeypatch.setattr("smithers.store.mirror.PAGE_BYTES", page_bytes)
+    monkeypatch.setattr("smithers.store.mirror.PAGE_KEYS", page_keys)
+    rows = Rows(own.sql, own.root)
+    for run_id, node_count in (("whole", 40), ("named", 20)):
+        await rows.add_run(run_id, status="running")
+        await mirror.copy([RunId(run_id)])
+        await rows.add_events(run_id, 20, size=300)
+        await own.sql.execute(
+            """INSERT INTO smithers.nodes (run_id, node_id, iteration, kind, state, created_at, output)
+            SELECT $1, 'n' || n / 3, n % 3, 'task', 'finished', smithers.clock(), to_json(repeat('x', n * 20))::text
+            FROM generate_series(1, $2::integer) AS n""",
+            run_id,
+            node_count,
+        )
+    await own.sql.execute(
+        """UPDATE smithers.events SET
+            payload = left(payload, -1) || format(',"nodeId":"n%s","iteration":%s}', seq / 3, seq % 3)
+        WHERE run_id = 'named' AND seq > 0"""
+    )
+    await own.sql.execute("UPDATE smithers.runs SET era = 1 WHERE run_id = 'whole'")
+    execute, held = asyncpg.Connection.execute, []
+
+    async def weigh(connection: asyncpg.Connection, query: str, *values: object) -> str:
+        if "INSERT" in query:
+            held.append(sum(len(value) for value in values[-1]))  # type: ignore[attr-defined, misc]  # its rows
+        return await execute(connection, query, *values)
+
+    monkeypatch.setattr(asyncpg.Connection, "execute", weigh)
+    while (await mirror.copy([RunId("whole"), RunId("named")])).event_count:
+        pass
+    monkeypatch.undo()
+    assert len(held) > 20
+    # Beside its output a row has the names of its columns.
+    assert max(held) < page_bytes + page_keys * 400
+    await assert_equal(home.sql, own.sql)
+
+
+async def test_runs_that_take_too_long_to_copy_hold_up_nobody_else(
+    worlds: tuple[World, World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, own = worlds
+    copy, tries = MirrorStore.copy, []
+
+    async def take_too_long(store: MirrorStore, run_ids: Sequence[RunId]) -> Copied:
+        tries.append(run_ids)
+        if len(run_ids) > 2 or "stuck" in run_ids:
+            raise CallTooLong("the database has given up a call that took too long")
+        return await copy(store, run_ids)
+
+    monkeypatch.setattr(MirrorStore, "copy", take_too_long)
+    monkeypatch.setattr("worker.mirroring.RETRY_S", 0)
+    rows = Rows(own.sql, own.root)
+    for run_id in ("r0", "r1", "stuck", "z0", "z1"):
+        await rows.add_run(run_id, events=3)
+
+    async def are_there() -> bool:
+        return await home.sql.fetchval("SELECT count(*) FROM smithers.runs") == 4
+
+    async with mirroring(settings_of(home, own)):
+        await until(are_there, "the others are mirrored")
+    assert len(tries[0]) == 5
 
 
 async def test_a_run_of_the_servers_own_database_is_never_overwritten(

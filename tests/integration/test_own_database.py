@@ -8,10 +8,14 @@ from typing import Any
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.databases import Databases
 from gateway.settings import GatewaySettings
 from smithers.errors import StoreUnavailable
+from smithers.kept_process import KeptProcess, Program
+from smithers.pools import Pools
+from smithers.telemetry.sheet import Counter
 from tests.support.gateway import HELLO, Client, Rows, running, settings_for
 from tests.support.mirrors import NAME, two_worlds, until_mirrored
 from tests.support.world import World, until
@@ -253,7 +257,43 @@ async def test_a_server_without_the_url_shows_the_mirror_and_lets_nobody_write_t
             answer = await other.post("/v1/runs/r/cancel")
             assert (answer.status, answer.code) == (503, "UNAVAILABLE")
             assert "retry-after" in answer.headers
+            (reason,) = (await other.get("/v1/runs/r/why")).json["reasons"]
+            assert (reason["kind"], NAME in reason["text"]) == ("elsewhere", True)
     assert await worlds[1].status("r") == "queued"
+
+
+async def test_a_run_that_no_worker_has_the_url_for_says_which_variable_is_missing(
+    client: Client,
+) -> None:
+    await client.post("/v1/runs", {**START, "runId": "r"})
+    (reason,) = (await client.get("/v1/runs/r/why")).json["reasons"]
+    assert reason["kind"] == "no-worker"
+    assert reason["unblock"]["command"] == f"{NAME}=URL smithers worker --queue default"
+
+
+async def test_a_server_whose_workers_lack_the_url_says_so_for_as_long_as_that_lasts(
+    worlds: tuple[World, World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, _ = worlds
+    monkeypatch.setattr("smithers.pools.LOOK_EVERY_S", 0.05)
+    (tmp_path / "idle.py").write_text("import sys; sys.stdin.read()")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    deaths = Counter(memoryview(bytearray(8)).cast("d"), 0)
+    program = Program(module="idle", environment=environment, cwd=tmp_path, deaths=deaths)
+    main = KeptProcess(program)
+    pools = Pools(main, b"", {}, direct_dsn=home.dsn, retention=None)
+    with capture_logs() as logs:
+        await pools.start()
+        try:
+            await home.sql.execute("INSERT INTO smithers.own_databases (name) VALUES ($1)", NAME)
+
+            async def is_said_again() -> bool:
+                return len(logs) > 1
+
+            await until(is_said_again, "it was said twice")
+        finally:
+            await pools.end()
+    assert {(said["event"], said["database"]) for said in logs} == {("own_database_not_set", NAME)}
 
 
 async def test_what_cannot_be_written_down_as_used_is_not_connected_to(

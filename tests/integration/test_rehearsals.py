@@ -1,14 +1,20 @@
 """Rehearsals: a workflow in a test of its author's, people and time played by the test."""
 
 from collections.abc import Iterator
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, Final
 
 import pytest
 from pydantic import BaseModel, ValidationError, field_validator
+from pydantic_ai import Agent
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.models.test import TestModel
+from pydantic_ai.providers.openai import OpenAIProvider
 
 from smithers import (
     Approval,
     ApprovalDecision,
+    Budget,
     Context,
     ContinueAsNew,
     HumanTask,
@@ -183,6 +189,110 @@ def test_what_the_test_puts_in_place_of_a_function_is_called(
     assert run.output == "NOTHING ABOUT OWLS"
 
 
+# Nobody listens there: a question that reaches it fails.
+NOWHERE: Final = OpenAIProvider(base_url="http://127.0.0.1:1/v1", api_key="none")
+critic = Agent(OpenAIChatModel("gpt-5", provider=NOWHERE), name="critic", retries=0)
+
+
+class Verdict(BaseModel):
+    is_good: bool
+
+
+@workflow
+def judged(_ctx: Context[object]) -> Task[Verdict]:
+    return Task("judge", agent=critic, prompt="Is it good?", output=Verdict)
+
+
+def test_a_model_that_the_test_overrides_is_asked_in_place_of_the_agents_own(
+    rehearsal: Rehearsal,
+) -> None:
+    with critic.override(model=TestModel(custom_output_args={"is_good": True})):
+        run = rehearsal.start(judged)
+    assert run.wait().output == {"is_good": True}, run.error
+
+
+def test_a_model_that_the_test_gives_an_agent_is_asked(
+    rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(critic, "model", TestModel(custom_output_args={"is_good": False}))
+    assert rehearsal.start(judged).wait().output == {"is_good": False}
+
+
+def test_no_model_is_asked_where_the_test_forbids_it(
+    rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pydantic_ai.models.ALLOW_MODEL_REQUESTS", False)
+    error = rehearsal.start(judged).wait().error
+    assert error is not None
+    assert "ALLOW_MODEL_REQUESTS" in error["message"]
+
+
+def test_a_budget_that_is_spent_is_granted_by_people_of_the_script(rehearsal: Rehearsal) -> None:
+    @workflow(budget=Budget(tokens=1))
+    def frugal(_ctx: Context[object]) -> Sequence:
+        return Sequence(
+            Task("judge", agent=critic, prompt="Is it good?", output=Verdict),
+            Task("again", agent=critic, prompt="Really?", output=Verdict, stream=True),
+        )
+
+    with critic.override(model=TestModel()):
+        run = rehearsal.start(frugal, people={"budget": True}).wait()
+    assert run.status == "finished", run.error
+    granted = [event["nodeId"] for event in run.events if event["type"] == "ApprovalGranted"]
+    assert granted == ["budget"]
+
+
+mood: ContextVar[str] = ContextVar("mood", default="none")
+
+
+async def feel() -> str:
+    return mood.get()
+
+
+def test_a_variable_of_the_test_has_the_value_in_bodies_that_it_had_at_the_start(
+    rehearsal: Rehearsal,
+) -> None:
+    @workflow(output="sum")
+    def moody(ctx: Context[object]) -> Any:
+        if not ctx.carried:
+            return ContinueAsNew({"again": True})
+        feelings = {"plain": "plain", "awaited": "awaited", "child": "child"}
+        return [
+            Task("plain", mood.get),
+            Approval("ok", title="?"),
+            Task("awaited", feel),
+            Subflow("child", moody_child),
+            Task("sum", lambda plain, awaited, child: [plain, awaited, child], needs=feelings),
+        ]
+
+    @workflow
+    def moody_child(_ctx: Context[object]) -> Task[str]:
+        return Task("feel", mood.get)
+
+    token = mood.set("glad")
+    run = rehearsal.start(moody)
+    mood.reset(token)
+    other = rehearsal.start(moody)
+    for each, felt in ((run, "glad"), (other, "none")):
+        goes_on = each.wait().next(people={"ok": True}).wait()
+        assert goes_on.output == [felt] * 3
+
+
+def test_a_run_that_is_resumed_has_the_variables_of_whoever_resumes_it(
+    rehearsal: Rehearsal,
+) -> None:
+    @workflow
+    def touchy(_ctx: Context[object]) -> Task[float]:
+        return Task("feel", lambda: 1 / len(mood.get()))
+
+    token = mood.set("")
+    run = rehearsal.start(touchy).wait()
+    mood.reset(token)
+    assert run.status == "failed"
+    run.resume()
+    assert run.wait().output == 0.25
+
+
 def test_days_pass_in_a_moment(rehearsal: Rehearsal) -> None:
     run, paying = rehearsal.start(patient).wait(), rehearsal.start(patient).wait()
     assert run.status == "waiting-timer"
@@ -252,7 +362,7 @@ def test_an_output_that_its_model_takes_no_more_fails_who_needs_it(rehearsal: Re
     assert run.status == "finished"
     (failed,) = [event["error"] for event in run.events if event["type"] == "NodeFailed"]
     assert failed["code"] == "INVALID_OUTPUT"
-    assert failed["message"] == "the output of make does not fit Checked any more: KeyError"
+    assert failed["message"] == "the output of make does not fit Checked: KeyError"
 
 
 def test_a_run_that_cannot_even_be_taken_up_fails_and_the_others_go_on(

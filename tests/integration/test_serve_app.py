@@ -287,6 +287,24 @@ async def test_a_run_in_its_workflows_own_database_is_steered_where_it_lives(
         assert (await client.get("/")).json["status"] == "cancelled"
 
 
+async def test_what_a_run_has_gone_on_as_is_steered_where_it_lives_when_the_first_is_gone(
+    database: str, rows: Rows, own_store: StoreAddress
+) -> None:
+    connection = await asyncpg.connect(own_store.own_databases["ORDERS"])
+    living = Rows(connection, rows.root)
+    await living.go_on_as("r", "r+1")
+    await living.ask("r+1", "b")
+    await rows.add_run("r+1", events=0)
+    await rows.connection.execute("UPDATE smithers.runs SET database = 'ORDERS', mirrored_seq = -1")
+    async with alone(database, store=own_store) as client:
+        assert (await client.get("/")).json["runId"] == "r+1"
+        for each in (connection, rows.connection):  # as retention does
+            await each.execute("DELETE FROM smithers.runs WHERE run_id = 'r'")
+        approved = await client.post("/approve/b")
+        assert (approved.status, approved.json) == (200, {"runId": "r+1"})
+    await connection.close()
+
+
 async def test_the_end_of_the_application_ends_the_streams_of_an_own_database_too(
     database: str, own_store: StoreAddress
 ) -> None:

@@ -422,12 +422,14 @@ async def test_a_run_that_another_writes_to_is_handed_back_when_that_is_over(gro
             "SELECT * FROM smithers.send_signal_v1('a', 's', NULL, '1', NULL, NULL)"
         )
         first = await owners.bury_worker(ground.sql, worker, "exit--11")
-        assert first == owners.HandedBack(is_all=False, queues={"default": 1}, failed=[])
+        assert first == owners.HandedBack(
+            is_all=False, queues={"default": 1}, failed=[], held=["a", "b"]
+        )
         (found,) = await owners.list_living(ground.sql)
         assert (found.worker_id, found.death) == (worker, "exit--11")
         assert await owners.beat(ground.sql, [worker], []) == set()
     second = await owners.bury_worker(ground.sql, worker, "silent")
-    assert second == owners.HandedBack(is_all=True, queues={}, failed=["a"])
+    assert second == owners.HandedBack(is_all=True, queues={}, failed=["a"], held=["a"])
     row = await ground.sql.fetchrow(
         "SELECT death, dead_at FROM smithers.workers WHERE worker_id = $1", worker
     )
@@ -445,7 +447,7 @@ async def test_a_burial_leaves_alone_what_its_worker_gave_back(ground, worker):
     await ground.hand_over(held, worker, await ground.add_worker())
     before = [dict(await ground.run(run_id)) for run_id in "abc"]
     burial = await owners.bury_worker(ground.sql, worker, "exit-1")
-    assert burial == owners.HandedBack(is_all=True, queues={}, failed=[])
+    assert burial == owners.HandedBack(is_all=True, queues={}, failed=[], held=[])
     assert [dict(await ground.run(run_id)) for run_id in "abc"] == before
 
 

@@ -22,11 +22,12 @@ from smithers.engine.turn import (
 )
 from smithers.errors import LeaseLost, StoreError, StoreUnavailable
 from smithers.events import EventType, event_parts
-from smithers.ids import LoopId, RunId, WorkerId
+from smithers.ids import LoopId, NodeId, RunId, WorkerId
 from smithers.states import AttemptState, NodeState, RunStatus, ToolCallState
-from smithers.store import claims, commits, lanes, owners, run_facts
+from smithers.store import claims, commits, lanes, owners, run_facts, tool_calls
 from smithers.store.commits import Committed, Committer, Outcome
 from smithers.store.hints import Channel
+from smithers.store.worker_store import open_worker_store
 from tests.support.proxy import Mode, Proxy
 from tests.support.turns import Ground, change, ended, key_of, names, parked, said, seeded
 
@@ -608,16 +609,40 @@ async def test_a_tool_call_keeps_its_start_and_takes_its_end(ground, worker, com
         input='{"cmd":"ls"}',
     )
     over = begun._replace(state=ToolCallState.FINISHED, output='"a"', took_ms=500)
-    quick = over._replace(call_no=2)
+    quick = over._replace(call_no=2, parent_call_no=1, beside_call_no=1)
     key = key_of("a")
     await committer.commit(change(claim, said("1", tool_calls={(key, 1, 1): begun}), 1))
     calls = {(key, 1, 1): over, (key, 1, 2): quick}
     await committer.commit(change(claim, said("2", tool_calls=calls), 2))
     rows = await ground.sql.fetch(
-        "SELECT call_no, state, output, finished_at - started_at AS took FROM smithers.tool_calls ORDER BY call_no"
+        """SELECT call_no, state, output, parent_call_no, beside_call_no, finished_at - started_at AS took
+            FROM smithers.tool_calls ORDER BY call_no"""
     )
-    assert [tuple(row)[:3] for row in rows] == [(1, "finished", '"a"'), (2, "finished", '"a"')]
+    assert [tuple(row)[:5] for row in rows] == [
+        (1, "finished", '"a"', 0, None),
+        (2, "finished", '"a"', 1, 1),
+    ]
     assert rows[1]["took"] == timedelta(milliseconds=500)
+
+
+async def test_all_calls_that_are_recallable_are_read_however_many_they_are(ground, worker):
+    await ground.owned(worker, "r")
+    await ground.sql.execute("""
+        INSERT INTO smithers.attempts (run_id, node_id, iteration, attempt, state, finished_at)
+        SELECT 'r', 'a', 0, n, CASE n WHEN 1 THEN 'failed' ELSE 'lost' END, now() FROM generate_series(1, 3) AS n""")
+    await ground.sql.execute("""
+        INSERT INTO smithers.tool_calls (run_id, node_id, iteration, attempt, call_no, kind, tool_name, state,
+            is_side_effect, is_idempotent, input, output, started_at, finished_at)
+        SELECT 'r', 'a', 0, 1 + (n > 500)::int + (n > 1500)::int, n, 'tool', 'bash', 'finished', true, true,
+            '{}', n::text, now(), now()
+        FROM generate_series(1, 2700) AS n""")
+    async with open_worker_store(ground.dsn, worker) as store:
+        rows = await store.list_previous_calls(RunId("r"), NodeId("a"), 0)
+        assert [row.call_no for row in rows if row.is_recallable] == list(range(501, 2701))
+        assert {row.input for row in rows} == {"{}"}
+        assert [row.call_no for row in rows if row.output is not None] == list(range(1701, 2701))
+        place = tool_calls.CallPlace(rows[-2000].attempt, rows[-2000].call_no)
+        assert await store.find_call_output(RunId("r"), NodeId("a"), 0, place) == "701"
 
 
 # What the owner writes of one run takes as long as an enormous turn does.

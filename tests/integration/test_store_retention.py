@@ -270,6 +270,26 @@ async def test_a_batch_is_bounded_by_events_and_takes_the_oldest_end_first(datab
     assert sizes == [(2, 9_000), (1, 9_000), (1, 50_000), (1, 10)]
 
 
+async def test_a_walk_looks_once_at_children_whose_parents_live(database, sql, monkeypatch):
+    monkeypatch.setattr(retention, "BATCH_RUNS", 1)
+    await add_run(sql, "parent", status="running")
+    for number in range(20):
+        await add_run(sql, f"child-{number}", ended_days_ago=50, parent_run_id="parent")
+    for number in range(5):
+        await add_run(sql, f"old-{number}", ended_days_ago=40)
+    fetch, places = asyncpg.Connection.fetch, []
+
+    async def note_place(connection: asyncpg.Connection, query: str, *values: Any) -> Any:
+        if query == retention.LOCK_PRUNABLE:
+            places.append(values[2])
+        return await fetch(connection, query, *values)
+
+    monkeypatch.setattr(asyncpg.Connection, "fetch", note_place)
+    assert (await prune(database, MONTH)).run_count == 5
+    assert places[0] == places[-1] == retention.FIRST.finished_at
+    assert places[1:6] == sorted(set(places[1:6]))
+
+
 async def test_a_source_goes_when_no_run_has_it_and_nobody_wants_it(database, sql):
     await sql.execute(
         """INSERT INTO smithers.workflow_sources (source_hash, bundle, created_at)
@@ -404,12 +424,10 @@ async def test_an_output_that_somebody_writes_right_now_is_passed_by(database, s
 
 
 async def test_the_oldest_ends_are_found_by_their_index(sql):
-    plan = "\n".join(
-        row[0]
-        for row in await sql.fetch(
-            f"EXPLAIN {retention.LOCK_PRUNABLE.replace('$1', chr(39) + '30 days' + chr(39)).replace('$2', '100')}"
-        )
-    )
+    statement = retention.LOCK_PRUNABLE
+    for number, value in enumerate(("'30 days'", "100", "'-infinity'", "''"), 1):
+        statement = statement.replace(f"${number}", value)
+    plan = "\n".join(row[0] for row in await sql.fetch(f"EXPLAIN {statement}"))
     assert "runs_finished_at_idx" in plan
 
 

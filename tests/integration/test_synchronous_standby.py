@@ -12,10 +12,17 @@ from smithers.errors import StoreUnavailable
 from smithers.ids import NodeId, RunId
 from smithers.store import connections, lanes
 from smithers.store.commits import Committer, Outcome
+from smithers.store.connections import open_pool
 from smithers.store.embedded.temporary import open_temporary_postgres
 from smithers.store.outside import Decision, SignalSent, decide, open_outside_lane, send_signal
 from smithers.store.schema import upgrade_schema
-from smithers.store.starts import open_start_lane
+from smithers.store.starts import (
+    IdempotencyKey,
+    KeptStart,
+    find_key,
+    open_start_lane,
+    start_with_key,
+)
 from tests.support.turns import Ground, a_start, change, key_of, parked, said
 
 CALL_S = 2.5  # the server gives up after four fifths of it
@@ -38,6 +45,7 @@ SIGNAL = SignalSent(
     received_by=None,
     signal_id="once",
 )
+KEY = IdempotencyKey("key", "request")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +100,7 @@ async def test_what_no_standby_has_is_not_answered_as_done(ground: Ground) -> No
         decisions = await stack.enter_async_context(open_outside_lane(ground.dsn))
         signals = await stack.enter_async_context(open_outside_lane(ground.dsn))
         starts = await stack.enter_async_context(open_start_lane(ground.dsn))
+        pool = await stack.enter_async_context(open_pool(ground.dsn, role="test", max_size=2))
         question = Turn(approvals=[ApprovalChange(key_of("ok"), "{}")], ending=parked().ending)
         await committer.commit(change(asked, question))
 
@@ -100,16 +109,20 @@ async def test_what_no_standby_has_is_not_answered_as_done(ground: Ground) -> No
                 outcome(decide(decisions, DECISION)),
                 outcome(send_signal(signals, SIGNAL)),
                 outcome(starts.submit(a_start("new"))),
+                outcome(start_with_key(pool, a_start("keyed"), KEY)),
             )
 
         await want_standby(ground, "gone")
         committing = asyncio.create_task(committer.commit(change(told, said("x"))))
-        assert await ask() == [StoreUnavailable] * 3
-        assert await ask() == [StoreUnavailable] * 3  # and neither is a repetition
+        assert await ask() == [StoreUnavailable] * 4
+        assert await ask() == [StoreUnavailable] * 4  # and neither is a repetition
+        assert await outcome(find_key(pool, KEY)) is StoreUnavailable
         assert not committing.done()
 
         await want_standby(ground, "")
-        is_decided, signal, is_new = await ask()
+        is_decided, signal, is_new, keyed = await ask()
         assert (is_decided, signal.is_new, is_new) == (False, False, False)
+        assert keyed == ("keyed", False)
+        assert await find_key(pool, KEY) == KeptStart(RunId("keyed"), None)
         assert (await committing).outcome is Outcome.COMMITTED
     assert (await ground.types("told"))[1:] in (["SignalReceived", "x"], ["x", "SignalReceived"])

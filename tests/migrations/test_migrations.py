@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 from alembic import command
 
+from smithers.errors import RowsHeld
 from smithers.events import EventType, correlation_json, event_parts
 from smithers.ids import RunId
 from smithers.store.revisions import migrations_dir, read_revisions
@@ -47,6 +48,9 @@ COUNT_WAITING = """
     WHERE locktype = 'advisory' AND NOT granted
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 
+# For longer than the test below has anybody wait for a table.
+COUNT_WAITED = COUNT_WAITING + " AND waitstart < clock_timestamp() - interval '500 ms'"
+
 
 @pytest.fixture
 async def empty_database(postgres_server: str) -> AsyncIterator[str]:
@@ -68,6 +72,11 @@ async def connection(empty_database: str) -> AsyncIterator[asyncpg.Connection]:
 
 async def upgrade(dsn: str) -> None:
     await run_alembic(dsn, lambda config: command.upgrade(config, "head"))
+
+
+def migration_lock() -> int:
+    text = (migrations_dir() / "env.py").read_text(encoding="utf-8")
+    return int(re.search(r"MIGRATION_LOCK = ([\d_]+)", text)[1])
 
 
 async def names(connection: asyncpg.Connection, query: str) -> list[str]:
@@ -97,9 +106,7 @@ async def test_head_is_what_the_metadata_says(empty_database):
 
 async def test_processes_that_upgrade_at_once_all_succeed(empty_database, connection):
     # All of them are held back at the lock, so that they meet there for certain.
-    text = (migrations_dir() / "env.py").read_text(encoding="utf-8")
-    lock = int(re.search(r"MIGRATION_LOCK = ([\d_]+)", text)[1])
-    await connection.execute("SELECT pg_advisory_lock($1)", lock)
+    await connection.execute("SELECT pg_advisory_lock($1)", migration_lock())
     rivals = [
         await asyncio.create_subprocess_exec(sys.executable, "-c", UPGRADE, empty_database)
         for _ in range(RIVALS)
@@ -107,9 +114,26 @@ async def test_processes_that_upgrade_at_once_all_succeed(empty_database, connec
     async with asyncio.timeout(LIMIT_S):
         while await connection.fetchval(COUNT_WAITING) < RIVALS:
             await asyncio.sleep(LOOK_AGAIN_S)
-        await connection.execute("SELECT pg_advisory_unlock($1)", lock)
+        await connection.execute("SELECT pg_advisory_unlock($1)", migration_lock())
         assert [await rival.wait() for rival in rivals] == [0] * RIVALS
     assert await find_revision(connection) == read_revisions().head
+
+
+async def test_an_upgrade_waits_for_another_for_longer_than_for_a_table(
+    empty_database, connection, monkeypatch
+):
+    monkeypatch.setattr("smithers.store.schema._LOCK_TIMEOUT_S", 0.1)
+    await connection.execute("SELECT pg_advisory_lock($1)", migration_lock())
+    upgrading = asyncio.create_task(upgrade(empty_database))
+    async with asyncio.timeout(LIMIT_S):
+        while not upgrading.done() and not await connection.fetchval(COUNT_WAITED):
+            await asyncio.sleep(LOOK_AGAIN_S)
+        await connection.execute("SELECT pg_advisory_unlock($1)", migration_lock())
+        await upgrading
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE smithers.runs")
+        with pytest.raises(RowsHeld):
+            await run_alembic(empty_database, lambda config: command.downgrade(config, "base"))
 
 
 async def test_an_upgrade_at_head_changes_nothing(empty_database, connection):

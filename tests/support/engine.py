@@ -198,7 +198,7 @@ class World:
             agent="a", model="m", input_tokens=tokens - 1, output_tokens=1, cost=cost
         )
         key = self.key(node)
-        reports.use_tokens(self.run, key, self.running[key], usage, round(took_s * 1000))
+        reports.record_usage(self.run, key, self.running[key], usage, round(took_s * 1000))
         self._go()
         return self
 
@@ -250,12 +250,13 @@ class World:
         value: Any = None,
         status: RunStatus = RunStatus.FINISHED,
         error: Problem | None = None,
+        cancel_asked_ms: int | None = None,
     ) -> "World":
         """Let a node's child end."""
         key = self.key(node)
         child = next(child for child in reversed(self.rows.children) if child.key == key)
         output = encode_output(value) if status is RunStatus.FINISHED else None
-        self.rows.ends[key] = EndFact(child.run_id, status, output, error)
+        self.rows.ends[key] = EndFact(child.run_id, status, output, error, cancel_asked_ms)
         fields = {"nodeId": key.node_id, "iteration": key.iteration, "status": status}
         self.rows.history.append((EventType.SUBFLOW_ENDED, fields))
         self._hear()
@@ -445,7 +446,9 @@ class World:
 
 def _commit_nodes(rows: Rows, turn: Turn, now_ms: int) -> None:
     for key, fact in turn.nodes.items():
-        rows.nodes[key] = fact.but(started_ms=now_ms) if key in turn.started else fact
+        rows.nodes[key] = (
+            fact.but(started_ms=now_ms) if key in turn.started or fact.state.is_waiting else fact
+        )
     rows.loops |= turn.loops
     rows.tries |= turn.tries
     rows.children += turn.children

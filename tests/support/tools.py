@@ -2,15 +2,17 @@
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from smithers.current import CURRENT, CurrentTask
 from smithers.engine.turn import TokenUsage, ToolCall
 from smithers.ids import NodeId, RunId
 from smithers.source.beneath import RootDirectory
-from smithers.store.tool_calls import ToolCallRow
+from smithers.store.tool_calls import CallPlace, ToolCallRow
 from smithers.tools.toolbox import TOOLBOX
 from worker.sandbox.commands import Commands, SandboxPolicy
 from worker.sandbox.jail import HIDDEN
@@ -48,12 +50,37 @@ class Records:
         return [f"{call.call_no} {call.tool_name} {call.state}" for call in self.calls]
 
 
+def row(call_no: int, name: str, given: str, **more: Any) -> ToolCallRow:
+    """A call of an attempt that was lost: a tool's with effects that are not to be had twice, unless more is said."""
+    known: dict[str, Any] = {
+        "attempt": 1,
+        "parent_call_no": 0,
+        "beside_call_no": None,
+        "kind": "tool",
+        "state": "finished",
+        "is_side_effect": True,
+        "is_idempotent": False,
+        "input_bytes": 1,
+        "output": None,
+        "output_bytes": None,
+        "error": None,
+        "started_ms": 0,
+        "finished_ms": 0,
+        "is_recallable": True,
+    }
+    return ToolCallRow(**(known | {"call_no": call_no, "tool_name": name, "input": given} | more))
+
+
 @contextmanager
 def lending_tools(
-    root: Path, previous: tuple[ToolCallRow, ...] = ()
+    root: Path,
+    previous: tuple[ToolCallRow, ...] = (),
+    *,
+    records: Records | None = None,
+    outputs: Mapping[CallPlace, str] = MappingProxyType({}),
 ) -> Iterator[tuple[AttemptToolbox, Records]]:
-    """Let tools be called until the block is left."""
-    records = Records()
+    """Let tools be called until the block is left; `outputs`: of previous calls, where they are left out."""
+    records = records or Records()
     current = CurrentTask(
         run_id=RunId("r"),
         node_id=NodeId("n"),
@@ -62,11 +89,15 @@ def lending_tools(
         root_dir=root,
         _send_heartbeat=lambda data: None,
     )
+
+    async def find_output(place: CallPlace) -> str:
+        return outputs[place]
+
     commands = Commands(SandboxPolicy(root=root))
     threads = ToolThreads()
     with RootDirectory(root, hidden=HIDDEN, closed=find_closed(root.resolve())) as beneath:
         workshop = Workshop(root=beneath, commands=commands, threads=threads)
-        toolbox = AttemptToolbox(workshop, records, previous)
+        toolbox = AttemptToolbox(workshop, records, previous, find_output)
         tokens = CURRENT.set(current), TOOLBOX.set(toolbox)
         try:
             yield toolbox, records

@@ -224,6 +224,20 @@ class World:
             for event in await self.events(run_id)
         ]
 
+    def log(self, *events: str) -> list[dict[str, Any]]:
+        """Read what the pools have logged of these events so far."""
+        lines = (self.root / "pool.log").read_text().splitlines(keepends=True)
+        told = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
+        return [line for line in told if line["event"] in events]
+
+    async def until_logged(self, event: str, count: int = 1) -> None:
+        """Wait until the pools have logged an event so many times."""
+
+        async def is_there() -> bool:
+            return len(self.log(event)) >= count
+
+        await until(is_there, f"{event} is logged {count} times")
+
     async def error(self, run_id: str) -> dict[str, Any]:
         """Read why a run failed."""
         return json.loads(

@@ -178,6 +178,8 @@ def test_a_worker_by_itself_tells_how_it_is(root: Path, database: str) -> None:
         until(lambda: listening_s() > 0, "the pool listens")
         text = read_metrics(url, TOKEN)
         assert value_of(text, "smithers_processes", role="child") == 1
+        assert value_of(text, "smithers_processes", role="server") == 1
+        assert 'smithers_processes_died_total{module="worker"} 0.0' in text
         assert 0 < value_of(text, "smithers_heartbeat_age_seconds") < LIMIT_S
         for path in ("/", "/v1/runs", "/metrics/"):
             with pytest.raises(urllib.error.HTTPError, match="404"):

@@ -4,7 +4,7 @@ from typing import Any, assert_type
 
 from pydantic import BaseModel
 
-from smithers import ApprovalDecision, Context, Sequence, Signal, Task, Workflow, workflow
+from smithers import Approval, ApprovalDecision, Context, Sequence, Signal, Task, Workflow, workflow
 
 
 class Brief(BaseModel):
@@ -54,6 +54,20 @@ def bare(ctx: Context[Any]) -> Task[int]:
 
 
 assert_type(bare, Workflow[Any])
+
+
+@workflow
+def untyped(ctx: Context) -> Task:
+    assert_type(ctx.input, Any)
+    assert_type(ctx.output("one", int), int)
+    return Task("one", 1)
+
+
+def ask() -> list[Approval]:
+    return [
+        Approval("ok", title="?", on_deny="continue"),
+        Approval("misspelt", title="?", on_deny="contineu"),  # type: ignore[arg-type]  # no such word
+    ]
 
 
 @workflow(name="named")

@@ -13,7 +13,7 @@ import pytest
 from openai import AsyncOpenAI
 from pydantic import BaseModel, field_validator
 from pydantic_ai import Agent
-from pydantic_ai.messages import ModelResponse, TextPart
+from pydantic_ai.messages import ModelRequest, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import FunctionModel
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
@@ -28,7 +28,7 @@ from smithers.telemetry.tracing import RunTrace, Tracer
 from smithers.tools import ToolError, tool
 from smithers.tree import Ask, Task
 from tests.support.openai_wire import Question, Say, serving_openai
-from tests.support.tools import Records, lending_tools
+from tests.support.tools import Records, lending_tools, row
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "agents.md"
 
@@ -69,24 +69,6 @@ def ask(*agents: Any, repairs: int = 2) -> Ask:
     return Ask.of(
         agents, "How good?", tools=[charge], repairs=repairs, is_streamed=False, where="Task('t')"
     )
-
-
-def row(call_no: int, name: str, given: str, **more: Any) -> ToolCallRow:
-    known: dict[str, Any] = {
-        "attempt": 1,
-        "kind": "tool",
-        "state": "finished",
-        "is_side_effect": True,
-        "is_idempotent": False,
-        "input_bytes": 1,
-        "output": None,
-        "output_bytes": 1,
-        "error": None,
-        "started_ms": 0,
-        "finished_ms": 0,
-        "is_recallable": True,
-    }
-    return ToolCallRow(**(known | {"call_no": call_no, "tool_name": name, "input": given} | more))
 
 
 @pytest.fixture
@@ -149,7 +131,7 @@ async def test_what_a_tool_has_called_is_passed_over_when_the_tool_is_recalled(
 
     made = (
         row(1, "outer", '{"amount":1}', output='"done"'),
-        row(2, "inner", "{}", output='"within"'),
+        row(2, "inner", "{}", output='"within"', parent_call_no=1),
         row(3, "m", '{"no":1}', kind="model", output='"old"', is_side_effect=False),
         row(4, "m", '{"no":2}', kind="model", output='"older"', is_side_effect=False),
     )
@@ -225,6 +207,24 @@ async def test_an_answer_is_not_lost_where_the_table_of_prices_breaks(
     agent: Agent[None, str] = Agent(Unpriced("gpt-5"))
     assert await answer(ask(agent), "How good?", str) == "fine"
     assert [usage.cost for usage in records.usage] == [None]
+
+
+async def test_a_tools_parameters_may_have_any_name(records: Records) -> None:
+    @tool
+    async def pick(tool: str, arguments: int) -> str:
+        """Take a tool."""
+        return f"{tool} {arguments}"
+
+    def ask_for_it(messages: list[Any], _info: object) -> ModelResponse:
+        match messages[-1]:
+            case ModelRequest(parts=[ToolReturnPart(content=content)]):
+                return ModelResponse([TextPart(f"a {content}")])
+            case _:
+                return ModelResponse([ToolCallPart("pick", {"tool": "hammer", "arguments": 1})])
+
+    agent = Agent(FunctionModel(ask_for_it))
+    asked = Ask.of((agent,), "Which?", tools=[pick], repairs=0, is_streamed=False, where="t")
+    assert await answer(asked, "Which?", str) == "a hammer 1"
 
 
 def died_with_a_charge_of_the_stand_in() -> tuple[ToolCallRow, ...]:

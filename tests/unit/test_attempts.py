@@ -20,9 +20,10 @@ from smithers.engine.facts import Facts, NodeKey
 from smithers.engine.mount import mount
 from smithers.engine.turn import Start
 from smithers.ids import NodeId, RunId
+from smithers.store.tool_calls import CallPlace
 from smithers.tree import Sequence
 from worker.attempt import Attempt
-from worker.attempts import Attempts
+from worker.attempts import Attempts, PastCalls
 from worker.bodies import Bodies
 from worker.caching import Caching
 from worker.happenings import Aborted, Beaten, Failed, Finished, Happening
@@ -63,8 +64,9 @@ class Stage:
             run_id,
             bodies,
             self.reported.put_nowait,
-            self._load_calls,
+            PastCalls(self._list_calls, self._find_output),
             Caching(run_id, "w", self._find_cached),
+            trace=None,
         )
 
     def start(self, task: Task[Any], needs: dict[str, Need] | None = None) -> None:
@@ -79,8 +81,11 @@ class Stage:
     async def end(self) -> Happening:
         return await asyncio.wait_for(self.reported.get(), 30)
 
-    async def _load_calls(self, _node_id: NodeId, _iteration: int) -> list[Any]:
+    async def _list_calls(self, _node_id: NodeId, _iteration: int) -> list[Any]:
         return []
+
+    async def _find_output(self, _node_id: NodeId, _iteration: int, _place: CallPlace) -> None:
+        return None
 
     async def _find_cached(self, key: str) -> str | None:
         return self.cached.get(key)
@@ -190,7 +195,7 @@ async def test_nothing_holds_an_attempt_that_has_ended_for_as_long_as_it_might_h
     ("n", "name", "code", "wrong"),
     [
         (1, "InvalidOutput", "INVALID_OUTPUT", "KeyError"),
-        (2, "InvalidOutput", "INVALID_OUTPUT", "1 errors"),
+        (2, "InvalidOutput", "INVALID_OUTPUT", "n: Value error, not two"),
         (3, "TimeoutError", "TASK_TIMEOUT", "took longer"),
     ],
 )

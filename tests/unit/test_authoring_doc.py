@@ -24,6 +24,7 @@ SIGNALS = {"paid": {"amount": 7}}
 # What each example's tasks put out, by its workflow's name.
 EXPECTED = {
     "publish-article": {"publish": "/articles/bees"},
+    "measure-all": {"measure-ant": 3, "measure-wasp": 4, "sum": 7},
     "gather": {"merge": [1, 2], "report": "audited"},
     "refine": {"print": "xxx"},
     "settle": {"ship": "shipped for 7"},

@@ -20,11 +20,12 @@ def test_each_process_counts() -> None:
         count_connections(replace(ONE, workers=0, http_workers=0)) == capacity.RETENTION_CONNECTIONS
     )
     with_one = count_connections(ONE)
+    pool = capacity.POOL_CONNECTIONS + capacity.OWN_DATABASES_CONNECTIONS
     # Eight more at times.
-    assert with_one == alone + capacity.POOL_CONNECTIONS + 9 * capacity.CHILD_CONNECTIONS
+    assert with_one == alone + pool + 9 * capacity.CHILD_CONNECTIONS
     assert count_connections(replace(ONE, workers=9)) == with_one + 8 * capacity.CHILD_CONNECTIONS
     mirrored = replace(ONE, workflow_databases={"A": "postgresql://a/a", "B": "postgresql://b/b"})
-    assert count_connections(mirrored) == with_one + 4
+    assert count_connections(mirrored) == with_one + 3
 
 
 def test_an_embedded_postgres_is_started_with_as_many_as_are_needed() -> None:

@@ -1,6 +1,8 @@
 """What the client decides without a server: which error, when to come back, and that both clients are one."""
 
 import inspect
+import json
+import os
 import time
 
 import pytest
@@ -10,6 +12,7 @@ from smithers.client import (
     AsyncClient,
     BadRequest,
     Client,
+    ClientError,
     Conflict,
     Event,
     NotFound,
@@ -20,9 +23,11 @@ from smithers.client import (
 from smithers.client.calls import (
     answer,
     get,
+    headers_for,
     is_loopback,
     list_nodes,
     read_answer,
+    read_event,
     signal,
     start,
 )
@@ -78,7 +83,7 @@ def test_an_answer_of_another_kind_of_server_is_said_to_be_one(content: bytes) -
 def test_what_is_none_is_not_sent_and_ids_are_encoded() -> None:
     call = start("f.py", None, run_id=None, max_concurrency=2, priority=None, idempotency_key="k")
     assert call.body == {"workflowPath": "f.py", "input": {}, "config": {"maxConcurrency": 2}}
-    assert call.headers == {"Idempotency-Key": "k"}
+    assert call.headers == {b"Idempotency-Key": b"k"}
     urgent = start(
         "f.py", None, run_id=None, max_concurrency=None, priority=-3, idempotency_key=None
     )
@@ -97,11 +102,18 @@ def test_a_stream_that_was_cut_waits_longer_each_time_until_an_event_comes() -> 
     pauses = [place.pause_s(OSError()) for _ in range(8)]
     assert pauses == sorted(pauses)
     assert pauses[-1] == 5.0
-    place.connected()
+    place.connected("text/event-stream; charset=utf-8")
     assert place.pause_s(OSError()) == 5.0  # it is there, and has said nothing
     place.take(event(4))
     assert place.seq == 4
     assert place.pause_s(OSError()) == pauses[0]
+
+
+def test_a_silent_stream_may_be_cut_any_number_of_times() -> None:
+    place = Resumption(-1)
+    for _ in range(2_000):
+        place.connected("text/event-stream")
+        assert place.pause_s(OSError()) <= 5.0
 
 
 def test_a_stream_is_given_up_when_none_begins_for_a_minute(
@@ -122,4 +134,31 @@ def test_a_proxy_of_the_environment_is_not_for_this_host() -> None:
 
 def test_an_event_goes_out_as_it_came_in() -> None:
     sent = {"type": "X", "runId": "r", "timestampMs": 1, "nodeId": "n", "extra": [1]}
-    assert Event.model_validate({**sent, "seq": 3}).to_wire() == sent
+    assert read_event("3", json.dumps(sent)).to_wire() == sent
+
+
+def test_an_event_keeps_its_own_seq_beside_the_number_in_the_stream() -> None:
+    sent = {"type": "SignalReceived", "runId": "r", "timestampMs": 1, "seq": 0}
+    received = read_event("7", json.dumps(sent))
+    assert (received.seq, received.field("seq")) == (7, 0)
+    assert received.to_wire() == sent
+
+
+@pytest.mark.parametrize(("seq", "data"), [("", "{}"), ("1", "[1]"), ("1", "{"), ("1", "{}")])
+def test_an_event_of_another_kind_of_server_is_said_to_be_none(seq: str, data: str) -> None:
+    with pytest.raises(UnexpectedAnswer):
+        read_event(seq, data)
+
+
+def test_a_token_goes_out_in_utf_8_or_as_the_bytes_that_an_environment_held() -> None:
+    assert headers_for("tö ken") == {b"Authorization": "Bearer tö ken".encode()}
+    assert headers_for(os.fsdecode(b"\xff")) == {b"Authorization": b"Bearer \xff"}
+
+
+@pytest.mark.parametrize("token", ["", "two\nlines", "tail\n", " head", "nul\0", "\ud800"])
+def test_a_token_that_no_header_holds_is_refused_by_name(token: str) -> None:
+    with pytest.raises(ClientError, match="the token cannot be sent: "):
+        AsyncClient("http://there", token=token)
+    key = token
+    with pytest.raises(ClientError, match="the idempotency key cannot be sent: "):
+        start("f", {}, run_id=None, max_concurrency=None, priority=None, idempotency_key=key)

@@ -4,13 +4,21 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from smithers.client import AsyncClient, Client, Event, ServerUnreachable, UnexpectedAnswer
+from smithers.client import (
+    AsyncClient,
+    Client,
+    Event,
+    Run,
+    ServerUnreachable,
+    UnexpectedAnswer,
+)
 from smithers.client import streaming as client_streaming
 
 Read = Callable[[str, str], list[Event]]  # from a URL, by a method's name
@@ -25,16 +33,21 @@ def write_event(seq: int) -> bytes:
 
 
 class ScriptedServer(ThreadingHTTPServer):
-    """Answers each request for a stream by the next line of a script: events by their numbers, CUT, or a status."""
+    """Answers each request for a stream by the next line of a script.
+
+    A line is a tuple of events by their numbers and CUT, a status, or the bytes of a stream; `kind` is the streams' type.
+    """
 
     daemon_threads = True
+    request_queue_size = 256
+    kind = "text/event-stream"
 
-    def __init__(self, last_seq: int, *script: tuple[Any, ...] | int) -> None:
+    def __init__(self, last_seq: int, *script: tuple[Any, ...] | int | bytes) -> None:
         super().__init__(("127.0.0.1", 0), ScriptedAnswers)
         self.run = {**RUN, "lastSeq": last_seq}
         self.script = list(script)
         self.asked: list[str] = []
-        self.on_stream: Callable[[], None] = lambda: None
+        self.on_stream: Callable[[], object] = lambda: None
 
     @property
     def url(self) -> str:
@@ -54,8 +67,11 @@ class ScriptedAnswers(BaseHTTPRequestHandler):
         if isinstance(line, int):
             self._answer(line, b"{}" if line >= 400 else b"")
             return
+        if isinstance(line, bytes):
+            self._answer(200, line, self.server.kind)
+            return
         body = b"retry: 1000\n\n" + b"".join(write_event(seq) for seq in line if seq is not CUT)
-        self._answer(200, body, "text/event-stream", missing_bytes=100 if CUT in line else 0)
+        self._answer(200, body, self.server.kind, missing_bytes=100 if CUT in line else 0)
 
     def _answer(
         self, status: int, body: bytes, kind: str = "application/json", *, missing_bytes: int = 0
@@ -167,3 +183,52 @@ def test_a_server_on_this_host_is_asked_without_a_proxy(
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     server = serve(0, (0,))
     assert [event.seq for event in read(server.url, "list_events")] == [0]
+
+
+@both
+@pytest.mark.parametrize("kind", ["text/html; charset=utf-8", ""])
+def test_an_answer_that_is_no_stream_is_not_asked_for_again(
+    serve: Callable[..., ScriptedServer], read: Read, kind: str
+) -> None:
+    server = serve(0, b"<html>Sign in</html>")
+    server.kind = kind
+    with pytest.raises(UnexpectedAnswer, match="no event stream"):
+        read(server.url, "stream")
+    assert server.asked == ["-1"]
+
+
+@both
+def test_a_stream_that_cannot_be_read_is_not_asked_for_again(
+    serve: Callable[..., ScriptedServer], read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_streaming, "MAX_EVENT_BYTES", 1_000)
+    for broken in (b"id: x\ndata: {}\n\n", b"data: " + b"a" * 2_000 + b"\n\n"):
+        server = serve(0, broken)
+        with pytest.raises(UnexpectedAnswer):
+            read(server.url, "stream")
+        assert server.asked == ["-1"]
+
+
+def wait_plainly(url: str, count: int) -> list[Run]:
+    with Client(url) as client, ThreadPoolExecutor(count) as threads:
+        return list(threads.map(client.wait, ["r"] * count))
+
+
+def wait_in_coroutines(url: str, count: int) -> list[Run]:
+    async def wait() -> list[Run]:
+        async with AsyncClient(url) as client:
+            return await asyncio.gather(*(client.wait("r") for _ in range(count)))
+
+    return asyncio.run(wait())
+
+
+@pytest.mark.parametrize("wait", [wait_plainly, wait_in_coroutines])
+def test_one_client_follows_more_runs_at_once_than_a_pool_of_connections_usually_has(
+    serve: Callable[..., ScriptedServer], wait: Callable[[str, int], list[Run]]
+) -> None:
+    count = 120
+    server = serve(0, *[(0,)] * count, *[204] * count)
+    # Nobody's stream begins before all have asked for theirs.
+    everybody = threading.Barrier(count)
+    server.on_stream = lambda: everybody.wait(30)
+    assert len(wait(server.url, count)) == count

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from smithers.cli import console, following, main, progress
+from smithers.cli.following import Answer
 from smithers.cli.runs import _event_line
 from smithers.client import Approval, Event
 
@@ -108,6 +109,49 @@ async def test_a_question_gives_a_terminal_no_orders(
     told = capfd.readouterr().err
     assert told.count("pwned") == 2
     assert orders_in(told) == {"\n"}
+
+
+def question(**more: Any) -> Approval:
+    asked = {
+        "runId": "r",
+        "nodeId": "n",
+        "iteration": 0,
+        "workflowName": "w",
+        "runStatus": "running",
+    }
+    return Approval.model_validate({**asked, "requestedAtMs": 1, "waitingMs": 1, **more})
+
+
+@pytest.mark.parametrize(
+    ("mode", "lines", "answer"),
+    [
+        ("approve", ["maybe", "y", ""], Answer(is_approved=True)),
+        ("approve", ["N", "not yet"], Answer(is_approved=False, note="not yet")),
+        ("select", ["blue", "3", "0", "1 2", "2", ""], Answer(is_approved=True, selected="blue")),
+        ("select", ["n", "neither"], Answer(is_approved=False, note="neither")),
+        ("rank", ["1", "1 1", "2, 1", ""], Answer(is_approved=True, ranked=("blue", "red"))),
+        ("rank", [], None),
+        ("form", [], None),
+    ],
+)
+async def test_a_question_is_asked_until_the_answer_is_one(
+    mode: str,
+    lines: list[str],
+    answer: Answer | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    async def next_line(_prompt: str) -> str | None:
+        return lines.pop(0) if lines else None
+
+    monkeypatch.setattr(following, "_read_line", next_line)
+    options = None if mode in {"approve", "form"} else ["red", "blue"]
+    assert (
+        await following.ask_at_terminal(question(requestMode=mode, requestOptions=options))
+        == answer
+    )
+    assert lines == []
+    assert ("2  blue" in capfd.readouterr().err) == (options is not None)
 
 
 @pytest.mark.parametrize(

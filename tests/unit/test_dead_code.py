@@ -14,6 +14,7 @@ USERS = {
     "downgrade": "Alembic",
     "eof_received": "asyncio",
     "field_title_should_be_set": "pydantic",
+    "for_run": "pydantic-ai",
     "get_durable_operation_backend": "pydantic-ai",
     "handle_error": "aiohttp",
     "iteration_count": "authors",

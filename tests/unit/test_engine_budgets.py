@@ -93,6 +93,16 @@ def test_a_body_that_asks_models_by_itself_is_not_begun_again_before_the_grant()
     assert world.approve("budget").under_way == ["t"]
 
 
+def test_a_body_that_was_stopped_before_a_question_waits_for_the_grant_in_every_process():
+    world = world_of(Budget(tokens=1), Parallel(Task("t", print), Task("u", print))).begin()
+    world.use("t", 1).park("t").die()
+    assert world.under_way == ["u"]
+    world.finish("u").die()
+    assert world.rows.status == "waiting-approval"
+    assert world.fact("t").attempt == 1
+    assert world.approve("budget").under_way == ["t"]
+
+
 def test_time_is_that_of_attempts_and_not_of_waits():
     world = world_of(Budget(seconds=60), ask("a"), Timer("sleep", duration=3600), ask("b")).begin()
     world.use("a", 5, took_s=59).finish("a").try_next()

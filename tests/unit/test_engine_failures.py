@@ -195,6 +195,34 @@ class TestTreesThatAreNone:
         assert world.rows.error is not None
         assert world.rows.error.message.endswith(" (flows/plan.py, line 2)")
 
+    def test_tasks_that_take_each_other_out_of_the_tree_fail_the_run(self):
+        world = World(
+            lambda ctx: Branch(ctx.state("a") == "in-progress", Task("b", 1), Task("a", 1))
+        )
+        world.on_turn = lambda world: pytest.fail("no end") if world.commit_count > 500 else None
+        assert code_of(world.begin()) == "RENDER_FAILED"
+
+    def test_a_builder_that_watches_a_task_fail_often_comes_to_rest_each_time(self):
+        once_a_second = Retry(initial=1, factor=1)
+        world = World(
+            lambda ctx: [ctx.state("a") == "x", Task("a", 1, retries=60, retry=once_a_second)]
+        ).begin()
+        for _ in range(60):
+            world.fail("a").try_next()
+        assert world.finish("a").rows.status is RunStatus.FINISHED
+
+    def test_a_builder_that_watches_many_attempts_stop_comes_to_rest_after_each(self):
+        names = [f"a{number}" for number in range(60)]
+
+        def build(ctx: Any) -> Any:
+            is_over = "finished" in [ctx.state(name) for name in ("x", *names)]
+            return [Parallel(Task("x", 1), not is_over and [Task(name, 1) for name in names])]
+
+        world = World(build, max_concurrency=100, aborts_at_once=False).begin().finish("x")
+        for name in names:
+            world.stop(name)
+        assert world.rows.status is RunStatus.FINISHED
+
     def test_a_builder_that_returns_nothing_is_told_to_return(self):
         def build(_: Any) -> Any:
             Task("a", 1)

@@ -407,7 +407,7 @@ def read_input(given: str, *, timeout_s: float = 60) -> Any:
 @pytest.mark.parametrize(
     ("given", "wrong"),
     [
-        ("{}", "1 errors"),
+        ("{}", "topic: Field required"),
         ('{"topic": 515}', "AttributeError"),
         ('{"topic": "exit"}', "SystemExit"),
         ('{"topic": "slow"}', "TimeoutError"),

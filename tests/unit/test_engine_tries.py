@@ -358,6 +358,68 @@ class TestSaga:
         assert world.resume().rows.status is RunStatus.FAILED
         assert world.events.count("NodeStarted b 1") == 1
 
+    def test_one_that_a_cancel_has_undone_fails_the_run_again_when_it_is_resumed(self):
+        world = saga().finish("a").cancel().finish("un-a")
+        assert world.resume().rows.status is RunStatus.FAILED
+        assert world.rows.error.message == (
+            "saga 's' was undone, because the run was cancelled; start a new run"
+        )
+        assert world.state("after") is NodeState.PENDING
+        assert world.resume().rows.status is RunStatus.FAILED
+
+    def test_one_that_a_cancel_has_undone_lets_the_run_go_on_where_it_may_fail(self):
+        world = saga(on_failure="continue").finish("a").cancel().finish("un-a")
+        assert world.resume().under_way == ["after"]
+        assert world.state("b") is NodeState.SKIPPED
+
+    def test_one_that_a_failure_beside_it_has_undone_fails_the_run_again(self):
+        world = World(
+            lambda _ctx: Parallel(
+                Saga("s", Step(task("a"), task("un-a")), Step(task("b"))), task("x")
+            )
+        ).begin()
+        world.finish("a").fail("x").finish("un-a").resume()
+        assert world.rows.status is RunStatus.FAILED
+        assert world.events.count("NodeStarted x 2") == 0
+
+    def test_one_that_was_undone_in_a_try_turns_to_the_catch_when_the_run_is_resumed(self):
+        world = World(
+            lambda _ctx: Try(
+                "t",
+                Loop("l", Saga("s", Step(task("a"), task("un-a")), Step(task("b")))),
+                catch=task("c"),
+            )
+        ).begin()
+        assert world.finish("a").cancel().finish("un-a").resume().under_way == ["c"]
+        assert not world.rows.loops
+        assert world.finish("c").rows.status is RunStatus.FINISHED
+
+    def test_one_that_was_undone_beside_a_failure_turns_to_the_catch_again(self):
+        world = World(
+            lambda _ctx: Try(
+                "t",
+                Parallel(Saga("s", Step(task("a"), task("un-a")), Step(task("b"))), task("x")),
+                catch=task("c"),
+            )
+        ).begin()
+        world.finish("a").fail("x").finish("un-a").fail("c")
+        assert world.rows.status is RunStatus.FAILED
+        assert world.resume().under_way == ["c"]
+
+    def test_an_undo_that_failed_is_tried_again_by_a_resume_and_the_saga_fails_after_it(self):
+        world = saga().finish("a").fail("b").fail("un-a")
+        assert world.resume().under_way == ["un-a"]
+        world.finish("un-a")
+        assert world.rows.status is RunStatus.FAILED
+        assert world.state("after") is NodeState.PENDING
+
+    def test_an_undo_that_was_given_up_at_a_cancel_is_done_by_a_resume(self):
+        world = saga().finish("a").cancel().pass_s(CLEAN_UP_MS / 1000 + 1)
+        assert world.state("un-a") is NodeState.CANCELLED
+        assert world.resume().under_way == ["un-a"]
+        world.finish("un-a")
+        assert world.rows.error.message.startswith("saga 's' was undone")
+
     def test_a_try_around_it_takes_its_failure_once_it_is_undone(self):
         world = World(
             lambda _ctx: Try(

@@ -15,14 +15,17 @@ from gateway.hub import FollowedRun, Hub
 from gateway.metrics import Metrics
 from gateway.viewers import MAX_BUFFERED_BYTES, Viewer
 from smithers import service_loops
+from smithers.complaints import EVERY_S, Complaint
 from smithers.errors import StoreUnavailable
 from smithers.ids import RunId
 from smithers.states import RunStatus
 from smithers.store.tails import Cursor, Tail
-from smithers.telemetry.names import DropReason
+from smithers.telemetry.exposition import merge
+from smithers.telemetry.names import STREAM_LAG, DropReason
 
 RUN = RunId("r")
 PAGE = 4
+AGE_MS = 250  # of every event when it is read
 
 
 @dataclass
@@ -39,6 +42,7 @@ class History:
             run_id=RUN,
             status=self.status,
             last_seq=self.count - 1,
+            now_ms=1 + AGE_MS,
             first_seq=cursor + 1,
             payloads=payloads,
         )
@@ -131,11 +135,6 @@ async def watch(hub: Hub, chance: random.Random, seen: list[int], patience: int)
     transport.write(viewer.last_words)
     seen += seqs(transport)
     return False
-
-
-@pytest.fixture(autouse=True)
-def _small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "PAGE_EVENTS", PAGE)
 
 
 @pytest.mark.parametrize("seed", range(300))
@@ -264,6 +263,23 @@ async def test_what_nobody_foresaw_ends_the_streams_of_its_run_and_no_others(
     ]
 
 
+async def test_how_late_events_come_is_measured_by_the_databases_clock_alone() -> None:
+    history = History()
+    async with make_hub(history, random.Random(1)) as hub, asyncio.timeout(20):
+        viewer = Viewer(FakeTransport(), is_chunked=False, now=0.0)  # type: ignore[arg-type]  # a fake
+        viewer.cursor = 0
+        with hub.following(RUN) as run:
+            assert hub.join(run, viewer, history.tail(0))
+            history.count += 1
+            hub.hear(frozenset({RUN}))
+            while not seqs(viewer.transport):  # type: ignore[arg-type]  # a fake
+                await asyncio.sleep(0)
+            hub.leave(run, viewer)
+    *counts, total_s = merge(hub._metrics._page.sheet.read())[STREAM_LAG.name,]
+    assert sum(counts) == 1
+    assert AGE_MS / 1000 <= total_s < AGE_MS / 1000 + 20
+
+
 async def test_a_database_that_is_away_is_asked_and_complained_of_once_in_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -280,8 +296,10 @@ async def test_a_database_that_is_away_is_asked_and_complained_of_once_in_a_whil
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
     monkeypatch.setattr(hub_module, "find_moved", find_moved)
+    now = 0.0
     hub = make_hub(History(), random.Random(1))
     hub._hears = lambda: False
+    hub._complaint = Complaint(lambda: now)
     with hub.following(RUN) as run, capture_logs() as logs:
         viewer = Viewer(FakeTransport(), is_chunked=False, now=0.0)  # type: ignore[arg-type]  # a fake
         viewer.cursor = 0
@@ -289,12 +307,12 @@ async def test_a_database_that_is_away_is_asked_and_complained_of_once_in_a_whil
         polling = asyncio.create_task(hub._poll())
         for _ in range(20):
             await asked.acquire()
-        monkeypatch.setattr(hub_module, "COMPLAIN_EVERY_S", -1.0)
-        await asked.acquire()
+        now = EVERY_S
+        for _ in range(2):  # the last one but one has been logged when the last one is asked
+            await asked.acquire()
         polling.cancel()
         hub.leave(run, viewer)
-    assert [line["event"] for line in logs[:2]] == ["stream_poll_failed"] * 2
-    assert len(logs) <= 3
+    assert [line["event"] for line in logs] == ["stream_poll_failed"] * 2
     assert all(1 <= pause_s <= 2 for pause_s in pauses[1::2])
 
 
@@ -302,7 +320,7 @@ async def test_a_database_that_is_away_is_asked_and_complained_of_once_in_a_whil
     ("transport", "reason"),
     [
         (FakeTransport(is_closed=True), DropReason.GONE),
-        (FakeTransport(buffered=MAX_BUFFERED_BYTES + 1), DropReason.BUFFER),
+        (FakeTransport(buffered=MAX_BUFFERED_BYTES), DropReason.BUFFER),
     ],
 )
 def test_a_viewer_that_cannot_be_written_to_is_dropped(
@@ -310,6 +328,11 @@ def test_a_viewer_that_cannot_be_written_to_is_dropped(
 ) -> None:
     viewer = Viewer(transport, is_chunked=False, now=0.0)  # type: ignore[arg-type]  # a fake
     assert viewer.write(b"x", 0.0) is reason
+
+
+def test_a_viewer_that_has_read_everything_is_sent_as_much_as_there_is() -> None:
+    viewer = Viewer(FakeTransport(), is_chunked=False, now=0.0)  # type: ignore[arg-type]  # a fake
+    assert viewer.write(b"x" * 2 * MAX_BUFFERED_BYTES, 0.0) is None
 
 
 def test_a_viewer_stalls_only_when_nothing_of_what_was_written_is_taken() -> None:

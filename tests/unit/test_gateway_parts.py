@@ -206,6 +206,23 @@ def test_a_tokens_file_that_is_wrong_is_told_of_once(
     assert [line["event"] for line in logs] == ["tokens_file_unreadable"] * 2
 
 
+def test_a_tokens_file_that_stays_away_is_told_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_module, "CHECK_FILE_S", 0)
+    path = tmp_path / "tokens"
+    path.write_bytes(b"")
+    access = Access(auth_token="t", tokens_file=path, only_loopback_names=False)
+    path.unlink()
+    with capture_logs() as logs:
+        for _ in range(3):
+            access.admit(headers(Authorization="Bearer t"))
+        path.mkdir()
+        for _ in range(3):
+            access.admit(headers(Authorization="Bearer t"))
+    assert [line["event"] for line in logs] == ["tokens_file_gone", "tokens_file_unreadable"]
+
+
 def test_two_headers_of_one_kind_count_as_none() -> None:
     access = Access(auth_token="t", tokens_file=None, only_loopback_names=True)
     twice = CIMultiDictProxy(
@@ -223,6 +240,9 @@ def test_two_headers_of_one_kind_count_as_none() -> None:
         '{"sha256":"%s","user":1,"scopes":[]}', '{"sha256":"%s","user":"a","scopes":"*"}',
         '{"sha256":"%s","user":"system:ann","scopes":[]}',
         '{"sha256":"%s","user":"a","scopes":["a b"]}', '{"sha256":"%s","user":"a","scopes":[],"expiresAt":"soon"}',
+        '{"sha256":"%s","user":"a","scopes":[],"expires_at":1}', '{"sha256":"%s","user":"a","scopes":[],"expiresAt":NaN}',
+        '{"sha256":"%s","user":"a","scopes":[],"expiresAt":1' + "0" * 400 + "}",
+        '{"sha256":"%s","user":"a","scopes":[],"expiresAt":1,"expiresAt":null}',
     ],
 )  # fmt: skip
 def test_a_line_of_the_tokens_file_is_right_or_refused_by_its_number(line: str) -> None:

@@ -1,6 +1,7 @@
-"""What a connection does for a caller that sends no more, on both event loops that a gateway runs on."""
+"""What a connection does for callers that send no more, send no chunk, or do not read, on both of a gateway's event loops."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -12,13 +13,17 @@ from aiohttp import web
 from gateway.app import bind
 from gateway.front import answer_every_path
 from gateway.load import Load
-from gateway.protocol import GatewayRunner
+from gateway.protocol import GatewayProtocol, GatewayRunner
 from smithers.settings import Limits
+from tests.support.gateway import until
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 both_loops = pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+CHUNKED = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n"
+ASK = b"GET /a?padding=%d HTTP/1.1\r\nHost: x\r\n%b\r\n"
+NO_CHUNK = b"zz\r\n"
 
 
 class Site:
@@ -26,17 +31,30 @@ class Site:
 
     def __init__(self, port: int) -> None:
         self.port = port
+        self.load = Load(Limits())
         self.answered = 0
+        self.connection: tuple[GatewayProtocol, asyncio.Transport]
         self.asked = asyncio.Event()
         self.may_answer = asyncio.Event()
 
     async def answer(self, request: web.Request) -> web.Response:
         self.asked.set()
-        body = await request.read()
+        assert isinstance(request.protocol, GatewayProtocol)
+        assert request.transport is not None
+        self.connection = (request.protocol, request.transport)
+        try:
+            body = b"" if request.path == "/unread" else await request.read()
+        except web.RequestPayloadError as error:
+            return web.Response(status=400, text=str(error))
         await self.may_answer.wait()
         self.answered += 1
         padding = "." * int(request.query.get("padding", 0))
         return web.Response(text=f"{padding}<{self.answered - 1}:{body.decode()}>")
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What of the answers on the newest connection no kernel has."""
+        return self.connection[1].get_write_buffer_size() if self.answered else 0
 
     @asynccontextmanager
     async def sending(self, data: bytes) -> AsyncIterator[asyncio.StreamReader]:
@@ -57,7 +75,7 @@ async def serving() -> AsyncIterator[Site]:
         site = Site(listener.getsockname()[1])
         app = web.Application()
         answer_every_path(app, site.answer)
-        runner = GatewayRunner(app, load=Load(Limits()), headers_s=20, request_s=20, shutdown_s=5)
+        runner = GatewayRunner(app, load=site.load, headers_s=20, request_s=20, shutdown_s=5)
         await runner.setup()
         await web.SockSite(runner, listener).start()
         async with asyncio.timeout(20):
@@ -127,3 +145,92 @@ def test_a_drain_waits_for_the_answer_that_is_owed(run: Run) -> None:
             assert (await reader.read()).endswith(b"<0:>")
 
     run(main())
+
+
+@both_loops
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_body_that_breaks_off_within_its_coding_is_waited_for_no_longer(
+    run: Run, stays: bool
+) -> None:
+    async def main() -> None:
+        async with serving() as site:
+            reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+            writer.write(CHUNKED)
+            await site.asked.wait()
+            writer.write(NO_CHUNK)
+            if not stays:
+                writer.write_eof()
+            assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+            writer.close()
+            await writer.wait_closed()
+
+    run(main())
+
+
+@both_loops
+def test_what_follows_the_answer_to_half_a_body_is_no_news(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with serving() as site:
+            site.may_answer.set()
+            reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+            writer.write(CHUNKED.replace(b"/a", b"/unread"))
+            assert b"<0:>" in await reader.readuntil(b">")
+            writer.write(NO_CHUNK)
+            await reader.read()
+            writer.close()
+            await writer.wait_closed()
+
+    run(main())
+    assert caplog.messages == []
+
+
+@both_loops
+@pytest.mark.parametrize("end", [b"", b"Connection: close\r\n"])
+@pytest.mark.parametrize("padding", [60_000, 9_000_000])
+def test_a_caller_that_does_not_read_its_answers_is_cut(
+    run: Run, padding: int, end: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.protocol.STALLED_S", 0.2)
+
+    async def main() -> None:
+        async with serving() as site:
+            site.may_answer.set()
+            with socket.create_connection(("127.0.0.1", site.port)) as caller:
+                await fill(site, caller, padding)
+                # Of large answers the first is still being written; the end of small ones is less than the transport
+                # pauses for, so that the connection is closed with them in it.
+                caller.sendall(ASK % (0, end))
+                await until(lambda: not site.load.connections)
+
+    run(main())
+
+
+@both_loops
+def test_a_caller_that_reads_slowly_is_not_cut(run: Run) -> None:
+    async def main() -> None:
+        async with serving() as site:
+            site.may_answer.set()
+            with socket.create_connection(("127.0.0.1", site.port)) as caller:
+                await fill(site, caller, 60_000)
+                caller.setblocking(False)
+                left_bytes = site.unsent_bytes
+                while site.unsent_bytes == left_bytes:
+                    await asyncio.get_running_loop().sock_recv(caller, 65_536)
+                protocol, transport = site.connection
+                protocol._look_after_reader(transport, left_bytes)
+                assert not transport.is_closing()
+                protocol._look_after_reader(transport, site.unsent_bytes)
+                assert transport.is_closing()
+
+    run(main())
+
+
+async def fill(site: Site, caller: socket.socket, padding: int) -> None:
+    """Ask on a connection, reading nothing, until the kernel takes no more of the answers."""
+    asked = 0
+    while not site.unsent_bytes:
+        caller.sendall(ASK % (padding, b""))
+        asked += 1
+        await until(lambda: site.answered == asked)  # noqa: B023 - awaited in its round

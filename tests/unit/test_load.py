@@ -187,6 +187,24 @@ async def test_what_was_known_holds_while_the_database_is_away(
             start(backlog)
 
 
+async def test_the_first_start_after_a_quiet_time_is_not_refused_for_an_old_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counting = Counting(monkeypatch)
+    async with Backlog(None, 2) as backlog:  # type: ignore[arg-type]  # there is no database
+        counting.queued = 2
+        start(backlog)
+        await counting.again()
+        await counting.again()
+        counting.queued = 0  # and nobody has started or been refused since
+        await counting.again()
+        asked = counting.ask_count
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert counting.ask_count <= asked + 1
+        start(backlog)
+
+
 async def test_nothing_is_counted_while_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     counting = Counting(monkeypatch)
     async with Backlog(None, 2):  # type: ignore[arg-type]  # there is no database

@@ -1,12 +1,15 @@
-"""What a body needs is given to it as the model that it was made with, wherever its maker stands by now."""
+"""What a body needs is given to it as the model that it was made with, else as the body takes it."""
 
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from smithers import Approval, Branch, Saga, Step, Task
+from smithers import Approval, ApprovalDecision, Branch, Saga, Step, Task
 from smithers.engine.facts import Problem
+from smithers.errors import InvalidOutput
 from tests.support.engine import World
 from worker.needs import find_needs, read_needs
 
@@ -69,7 +72,96 @@ def test_a_need_is_plain_json_where_its_maker_names_no_model(do):
     assert needs_of(world, "use") == {"made": {"title": "Bees"}}
 
 
-def test_a_decision_that_is_needed_is_plain_json():
+def take(made: Article) -> str:
+    return made.title
+
+
+async def take_later(made: "Article") -> str:
+    return made.title
+
+
+def take_with(prefix: str, made: Article) -> str:
+    return prefix + made.title
+
+
+class Taker:
+    made: int
+
+    def __call__(self, made: Article) -> str:
+        return made.title
+
+    def take(self, made: Article) -> str:
+        return made.title
+
+
+TAKERS = [take, take_later, partial(take_with, "a "), Taker(), Taker().take]
+
+
+@pytest.mark.parametrize("taker", TAKERS)
+def test_a_need_whose_maker_names_no_model_is_read_as_its_taker_says(taker):
+    makes, takes = Task("write", lambda: 1), Task("use", taker, needs={"made": "write"})
+    world = World(lambda _: [makes, takes]).begin().finish("write", value={"title": "Bees"})
+    assert needs_of(world, "use") == {"made": Article(title="Bees")}
+
+
+def test_a_prompt_gets_what_it_needs_as_it_says():
+    agent = SimpleNamespace(run=print)
+    asks = Task("use", agent=agent, prompt=take, needs={"made": "write"})
+    world = World(lambda _: [Task("write", lambda: 1), asks]).begin()
+    world.finish("write", value={"title": "Bees"})
+    assert needs_of(world, "use") == {"made": Article(title="Bees")}
+
+
+def take_plainly(made: dict[str, str]) -> str:
+    return made["title"]
+
+
+def take_strangely(made: Strange) -> None: ...
+
+
+def take_unknown(made: "Nothing") -> None: ...  # type: ignore[name-defined]  # noqa: F821 - it is nowhere
+
+
+def test_a_need_is_read_as_its_maker_says_where_its_taker_says_otherwise():
+    takes = Task("use", take_plainly, needs={"made": "write"})
+    world = World(lambda _: [Task("write", write), takes]).begin()
+    world.finish("write", value={"title": "Bees"})
+    assert needs_of(world, "use") == {"made": Article(title="Bees")}
+
+
+@pytest.mark.parametrize("taker", [lambda made: made, take_strangely, take_unknown, print])
+def test_a_need_is_plain_json_where_its_taker_names_no_model_either(taker):
+    makes, takes = Task("write", lambda: 1), Task("use", taker, needs={"made": "write"})
+    world = World(lambda _: [makes, takes]).begin().finish("write", value={"title": "Bees"})
+    assert needs_of(world, "use") == {"made": {"title": "Bees"}}
+
+
+def test_a_need_that_its_taker_does_not_take_is_told_by_its_node():
+    makes, takes = Task("write", lambda: 1), Task("use", take, needs={"made": "write"})
+    world = World(lambda _: [makes, takes]).begin().finish("write", value={"name": "Bees"})
+    with pytest.raises(InvalidOutput, match="the output of write does not fit Article: "):
+        needs_of(world, "use")
+
+
+def test_a_decision_that_is_needed_is_read_as_its_taker_says():
+    def act(said: ApprovalDecision) -> None: ...
+
+    world = World(lambda _: [Approval("ok", title="?"), Task("use", act, needs={"said": "ok"})])
+    world.begin().approve("ok")
+    assert needs_of(world, "use")["said"].approved is True
+
+
+def test_what_undoes_gets_what_was_made_as_its_own_function_says():
+    def build(_: Any) -> Any:
+        undo = Task("undo", take, needs={"made": "a"})
+        return Saga("s", Step(Task("a", lambda: 1), undo), Step(Task("b", 1)))
+
+    world = World(build).begin().finish("a", value={"title": "Bees"})
+    world.fail("b", Problem("E", "no"))
+    assert needs_of(world, "undo") == {"made": Article(title="Bees")}
+
+
+def test_a_decision_that_is_needed_is_plain_json_where_nobody_says_more():
     world = World(lambda _: [Approval("ok", title="?"), Task("use", 1, needs={"said": "ok"})])
     world.begin().approve("ok")
     assert needs_of(world, "use")["said"]["approved"] is True

@@ -5,11 +5,12 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from smithers import foundation
+from smithers import foundation, server
 from smithers.cli import serve
 from smithers.settings import ServerOptions
 from smithers.store.embedded import TemporaryPostgres
@@ -51,6 +52,33 @@ async def test_who_is_told_to_stop_while_the_database_starts_ends(command, monke
     monkeypatch.setattr(foundation, "lay_foundation", lay)
     running = asyncio.create_task(command(ServerOptions()))
     await laying.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(running, 30)
+
+
+async def test_who_is_told_to_stop_before_it_serves_lets_its_runs_end_and_hurries_when_told_again(
+    monkeypatch,
+):
+    opening, drained, killed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    pools = SimpleNamespace(drain=drained.set, until_ended=killed.wait, kill=killed.set)
+
+    @asynccontextmanager
+    async def lay(*_: Any) -> AsyncIterator[SimpleNamespace]:
+        yield SimpleNamespace(pools=pools)
+
+    @asynccontextmanager
+    async def serve_on(*_: Any) -> AsyncIterator[None]:
+        opening.set()
+        await asyncio.Event().wait()
+        yield
+
+    monkeypatch.setattr(foundation, "lay_foundation", lay)
+    monkeypatch.setattr(server, "serve_on", serve_on)
+    running = asyncio.create_task(serve._serve(ServerOptions()))
+    await opening.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(drained.wait(), 30)
+    assert not running.done()
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.wait_for(running, 30)
 

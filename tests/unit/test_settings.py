@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from smithers.cli.options import looking_options
 from smithers.settings import (
     CLIENT_SETTINGS,
     DEFAULT_URL,
@@ -50,6 +51,33 @@ def test_a_commands_default_gives_way_and_what_it_has_fixed_does_not() -> None:
     flags = {"workers": "3", "retention": "2s"}
     told = read_server_options(flags, environ, defaults=defaults, fixed=fixed)
     assert (told.workers, told.retention) == (3, None)
+
+
+def test_what_a_command_has_fixed_is_not_read() -> None:
+    environ = {"SMITHERS_TOKENS_FILE": "/no/such/file"}
+    assert read_server_options({}, environ, fixed={"tokens_file": None}).tokens_file is None
+
+
+def test_a_command_that_serves_nobody_does_not_mind_the_variables_of_servers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("SMITHERS_TOKENS_FILE", "SMITHERS_RETENTION", "SMITHERS_LIMITS"):
+        monkeypatch.setenv(name, "/no/such/file")
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    monkeypatch.setenv("DATABASE_DIRECT_URL", "postgresql://there:1/a")
+    assert looking_options({"root_dir": None}).root_dir == Path.cwd()
+    monkeypatch.setenv("DATABASE_URL", "postgresql://there/a")
+    told = looking_options({"root_dir": None, "database_url": None})
+    assert told.database_url == "postgresql://there/a"
+    assert told.database_direct_url == "postgresql://there:1/a"
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "soon", "86401"])
+@pytest.mark.parametrize("field", ["headers_timeout_s", "request_timeout_s"])
+def test_a_request_has_some_time(field: str, text: str) -> None:
+    (said,) = problems({field: text}, {})
+    assert "must be a number of seconds above 0, up to 86400" in said
+    assert read_server_options({"drain_timeout_s": "0"}, {}).drain_timeout_s == 0
 
 
 def test_a_direct_url_of_the_environment_is_not_that_of_a_flags_database() -> None:

@@ -85,6 +85,29 @@ def test_each_kind_of_import_is_followed(root, statement, found):
     assert sorted(bundle.modules) == sorted(["entry.py", *found])
 
 
+@pytest.mark.parametrize(
+    "exports",
+    [
+        "__all__ = ['b'] + ['c']",
+        "__all__ = ['b']\n__all__.extend(('c',))",
+        "__all__ = ['b', *['c']]",
+        "__all__ = NAMES = list(('b', 'c'))",
+        "__all__: list[str] = []\n__all__ += sorted(['c'] + ['b'])",
+        "__all__ = 'b c'.split()",
+        "__all__ = []\n__all__[:] = ['b', 'c']",
+    ],
+)
+def test_a_star_imports_what_is_exported_however_the_list_is_made(root, exports):
+    files = {"entry.py": "from a import *", "a/__init__.py": exports, "a/b.py": "", "a/c.py": ""}
+    assert sorted(bundle_of(root, files, "entry.py").modules) == sorted(files)
+
+
+@pytest.mark.parametrize("text", ["", ".", "..", "\\0", "\\ud800", "../entry"])
+def test_a_string_that_names_no_module_is_not_looked_for(root, text):
+    files = {"entry.py": "from a import *", "a/__init__.py": f"__all__ = ['b', '{text}']"}
+    assert sorted(bundle_of(root, files, "entry.py").modules) == sorted(files)
+
+
 def test_imports_of_imports_and_relative_ones_in_packages_are_followed(root):
     bundle = bundle_of(
         root,

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from smithers.ids import RunId
 from smithers.telemetry import otlp, tracing
-from smithers.telemetry.otel_variables import InvalidTelemetry
+from smithers.telemetry.otel_variables import InvalidTelemetry, read_settings
 from smithers.telemetry.sending import MAX_REQUEST_BYTES, Sender
 from smithers.telemetry.spans import (
     MAX_NAME_CHARS,
@@ -459,6 +459,8 @@ def test_a_request_ends_before_it_is_too_large_for_a_receiver():
         ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "0.5"),
         ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
         ("OTEL_TRACES_SAMPLER", "sometimes"),
+        ("OTEL_TRACES_EXPORTER", "console"),
+        ("OTEL_TRACES_EXPORTER", "otlp,zipkin"),
         ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many"),
     ],
 )
@@ -495,6 +497,20 @@ except InvalidTelemetry as error:
 def test_so_is_what_two_variables_say_together(told):
     with pytest.raises(InvalidTelemetry):
         check_tracing(told)
+
+
+@pytest.mark.parametrize(
+    ("told", "is_off"),
+    [("otlp", False), ("", False), ("  ", False), ("none", True), (" None ", True)],
+)
+def test_traces_leave_over_otlp_or_not_at_all(told: str, is_off: bool):
+    assert read_settings({"OTEL_TRACES_EXPORTER": told}).is_disabled is is_off
+
+
+def test_blanks_around_a_value_mean_nothing_to_the_library_either():
+    sender = Sender({"OTEL_TRACES_SAMPLER": " always_off "}, dropping([]))
+    assert not sender.is_sampled(b"\1" * 16, "run", None)
+    sender.close(5)
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])

@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import multiprocessing
 import os
+import re
 import socket
 import stat
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +20,7 @@ from typing import Annotated
 import pytest
 from pydantic import BaseModel, Field
 
+from smithers.current import current_task
 from smithers.errors import SmithersError
 from smithers.tools import (
     InvalidToolInput,
@@ -107,6 +111,34 @@ async def test_of_edits_at_once_none_is_lost(root: Path, lent: object) -> None:
     (root / "a.txt").write_text("".join(f"<{number}>" for number in range(20)))
     await asyncio.gather(*(edit("a.txt", f"<{number}>", f"[{number}]") for number in range(20)))
     assert (root / "a.txt").read_text() == "".join(f"[{number}]" for number in range(20))
+
+
+async def test_an_edit_takes_no_more_memory_than_a_file_may_have(root: Path, lent: object) -> None:
+    (root / "a.txt").write_text("a" * (MAX_FILE_BYTES // 4))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ToolRefused, match="this would have"):
+            await edit("a.txt", "a", "ü" * 50, replace_all=True)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 4 * MAX_FILE_BYTES
+    assert (root / "a.txt").stat().st_size == MAX_FILE_BYTES // 4
+
+
+async def test_who_waits_for_a_directory_that_others_keep_locked_ends_with_its_attempt(
+    root: Path, lent: object
+) -> None:
+    """A thread that went on waiting would cost the worker."""
+    directory = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        current_task().cancelled.set()
+        with pytest.raises(ToolRefused, match="kept locked"):
+            async with asyncio.timeout(5):
+                await write("a.txt", "new")
+    finally:
+        os.close(directory)
 
 
 def lay_traps(root: Path) -> dict[str, str]:
@@ -248,6 +280,15 @@ async def test_a_program_is_run_without_a_shell_and_a_line_with_one(
         ended.check()
     (root / "sub").mkdir()
     assert (await bash("pwd", cwd="sub")).stdout == f"{root}/sub\n"
+
+
+@pytest.mark.parametrize("start", ["cat > f <<E\n", "/", '"\U0001f600'])
+async def test_a_script_in_the_place_of_a_program_is_named_by_its_beginning(
+    lent: object, start: str
+) -> None:
+    with pytest.raises(ToolError, match=r"there is no command|cannot be executed") as refused:
+        await bash(start + '\U000e0001\\"' * 4_000)
+    assert len(str(refused.value)) < 1_500
 
 
 @pytest.mark.parametrize("cwd", ["..", "/", "/etc", "sub/../..", ".smithers/../.."])
@@ -452,10 +493,14 @@ async def test_a_tool_of_ones_own_has_a_schema_and_an_idempotency_key(
     assert (charge.name, charge.description) == ("charge", "Take money.")
     assert charge.parameters["required"] == ["amount"]
     assert charge.parameters["properties"]["amount"]["description"] == "In cents."
-    assert (await charge(300)).key == "r/n/0/1"
-    assert (await charge.prepare({"amount": "4"})).key == "r/n/0/2"
+    first = (await charge(300)).key
+    assert re.fullmatch(r"r/n/0/charge/[0-9a-f]{32}/1", first)
+    assert (await charge(300)).key == first.removesuffix("1") + "2"
+    other = (await charge.prepare({"amount": "4"})).key
+    assert other.endswith("/1")
+    assert other != first
     assert await add(1, second=2) == 3
-    assert json.loads(lent[1].calls[3].input or "") == {"amount": 4, "card": "visa"}
+    assert json.loads(lent[1].calls[5].input or "") == {"amount": 4, "card": "visa"}
 
 
 @pytest.mark.parametrize("arguments", [{}, {"amount": 0}, {"amount": 1, "colour": "red"}])

@@ -1,14 +1,16 @@
 """A slip in what a builder writes is InvalidTree, whose text says what would be right; elements show what they are."""
 
 from collections.abc import Callable
+from enum import StrEnum
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from smithers import (
     Approval,
     Branch,
+    Budget,
     Cache,
     CacheScope,
     ContinueAsNew,
@@ -30,6 +32,7 @@ from smithers import (
     WorkflowError,
     workflow,
 )
+from smithers.tree import policies
 
 
 def build(_ctx: Any) -> Sequence:
@@ -72,6 +75,10 @@ async def wait() -> bool:
             "Cache(scope=...) takes 'run' or 'workflow' or 'global', not 'x'",
         ),
         (
+            lambda: Cache(by=[object()]),
+            "Cache(by=...) takes JSON: Unable to serialize unknown type: <class 'object'>",
+        ),
+        (
             lambda: workflow(isolation="proces")(build),
             "@workflow(isolation=...) of 'build' takes 'process', not 'proces'",
         ),
@@ -81,15 +88,15 @@ async def wait() -> bool:
         ),
         (
             lambda: Task("a", 1, timeout=-1),
-            "a duration must be finite and not negative, not -1",
+            "Task('a', timeout=...) must be finite and not negative, not -1",
         ),
         (
             lambda: Timer("t", duration=float("inf")),
-            "a duration must be finite and not negative, not inf",
+            "Timer('t', duration=...) must be finite and not negative, not inf",
         ),
         (
             lambda: Retry(initial=-1),
-            "a duration must be finite and not negative, not -1",
+            "Retry(initial=...) must be finite and not negative, not -1",
         ),
         (
             lambda: Retry(factor=-1),
@@ -141,10 +148,58 @@ def test_a_slip_is_an_invalid_tree_and_says_what_would_be_right(
     assert str(caught.value) == told
 
 
+@pytest.mark.parametrize(
+    ("make", "where"),
+    [
+        (lambda wrong: Task("x", 1, timeout=wrong), "Task('x', timeout=...)"),
+        (lambda wrong: Task("x", 1, heartbeat_timeout=wrong), "Task('x', heartbeat_timeout=...)"),
+        (lambda wrong: Approval("x", title="?", timeout=wrong), "Approval('x', timeout=...)"),
+        (
+            lambda wrong: HumanTask("x", prompt="?", output=int, timeout=wrong),
+            "HumanTask('x', timeout=...)",
+        ),
+        (lambda wrong: Signal("x", timeout=wrong), "Signal('x', timeout=...)"),
+        (lambda wrong: Timer("x", duration=wrong), "Timer('x', duration=...)"),
+        (lambda wrong: Cache(ttl=wrong), "Cache(ttl=...)"),
+        (lambda wrong: Retry(initial=wrong), "Retry(initial=...)"),
+        (lambda wrong: Retry(maximum=wrong), "Retry(maximum=...)"),
+        (lambda wrong: Budget(seconds=wrong), "Budget(seconds=...)"),
+        (lambda wrong: Budget(tokens=1, timeout=wrong), "Budget(timeout=...)"),
+        (
+            lambda wrong: workflow(render_timeout=wrong)(build),
+            "@workflow(render_timeout=...)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("wrong", ["5m", "5", [5], True])
+def test_what_is_no_duration_is_refused_with_where_it_stands(
+    make: Callable[[object], object], where: str, wrong: object
+) -> None:
+    with pytest.raises(InvalidTree) as caught:
+        make(wrong)
+    assert str(caught.value) == f"{where} takes seconds or a timedelta, not {wrong!r}"
+
+
 def test_whoever_catches_pythons_own_class_or_ours_catches_a_slip() -> None:
     assert issubclass(InvalidTree, ValueError)
     assert issubclass(InvalidTree, WorkflowError)
     assert issubclass(InvalidTree, SmithersError)
+
+
+@pytest.mark.parametrize(
+    ("choice", "word"),
+    [
+        (policies.ApprovalMode, policies.ApprovalModeWord),
+        (policies.OnDeny, policies.OnDenyWord),
+        (policies.OnTimeout, policies.OnTimeoutWord),
+        (policies.OnFailure, policies.OnFailureWord),
+        (policies.OnMaxReached, policies.OnMaxReachedWord),
+        (policies.CacheScope, policies.CacheScopeWord),
+        (policies.Isolation, policies.IsolationWord),
+    ],
+)
+def test_a_type_checker_knows_all_words_of_a_choice(choice: type[StrEnum], word: object) -> None:
+    assert get_args(word) == tuple(one.value for one in choice)
 
 
 def test_a_choice_may_be_given_as_its_word() -> None:
@@ -202,3 +257,10 @@ def test_a_condition_is_never_awaited(ask: Callable[[Any], bool]) -> None:
 )
 def test_an_element_shows_what_it_is(element: object, shown: str) -> None:
     assert repr(element) == shown
+
+
+def test_a_builder_that_is_async_is_told_so_where_it_is_written():
+    async def research(ctx): ...
+
+    with pytest.raises(InvalidTree, match=r"research is async: a builder is a plain function"):
+        workflow(research)

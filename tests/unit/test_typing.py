@@ -1,5 +1,6 @@
 """What authors write is known to a type checker: outputs, inputs, trees."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,9 @@ import pytest
 
 TREE = Path(__file__).resolve().parents[2]
 SNIPPET = TREE / "tests" / "typing" / "outputs.py"
+EXAMPLES = TREE / "examples"
+WIDE = ("code_review.py", "demo.py")  # they import all of pydantic-ai, and of the server
+PAGES = [TREE / "README.md", TREE / "docs" / "authoring.md"]
 
 
 def check(path: Path, cache: Path) -> subprocess.CompletedProcess[str]:
@@ -19,6 +23,19 @@ def check(path: Path, cache: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
         timeout=110,
+    )
+
+
+def check_as_users_do(paths: list[Path], cache: Path) -> subprocess.CompletedProcess[str]:
+    """Check in mypy's default mode: without this project's settings."""
+    command = [sys.executable, "-m", "mypy", "--config-file=", "--cache-dir", str(cache)]
+    return subprocess.run(
+        [*command, "--follow-imports", "silent", *map(str, paths)],
+        cwd=TREE,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
     )
 
 
@@ -40,3 +57,23 @@ def test_the_check_can_fail(cache, tmp_path):
     )
     checked = check(wrong, cache)
     assert 'Expression is of type "Article | None", not "Article"' in checked.stdout
+
+
+def test_what_is_shown_to_authors_is_right_to_a_type_checker_in_its_default_mode(tmp_path):
+    paths = [path for path in sorted(EXAMPLES.glob("*.py")) if path.name not in WIDE]
+    for page in PAGES:
+        shown = re.findall(r"```python\n(.+?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+        assert shown, page
+        for number, sample in enumerate(shown):
+            paths.append(tmp_path / f"{page.stem.lower()}_{number}.py")
+            paths[-1].write_text(sample, encoding="utf-8")
+    checked = check_as_users_do(paths, TREE / ".mypy_cache" / "shown")
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_examples_that_import_much_are_right_to_a_type_checker_in_its_default_mode():
+    paths = [EXAMPLES / name for name in WIDE]
+    checked = check_as_users_do(paths, TREE / ".mypy_cache" / "shown_wide")
+    assert checked.returncode == 0, checked.stdout

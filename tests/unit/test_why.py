@@ -26,6 +26,7 @@ ROW = WhyRow(
     now_ms=NOW_MS,
     worker_count=1,
     error=None,
+    database=None,
     nodes=(),
 )
 
@@ -47,13 +48,13 @@ def node(state: NodeState, **fields: object) -> OpenNode:
         (
             replace(ROW, status=RunStatus.FAILED, error='{"name":"ValueError","message":"no"}'),
             "ended",
-            "ValueError: no (if its file has been mended: --workflow 'flows/a b.py')",
+            "ValueError: no (after fixing the file, add --workflow 'flows/a b.py')",
         ),
         (replace(ROW, status=RunStatus.CANCELLED), "ended", "cancelled"),
     ],
 )
 def test_a_run_says_what_holds_it_up(row: WhyRow, kind: str, said: str) -> None:
-    answer = explain(RUN, row)
+    answer = explain(RUN, row, None)
     assert answer["reasons"][0]["kind"] == kind
     assert said in answer["summary"]
 
@@ -80,20 +81,42 @@ def test_an_open_node_says_what_would_unblock_it(
     open_node: OpenNode, kind: str, command: str | None
 ) -> None:
     row = replace(ROW, status=RunStatus.RUNNING, is_owned=True, nodes=(open_node,))
-    reason = explain(RUN, row)["reasons"][0]
+    reason = explain(RUN, row, None)["reasons"][0]
     assert reason["kind"] == kind
     assert reason["nodeId"] == "a b"
     assert reason.get("unblock", {}).get("command") == command
 
 
 def test_no_worker_ends_with_the_command_that_starts_one() -> None:
-    reason = explain(RUN, replace(ROW, worker_count=0))["reasons"][0]
+    reason = explain(RUN, replace(ROW, worker_count=0), None)["reasons"][0]
     assert reason["unblock"]["command"] == "smithers worker --queue gpu"
+
+
+def test_what_up_has_left_goes_on_with_up() -> None:
+    reason = explain(RUN, replace(ROW, worker_count=0, queue="up-r1"), None)["reasons"][0]
+    command = "smithers up 'flows/a b.py' --run-id 'r 1' --resume"
+    assert reason["unblock"]["command"] == command
+
+
+def test_no_worker_of_a_workflows_own_database_names_the_variable_that_a_worker_lacks() -> None:
+    reason = explain(RUN, replace(ROW, worker_count=0), "ORDERS")["reasons"][0]
+    assert reason["kind"] == "no-worker"
+    assert "queue 'gpu' of the database 'ORDERS'" in reason["text"]
+    assert "the variable ORDERS is set" in reason["text"]
+    assert reason["unblock"]["command"] == "ORDERS=URL smithers worker --queue gpu"
+
+
+def test_a_mirror_says_where_its_run_lives() -> None:
+    mirror = replace(ROW, due_ms=None, worker_count=0, database="ORDERS")
+    (reason,) = explain(RUN, mirror, None)["reasons"]
+    assert reason["kind"] == "elsewhere"
+    assert "the database 'ORDERS', of which this server has no URL" in reason["text"]
+    assert "unblock" not in reason
 
 
 def test_a_spent_budget_says_how_much_and_what_would_let_the_agents_go_on() -> None:
     spent = node(NodeState.WAITING_APPROVAL, node_id="budget", wait='{"spent":"12 of 10 tokens"}')
-    answer = explain(RUN, replace(ROW, due_ms=None, nodes=(spent,)))
+    answer = explain(RUN, replace(ROW, due_ms=None, nodes=(spent,)), None)
     assert answer["summary"] == (
         "the agents have spent 12 of 10 tokens: budget waits for a person to decide"
     )

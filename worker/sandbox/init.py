@@ -26,6 +26,8 @@ PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _KILL_ROUNDS: Final = 1000
 _LOOK_EVERY_MS: Final = 500
 _OOM_FIRST: Final = b"1000"
+_MAX_NAME_CHARS: Final = 200  # of a program; a model may take a whole script for one
+_MAX_REASON_CHARS: Final = 1000  # what is told is JSON, and all of it has to fit into what is kept
 
 
 class Descriptors:
@@ -62,9 +64,9 @@ def run_first(request: JailRequest, descriptors: Descriptors, mould: Mould) -> N
             _look_around(descriptors.stdout, mould)
             _tell(descriptors.status, {"exit_code": 0})
     except _NotStarted as error:
-        _tell(descriptors.status, {"not_started": str(error)})
+        _tell(descriptors.status, {"not_started": str(error)[:_MAX_REASON_CHARS]})
     except OSError as error:
-        _tell(descriptors.status, {"refused": str(error)})
+        _tell(descriptors.status, {"refused": str(error)[:_MAX_REASON_CHARS]})
     finally:
         os._exit(0)
 
@@ -200,8 +202,10 @@ def _start(request: JailRequest, descriptors: Descriptors, programs: list[str]) 
         )
     except OSError as error:
         if error.errno == errno.ENOENT:
-            raise _NotStarted(f"there is no command {name!r}") from error
-        raise _NotStarted(f"{name!r} cannot be executed: {error.strerror}") from error
+            raise _NotStarted(f"there is no command {name[:_MAX_NAME_CHARS]!r}") from error
+        raise _NotStarted(
+            f"{name[:_MAX_NAME_CHARS]!r} cannot be executed: {error.strerror}"
+        ) from error
     except ValueError as error:  # a NUL in an argument
         raise _NotStarted(str(error)) from error
 

@@ -1,0 +1,23 @@
+"""Log a failure that keeps happening at once, and then at most once a minute."""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+EVERY_S: Final = 60.0
+
+
+class Complaint:
+    """What one place complains of, again and again; for one thread or one event loop."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._said_at = float("-inf")
+
+    def may_be_said(self) -> bool:
+        """Say whether the failure is to be logged this time; if so, it counts as logged."""
+        now = self._monotonic()
+        if now - self._said_at < EVERY_S:
+            return False
+        self._said_at = now
+        return True
