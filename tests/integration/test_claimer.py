@@ -68,7 +68,11 @@ async def claiming_from(
         worker_id = await ground.add_worker()
         async with open_worker_store(database, worker_id) as store:
             gauge = SimpleNamespace(set=lambda _count: None)
-            tools: Any = SimpleNamespace(store=store, meters=SimpleNamespace(active=gauge))
+            tools: Any = SimpleNamespace(
+                store=store,
+                meters=SimpleNamespace(active=gauge),
+                variables_of=lambda _claim: None,
+            )
             claimer = Claimer(
                 tools,
                 queues=queues,

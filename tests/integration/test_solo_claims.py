@@ -67,7 +67,7 @@ async def test_suspects_of_one_death_are_tried_together_and_those_of_two_alone(
     async with Ground(database) as ground:
         worker_id = await ground.add_worker()
         async with open_worker_store(database, worker_id) as store:
-            tools: Any = SimpleNamespace(store=store)
+            tools: Any = SimpleNamespace(store=store, variables_of=lambda _claim: None)
             loads = Loads([GONE], [0.0])
             claimer = Claimer(
                 tools,
