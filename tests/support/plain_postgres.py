@@ -59,6 +59,7 @@ class PlainPostgres:
         other = self._account
         demote = ["setpriv", f"--reuid={other.uid}", f"--regid={other.gid}", "--clear-groups"]
         with self._log.open("ab") as log:
+            said_before = log.tell()  # an earlier start said that it was ready
             self._process = subprocess.Popen(
                 [
                     *self._prefix,
@@ -74,10 +75,7 @@ class PlainPostgres:
                 stderr=log,
             )
         ends = time.monotonic() + LIMIT_S
-        while (
-            b"ready to accept connections"
-            not in self._log.read_bytes().rpartition(b"starting PostgreSQL")[2]
-        ):
+        while b"ready to accept connections" not in self._log.read_bytes()[said_before:]:
             assert self._process.poll() is None, self._log.read_text()
             assert time.monotonic() < ends, self._log.read_text()
             time.sleep(0.05)
