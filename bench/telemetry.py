@@ -1,20 +1,22 @@
-"""`python -m bench.telemetry [--sets 6] [--rounds 4] [--runs 300]`: what metrics and traces cost W2, side by side.
+"""`python -m bench.telemetry [--rounds 12] [--runs 1200]`: what metrics and traces cost W2, side by side.
 
-Servers that differ in nothing else stand beside one another: one whose counting is taken out, one as it comes, the same
-once more, and one for each protocol whose spans go to a collector. They take their turns with the same load, round by
-round, so that a busy minute falls upon all of them. Two servers that are the same may yet differ by a twentieth for as long
-as they live, by where their memory happens to lie: so after some rounds all are ended, and a new set is started. What
-counts is the processor time of a run; runs/s move with whatever else the machine does. By how much the two that are
-the same differ says how much of the rest is chance.
+One server for each protocol, whose spans go to a collector. All its processes look at a switch that says what of their
+telemetry is at work: nothing, metrics, or traces too. The modes take their turns round by round, in another order each time,
+`counted` twice. So nothing but the mode differs: two servers, even two that are the same, differ by a twentieth for as
+long as they live, by where their memory happens to lie.
+
+What counts is the processor time of a run, with the spans' way out: exports follow up to a second behind, and so are waited
+for. runs/s move with whatever else the machine does. By how much the two that are the same differ says how much of the
+rest is chance.
 """
 
 import argparse
-import os
 import random
 import statistics
 import sys
 import tempfile
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import Pipe, Process
 from multiprocessing.connection import Connection
+from os import pathsep
 from pathlib import Path
 
 import grpc
@@ -29,81 +32,100 @@ import grpc
 from bench.meters import Meter
 from bench.server import ROOT_DIR, Server
 from bench.workloads import IN_FLIGHT, QUICK, load, warm_up
+from smithers.telemetry.otel_variables import DELAY_S
 
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+MODES = {"uncounted": b"0", "counted": b"1", "once more": b"1", "traced": b"2"}
 # Executed by every interpreter that starts: the server's own code has no switch for this.
-UNCOUNTED = """
-import gateway.metrics, worker.meters
-worker.meters.ChildMeters.count_turn = lambda *_: None
-gateway.metrics.Metrics.count_request = lambda *_: None
-gateway.metrics.Metrics.count_start = lambda *_: None
+SWITCHED = """
+import mmap
+import gateway.front, gateway.metrics, worker.meters, worker.records
+
+with open({switch!r}, "r+b") as file:
+    mode = mmap.mmap(file.fileno(), 1)
+
+def count_where_told(of, name):
+    count = getattr(of, name)
+    setattr(of, name, lambda *given: count(*given) if mode[0] != ord("0") else None)
+
+count_where_told(worker.meters.ChildMeters, "count_turn")
+for name in ("count_request", "count_start"):
+    count_where_told(gateway.metrics.Metrics, name)
+
+begin_request = gateway.front.begin_request
+gateway.front.begin_request = lambda tracer, request: begin_request(
+    tracer if mode[0] == ord("2") else None, request
+)
+make_record = worker.records.RunRecord.__init__
+worker.records.RunRecord.__init__ = lambda self, claim, meters, tracer: make_record(
+    self, claim, meters, tracer if mode[0] == ord("2") else None
+)
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.telemetry", description=__doc__)
-    parser.add_argument("--sets", type=int, default=6, help="of new servers")
-    parser.add_argument("--rounds", type=int, default=4, help="of each set")
-    parser.add_argument("--runs", type=int, default=300, help="in each round, for each server")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--runs", type=int, default=1_200, help="in each mode of a round")
     chosen = parser.parse_args()
-    rates: defaultdict[str, list[list[float]]] = defaultdict(list)
-    costs: defaultdict[str, list[list[float]]] = defaultdict(list)
-    for set_no in range(1, chosen.sets + 1):
+    for protocol in ("http/protobuf", "grpc"):
+        rates: defaultdict[str, list[float]] = defaultdict(list)
+        costs: defaultdict[str, list[float]] = defaultdict(list)
         with ExitStack() as stack:
-            servers = open_servers(stack, random.Random(set_no))
-            for name, server in servers.items():
-                warm_up(server, QUICK)
-                rates[name].append([])
-                costs[name].append([])
+            server, switch = open_server(stack, protocol)
+            warm_up(server, QUICK)
             for round_no in range(1, chosen.rounds + 1):
-                # Each in another order: a server's neighbours leave their marks on it.
-                for name in random.Random(round_no).sample(list(servers), len(servers)):
-                    rate, cost = measure(servers[name], chosen.runs)
-                    rates[name][-1].append(rate)
-                    costs[name][-1].append(cost)
-                    print(f"{set_no}.{round_no} {name:10} {rate:8.1f} {cost:6.2f}", flush=True)
-    show(rates, costs)
+                # Each in another order: what went before leaves its marks.
+                for mode in random.Random(round_no).sample(list(MODES), len(MODES)):
+                    turn(switch, MODES[mode])
+                    rate, cost = measure(server, chosen.runs)
+                    rates[mode].append(rate)
+                    costs[mode].append(cost)
+                    print(f"{protocol} {round_no} {mode:10} {rate:8.1f} {cost:6.2f}", flush=True)
+        show(protocol, rates, costs)
+
+
+def turn(switch: Path, mode: bytes) -> None:
+    """Write in place: a file that is mapped must not be shorter for a moment."""
+    with switch.open("r+b") as file:
+        file.write(mode)
 
 
 def measure(server: Server, run_count: int) -> tuple[float, float]:
     """Load a server; return its runs/s, and the processor time of a run in ms."""
     with Meter(server) as meter:
         result = load("many", server.port, count=run_count, in_flight=IN_FLIGHT)
+        time.sleep(1.5 * DELAY_S)
     return result["runs_per_s"], meter.per_run(run_count)["cpu_ms_per_run"]
 
 
-def show(rates: dict[str, list[list[float]]], costs: dict[str, list[list[float]]]) -> None:
-    """Print medians; then the ratio to `counted` of each set's medians: the sets' median, least and most."""
-    print(f"{'':12}{'ms CPU a run':>14}{'to counted':>26}{'runs/s':>10}{'to counted':>26}")
-    for name in rates:
-        line = f"{name:12}"
+def show(protocol: str, rates: dict[str, list[float]], costs: dict[str, list[float]]) -> None:
+    """Print medians, and each round's ratios to `counted`: the median and the quartiles."""
+    print(f"{protocol:14}{'ms CPU a run':>14}{'to counted':>26}{'runs/s':>10}{'to counted':>26}")
+    for mode in MODES:
+        line = f"{mode:14}"
         for values, width in ((costs, 14), (rates, 10)):
-            mine = [statistics.median(of_set) for of_set in values[name]]
-            base = [statistics.median(of_set) for of_set in values["counted"]]
-            ratios = [one / other for one, other in zip(mine, base, strict=True)]
-            told = f"{statistics.median(ratios):.3f} ({min(ratios):.2f} to {max(ratios):.2f})"
-            line += f"{statistics.median(mine):{width}.2f}{told:>26}"
-        print(line)
+            ratios = [
+                one / other for one, other in zip(values[mode], values["counted"], strict=True)
+            ]
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            told = f"{middle:.3f} ({low:.3f} to {high:.3f})"
+            line += f"{statistics.median(values[mode]):{width}.2f}{told:>26}"
+        print(line, flush=True)
 
 
-def open_servers(stack: ExitStack, order: random.Random) -> dict[str, Server]:
-    """Start the servers, in some order, and collectors for those that are traced."""
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="smithers-uncounted-"))
-    (Path(folder) / "sitecustomize.py").write_text(UNCOUNTED)
-    servers = {
-        "uncounted": Server(environment={"PYTHONPATH": os.pathsep.join((folder, str(ROOT_DIR)))}),
-        "counted": Server(),
-        "once more": Server(),
+def open_server(stack: ExitStack, protocol: str) -> tuple[Server, Path]:
+    """Start a server that is traced to a collector, and return it with the file of its switch."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="smithers-switched-")))
+    switch = folder / "switch"
+    switch.write_bytes(MODES["counted"])
+    (folder / "sitecustomize.py").write_text(SWITCHED.format(switch=str(switch)))
+    variables = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": stack.enter_context(collecting(protocol)),
+        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
     }
-    for protocol in ("http/protobuf", "grpc"):
-        url = stack.enter_context(collecting(protocol))
-        variables = {
-            "OTEL_EXPORTER_OTLP_ENDPOINT": url,
-            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
-        }
-        servers[protocol.split("/")[0]] = Server(otel=variables)
-    names = order.sample(list(servers), len(servers))
-    return {name: stack.enter_context(servers[name]) for name in names}
+    path = pathsep.join((str(folder), str(ROOT_DIR)))
+    return stack.enter_context(Server(otel=variables, environment={"PYTHONPATH": path})), switch
 
 
 @contextmanager

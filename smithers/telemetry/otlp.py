@@ -14,6 +14,7 @@ from smithers.telemetry.spans import ERROR_TYPE, MAX_NAME_CHARS, Span, SpanKind,
 _VARINT, _FIXED64, _BYTES = 0, 1, 2  # wire types
 _TIMES: Final = struct.Struct("<BQBQ")
 _DOUBLE: Final = struct.Struct("<d")
+_MAX_RECURRING: Final = 8  # attributes that are kept together
 _ERROR_STATUS: Final = bytes((15 << 3 | _BYTES, 2, 3 << 3 | _VARINT, 2))
 
 
@@ -29,9 +30,9 @@ def encode_span(span: Span) -> bytes:
             b"\x22\x08" + parent_id if parent_id else b"",
             _named(span.name, span.kind),
             _TIMES.pack(7 << 3 | _FIXED64, span.began_ns, 8 << 3 | _FIXED64, span.ended_ns),
-            *[_attribute(9, key, value) for key, value in span.inherited.items()],
-            *[_attribute(9, key, value) for key, value in span.attributes.items()],
-            b"" if error_type is None else _attribute(9, ERROR_TYPE, error_type) + _ERROR_STATUS,
+            _attributes(9, span.inherited),
+            _attributes(9, span.attributes),
+            b"" if error_type is None else _attributes(9, {ERROR_TYPE: error_type}) + _ERROR_STATUS,
         )
     )
     return encode_field(2, body)
@@ -41,19 +42,35 @@ def encode_request(
     resource: Mapping[str, Value], scope: str, version: str, spans: Iterable[bytes]
 ) -> bytes:
     """Return the request that exports spans."""
-    told = b"".join(_attribute(1, key, value) for key, value in resource.items())
+    told = _attributes(1, resource)
     scope_body = encode_field(1, scope.encode()) + encode_field(2, version.encode())
     return encode_field(
         1, encode_field(1, told) + encode_field(2, encode_field(1, scope_body) + b"".join(spans))
     )
 
 
+def _attributes(number: int, attributes: Mapping[str, Value]) -> bytes:
+    values = attributes.values()
+    is_small = len(attributes) <= _MAX_RECURRING
+    for value in values if is_small else ():
+        if type(value) is str and len(value) > MAX_NAME_CHARS:
+            is_small = False
+    write = _recurring_attributes if is_small else _write_attributes
+    return write(number, *attributes, *values)
+
+
+def _write_attributes(number: int, *keys_and_values: Value) -> bytes:
+    """Write the keys that come first and the values that follow them, in one flat row: a cache tells their types apart."""
+    count = len(keys_and_values) // 2
+    pairs = zip(keys_and_values[:count], keys_and_values[count:], strict=True)
+    return b"".join(_attribute(number, str(key), value) for key, value in pairs)
+
+
+# A run's identity, a node's names and states, a route: they come again and again, long texts do not; 1 is not True.
+_recurring_attributes = lru_cache(maxsize=512, typed=True)(_write_attributes)
+
+
 def _attribute(number: int, key: str, value: Value) -> bytes:
-    is_long = type(value) is str and len(value) > MAX_NAME_CHARS
-    return (_write_attribute if is_long else _recurring_attribute)(number, key, value)
-
-
-def _write_attribute(number: int, key: str, value: Value) -> bytes:
     match value:
         case bool():
             coded = bytes((2 << 3 | _VARINT, value))
@@ -64,10 +81,6 @@ def _write_attribute(number: int, key: str, value: Value) -> bytes:
         case _:
             coded = encode_field(1, _text(value))
     return encode_field(number, _key(key) + encode_field(2, coded))
-
-
-# Names and states come again and again, long texts do not; 1 is not True.
-_recurring_attribute = lru_cache(maxsize=512, typed=True)(_write_attribute)
 
 
 @lru_cache(maxsize=256)

@@ -430,13 +430,22 @@ def test_a_large_text_is_cut_and_not_kept():
     kept = Kept()
     run = RunTrace(Tracer(kept), RunId("r1"), "flow", 0, None)
     run.make_current(run.span)
-    otlp._recurring_attribute.cache_clear()
+    otlp._recurring_attributes.cache_clear()
     with span("n" * 5_000_000, {"k" * 5_000_000: "v" * 5_000_000}):
         pass
     (told,) = kept.spans()
     assert len(told.name) == len(told.attributes[2].key) == MAX_NAME_CHARS
     assert told.attributes[2].value.string_value == "v" * MAX_TEXT_CHARS
-    assert otlp._recurring_attribute.cache_info().currsize == 3  # the run's two, and the service
+    assert (
+        otlp._recurring_attributes.cache_info().currsize == 2
+    )  # what the run hands down, and the resource
+
+
+def test_many_attributes_are_not_kept():
+    otlp._recurring_attributes.cache_clear()
+    told = otlp.encode_span(a_span(**{f"part-{number}": number for number in range(1_000)}))
+    assert told.count(b"part-") == 1_000
+    assert otlp._recurring_attributes.cache_info().currsize == 1  # none, which it inherits
 
 
 def test_a_request_ends_before_it_is_too_large_for_a_receiver():
