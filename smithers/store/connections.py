@@ -1,9 +1,9 @@
 """Open connections to Postgres the way each use wants them, and turn the driver's errors into ours.
 
-Three kinds. A *hot* connection is dedicated, kept, and never goes through a pool (a pool's reset costs a round trip); its
-plans are made once, and may use only what stays right when a table has grown: see docs/adr/0007-plans-made-once.md. The
-*pool* is for cold queries. A *listening* connection is direct: LISTEN is silently lost through a pooler in transaction
-mode.
+Three kinds. A *hot* connection is dedicated and kept; its plans are made once, and may use only what stays right when a table
+has grown: see docs/adr/0007-plans-made-once.md. The *pool* is for cold queries, none of which may leave a state behind in
+its session (a lock, a setting, a listener): it is given back as it is. A *listening* connection is direct: LISTEN is
+silently lost through a pooler in transaction mode.
 
 TCP does not see a peer that stalls: here, and nowhere else, is said how long a connection may take to open, to come
 free, to answer, and to be cleaned up. Clean-up never raises: what was answered stands, and so does a cancellation.
@@ -39,7 +39,7 @@ PROVE_TIMEOUT_S: Final = 2.0  # for a session that is asked for nothing but an a
 END_TIMEOUT_S: Final = 5.0  # for what a pool's connections still do at its end
 MAX_QUERIES: Final = 50_000  # then a connection is opened anew
 IDLE_S: Final = 300.0
-# A rollback, a reset, a goodbye: one round trip; then it is dropped.
+# A rollback, a goodbye: one round trip; then it is dropped.
 CLEAN_UP_TIMEOUT_S: Final = 2.0
 
 _GUARDS: Final = {
@@ -140,6 +140,12 @@ def _refusal(error: asyncpg.PostgresError) -> Exception:
             return AnswerTooLarge(f"it is more than the database puts into one value: {error}")
         case _:
             return StoreError(f"the database refused: {type(error).__name__}: {error}")
+
+
+class _PooledConnection(asyncpg.Connection):
+    def get_reset_query(self) -> str:
+        """Leave out what would undo a session's state, in a round trip before the answer is handed on: nobody leaves any."""
+        return ""
 
 
 class Pool(asyncpg.Pool):  # a subclass: the driver takes no defaults for these two
@@ -254,7 +260,7 @@ async def open_pool(dsn: str, *, role: str, max_size: int) -> AsyncIterator[Pool
         max_queries=MAX_QUERIES,
         max_inactive_connection_lifetime=IDLE_S,
         loop=None,
-        connection_class=asyncpg.Connection,
+        connection_class=_PooledConnection,
         record_class=asyncpg.Record,
         timeout=CONNECT_TIMEOUT_S,
         command_timeout=COMMAND_TIMEOUT_S,

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
@@ -13,7 +13,7 @@ import pytest
 from smithers.errors import StoreError, StoreUnavailable
 from smithers.foundation import find_database
 from smithers.settings import InvalidSettings, ServerOptions
-from smithers.store.connections import open_connection
+from smithers.store.connections import open_connection, open_pool, transaction
 from smithers.store.dsn import describe_dsn
 from smithers.store.poolers import leads_to
 from smithers.store.schema import settle_schema, upgrade_schema
@@ -119,3 +119,24 @@ async def test_the_two_urls_of_a_server_must_lead_to_one_database(
     assert said.startswith("DATABASE_DIRECT_URL: ")
     assert describe_dsn(database) in said
     assert describe_dsn(postgres_server) in said
+
+
+async def test_a_pooled_connection_is_given_back_without_a_round_trip(database: str) -> None:
+    async with open_pool(database, role="test", max_size=1) as pool:
+        pid = await pool.fetchval("SELECT pg_backend_pid()")
+        async with open_connection(database, role="test-watch") as watching:
+            last = await watching.fetchval("SELECT query FROM pg_stat_activity WHERE pid = $1", pid)
+    assert last == "SELECT pg_backend_pid()"
+
+
+async def test_a_pooled_connection_is_given_back_without_its_transaction(database: str) -> None:
+    async with open_pool(database, role="test", max_size=1) as pool:
+        with suppress(ZeroDivisionError):
+            async with pool.acquire() as connection, transaction(connection, readonly=True):
+                raise ZeroDivisionError
+        async with pool.acquire() as connection:
+            assert not connection.is_in_transaction()
+            assert (
+                await connection.fetchval("SELECT current_setting('transaction_read_only')")
+                == "off"
+            )

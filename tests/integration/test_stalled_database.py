@@ -138,6 +138,7 @@ async def test_a_connection_that_stalls_when_it_is_given_back_is_dropped_and_its
     async with open_pool(proxy.dsn, role="test", max_size=1) as pool:
         with soon():
             async with pool.acquire() as connection:
+                await connection.execute("BEGIN")  # what is left open is rolled back
                 answer = await connection.fetchval(QUERY)
                 proxy.stall()
         assert answer == 1
