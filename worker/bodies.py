@@ -17,7 +17,7 @@ from worker.toolboxes import Workshop
 
 EXHAUSTED: Final = 75  # EX_TEMPFAIL: what a process ends with that can serve nobody any more
 
-log = structlog.get_logger("worker.bodies")
+LOG: Final = structlog.get_logger(__name__)
 
 Result = TypeVar("Result")
 
@@ -34,7 +34,7 @@ class Bodies:
 
     def attempt(self) -> AbstractContextManager[None]:
         """Hold that an attempt is under way; what it leaves in disorder is put in order at its end."""
-        return nullcontext() if self.premises is None else self.premises.attempt()
+        return self.premises or nullcontext()
 
     def hear_error(self, error: BaseException) -> None:
         """Take note of what a body raised: it may be for want of what all share."""
@@ -60,5 +60,5 @@ class Bodies:
             if self.premises is None:
                 raise
             # Some body has used them up, and nothing that runs here is to fail for it: all of it goes on elsewhere.
-            log.exception("child_gives_up", reason=str(error))
+            LOG.exception("child_gives_up", error=str(error))
             os._exit(EXHAUSTED)

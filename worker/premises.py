@@ -15,8 +15,8 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 
 class Premises:
-    """The state of this process before any body has run; made in the main thread."""
+    """The state of this process before any body has run; made in the main thread. A block of it is an attempt."""
 
     def __init__(self, root_dir: Path) -> None:
         self._root_dir = str(root_dir)
@@ -47,15 +47,13 @@ class Premises:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft - soft // RESERVED, hard))
         self._attempt_count = 0
 
-    @contextmanager
-    def attempt(self) -> Iterator[None]:
-        """Hold that an attempt is under way; in the main thread."""
+    def __enter__(self) -> None:
+        """Begin an attempt, beside others; in the main thread, as its end."""
         self._attempt_count += 1
-        try:
-            yield
-        finally:
-            self._attempt_count -= 1
-            self._restore()
+
+    def __exit__(self, *_exc: object) -> None:
+        self._attempt_count -= 1
+        self._restore()
 
     def lacks_descriptors(self) -> bool:
         """Say whether bodies have left so many descriptors open that connections may soon find none."""
@@ -116,5 +114,7 @@ class Premises:
     def _return(self) -> None:
         sys.setrecursionlimit(self._recursion_limit)
         os.umask(self._umask)
-        with suppress(OSError):  # the root may be gone
+        try:  # noqa: SIM105 - after each attempt: `suppress` is three calls more
             os.chdir(self._root_dir)
+        except OSError:  # the root may be gone
+            pass

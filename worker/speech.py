@@ -50,6 +50,8 @@ class Speech:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if not self._size:
+            return
         with self._lock:
             text = "".join(self._said)
             self._said.clear()

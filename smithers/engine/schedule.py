@@ -8,8 +8,6 @@ that tasks which depend on each other may stand in a parallel in any order.
 """
 
 import heapq
-from collections.abc import Iterator
-from typing import NamedTuple
 
 from smithers.engine.facts import Facts, NodeKey
 from smithers.engine.mount import GroupPlace, LeafPlace, LoopPlace, Mounted, TryPlace
@@ -55,8 +53,10 @@ class Schedule:
         while queue:
             _, leaf = heapq.heappop(queue)
             self._try(leaf, opened, queue)
-            for group, _, _ in _ancestors(leaf):  # the room that it was offered and did not take
-                _offer_room(group, queue)
+            around = leaf.parent
+            while around is not None:  # the room that it was offered and did not take
+                _offer_room(around, queue)
+                around = around.parent
         opened.sort(key=lambda leaf: leaf.position)
         return opened
 
@@ -171,49 +171,36 @@ class Schedule:
         """Give a leaf room in all its groups, or none, and let it wait at the innermost that has none."""
         if leaf.is_closed or leaf.is_open:
             return
-        ancestors = [*_ancestors(leaf)]
-        gate = next((ancestor for ancestor in ancestors if _is_shut(ancestor)), None)
-        if gate is None:
-            leaf.is_open = True
-            opened.append(leaf)
-            for group, child, is_new in ancestors:
-                group.open_count += 1
-                group.busy_count += is_new
-                if isinstance(child, GroupPlace):
-                    _offer(child.take_held_here(), queue)  # they need no room of their own now
-        else:
-            _hold(gate.group, gate.child, leaf)
+        child: LeafPlace | GroupPlace = leaf
+        is_alone, group = True, leaf.parent  # alone: no other leaf in that child is open
+        while group is not None:
+            if is_alone and group.limit is not None and group.busy_count >= group.limit:
+                _hold(group, child, leaf)
+                return
+            is_alone, child, group = group.open_count == 0, group, group.parent
+        self._take_room(leaf, queue)
+        opened.append(leaf)
+
+    def _take_room(self, leaf: LeafPlace, queue: list[tuple[int, LeafPlace]]) -> None:
+        leaf.is_open = True
+        child: LeafPlace | GroupPlace = leaf
+        is_alone, group = True, leaf.parent
+        while group is not None:
+            was_idle = group.open_count == 0
+            group.open_count += 1
+            group.busy_count += is_alone
+            if isinstance(child, GroupPlace):
+                _offer(child.take_held_here(), queue)  # they need no room of their own now
+            is_alone, child, group = was_idle, group, group.parent
 
     def _give_room_back(self, leaf: LeafPlace) -> None:
-        group = leaf.parent
+        is_alone, group = True, leaf.parent
         while group is not None:
             group.open_count -= 1
-            group = group.parent
-        for group, _, was_last in _ancestors(leaf):
-            group.busy_count -= was_last
-            if was_last and group.held:
+            group.busy_count -= is_alone
+            if is_alone and group.held:
                 self._freed.append(group)
-
-
-class _Ancestor(NamedTuple):
-    """One group around a leaf."""
-
-    group: GroupPlace
-    child: LeafPlace | GroupPlace  # of the group, in which the leaf stands
-    is_alone: bool  # no other leaf in that child is open
-
-
-def _ancestors(leaf: LeafPlace) -> Iterator[_Ancestor]:
-    child: LeafPlace | GroupPlace = leaf
-    is_alone, group = True, leaf.parent
-    while group is not None:
-        yield _Ancestor(group, child, is_alone)
-        is_alone, child, group = group.open_count == 0, group, group.parent
-
-
-def _is_shut(ancestor: _Ancestor) -> bool:
-    limit = ancestor.group.limit
-    return ancestor.is_alone and limit is not None and ancestor.group.busy_count >= limit
+            is_alone, group = group.open_count == 0, group.parent
 
 
 def _hold(group: GroupPlace, child: LeafPlace | GroupPlace, leaf: LeafPlace) -> None:

@@ -131,7 +131,7 @@ def check_json(value: Any, where: str) -> Any:
 
 def check_work(do: Any, where: str) -> Any:
     """Return what a task does; raise InvalidTree for a coroutine: it can be awaited once, and each render makes another."""
-    if inspect.isawaitable(do) and not callable(do):
+    if not callable(do) and inspect.isawaitable(do):
         _close(do)
         raise InvalidTree(f"{where} got a coroutine: pass the function, or a lambda that calls it")
     return do

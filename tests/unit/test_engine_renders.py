@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -341,9 +343,9 @@ class TestCost:
             return call
 
         with monkeypatch.context() as patch:
-            for name in ("_ancestors", "_hold", "_offer", "_offer_room"):
+            for name in ("_hold", "_offer", "_offer_room"):
                 patch.setattr(schedules, name, counted(getattr(schedules, name)))
-            for name in ("_advance", "_reach", "_try", "settle"):
+            for name in ("_advance", "_give_room_back", "_reach", "_take_room", "_try", "settle"):
                 patch.setattr(schedules.Schedule, name, counted(getattr(schedules.Schedule, name)))
             most = 0
             for number in range(count):
@@ -404,6 +406,34 @@ def read_input(given: str, *, timeout_s: float = 60) -> Any:
     return renderer.input
 
 
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGALRM)
+    yield
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("alarm")
+@pytest.mark.parametrize(
+    "wrong",
+    ["pass", "return [Task('a', 1), Task('a', 2)]", "__import__('threading').Event().wait()"],
+)
+def test_what_no_line_of_a_builder_raised_is_told_with_where_the_builder_begins(wrong):
+    names: dict[str, Any] = {"Task": Task}
+    code = compile(f"\ndef build(ctx):\n    {wrong}\n", "flows/plan.py@0a1b2c3d", "exec")
+    exec(code, names)
+    world = World(names["build"])
+    world.renderer = replace(world.renderer, guard=render_guard(0.1))
+    error = world.begin().rows.error
+    assert error is not None
+    assert error.message.endswith(" (flows/plan.py, line 2)")
+    assert (error.traceback or "").startswith(
+        'Traceback (most recent call last):\n  File "flows/plan.py@0a1b2c3d", line 2, in build\n'
+    )
+    assert "/smithers/" not in (error.traceback or "")
+
+
+@pytest.mark.usefixtures("alarm")
 @pytest.mark.parametrize(
     ("given", "wrong"),
     [
@@ -414,11 +444,7 @@ def read_input(given: str, *, timeout_s: float = 60) -> Any:
     ],
 )
 def test_whatever_a_model_makes_of_an_input_is_the_inputs_fault(given, wrong):
-    before = signal.getsignal(signal.SIGALRM)
-    try:
-        assert read_input('{"topic": " x "}').topic == "x"
-        with pytest.raises(InvalidInput, match=f"does not fit w: .*{wrong}$") as caught:
-            read_input(given, timeout_s=0.1)
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    assert read_input('{"topic": " x "}').topic == "x"
+    with pytest.raises(InvalidInput, match=f"does not fit w: .*{wrong}$") as caught:
+        read_input(given, timeout_s=0.1)
     assert "515" not in f"{caught.value}{caught.value.details}"
