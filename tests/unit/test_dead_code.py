@@ -16,6 +16,7 @@ USERS = {
     "field_title_should_be_set": "pydantic",
     "for_run": "pydantic-ai",
     "get_durable_operation_backend": "pydantic-ai",
+    "get_reset_query": "asyncpg",
     "handle_error": "aiohttp",
     "iteration_count": "authors",
     "latest": "authors",
