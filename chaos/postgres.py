@@ -7,7 +7,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from contextlib import suppress
@@ -17,6 +16,7 @@ from typing import Self
 import asyncpg
 
 from bench import processes
+from bench.ports import free_port
 from smithers.store.embedded.account import ServerAccount, choose_account, run_as
 from smithers.store.embedded.binaries import find_binaries
 
@@ -37,13 +37,6 @@ SETTINGS = {
     "log_min_messages": "warning",
 }
 SHUTDOWNS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
-
-
-def free_port() -> int:
-    """Find a port of 127.0.0.1 that nobody has."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 class PostgresServer:

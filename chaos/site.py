@@ -19,8 +19,9 @@ from typing import Any, Self
 import asyncpg
 
 from bench import processes
+from bench.ports import free_port
 from chaos import clocks
-from chaos.postgres import PostgresServer, free_port
+from chaos.postgres import PostgresServer
 from chaos.proxy import Proxy
 from smithers.store.schema import upgrade_schema
 

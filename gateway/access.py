@@ -141,9 +141,9 @@ class Access:
                 LOG.warning("tokens_file_gone")
         except OSError as error:
             if self._unreadable_complaint.may_be_said():
-                LOG.warning("tokens_file_unreadable", reason=str(error))
+                LOG.warning("tokens_file_unreadable", error=str(error))
         except (ValueError, InvalidTokensFile) as error:
-            LOG.warning("tokens_file_unreadable", reason=str(error))
+            LOG.warning("tokens_file_unreadable", error=str(error))
         else:
             LOG.info("tokens_file_read", token_count=len(self._tokens) - len(self._fixed))
 

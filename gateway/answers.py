@@ -14,16 +14,51 @@ from smithers.events import EventType
 from smithers.states import AttemptState, NodeState, RunStatus, ToolCallState
 
 
+class LifeState(StrEnum):
+    """How a run is, as Smithers' clients tell it."""
+
+    RUNNING = "running"
+    WAITING_APPROVAL = "waiting-approval"
+    WAITING_EVENT = "waiting-event"
+    WAITING_TIMER = "waiting-timer"
+    RECOVERING = "recovering"  # its worker died, and nobody has claimed it yet
+    STALE = "stale"  # its worker is silent
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SUCCEEDED = "succeeded"
+
+
 def one_of(states: type[StrEnum]) -> WithJsonSchema:
     """Describe a text as one of a closed set."""
     return WithJsonSchema({"type": "string", "enum": list(states)})
 
 
 Status = Annotated[str, one_of(RunStatus)]
+ReasonKind = Literal[
+    "ended",
+    "cancelling",
+    "elsewhere",
+    "worker-silent",
+    "quarantined",
+    "queued",
+    "no-worker",
+    "approval",
+    "subflow",
+    "signal",
+    "timer",
+    "back-off",
+    "in-progress",
+]
 Count = Annotated[int, Field(ge=0)]
 Described = Field  # reads better in a type
 _OBJECT: dict[str, Any] = {"type": "object", "additionalProperties": True}
 Schema = Annotated[Any, WithJsonSchema({"anyOf": [_OBJECT, {"type": "null"}]})]
+Error = Annotated[
+    Any,
+    Described(
+        description="`{name, message, code?, details?}`; for the scope `admin` also `traceback`"
+    ),
+]
 Misfits = Annotated[
     Any, WithJsonSchema({"anyOf": [{"type": "array", "items": _OBJECT}, {"type": "null"}]})
 ]
@@ -89,7 +124,7 @@ class WorkflowAnswer(TypedDict):
 class Blocked(TypedDict):
     """The first thing that a waiting run waits for."""
 
-    kind: Annotated[str, WithJsonSchema({"type": "string", "enum": ["approval", "event", "timer"]})]
+    kind: Literal["approval", "event", "timer"]
     nodeId: str
     requestedAt: NotRequired[str | None]
     correlationKey: NotRequired[str | None]
@@ -107,13 +142,7 @@ class RunState(TypedDict):
     """How a run is, beyond its status."""
 
     runId: str
-    state: Annotated[
-        str,
-        Described(
-            description="running, waiting-approval, waiting-event, waiting-timer, recovering, stale, "
-            "failed, cancelled or succeeded"
-        ),
-    ]
+    state: Annotated[str, one_of(LifeState)]
     computedAt: str
     blocked: NotRequired[Blocked]
     unhealthy: NotRequired[Unhealthy]
@@ -135,7 +164,7 @@ class RunAnswer(TypedDict):
     ]
     input: Any
     output: Annotated[Any, Described(description="what the workflow's last task put out")]
-    error: Any
+    error: Error
     workflowHash: str
     lastSeq: Annotated[int, Described(description="of its last event; -1: none is there yet")]
 
@@ -172,7 +201,7 @@ class AttemptAnswer(TypedDict):
     state: Annotated[str, one_of(AttemptState)]
     startedAtMs: int | None
     finishedAtMs: int
-    error: Any
+    error: Error
 
 
 class NodeAnswer(TypedDict):
@@ -192,7 +221,7 @@ class NodeAnswer(TypedDict):
     wait: Any
     output: Annotated[Any, Described(description="null also where it is larger than `maxBytes`")]
     outputBytes: int | None
-    error: Any
+    error: Error
     attempts: list[AttemptAnswer]
 
 
@@ -284,7 +313,7 @@ class StreamToken(TypedDict):
 class Reason(TypedDict):
     """One thing that keeps a run from moving."""
 
-    kind: str
+    kind: ReasonKind
     text: str
     nodeId: NotRequired[str]
     iteration: NotRequired[int]

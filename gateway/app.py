@@ -46,7 +46,7 @@ class Gateway:
         waiting = accept_waiting(self._listener)
         for site in self._runner.sites:
             await site.stop()  # closes the listener before it awaits anything
-        self._services.hub.drain()
+        self._services.home.hub.drain()
         self._services.databases.drain()
         await self._serve(waiting)
         # A balancer may just have sent something down a connection that it keeps: that is still answered, with
@@ -85,13 +85,8 @@ async def open_gateway(
     async with AsyncExitStack() as stack:
         bound = listener or stack.enter_context(bind(settings.host, settings.port))
         services = await open_services(settings, stack, page, otel)
-        runner = GatewayRunner(
-            build_app(services, access),
-            load=services.load,
-            headers_s=settings.headers_timeout_s,
-            request_s=settings.request_timeout_s,
-            shutdown_s=settings.drain_timeout_s / 2,  # aiohttp waits this long up to twice
-        )
+        app = build_app(services, access)
+        runner = GatewayRunner(app, settings, services.load, drain_s=settings.drain_timeout_s)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.SockSite(runner, bound, backlog=BACKLOG).start()

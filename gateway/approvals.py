@@ -35,7 +35,7 @@ async def get_approvals(exchange: Exchange, query: ApprovalsQuery) -> Page[Appro
     if not exchange.services.settings.is_kept:
         raise DbNotConfigured
     rows, has_more = await list_approvals(
-        exchange.services.pool,
+        exchange.database.pool,
         after=None if query.cursor is None else _read_place(query.cursor),
         limit=query.limit or ALL,
         page_bytes=MAX_PAGE_BYTES,

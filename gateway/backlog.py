@@ -15,7 +15,7 @@ import structlog
 from gateway.errors import Overloaded
 from smithers.complaints import Complaint
 from smithers.errors import StoreError
-from smithers.service_loops import keep_going
+from smithers.service_loops import ServiceLoops
 from smithers.store.connections import Pool
 from smithers.store.starts import count_queued
 
@@ -34,16 +34,14 @@ class Backlog:
         self._started = 0  # and those that were done since the last count began
         self._wanted = asyncio.Event()
         self._complaint = Complaint()
-        self._task: asyncio.Task[None] | None = None
+        self._loops = ServiceLoops()
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(keep_going(self._count, name="backlog"), name="backlog")
+        self._loops.start(self._count, name="backlog")
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await self._loops.stop()
 
     @contextmanager
     def starting(self) -> Iterator[None]:
@@ -73,7 +71,7 @@ class Backlog:
                 self._counted = await count_queued(self._pool, limit=self._max_count)
             except StoreError as error:
                 if self._complaint.may_be_said():
-                    LOG.warning("backlog_not_counted", reason=str(error))
+                    LOG.warning("backlog_not_counted", error=str(error))
             else:
                 self._started -= done_before
             await asyncio.sleep(PAUSE_S)

@@ -1,6 +1,6 @@
 """Find the database that a run lives in: the server's, or one that its workflow has to itself.
 
-What is found is the services of that database, so that a handler reads and writes where the run is and need not know. The
+What is found is what is open for that database, so that a handler reads and writes where the run is and need not know. The
 server's database says where each run lives. Where no workflow's own database is in use, which a hint tells, nobody asks;
 where one is in use that this server has no URL of, its runs are shown by their mirrors, and the database lets nobody write
 to those.
@@ -8,7 +8,7 @@ to those.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 import structlog
@@ -29,7 +29,6 @@ from smithers.store.schema import settle_schema
 from smithers.store.starts import StartLane
 
 if TYPE_CHECKING:
-    from gateway.exchange import Services
     from gateway.hub import Hub
     from gateway.sources import Sources
 
@@ -38,9 +37,10 @@ LOOK_AGAIN_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Connections:
-    """What a process has for each database: eight connections at the most."""
+class Database:
+    """What a process has open for one database: eight connections at the most."""
 
+    name: str | None  # as workflows name it that have it to themselves; None: the server's own
     pool: Pool
     starts: StartLane
     outside: OutsideLane
@@ -56,25 +56,25 @@ class Databases:
         self,
         pool: Pool,
         urls: Mapping[str, str],
-        connect: Callable[[str], Awaitable[Connections]],
+        connect: Callable[[str, str], Awaitable[Database]],
         *,
         migrate: bool,
     ) -> None:
-        """`pool`: of the server's database. `urls`: by name; `connect` opens one of them until the gateway ends."""
+        """`pool`: of the server's database. `urls`: by name; `connect` opens one of them, by name and URL."""
         self._pool = pool
         self._urls = urls
         self._connect = connect
         self._migrate = migrate
         self._used: set[str] = set()
-        self._opening: dict[str, asyncio.Task[Services]] = {}
-        self._open: dict[str, Services] = {}
+        self._opening: dict[str, asyncio.Task[Database]] = {}
+        self._open: dict[str, Database] = {}
         self._learning: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         try:
             self._used.update(await list_own_databases(self._pool))
         except StoreError as error:  # the first connection that hears hints learns them
-            LOG.warning("own_databases_unknown", reason=str(error))
+            LOG.warning("own_databases_unknown", error=str(error))
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -98,20 +98,21 @@ class Databases:
 
     def drain(self) -> None:
         """End the streams of their runs after a whole event."""
-        for services in self._open.values():
-            services.hub.drain()
+        for database in self._open.values():
+            database.hub.drain()
 
-    async def find(self, home: "Services", run_id: RunId) -> "Services":
-        """Return the services of the database that a run lives in; raises StoreError."""
+    async def find(self, home: Database, run_id: RunId) -> Database:
+        """Return the database that a run lives in; `home` is the server's. Raises StoreError."""
         if not self.are_used:
             return home
         name = await find_home(self._pool, run_id)
         return home if name is None or name not in self._urls else await self.get(home, name)
 
-    async def get(self, home: "Services", name: str) -> "Services":
-        """Return the services of a database by the name that workflows have for it, connecting to it first.
+    async def get(self, home: Database, name: str) -> Database:
+        """Return a database by the name that workflows have for it, connecting to it first.
 
-        Raises InvalidRequest for a name without a URL, StoreError where it does not answer, SchemaMismatch.
+        It is `home`, the server's, where both are the same. Raises InvalidRequest for a name without a URL, StoreError
+        where it does not answer, SchemaMismatch.
         """
         if name not in self._urls:
             reason = f"the workflow's database {name!r} is not known to this server"
@@ -126,33 +127,23 @@ class Databases:
             opening.add_done_callback(lambda _done: self._opening.pop(name, None))
         return await asyncio.shield(opening)
 
-    async def _open_one(self, home: "Services", name: str) -> "Services":
+    async def _open_one(self, home: Database, name: str) -> Database:
         url = self._urls[name]
         await settle_schema(url, migrate=self._migrate)
-        services = home
+        database = home
         if not await is_same_database(self._pool, url):
             await use_own_database(self._pool, name)  # may fail: what is opened stays until the end
-            opened = await self._connect(url)
-            services = replace(
-                home,
-                database=name,
-                pool=opened.pool,
-                starts=opened.starts,
-                outside=opened.outside,
-                hints=opened.hints,
-                hub=opened.hub,
-                sources=opened.sources,
-            )
+            database = await self._connect(name, url)
             self._used.add(name)
-        self._open[name] = services
-        return services
+        self._open[name] = database
+        return database
 
     async def _learn(self) -> None:
         while True:
             try:
                 self._used.update(await list_own_databases(self._pool))
             except StoreError as error:
-                LOG.warning("own_databases_unknown", reason=str(error))
+                LOG.warning("own_databases_unknown", error=str(error))
                 await asyncio.sleep(LOOK_AGAIN_S)
             else:
                 return

@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway import errors
+from gateway.access import Credential, Scope
 from gateway.bodies import write_json
 from smithers.errors import StoreUnavailable
 from smithers.source.errors import SourceError
@@ -96,6 +97,11 @@ def public_error(text: str | None) -> orjson.Fragment | None:
     error = json.loads(text)
     error.pop("traceback", None)
     return stored(write_json(error))
+
+
+def error_for(credential: Credential, text: str | None) -> orjson.Fragment | None:
+    """Hand on a stored error; its traceback is for operators, who have the scope `admin`."""
+    return stored(text) if credential.allows(Scope.ADMIN) else public_error(text)
 
 
 def problem(error: BaseException) -> web.Response:

@@ -1,12 +1,13 @@
 """What a handler is given: the request, whose it is, what its path names, and the services."""
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from aiohttp import web
 
 from gateway.access import Credential
 from gateway.backlog import Backlog
+from gateway.databases import Database, Databases
 from gateway.load import Load
 from gateway.metrics import Metrics
 from gateway.routing import Part, Route
@@ -15,19 +16,11 @@ from gateway.stream_tokens import StreamTokens
 from gateway.traces import read_caller
 from smithers.defaults import DEFAULT_QUEUE
 from smithers.ids import RunId, is_run_id
-from smithers.store.connections import Pool
-from smithers.store.hints import Channel, Hints
-from smithers.store.outside import OutsideLane
+from smithers.store.hints import Channel
 from smithers.store.refusals import RunNotFound
 from smithers.store.revisions import Revisions
-from smithers.store.starts import StartLane
 from smithers.telemetry.spans import Span
 from smithers.telemetry.tracing import Tracer
-
-if TYPE_CHECKING:
-    from gateway.databases import Databases
-    from gateway.hub import Hub
-    from gateway.sources import Sources
 
 
 @dataclass(slots=True)
@@ -44,12 +37,8 @@ class Services:
     """What the handlers of one process share."""
 
     settings: GatewaySettings
-    pool: Pool
-    starts: StartLane
-    outside: OutsideLane
-    hints: Hints
-    hub: "Hub"
-    sources: "Sources"
+    home: Database  # the server's own
+    databases: Databases  # the workflows' own
     stream_tokens: StreamTokens
     metrics: Metrics
     load: Load
@@ -57,9 +46,6 @@ class Services:
     tracer: Tracer | None  # None: traces are off
     readiness: Readiness
     revisions: Revisions
-    databases: "Databases"  # all that this process knows
-    # Pool, lanes, hints, hub and sources belong to the workflows' database of this name; None: to the server's own.
-    database: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +58,7 @@ class Exchange:
     parts: tuple[Part, ...]
     credential: Credential
     services: Services
+    database: Database  # where the run lives that it is about; else the server's own
     span: Span | None = None  # None: traces are off
 
     @property
@@ -82,8 +69,8 @@ class Exchange:
 
     async def at_run(self, run_id: RunId) -> Self:
         """Turn to the database that a run lives in; raises StoreError."""
-        services = await self.services.databases.find(self.services, run_id)
-        return replace(self, services=services)
+        database = await self.services.databases.find(self.services.home, run_id)
+        return replace(self, database=database)
 
     def run_id(self, *, missing: type[RunNotFound] = RunNotFound) -> RunId:
         """Read which run the path names; raises `missing` for what can be no run's name."""
@@ -94,12 +81,12 @@ class Exchange:
 
     def hint_due(self, queue: str | None) -> None:
         """Tell claimers, after the commit, that a run became claimable."""
-        self.services.hints.send(Channel.DUE, [queue or DEFAULT_QUEUE])
+        self.database.hints.send(Channel.DUE, [queue or DEFAULT_QUEUE])
 
     def hint_events(self, run_id: RunId) -> None:
         """Tell streams, after the commit, that a run has new events."""
-        self.services.hints.send(Channel.EVENTS, [run_id])
+        self.database.hints.send(Channel.EVENTS, [run_id])
 
     def hint_news(self, run_id: RunId) -> None:
         """Tell a run's owner, after the commit, that something came in."""
-        self.services.hints.send(Channel.NEWS, [run_id])
+        self.database.hints.send(Channel.NEWS, [run_id])

@@ -53,10 +53,10 @@ async def post_answer(exchange: Exchange, body: AnswerBody) -> RunNamed:
 
 async def _answer(exchange: Exchange, answer: Answer, value: Any) -> Wake:
     while True:
-        request = await read_form(exchange.services.pool, answer)
+        request = await read_form(exchange.database.pool, answer)
         schema = json.dumps(json.loads(request)["schema"])
         check_value(compile_schema(schema), value, "The value does not fit the form.")
         try:
-            return await answer_form(exchange.services.pool, answer, request)
+            return await answer_form(exchange.database.pool, answer, request)
         except FormChanged:
             continue

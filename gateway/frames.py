@@ -42,7 +42,7 @@ async def get_frames(exchange: Exchange, query: FramesQuery) -> Page[list[FrameA
     """List a run's frames: the newest first, or with `order=asc` the oldest; 4 MiB a page at the most."""
     is_ascending = query.order == "asc"
     run_id = exchange.run_id()
-    pool = exchange.services.pool
+    pool = exchange.database.pool
     rows, lead_count = await list_frames(
         pool,
         run_id,

@@ -30,6 +30,8 @@ from gateway.paging import Page
 from gateway.protocol import GatewayProtocol
 from gateway.routing import OPEN, Part, Route, Router
 from gateway.traces import begin_request, end_request
+from smithers.complaints import Complaint
+from smithers.errors import StoreUnavailable
 from smithers.ids import RunId, is_run_id
 from smithers.telemetry.names import NO_ROUTE
 from smithers.telemetry.spans import Span
@@ -56,62 +58,72 @@ class Front:
         self._router = router
         self._prefix = prefix
         self._leading = leading
+        self._complaint = Complaint()
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
         """Answer a request; whatever goes wrong becomes an envelope, or a connection that is cut."""
         began = time.perf_counter()
         request_id = _request_id(request)
-        found: list[Route] = []
         tracer = self._services.tracer
         span = begin_request(tracer, request)
+        route: Route | None = None
         try:
-            response = await self._serve(request, request_id, found, span)
+            exchange = await self._admit(request, request_id, span)
+            route = exchange.route
+            response = await self._answer(exchange)
         except Exception as error:  # noqa: BLE001 - the one place where errors become HTTP
-            response = _refuse(request, request_id, error)
-        route = found[0].template if found else NO_ROUTE
+            self._complain(request_id, error)
+            response = _refuse(request, error)
+        template = NO_ROUTE if route is None else route.template
         is_stream = response.prepared
         if not is_stream:
             response.headers["X-Request-Id"] = request_id
             if self._services.readiness.is_draining or _is_surplus(request):
                 response.force_close()
-        if found and found[0].scope is not OPEN and not is_stream:
-            end_request(tracer, span, route, response.status)
+        if route is not None and route.scope is not OPEN and not is_stream:
+            end_request(tracer, span, template, response.status)
         self._services.metrics.count_request(
             request.method,
-            route,
+            template,
             response.status,
             None if is_stream else time.perf_counter() - began,
         )
         return response
 
-    async def _serve(
-        self, request: web.Request, request_id: str, found: list[Route], span: Span | None
-    ) -> web.StreamResponse:
+    def _complain(self, request_id: str, error: Exception) -> None:
+        """Log what is ours to mend, and is not said to the caller."""
+        if isinstance(error, ConnectionError):
+            return  # the caller has left
+        if find_status(type(translate(error))) is None:
+            LOG.error("request_failed", request_id=request_id, exc_info=error)
+        elif isinstance(error, StoreUnavailable) and self._complaint.may_be_said():
+            LOG.warning("database_failed", request_id=request_id, error=str(error))
+
+    async def _admit(self, request: web.Request, request_id: str, span: Span | None) -> Exchange:
+        """Find who asks, and for what; raises InvalidRequest, Unauthorized, RouteNotFound."""
         if request.version not in ((1, 1), (1, 0)):
             raise InvalidRequest("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
         path = _raw_path(request).removeprefix(self._prefix) or "/"
-        route = self._router.find_open(request.method, path)
-        if route is not None:
-            found.append(route)
-            return await answer(Exchange(request, request_id, route, (), ANYBODY, self._services))
         matched = self._router.find(request.method, path)
-        credential = await self._admit(request, matched)
+        credential = await self._identify(request, matched)
         if matched is None:
             raise RouteNotFound
         route, parts = matched
-        found.append(route)
-        if route.scope is not OPEN and not credential.allows(route.scope):
-            raise Forbidden
-        if not _is_known_expectation(request):
-            raise UnknownExpectation
-        named = (*self._leading, *parts)
-        return await self._answer(
-            Exchange(request, request_id, route, named, credential, self._services, span)
+        named, services = (*self._leading, *parts), self._services
+        return Exchange(
+            request, request_id, route, named, credential, services, services.home, span
         )
 
     async def _answer(self, exchange: Exchange) -> web.StreamResponse:
         """Answer within the limits; metrics always: they are wanted most when there is too much of all else."""
-        if exchange.route.scope is Scope.METRICS_READ:
+        scope = exchange.route.scope
+        if scope is OPEN:
+            return await answer(exchange)
+        if not exchange.credential.allows(scope):
+            raise Forbidden
+        if not _is_known_expectation(exchange.request):
+            raise UnknownExpectation
+        if scope is Scope.METRICS_READ:
             return await answer(exchange)
         if _is_surplus(exchange.request):
             raise Overloaded(details={"limit": "connections"})
@@ -127,10 +139,12 @@ class Front:
             return exchange
         return await exchange.at_run(RunId(run_id))
 
-    async def _admit(
+    async def _identify(
         self, request: web.Request, matched: tuple[Route, tuple[Part, ...]] | None
     ) -> Credential:
         """Find who asks; raises Unauthorized whatever the path, so that it tells nothing of what there is."""
+        if matched is not None and matched[0].scope is OPEN:
+            return ANYBODY
         try:
             return self._access.admit(request.headers)
         except Unauthorized:
@@ -158,15 +172,13 @@ async def _take(exchange: Exchange, room: Room) -> dict[str, Fields]:
     request = exchange.request
     given: dict[str, Fields] = {}
     for name, kind in exchange.route.takes.items():
-        match name:
-            case "body":
-                limit = exchange.services.settings.max_body_bytes
-                value = await read_object(request, max_bytes=limit, grow=room.grow)
-                given[name] = read_fields(kind, value)
-            case "query":
-                given[name] = read_each_once(kind, request.query)
-            case "headers":
-                given[name] = read_each_once(kind, request.headers)
+        if name == "body":
+            limit = exchange.services.settings.max_body_bytes
+            value = await read_object(request, max_bytes=limit, grow=room.grow)
+            given[name] = read_fields(kind, value)
+        else:
+            texts = request.query if name == "query" else request.headers
+            given[name] = read_each_once(kind, texts)
     return given
 
 
@@ -200,11 +212,9 @@ async def _leave_expectation(_request: web.Request) -> None:
     """Do nothing about Expect yet: 100 Continue is said when all checks before the body have passed."""
 
 
-def _refuse(request: web.Request, request_id: str, error: Exception) -> web.StreamResponse:
+def _refuse(request: web.Request, error: Exception) -> web.StreamResponse:
     if isinstance(error, ConnectionError):
         raise error  # nobody is there to be answered
-    if find_status(type(translate(error))) is None:
-        LOG.error("request_failed", request_id=request_id, exc_info=error)
     if request.writer.output_size > 0:
         raise ConnectionResetError("failed after the head was sent") from error
     response = problem(error)

@@ -20,7 +20,7 @@ from gateway.viewers import KEEP_ALIVE, KEEP_ALIVE_CHUNK, Viewer, as_chunk, fram
 from smithers.complaints import Complaint
 from smithers.errors import StoreError
 from smithers.ids import RunId
-from smithers.service_loops import keep_going
+from smithers.service_loops import ServiceLoops
 from smithers.store.connections import Pool
 from smithers.store.tails import Cursor, Tail, TailLane, find_moved
 from smithers.telemetry.names import DropReason
@@ -70,25 +70,18 @@ class Hub:
         self._runs: dict[RunId, FollowedRun] = {}
         self._moved: set[RunId] = set()
         self._has_moved = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._loops = ServiceLoops()
         self._complaint = Complaint()
         self.is_draining = False
 
     async def __aenter__(self) -> Self:
-        self._tasks = [
-            asyncio.create_task(keep_going(loop, name=name), name=name)
-            for name, loop in (
-                ("hub-follow", self._follow),
-                ("hub-poll", self._poll),
-                ("hub-sweep", self._sweep),
-            )
-        ]
+        self._loops.start(self._follow, name="hub-follow")
+        self._loops.start(self._poll, name="hub-poll")
+        self._loops.start(self._sweep, name="hub-sweep")
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
+        await self._loops.stop()
 
     def hear(self, names: frozenset[str] | None) -> None:
         """Take a hint: these runs have new events; None: anything may have happened."""
@@ -169,7 +162,7 @@ class Hub:
                 tails = await self._live.submit(tuple(asked))
             except StoreError as error:
                 if self._complaint.may_be_said():
-                    LOG.warning("stream_read_failed", run_count=len(asked), reason=str(error))
+                    LOG.warning("stream_read_failed", run_count=len(asked), error=str(error))
                 for run in asked.values():
                     self._mark(run)
                 await asyncio.sleep(_retry_s())
@@ -243,7 +236,7 @@ class Hub:
                 )
             except StoreError as error:
                 if self._complaint.may_be_said():
-                    LOG.warning("stream_poll_failed", run_count=len(watched), reason=str(error))
+                    LOG.warning("stream_poll_failed", run_count=len(watched), error=str(error))
                 await asyncio.sleep(_retry_s())
                 continue
             self.hear(frozenset(moved))

@@ -19,7 +19,7 @@ from smithers.telemetry.sheet import Sheet
 
 # A pool that has not written its children's heartbeats for so long does not work.
 SILENT_S: Final = 5.0
-SHUTDOWN_S: Final = 1.0
+DRAIN_S: Final = 2.0
 
 
 class MetricsSite:
@@ -58,7 +58,8 @@ class MetricsSite:
                 return web.Response(
                     body=body, headers={**BASE_HEADERS, "Content-Type": content_type}
                 )
-        raise RouteNotFound
+            case _:
+                raise RouteNotFound
 
     def _check(self) -> None:
         """Raise NotReady where no runs are moved here."""
@@ -83,13 +84,7 @@ async def open_metrics_site(
     site = MetricsSite(sheet, read_access(settings), settings)
     app = web.Application()
     answer_every_path(app, site.__call__)
-    runner = GatewayRunner(
-        app,
-        load=Load(settings.limits),
-        headers_s=settings.headers_timeout_s,
-        request_s=settings.request_timeout_s,
-        shutdown_s=SHUTDOWN_S,
-    )
+    runner = GatewayRunner(app, settings, Load(settings.limits), drain_s=DRAIN_S)
     await runner.setup()
     try:
         listening = web.TCPSite(runner, settings.host, settings.port)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from gateway.answers import NodeAnswer, NodeDetailAnswer, RunNamed, ToolCallAnswer
 from gateway.bodies import write_json
-from gateway.envelope import public_error, stored
+from gateway.envelope import error_for, stored
 from gateway.exchange import Exchange
 from gateway.fields import (
     DIGITS,
@@ -27,9 +27,9 @@ from gateway.paging import MAX_PAGE_BYTES, Page, next_link, read_cursor, write_c
 from smithers.events import EventType
 from smithers.ids import NODE_ID_PATTERN, NodeId, RunId
 from smithers.store.node_reads import NodePlace, NodeRow, find_node, list_nodes
-from smithers.store.outside import Decision, decide
+from smithers.store.outside import Decision, asks_yes_or_no, decide
 from smithers.store.reads import run_exists
-from smithers.store.refusals import NodeNotFound, RunNotFound
+from smithers.store.refusals import DecisionMisfit, NodeNotFound, RunNotFound
 from smithers.store.tool_calls import ToolCallRow, list_tool_calls
 
 Result = TypeVar("Result")
@@ -69,7 +69,7 @@ class DecisionBody(Body):
     decided_by: Person | None = Field(None, description="a credential that names somebody wins")
     decision: JsonValue = Field(
         None,
-        description='`{"selected": option}` or `{"ranked": [option, …]}`, where one was asked for',
+        description='`{"selected": option}` or `{"ranked": [option, …]}`, where one was asked for, and only there',
     )
 
 
@@ -77,28 +77,28 @@ async def get_nodes(exchange: Exchange, query: NodesQuery) -> Page[list[NodeAnsw
     """List a run's nodes, oldest first; 4 MiB of outputs and errors a page at the most."""
     run_id = exchange.run_id()
     rows, has_more = await list_nodes(
-        exchange.services.pool,
+        exchange.database.pool,
         run_id,
         after=None if query.cursor is None else _read_place(query.cursor),
         limit=query.limit,
         max_bytes=query.max_bytes,
         page_bytes=MAX_PAGE_BYTES,
     )
-    if not rows and not await run_exists(exchange.services.pool, run_id):
+    if not rows and not await run_exists(exchange.database.pool, run_id):
         raise RunNotFound
     link = None
     if has_more:
         last = rows[-1]
         place = write_cursor(last.created_at, last.node_id, last.iteration)
         link = next_link(exchange.request, cursor=place)
-    return Page([_node(run_id, row) for row in rows], link)
+    return Page([_node(exchange, run_id, row) for row in rows], link)
 
 
 async def get_node(exchange: Exchange, query: NodeQuery) -> NodeDetailAnswer:
     """Read one node with its attempts, its output and what it called."""
     run_id = exchange.run_id()
     row = await find_node(
-        exchange.services.pool,
+        exchange.database.pool,
         run_id,
         node_ids(exchange),
         iteration=query.iteration,
@@ -107,14 +107,14 @@ async def get_node(exchange: Exchange, query: NodeQuery) -> NodeDetailAnswer:
     if row is None:
         raise NodeNotFound
     calls = await list_tool_calls(
-        exchange.services.pool,
+        exchange.database.pool,
         run_id,
         row.node_id,
         row.iteration,
         limit=LISTED_CALLS,
         max_bytes=min(query.max_bytes, LISTED_OUTPUT_BYTES),
     )
-    return {**_node(run_id, row), "toolCalls": [_tool_call(call) for call in calls]}
+    return {**_node(exchange, run_id, row), "toolCalls": [_tool_call(call) for call in calls]}
 
 
 async def post_approve(exchange: Exchange, body: DecisionBody) -> RunNamed:
@@ -144,7 +144,10 @@ async def _decide(exchange: Exchange, body: DecisionBody, *, is_approved: bool) 
             user=who.user,
             scopes=who.scopes,
         )
-        return await decide(exchange.services.outside, decided)
+        # What a choice is held against says nothing of a question without options.
+        if _is_choice(body.decision) and await asks_yes_or_no(exchange.database.pool, decided):
+            raise DecisionMisfit(mode="approve", options=[])
+        return await decide(exchange.database.outside, decided)
 
     is_new = await at_first_spelling(exchange, decide_at)
     if is_new:
@@ -152,6 +155,10 @@ async def _decide(exchange: Exchange, body: DecisionBody, *, is_approved: bool) 
             EventType.APPROVAL_GRANTED if is_approved else EventType.APPROVAL_DENIED
         )
     return {"runId": run_id}
+
+
+def _is_choice(decision: object) -> bool:
+    return isinstance(decision, dict) and not {"selected", "ranked"}.isdisjoint(decision)
 
 
 async def at_first_spelling(
@@ -178,7 +185,7 @@ def _read_place(cursor: str) -> NodePlace:
     return NodePlace(created_at=created_at, node_id=NodeId(node_id), iteration=iteration)
 
 
-def _node(run_id: RunId, row: NodeRow) -> NodeAnswer:
+def _node(exchange: Exchange, run_id: RunId, row: NodeRow) -> NodeAnswer:
     return {
         "runId": run_id,
         "nodeId": row.node_id,
@@ -194,14 +201,14 @@ def _node(run_id: RunId, row: NodeRow) -> NodeAnswer:
         "wait": stored(row.wait),
         "output": stored(row.output),
         "outputBytes": row.output_bytes,  # with a null output: larger than maxBytes
-        "error": public_error(row.error),
+        "error": error_for(exchange.credential, row.error),
         "attempts": [
             {
                 "attempt": attempt.attempt,
                 "state": attempt.state,
                 "startedAtMs": attempt.started_ms,
                 "finishedAtMs": attempt.finished_ms,
-                "error": public_error(attempt.error),
+                "error": error_for(exchange.credential, attempt.error),
             }
             for attempt in row.attempts
         ],

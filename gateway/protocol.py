@@ -25,6 +25,7 @@ from gateway.errors import (
     UriTooLong,
 )
 from gateway.load import Load
+from gateway.settings import GatewaySettings
 
 LOG: Final = structlog.get_logger(__name__)
 KEEP_ALIVE_S: Final = 75.0  # above the idle limits of nginx and of load balancers: they close first
@@ -231,23 +232,20 @@ class GatewayProtocol(web.RequestHandler):
 class GatewayServer(web.Server):
     """Makes a connection's protocol; unlike aiohttp's, a wrong keyword fails."""
 
-    def __init__(
-        self, *args: Any, load: Load, headers_s: float, request_s: float, **kwargs: Any
-    ) -> None:
-        super().__init__(*args)
-        self._options = {
+    def __init__(self, handler: Any, settings: GatewaySettings, load: Load) -> None:
+        super().__init__(handler)
+        self._options: dict[str, Any] = {
             "loop": self._loop,
             "load": load,
-            "headers_s": headers_s,
-            "request_s": request_s,
+            "headers_s": settings.headers_timeout_s,
+            "request_s": settings.request_timeout_s,
             "keepalive_timeout": KEEP_ALIVE_S,
-            "lingering_time": min(LINGER_S, request_s),
+            "lingering_time": min(LINGER_S, settings.request_timeout_s),
             "auto_decompress": False,
             "access_log": None,
             "max_line_size": MAX_LINE_BYTES,
             "max_field_size": MAX_HEADER_BYTES,
             "max_headers": MAX_HEADERS,
-            **kwargs,
         }
 
     def __call__(self) -> GatewayProtocol:
@@ -258,21 +256,16 @@ class GatewayServer(web.Server):
 class GatewayRunner(web.AppRunner):
     """Runs an application on GatewayServer."""
 
-    __slots__ = ("_headers_s", "_load", "_request_s")
+    __slots__ = ("_load", "_settings")
 
     def __init__(
-        self,
-        app: web.Application,
-        *,
-        load: Load,
-        headers_s: float,
-        request_s: float,
-        shutdown_s: float,
+        self, app: web.Application, settings: GatewaySettings, load: Load, *, drain_s: float
     ) -> None:
-        super().__init__(app, shutdown_timeout=shutdown_s, access_log=None)
+        """`drain_s`: how long what is under way may take when cleaning up."""
+        # aiohttp waits for its time-out up to twice.
+        super().__init__(app, shutdown_timeout=drain_s / 2, access_log=None)
+        self._settings = settings
         self._load = load
-        self._headers_s = headers_s
-        self._request_s = request_s
 
     def hurry(self) -> None:
         """Wait no more for what is under way when cleaning up."""
@@ -280,12 +273,7 @@ class GatewayRunner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         plain = await super()._make_server()
-        server = GatewayServer(
-            plain.request_handler,
-            load=self._load,
-            headers_s=self._headers_s,
-            request_s=self._request_s,
-        )
+        server = GatewayServer(plain.request_handler, self._settings, self._load)
         server.request_factory = plain.request_factory
         return server
 

@@ -119,11 +119,6 @@ class Router:
             else:
                 self._exact[route.method, route.template] = route
 
-    def find_open(self, method: str, path: str) -> Route | None:
-        """Find a route that asks for no credential."""
-        route = self._exact.get((_read_as(method), path))
-        return route if route is not None and route.scope is OPEN else None
-
     def find(self, method: str, path: str) -> tuple[Route, tuple[Part, ...]] | None:
         """Find the route of a raw path, and the parts of the path that the template names."""
         method = _read_as(method)

@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime
 from typing import assert_never
 
-from gateway.answers import Blocked, RunState
+from gateway.answers import Blocked, LifeState, RunState
 from smithers.states import RunStatus
 from smithers.store.reads import OpenWait, RunLife
 
@@ -26,18 +26,19 @@ def run_state(life: RunLife) -> RunState:
     return state
 
 
-def _state(life: RunLife) -> str:
+def _state(life: RunLife) -> LifeState:
     match life.status:
         case RunStatus.QUEUED | RunStatus.RUNNING:
             if life.owner_id is not None:
-                return "stale" if life.is_stale else "running"
-            return "running" if life.lost_heartbeat_ms is None else "recovering"
+                return LifeState.STALE if life.is_stale else LifeState.RUNNING
+            is_lost = life.lost_heartbeat_ms is not None
+            return LifeState.RECOVERING if is_lost else LifeState.RUNNING
         case RunStatus.WAITING_APPROVAL | RunStatus.WAITING_EVENT | RunStatus.WAITING_TIMER:
-            return life.status.value
+            return LifeState(life.status.value)
         case RunStatus.FINISHED | RunStatus.CONTINUED:
-            return "succeeded"
+            return LifeState.SUCCEEDED
         case RunStatus.FAILED | RunStatus.CANCELLED:
-            return life.status.value
+            return LifeState(life.status.value)
         case _:
             assert_never(life.status)
 

@@ -13,7 +13,7 @@ from gateway.access import Credential
 from gateway.answers import RunAnswer, RunNamed, RunRowAnswer, RunTaken
 from gateway.bodies import write_json
 from gateway.configs import RunConfig, StartConfig, write_config
-from gateway.envelope import public_error, stored
+from gateway.envelope import error_for, public_error, stored
 from gateway.errors import DbNotConfigured, NoWorker, RunIdRequired
 from gateway.exchange import Exchange
 from gateway.fields import (
@@ -32,11 +32,12 @@ from gateway.sources import KnownWorkflow
 from gateway.starts import may_name_database, repeat_start, start_run
 from smithers.defaults import DEFAULT_QUEUE
 from smithers.events import EventType, correlation_json, event_parts
-from smithers.ids import RUN_ID_PATTERN, RunId, new_run_id
+from smithers.ids import MAX_WORKFLOW_NAME_CHARS, RUN_ID_PATTERN, RunId, new_run_id
+from smithers.source.beneath import beneath
 from smithers.source.closure import SourceBundle, split_reference
 from smithers.source.errors import SourceError, SourceNotFound
 from smithers.states import RunStatus
-from smithers.store.descriptions import find_run_source
+from smithers.store.descriptions import RunSource, find_run_source
 from smithers.store.outside import CancelOutcome, Resume, ResumeOutcome, cancel_run, resume_run
 from smithers.store.reads import RunPlace, RunRow, find_run, list_runs
 from smithers.store.refusals import NothingToResume, RunNotFound
@@ -92,9 +93,9 @@ class RunsQuery(Query):
 
     limit: Digits = Field(50, ge=1, le=MAX_LIST)
     status: Annotated[RunStatus, Strict(False)] | None = None
-    workflow: Annotated[str, StringConstraints(max_length=300, pattern=NO_NUL)] | None = Field(
-        None, description="a workflow's name"
-    )
+    workflow: (
+        Annotated[str, StringConstraints(max_length=MAX_WORKFLOW_NAME_CHARS, pattern=NO_NUL)] | None
+    ) = Field(None, description="a workflow's name")
     cursor: Cursor | None = None
 
 
@@ -132,7 +133,7 @@ async def post_resume(exchange: Exchange, body: ResumeBody) -> RunTaken:
 async def post_cancel(exchange: Exchange, body: AnyBody) -> RunNamed:  # noqa: ARG001 - must be an object
     """Cancel a run; what is under way is stopped."""
     run_id = exchange.run_id()
-    outcome, due_queue = await cancel_run(exchange.services.pool, run_id)
+    outcome, due_queue = await cancel_run(exchange.database.pool, run_id)
     if outcome is CancelOutcome.CANCELLED:
         exchange.services.metrics.count_event(EventType.RUN_CANCELLED)
         exchange.hint_events(run_id)
@@ -147,7 +148,7 @@ async def post_cancel(exchange: Exchange, body: AnyBody) -> RunNamed:  # noqa: A
 async def _tell_cancelled(exchange: Exchange, run_id: RunId) -> None:
     """Tell the span of a run that nobody held: no worker will."""
     tracer = exchange.services.tracer
-    ended = None if tracer is None else await find_run_trace(exchange.services.pool, run_id)
+    ended = None if tracer is None else await find_run_trace(exchange.database.pool, run_id)
     if tracer is None or ended is None:
         return
     trace = RunTrace(tracer, run_id, ended.workflow_name, ended.era, ended.trace_context)
@@ -156,7 +157,7 @@ async def _tell_cancelled(exchange: Exchange, run_id: RunId) -> None:
 
 async def get_run(exchange: Exchange) -> RunAnswer:
     """Read one run."""
-    run = await find_run(exchange.services.pool, exchange.run_id())
+    run = await find_run(exchange.database.pool, exchange.run_id())
     if run is None:
         raise RunNotFound
     return {
@@ -169,7 +170,7 @@ async def get_run(exchange: Exchange) -> RunAnswer:
         "summary": stored(run.summary or "{}"),
         "input": stored(run.input),
         "output": stored(run.output),
-        "error": public_error(run.error),
+        "error": error_for(exchange.credential, run.error),
         "workflowHash": run.workflow_hash,
         "lastSeq": run.last_seq,
     }
@@ -180,7 +181,7 @@ async def get_runs(exchange: Exchange, query: RunsQuery) -> Page[list[RunRowAnsw
     if not exchange.services.settings.is_kept:
         raise DbNotConfigured
     rows = await list_runs(
-        exchange.services.pool,
+        exchange.database.pool,
         status=query.status,
         workflow_name=query.workflow,
         after=None if query.cursor is None else _read_place(query.cursor),
@@ -227,19 +228,19 @@ def _read_place(cursor: str) -> RunPlace:
 async def _resume(
     exchange: Exchange, run_id: RunId, workflow_path: str | None, config: RunConfig | None
 ) -> RunTaken:
-    services = exchange.services
+    pool = exchange.database.pool
     bundle = await _find_bundle(exchange, run_id, workflow_path)
-    source = None if bundle is None else await services.sources.keep(services.pool, bundle)
-    changed = None
-    if bundle is not None and (stored := await find_run_source(services.pool, run_id)) is not None:
-        changed = _changed_files(bundle, *stored)
+    source = None if bundle is None else await exchange.database.sources.keep(bundle)
+    export, changed = None if bundle is None else bundle.workflow_name, None
+    if bundle is not None and (stored := await find_run_source(pool, run_id)) is not None:
+        export, changed = _meant_export(bundle, stored), _changed_files(bundle, stored)
     outcome, queue = await resume_run(
-        services.pool,
+        pool,
         Resume(
             run_id=run_id,
             source_hash=source,
             workflow_path=None if bundle is None else bundle.entry,
-            workflow_export=None if bundle is None else bundle.workflow_name,
+            workflow_export=export,
             config=None if config is None else write_config(config),
             changed_files=changed,
         ),
@@ -260,19 +261,26 @@ async def _find_bundle(
     if workflow_path is None:
         return None
     try:
-        return await exchange.services.sources.read(workflow_path)
+        return await exchange.database.sources.read(workflow_path)
     except SourceNotFound:
-        stored = await find_run_source(exchange.services.pool, run_id)
+        stored = await find_run_source(exchange.database.pool, run_id)
         path, _ = split_reference(workflow_path)
-        if stored is not None and json.loads(stored[1])["entry"] != path:
+        if stored is not None and json.loads(stored.bundle)["entry"] != beneath(path):
             raise
         return None
 
 
-def _changed_files(bundle: SourceBundle, stored_hash: str, stored: str) -> str | None:
-    if stored_hash == bundle.source_hash:
+def _meant_export(bundle: SourceBundle, stored: RunSource) -> str | None:
+    """Say which workflow of the file is meant: the run's own, where its file is named alone."""
+    if bundle.workflow_name is None and json.loads(stored.bundle)["entry"] == bundle.entry:
+        return stored.workflow_export
+    return bundle.workflow_name
+
+
+def _changed_files(bundle: SourceBundle, stored: RunSource) -> str | None:
+    if stored.source_hash == bundle.source_hash:
         return None
-    before = json.loads(stored)["modules"]
+    before = json.loads(stored.bundle)["modules"]
     names = {*before, *bundle.modules}
     changed = sorted(name for name in names if before.get(name) != bundle.modules.get(name))
     return json.dumps(changed, ensure_ascii=False)
@@ -282,10 +290,10 @@ async def _read_source(
     exchange: Exchange, workflow_path: str
 ) -> tuple[SourceBundle, KnownWorkflow | None]:
     """Read a version, have it stored, and say what is known of it; raises SourceError."""
-    services = exchange.services
-    bundle = await services.sources.read(workflow_path)
-    await services.sources.keep(services.pool, bundle)
-    known = await services.sources.describe(services.pool, bundle)
+    sources = exchange.database.sources
+    bundle = await sources.read(workflow_path)
+    await sources.keep(bundle)
+    known = await sources.describe(bundle)
     if known is None and may_name_database(bundle):
         raise NoWorker
     if known is not None and known.row.error is not None:

@@ -112,13 +112,8 @@ async def open_run_site(
 ) -> AsyncIterator[None]:
     """Serve one run on a socket that listens, until the block is left; raises StoreError."""
     settings = _settings(options)
-    runner = GatewayRunner(
-        create_serve_app(options, page=page),
-        load=Load(settings.limits),
-        headers_s=settings.headers_timeout_s,
-        request_s=settings.request_timeout_s,
-        shutdown_s=drain_timeout_s / 2,  # aiohttp waits this long up to twice
-    )
+    app = create_serve_app(options, page=page)
+    runner = GatewayRunner(app, settings, Load(settings.limits), drain_s=drain_timeout_s)
     try:
         await runner.setup()
         await web.SockSite(runner, listener).start()
@@ -151,7 +146,7 @@ class ServedRun:
             # The newest is remembered: a chain may be long, and retention takes it from its start. All of it
             # lives in one database.
             at_run = await exchange.at_run(self._run_id)
-            self._run_id = await find_newest(at_run.services.pool, self._run_id)
+            self._run_id = await find_newest(at_run.database.pool, self._run_id)
             _, *parts = exchange.parts
             return await handler(replace(at_run, parts=(Part(self._run_id), *parts)), **given)
 
@@ -192,5 +187,5 @@ async def _answer(request: web.Request) -> web.StreamResponse:
 
 async def _drain(app: web.Application) -> None:
     app[SERVICES].readiness.is_draining = True
-    app[SERVICES].hub.drain()
+    app[SERVICES].home.hub.drain()
     app[SERVICES].databases.drain()

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final
 
 from gateway.backlog import Backlog
-from gateway.databases import Connections, Databases
+from gateway.databases import Database, Databases
 from gateway.exchange import Readiness, Services
 from gateway.hub import Hub
 from gateway.load import Load
@@ -20,7 +20,7 @@ from smithers.source.beneath import RootDirectory
 from smithers.source.closure import SourceReader
 from smithers.store.connections import Pool, open_pool
 from smithers.store.gauges import read_gauges
-from smithers.store.hints import Channel, Hints, Listener
+from smithers.store.hints import Channel, Hints
 from smithers.store.outside import open_outside_lane
 from smithers.store.revisions import read_revisions
 from smithers.store.starts import open_start_lane
@@ -51,18 +51,16 @@ async def open_services(
         stack.push_async_callback(asyncio.to_thread, tracer.close, SEND_SPANS_S)
     shared = _Shared(reader, metrics, stack)
     databases = Databases(
-        pool, settings.own_databases, partial(_connect_own, shared), migrate=settings.migrate
+        pool, settings.own_databases, partial(_open_own, shared), migrate=settings.migrate
     )
     await stack.enter_async_context(databases)
-    opened = await _connect(shared, pool, settings.dsn, settings.direct_dsn, databases)
+    hints = Hints(settings.direct_dsn, role="gateway")
+    hints.watch = metrics.hear_listening
+    hints.listen({Channel.DATABASES: databases.hear})
     return Services(
         settings=settings,
-        pool=pool,
-        starts=opened.starts,
-        outside=opened.outside,
-        hints=opened.hints,
-        hub=opened.hub,
-        sources=opened.sources,
+        home=await _open_database(shared, None, pool, settings.dsn, hints),
+        databases=databases,
         stream_tokens=StreamTokens(pool),
         metrics=metrics,
         tracer=tracer,
@@ -70,7 +68,6 @@ async def open_services(
         backlog=await stack.enter_async_context(Backlog(pool, settings.limits.queued_runs)),
         readiness=Readiness(),
         revisions=read_revisions(),
-        databases=databases,
     )
 
 
@@ -88,28 +85,23 @@ def _open_pool(dsn: str) -> AbstractAsyncContextManager[Pool]:
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
-    """What all connections of a process share."""
+    """What all databases of a process share."""
 
     reader: SourceReader | None
     metrics: Metrics
     stack: AsyncExitStack
 
 
-async def _connect_own(shared: _Shared, dsn: str) -> Connections:
+async def _open_own(shared: _Shared, name: str, dsn: str) -> Database:
     """Open what there is for a workflow's own database."""
     pool = await shared.stack.enter_async_context(_open_pool(dsn))
-    return await _connect(shared, pool, dsn, dsn, databases=None)
+    return await _open_database(shared, name, pool, dsn, Hints(dsn, role="gateway"))
 
 
-async def _connect(
-    shared: _Shared, pool: Pool, dsn: str, direct_dsn: str, databases: Databases | None
-) -> Connections:
-    """Open what there is for each database; none of it waits for the database.
-
-    `databases`: who hears, in the server's database, of others that came into use.
-    """
-    hints = Hints(direct_dsn, role="gateway")
-    sources = Sources(shared.reader, hints)
+async def _open_database(
+    shared: _Shared, name: str | None, pool: Pool, dsn: str, hints: Hints
+) -> Database:
+    """Open what there is for each database; none of it waits for the database."""
     lanes = (
         open_start_lane(dsn),
         open_outside_lane(dsn),
@@ -127,12 +119,16 @@ async def _connect(
         metrics=shared.metrics,
         hears=lambda: hints.is_connected,
     )
-    listeners: dict[Channel, Listener] = {Channel.EVENTS: hub.hear, Channel.SOURCES: sources.hear}
-    if databases is not None:
-        listeners[Channel.DATABASES] = databases.hear
-        hints.watch = shared.metrics.hear_listening
-    await shared.stack.enter_async_context(hints.listen(listeners))
+    sources = Sources(shared.reader, pool, hints)
+    hints.listen({Channel.EVENTS: hub.hear, Channel.SOURCES: sources.hear})
+    await shared.stack.enter_async_context(hints)
     await shared.stack.enter_async_context(hub)
-    return Connections(
-        pool=pool, starts=starts, outside=outside, hints=hints, hub=hub, sources=sources
+    return Database(
+        name=name,
+        pool=pool,
+        starts=starts,
+        outside=outside,
+        hints=hints,
+        hub=hub,
+        sources=sources,
     )

@@ -8,9 +8,9 @@ from gateway.answers import SignalRecord
 from gateway.bodies import write_json
 from gateway.errors import InvalidRequest
 from gateway.exchange import Exchange
-from gateway.fields import NO_NUL, Body, Name, Person
+from gateway.fields import NO_NUL, Body, Person
 from smithers.events import EventType
-from smithers.ids import SIGNAL_NAME_RULE, is_signal_name
+from smithers.ids import MAX_CORRELATION_CHARS, SIGNAL_NAME_RULE, is_signal_name
 from smithers.store.outside import SignalSent, send_signal
 
 
@@ -18,9 +18,9 @@ class SignalBody(Body):
     """What a signal carries."""
 
     data: Any = Field({}, description="any JSON value; without one an empty object")
-    correlation_id: Name | None = Field(
-        None, description="a wait that names one takes only the signals that do, too"
-    )
+    correlation_id: (
+        Annotated[str, StringConstraints(max_length=MAX_CORRELATION_CHARS, pattern=NO_NUL)] | None
+    ) = Field(None, description="a wait that names one takes only the signals that do, too")
     received_by: Person | None = Field(None, description="a credential that names somebody wins")
     id: Annotated[str, StringConstraints(max_length=200, pattern=NO_NUL)] | None = Field(
         None, description="the sender's own: the same one again answers the first record"
@@ -40,7 +40,7 @@ async def post_signal(exchange: Exchange, body: SignalBody) -> SignalRecord:
         received_by=exchange.credential.user or body.received_by,
         signal_id=body.id,
     )
-    record = await send_signal(exchange.services.outside, sent)
+    record = await send_signal(exchange.database.outside, sent)
     if record.is_new:
         exchange.services.metrics.count_event(EventType.SIGNAL_RECEIVED)
     return {

@@ -72,10 +72,11 @@ class Bounded(Generic[Key, Value]):
 
 
 class Sources:
-    """Versions of workflows, read, stored and described; one for each process."""
+    """Versions of workflows, read, stored and described; one for each database of a process."""
 
-    def __init__(self, reader: SourceReader | None, hints: Hints) -> None:
+    def __init__(self, reader: SourceReader | None, pool: Pool, hints: Hints) -> None:
         self._reader = reader
+        self._pool = pool
         self._hints = hints
         self._reads: dict[str, asyncio.Task[SourceBundle]] = {}
         self._swift: Bounded[str, bool] = Bounded(KNOWN)
@@ -110,16 +111,16 @@ class Sources:
         self._swift.put(workflow_path, is_swift)
         return bundle
 
-    async def keep(self, pool: Pool, bundle: SourceBundle) -> SourceHash:
+    async def keep(self, bundle: SourceBundle) -> SourceHash:
         """Have a version stored; one that was lately is not touched."""
         source_hash = bundle.source_hash
         kept_at = self._kept.get(source_hash)
         if kept_at is None or time.monotonic() - kept_at > KEPT_S:
-            await keep_source(pool, source_hash, bundle.to_json())
+            await keep_source(self._pool, source_hash, bundle.to_json())
             self._kept.put(source_hash, time.monotonic())
         return source_hash
 
-    async def describe(self, pool: Pool, bundle: SourceBundle) -> KnownWorkflow | None:
+    async def describe(self, bundle: SourceBundle) -> KnownWorkflow | None:
         """Say what is known of a stored version's workflow; None if nobody tells in time."""
         key = (bundle.source_hash, bundle.workflow_name or "")
         known = self._known.get(key)
@@ -127,7 +128,7 @@ class Sources:
             return known
         describing = self._describing.get(key)
         if describing is None:
-            describing = asyncio.create_task(self._wait_for(pool, key), name="describe")
+            describing = asyncio.create_task(self._wait_for(key), name="describe")
             self._describing[key] = describing
             describing.add_done_callback(lambda _done: self._describing.pop(key, None))
         return await asyncio.shield(describing)
@@ -136,10 +137,10 @@ class Sources:
         """Take a hint that sources were described."""
         self._news.set()
 
-    async def _wait_for(self, pool: Pool, key: tuple[SourceHash, str]) -> KnownWorkflow | None:
-        row = await find_description(pool, *key)
+    async def _wait_for(self, key: tuple[SourceHash, str]) -> KnownWorkflow | None:
+        row = await find_description(self._pool, *key)
         if row is None or row.error is not None:
-            row = await self._ask(pool, key, row)
+            row = await self._ask(key, row)
         if row is None:
             return None
         known = KnownWorkflow(row, compile_schema(row.input_schema))
@@ -148,7 +149,7 @@ class Sources:
         return known
 
     async def _ask(
-        self, pool: Pool, key: tuple[SourceHash, str], failed: DescriptionRow | None
+        self, key: tuple[SourceHash, str], failed: DescriptionRow | None
     ) -> DescriptionRow | None:
         """Have a version described, and wait for that; in vain, the failure that is known of it stands."""
         before = self._unknown.get(key) or Unknown()
@@ -158,13 +159,13 @@ class Sources:
         if failed is not None and is_hopeless:
             # One that takes too long is not looked into again at each start.
             return failed
-        if await want_description(pool, *key):
+        if await want_description(self._pool, *key):
             # Once: we hear our own hint as well, and would look and hint for as long as nobody answers.
             self._hints.send(Channel.SOURCES, [key[0]])
         ends = time.monotonic() + (0 if is_hopeless else DESCRIBE_S)
         while True:
             self._news.clear()
-            row = await find_description(pool, *key)
+            row = await find_description(self._pool, *key)
             if row is not None:
                 return row
             if time.monotonic() >= ends:

@@ -7,7 +7,8 @@ import re
 from dataclasses import replace
 from typing import Final
 
-from gateway.exchange import Exchange, Services
+from gateway.databases import Database
+from gateway.exchange import Exchange
 from gateway.sources import KnownWorkflow
 from smithers.ids import RunId
 from smithers.source.closure import SourceBundle
@@ -30,12 +31,12 @@ async def repeat_start(exchange: Exchange, key: IdempotencyKey) -> RunId | None:
 
     Raises KeyReused, StoreError, InvalidRequest for a database that is not known.
     """
-    home = exchange.services
+    home = exchange.database
     kept = await find_key(home.pool, key)
     if kept is None:
         return None
     if kept.reserved_in is not None:
-        own = await home.databases.get(home, kept.reserved_in)
+        own = await exchange.services.databases.get(home, kept.reserved_in)
         await _start_reserved(own, exchange, kept.run_id)
     return kept.run_id
 
@@ -51,26 +52,26 @@ async def start_run(
 
     Raises RunExists, KeyReused, InvalidRequest for a database that is not known, StoreError.
     """
-    home = exchange.services
+    home = exchange.database
     if known is not None and known.row.database is not None:
-        own = await home.databases.get(home, known.row.database)
+        own = await exchange.services.databases.get(home, known.row.database)
         if own is not home:  # or it is a name for the server's own
             return await _start_in(own, exchange, start, bundle, key)
     if key is None:
         if not await home.starts.submit(start):
             raise RunExists
-        home.metrics.count_start()
+        exchange.services.metrics.count_start()
         return start.run_id
     run_id, is_new = await start_with_key(home.pool, start, key)
     if is_new:
-        home.metrics.count_start()
+        exchange.services.metrics.count_start()
         # And no hint of events: nobody can follow what was not there.
         exchange.hint_due(start.queue)
     return run_id
 
 
 async def _start_in(
-    own: Services,
+    own: Database,
     exchange: Exchange,
     start: RunStart,
     bundle: SourceBundle,
@@ -81,12 +82,12 @@ async def _start_in(
     After StoreUnavailable it may yet be started: once, under the id that was asked for or that the key stands for, so
     that the same request again is safe.
     """
-    assert own.database is not None
-    await own.sources.keep(own.pool, bundle)
+    assert own.name is not None
+    await own.sources.keep(bundle)
     # A database that is down is found out here, while nothing is written yet.
     is_there = await run_exists(own.pool, start.run_id)
     first = await reserve_run(
-        exchange.services.pool, start, database=own.database, key=key, is_there=is_there
+        exchange.database.pool, start, database=own.name, key=key, is_there=is_there
     )
     if first is not None:
         await _start_reserved(own, exchange, first)
@@ -97,17 +98,17 @@ async def _start_in(
     return start.run_id
 
 
-async def _start_reserved(own: Services, exchange: Exchange, run_id: RunId) -> None:
+async def _start_reserved(own: Database, exchange: Exchange, run_id: RunId) -> None:
     """Start a run as it was reserved, unless it is known to be there."""
-    reservation = await find_reservation(exchange.services.pool, run_id)
+    reservation = await find_reservation(exchange.database.pool, run_id)
     if reservation is not None:
         await keep_source(own.pool, reservation.start.source_hash, reservation.bundle)
         await _submit(own, exchange, reservation.start)
 
 
-async def _submit(own: Services, exchange: Exchange, start: RunStart) -> bool:
+async def _submit(own: Database, exchange: Exchange, start: RunStart) -> bool:
     is_new = await own.starts.submit(start)
     if is_new:
-        own.metrics.count_start()
-        replace(exchange, services=own).hint_events(start.run_id)  # for the mirror
+        exchange.services.metrics.count_start()
+        replace(exchange, database=own).hint_events(start.run_id)  # for the mirror
     return is_new

@@ -89,7 +89,7 @@ async def post_stream_token(exchange: Exchange, body: AnyBody) -> StreamToken:  
     gets a 401 and stops: make a new token then, and go on with `afterSeq`.
     """
     run_id = exchange.run_id()
-    if not await run_exists(exchange.services.pool, run_id):
+    if not await run_exists(exchange.database.pool, run_id):
         raise RunNotFound
     token, expires_ms = await exchange.services.stream_tokens.make(run_id)
     return {"token": token, "expiresAtMs": expires_ms}
@@ -125,7 +125,7 @@ async def get_events(
 
 
 async def _stream(exchange: Exchange, run_id: RunId, cursor: int) -> web.StreamResponse:
-    hub = exchange.services.hub
+    hub = exchange.database.hub
     with hub.following(run_id) as run:
         tail = await hub.read(run_id, cursor)
         if tail is None:

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import orjson
 
-from gateway.answers import Reason, WhyAnswer
+from gateway.answers import Reason, ReasonKind, WhyAnswer
 from gateway.exchange import Exchange
 from gateway.run_state import iso
 from smithers.defaults import HEARTBEAT_LIMIT_S
@@ -34,10 +34,10 @@ SILENT_OWNER_MS: Final = 5_000  # heartbeats are written once a second
 async def get_why(exchange: Exchange) -> WhyAnswer:
     """Say why a run does not move, and what would make it."""
     run_id = exchange.run_id()
-    row = await find_why(exchange.services.pool, run_id)
+    row = await find_why(exchange.database.pool, run_id)
     if row is None:
         raise RunNotFound
-    return explain(run_id, row, exchange.services.database)
+    return explain(run_id, row, exchange.database.name)
 
 
 def explain(run_id: RunId, row: WhyRow, database: str | None) -> WhyAnswer:
@@ -47,7 +47,7 @@ def explain(run_id: RunId, row: WhyRow, database: str | None) -> WhyAnswer:
     """
     reasons = [
         *_of_run(run_id, row, database),
-        *(_of_node(run_id, node, row.now_ms) for node in row.nodes),
+        *(_of_node(run_id, node, row) for node in row.nodes),
     ]
     return {
         "runId": run_id,
@@ -65,7 +65,7 @@ def _of_run(run_id: RunId, row: WhyRow, database: str | None) -> list[Reason]:
         case RunStatus.FAILED:
             error = orjson.loads(row.error) if row.error else {}
             said = f"{error.get('name', 'an error')}: {error.get('message', '')}"
-            mended = f"after fixing the file, add --workflow {shlex.quote(row.workflow_path)}"
+            mended = f"after fixing the file, add --workflow {shlex.quote(row.workflow_reference)}"
             text = f"the run failed: {said} ({mended})"
             return [_reason("ended", text, unblock=_resume(run_id))]
         case RunStatus.CANCELLED:
@@ -115,9 +115,7 @@ def _of_active(run_id: RunId, row: WhyRow, database: str | None) -> list[Reason]
 def _no_worker(run_id: RunId, row: WhyRow, database: str | None, since: str) -> Reason:
     if row.queue.startswith("up-"):
         text = "it was begun by `smithers up`, which has ended, and no other worker takes it"
-        command = (
-            f"smithers up {shlex.quote(row.workflow_path)} --run-id {shlex.quote(run_id)} --resume"
-        )
+        command = f"smithers up {shlex.quote(row.workflow_reference)} --run-id {shlex.quote(run_id)} --resume"
         return _reason("no-worker", text, since=since, unblock={"command": command})
     text = f"no worker lives that claims from queue {row.queue!r}"
     command = f"smithers worker --queue {shlex.quote(row.queue)}"
@@ -129,7 +127,7 @@ def _no_worker(run_id: RunId, row: WhyRow, database: str | None, since: str) -> 
     return _reason("no-worker", text, since=since, unblock={"command": command})
 
 
-def _of_node(run_id: RunId, node: OpenNode, now_ms: int) -> Reason:
+def _of_node(run_id: RunId, node: OpenNode, row: WhyRow) -> Reason:
     since = None if node.since_ms is None else iso(node.since_ms)
     until = None if node.due_ms is None else iso(node.due_ms)
     place = {"nodeId": node.node_id, "iteration": node.iteration}
@@ -156,12 +154,18 @@ def _of_node(run_id: RunId, node: OpenNode, now_ms: int) -> Reason:
             text = f"{node.node_id} failed {node.attempt} times, and backs off before the next"
             return _reason("back-off", text, until=until, **place)
         case _:
-            took_s = 0 if node.since_ms is None else (now_ms - node.since_ms) / 1000
-            text = f"{node.node_id} runs for {took_s:.0f} s, attempt {node.attempt}"
-            return _reason("in-progress", text, since=since, **place)
+            return _reason("in-progress", _tell_attempt(node, row), since=since, **place)
 
 
-def _reason(kind: str, text: str, **more: Any) -> Reason:
+def _tell_attempt(node: OpenNode, row: WhyRow) -> str:
+    """Say how an attempt stands; one whose run was given back is under way no more."""
+    if not row.is_owned and row.due_ms is not None:
+        return f"{node.node_id} was stopped in attempt {node.attempt}: it is tried again when a worker takes the run up"
+    took_s = 0 if node.since_ms is None else (row.now_ms - node.since_ms) / 1000
+    return f"{node.node_id} runs for {took_s:.0f} s, attempt {node.attempt}"
+
+
+def _reason(kind: ReasonKind, text: str, **more: Any) -> Reason:
     said = {name: value for name, value in more.items() if value is not None}
     return cast("Reason", {"kind": kind, "text": text, **said})
 

@@ -27,7 +27,7 @@ async def get_workflows(exchange: Exchange, query: WorkflowsQuery) -> Page[list[
     if not exchange.services.settings.is_kept:
         raise DbNotConfigured
     after = "" if query.cursor is None else read_cursor(query.cursor, str)[0]
-    rows = await list_workflows(exchange.services.pool, after=after, limit=query.limit)
+    rows = await list_workflows(exchange.database.pool, after=after, limit=query.limit)
     link = None
     if len(rows) == query.limit:
         link = next_link(exchange.request, cursor=write_cursor(rows[-1].workflow_name))

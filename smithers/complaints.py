@@ -1,4 +1,4 @@
-"""Log a failure that keeps happening at once, and then at most once a minute."""
+"""Log a failure that keeps happening at once, and then at most once a minute, or as seldom as one says."""
 
 import time
 from collections.abc import Callable
@@ -10,14 +10,17 @@ EVERY_S: Final = 60.0
 class Complaint:
     """What one place complains of, again and again; for one thread or one event loop."""
 
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, monotonic: Callable[[], float] = time.monotonic, *, every_s: float = EVERY_S
+    ) -> None:
         self._monotonic = monotonic
+        self._every_s = every_s
         self._said_at = float("-inf")
 
     def may_be_said(self) -> bool:
         """Say whether the failure is to be logged this time; if so, it counts as logged."""
         now = self._monotonic()
-        if now - self._said_at < EVERY_S:
+        if now - self._said_at < self._every_s:
             return False
         self._said_at = now
         return True

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -46,7 +45,6 @@ STARTING_S: Final = 60.0  # for a database that was just started, and may have t
 LOOK_AGAIN_S: Final = 0.5
 SECRET_NAMES: Final = ("DATABASE_URL", "DATABASE_DIRECT_URL")
 OUR_PREFIX: Final = "SMITHERS_"
-PROCESS_ENVIRONMENT: Final = MappingProxyType(os.environ)
 
 Share = EmbeddedPostgres | TemporaryPostgres
 
@@ -77,7 +75,7 @@ class Foundation:
 
 @asynccontextmanager
 async def lay_foundation(
-    options: ServerOptions, environ: Mapping[str, str] = PROCESS_ENVIRONMENT
+    options: ServerOptions, environ: Mapping[str, str]
 ) -> AsyncIterator[Foundation]:
     """Open the database and start the pools, until the block is left; what was not drained by then is killed.
 
@@ -172,7 +170,7 @@ async def _until_found(dsn: str, direct_dsn: str) -> Route:
                     return await find_route(dsn, direct_dsn)
                 except StoreStarting as error:
                     if not is_told:
-                        LOG.info("database_starting", reason=str(error))
+                        LOG.info("database_starting", error=str(error))
                     is_told = True
                     await asyncio.sleep(LOOK_AGAIN_S)
     except TimeoutError as error:

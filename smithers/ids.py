@@ -21,6 +21,8 @@ NODE_ID_PATTERN: Final = re.compile(r"[^\s/\x00-\x1f]{1,200}")
 SIGNAL_NAME_RULE: Final = (
     "1 to 200 printable characters, not all blank, not . or .., without encoded ones such as %20"
 )
+MAX_CORRELATION_CHARS: Final = 500
+MAX_WORKFLOW_NAME_CHARS: Final = 300  # far from the 2,700 bytes that an index takes
 _ENCODED: Final = re.compile(r"%[0-9A-Fa-f]{2}")
 
 

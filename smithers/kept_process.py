@@ -137,7 +137,7 @@ class KeptProcess:
                 await self._spawn()
                 await self._tell()
             except OSError as error:  # no memory, no processes: there may be some later
-                LOG.warning("process_not_started", module=self._program.module, reason=str(error))
+                LOG.warning("process_not_started", module=self._program.module, error=str(error))
                 pause_s = BACK_OFF_S[-1]
             else:
                 return True

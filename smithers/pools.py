@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 import structlog
@@ -16,14 +17,15 @@ import structlog
 from smithers.complaints import Complaint
 from smithers.errors import StoreError
 from smithers.kept_process import KeptProcess, Program
-from smithers.retention import pruning
-from smithers.service_loops import keep_going
+from smithers.retention import prune_now_and_then
+from smithers.service_loops import ServiceLoops
 from smithers.store.connections import open_connection
 from smithers.store.hints import Channel, Hints
 from smithers.store.own_databases import list_own_databases
 
 LOG: Final = structlog.get_logger(__name__)
-LOOK_EVERY_S: Final = 60.0  # also without a hint: a database without a URL is warned of as often
+LOOK_EVERY_S: Final = 60.0  # also without a hint
+UNSET_EVERY_S: Final = 86_400.0  # a host may lack a database's URL on purpose
 LOOK_AGAIN_S: Final = 1.0  # after a look that failed
 
 
@@ -58,14 +60,14 @@ class Pools:
         self._direct_dsn = direct_dsn
         self._retention = retention
         self._kept: dict[str, KeptProcess] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._loops = ServiceLoops()
         self._heard = asyncio.Event()
+        self._unset: dict[str, Complaint] = {}  # by the database's name
 
     async def start(self) -> None:
         """Start the server's pool, and keep those of the other databases from when they are in use."""
         await self._main.start(self._told)
-        watching = keep_going(self._watch, name="pools-watch")
-        self._tasks.append(asyncio.create_task(watching, name="pools-watch"))
+        self._loops.start(self._watch, name="pools-watch")
 
     def expect_end(self) -> None:
         """Let pools that end by themselves now be: everything here was told to stop."""
@@ -89,14 +91,12 @@ class Pools:
     async def end(self) -> None:
         """Kill what has not ended by itself; nothing is left when this returns."""
         self.kill()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._loops.stop()
         await asyncio.gather(*(pool.end() for pool in (self._main, *self._kept.values())))
 
     def _stop(self) -> Sequence[KeptProcess]:
         """Start no more of them."""
-        for task in self._tasks:
-            task.cancel()
+        self._loops.cancel()
         return (self._main, *self._kept.values())
 
     async def _watch(self) -> None:
@@ -117,7 +117,7 @@ class Pools:
                     await self._start_used()
                 except (StoreError, OSError) as error:  # no database, no memory: there may be soon
                     if complaint.may_be_said():
-                        LOG.warning("own_pools_not_started", reason=str(error))
+                        LOG.warning("own_pools_not_started", error=str(error))
                     pause_s = LOOK_AGAIN_S
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause_s):
@@ -128,7 +128,9 @@ class Pools:
             names = await list_own_databases(connection)
         for name in names:
             if name not in self._own:
-                LOG.warning("own_database_not_set", database=name)
+                complaint = self._unset.setdefault(name, Complaint(every_s=UNSET_EVERY_S))
+                if complaint.may_be_said():
+                    LOG.warning("own_database_not_set", database=name)
             elif name not in self._kept:
                 LOG.info("own_pool_starts", database=name)
                 self._kept[name] = pool = KeptProcess(self._own[name].program)
@@ -137,8 +139,6 @@ class Pools:
                 except OSError:
                     del self._kept[name]
                     raise
-                self._tasks.append(asyncio.create_task(self._prune(name), name=f"prune-{name}"))
-
-    async def _prune(self, name: str) -> None:
-        async with pruning(self._own[name].dsn, self._retention):
-            await asyncio.Event().wait()
+                if self._retention is not None:
+                    prune = partial(prune_now_and_then, self._own[name].dsn, self._retention)
+                    self._loops.start(prune, name=f"prune-{name}")

@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from smithers.errors import StoreError
-from smithers.service_loops import keep_going
+from smithers.service_loops import ServiceLoops
 from smithers.store.retention import prune
 
 LOG: Final = structlog.get_logger(__name__)
@@ -27,21 +27,19 @@ async def pruning(
     dsn: str, retention: timedelta | None, *, first_s: float = FIRST_S, every_s: float = EVERY_S
 ) -> AsyncIterator[None]:
     """Prune now and then until the block is left; never where `retention` is None."""
-    if retention is None:
+    async with ServiceLoops() as loops:
+        if retention is not None:
+            prune_here = partial(
+                prune_now_and_then, dsn, retention, first_s=first_s, every_s=every_s
+            )
+            loops.start(prune_here, name="prune")
         yield
-        return
-    serve = partial(_prune_now_and_then, dsn, retention, first_s, every_s)
-    task = asyncio.create_task(keep_going(serve, name="prune"), name="prune")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
-async def _prune_now_and_then(
-    dsn: str, retention: timedelta, first_s: float, every_s: float
+async def prune_now_and_then(
+    dsn: str, retention: timedelta, *, first_s: float = FIRST_S, every_s: float = EVERY_S
 ) -> None:
+    """Prune until cancelled; `first_s` is the pause before the first time, `every_s` that between two."""
     pause_s = first_s
     while True:
         # Spread, so that servers that were started together do not ask together.

@@ -6,9 +6,11 @@ of the embedded Postgres goes last. Whatever dies in between, by kill -9 or not,
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Final
 
 import structlog
@@ -17,7 +19,6 @@ from gateway.access import read_access
 from gateway.app import Gateway, bind, open_gateway
 from gateway.settings import GatewaySettings, HttpProcessSettings
 from smithers.foundation import (
-    PROCESS_ENVIRONMENT,
     Database,
     Foundation,
     gateway_settings,
@@ -37,6 +38,7 @@ from worker.sandbox.probe import probe_sandbox
 __all__ = ["Server", "ServerOptions", "serve_on", "start_server"]
 
 LOG: Final = structlog.get_logger(__name__)
+PROCESS_ENVIRONMENT: Final = MappingProxyType(os.environ)
 POOL_MARGIN_S: Final = 15.0  # what a pool may need after its children's drain timeout
 
 
@@ -109,9 +111,7 @@ async def start_server(
 
 @asynccontextmanager
 async def serve_on(
-    foundation: Foundation,
-    options: ServerOptions,
-    environ: Mapping[str, str] = PROCESS_ENVIRONMENT,
+    foundation: Foundation, options: ServerOptions, environ: Mapping[str, str]
 ) -> AsyncIterator[Server]:
     """Take requests until the block is left, and drain then, the pools too.
 

@@ -4,10 +4,12 @@ What is raised is of the author's making, and may defy a description: then that 
 answer goes through without_paths: it names no file outside the root.
 """
 
+import inspect
 import re
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from smithers.texts import sound, text_of
 
@@ -28,11 +30,16 @@ PLACE: Final = re.compile(
 )
 
 
-def author_traceback(error: BaseException) -> str:
-    """Format an exception with its causes, this package's frames left out, as it can be stored."""
+def author_traceback(error: BaseException, *, within: Callable[..., Any] | None = None) -> str:
+    """Format an exception with its causes, this package's frames left out, as it can be stored.
+
+    Where none of the author's frames is left, the first line of `within`, a function of the author's, is shown instead.
+    """
     try:
         shown = traceback.TracebackException.from_exception(error)
         _leave_out_own_frames(shown)
+        if within is not None and not _is_of_author(shown):
+            shown.stack = traceback.StackSummary.from_list([_beginning_of(within)])
         return _shortened(OWN_NAME.sub("", "".join(shown.format())))
     except BaseException:  # noqa: BLE001 - its notes, its fields and its texts are properties of its author's
         place = "".join(traceback.format_tb(error.__traceback__))
@@ -66,6 +73,16 @@ def _shortened(text: str) -> str:
     if len(text) > MAX_CHARS:
         text = f"{text[: MAX_CHARS // 2]}\n…\n{text[-MAX_CHARS // 2 :]}"
     return sound(text)
+
+
+def _is_of_author(shown: traceback.TracebackException) -> bool:
+    return any(not frame.filename.startswith(OWN_DIRECTORIES) for frame in shown.stack)
+
+
+def _beginning_of(function: Callable[..., Any]) -> traceback.FrameSummary:
+    function = inspect.unwrap(function)
+    code = function.__code__
+    return traceback.FrameSummary(code.co_filename, code.co_firstlineno, code.co_name)
 
 
 def _leave_out_own_frames(error: traceback.TracebackException) -> None:

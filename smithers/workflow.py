@@ -12,7 +12,7 @@ from smithers.context import Context
 from smithers.durations import Duration, seconds
 from smithers.errors import InvalidTree
 from smithers.tree import Budget, Child, Isolation, IsolationWord
-from smithers.tree.checks import check_choice, check_kind, check_word
+from smithers.tree.checks import check_choice, check_kind, check_word, check_workflow_name
 
 Input = TypeVar("Input", bound=BaseModel)
 Builder = Callable[[Context[Any]], Child]
@@ -35,13 +35,17 @@ class Workflow(Generic[Input]):
     render_timeout_s: float = RENDER_TIMEOUT_S
 
     def __post_init__(self) -> None:
-        """Raise InvalidTree for a queue that no worker can be told to claim from, an unknown isolation, no Budget."""
+        """Raise InvalidTree for a name or a queue that nobody can ask for, an unknown isolation, no Budget or time."""
         _refuse_async(self.builder)
+        check_workflow_name(self.name)
         check_word(self.queue, f"@workflow(queue=...) of {self.name!r}")
         if self.isolation is not None:
             check_choice(Isolation, self.isolation, f"@workflow(isolation=...) of {self.name!r}")
         if self.budget is not None:
             check_kind(Budget, self.budget, f"@workflow(budget=...) of {self.name!r}")
+        # To a timer, no time is no end.
+        if self.render_timeout_s == 0:
+            raise InvalidTree(f"@workflow(render_timeout=0) of {self.name!r} would never render")
 
     @property
     def is_isolated(self) -> bool:

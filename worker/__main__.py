@@ -4,13 +4,13 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from worker.nursery import open_nursery
+from worker.fork_server import open_fork_server
 from worker.settings import PoolSettings
 
 
 def main() -> None:
     """Read the settings and run the pool."""
-    nursery = open_nursery()  # first of all: it loads beside us
+    fork_server = open_fork_server()  # first of all: it loads beside us
     import uvloop
 
     import smithers.telemetry.without_rich  # noqa: F401 - before structlog
@@ -27,7 +27,7 @@ def main() -> None:
     settings = PoolSettings.from_json(line)
     configure_logging(settings.log_format, settings.log_level)
     with _share(settings):
-        uvloop.run(run_pool(settings, nursery))
+        uvloop.run(run_pool(settings, fork_server))
 
 
 def _share(settings: PoolSettings) -> AbstractContextManager[object]:

@@ -34,15 +34,15 @@ class Child:
     has_left: asyncio.Event = field(default_factory=asyncio.Event)  # another may take its place
 
 
-def bear(
-    nursery: ForkServerContext, settings: ChildSettings, loads: Loads, ear: socket.socket
+def start_child(
+    fork_server: ForkServerContext, settings: ChildSettings, loads: Loads, ear: socket.socket
 ) -> Child:
     """Start a child; `ear`, through which it hears its parent's hints, is its own from now on."""
     with ear:
-        orders, childs_orders = nursery.Pipe()
-        outlet, childs_outlet = nursery.Pipe(duplex=False)
+        orders, childs_orders = fork_server.Pipe()
+        outlet, childs_outlet = fork_server.Pipe(duplex=False)
         with childs_orders, childs_outlet:
-            process = nursery.Process(
+            process = fork_server.Process(
                 target=be_child,
                 args=(settings, loads, ear, childs_orders, childs_outlet),
                 name=f"child-{settings.slot}",

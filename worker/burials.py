@@ -1,16 +1,18 @@
 """Say in the log what came of a worker's death: which runs go on elsewhere, and which have failed of it."""
 
+from typing import Final
+
 import structlog
 
 from smithers.ids import WorkerId
 from smithers.store.pool_store import Burial
 
-log = structlog.get_logger("worker.burials")
+LOG: Final = structlog.get_logger(__name__)
 
 
 def log_burial(worker_id: WorkerId, death: str, burial: Burial) -> None:
     """Log a finished burial; `run_ids` are a few of the runs that were handed back."""
-    log.warning(
+    LOG.warning(
         "worker_buried",
         worker_id=str(worker_id),
         death=death,
@@ -18,4 +20,4 @@ def log_burial(worker_id: WorkerId, death: str, burial: Burial) -> None:
         run_ids=[run_id for run_id in burial.held if run_id not in burial.failed],
     )
     for run_id in burial.failed:
-        log.error("run_failed", run_id=run_id, code="WORKER_CRASHED")
+        LOG.error("run_failed", run_id=run_id, code="WORKER_CRASHED")

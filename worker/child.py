@@ -49,9 +49,10 @@ WATCH_EVERY_S: Final = 1.0
 SEND_SPANS_S: Final = 2.0  # for what a collector that is slow has not taken at the end
 CUT_SHORT: Final = 3  # what this process ends with where something of a body may still run
 BROKEN: Final = 70  # EX_SOFTWARE: where a run is held that nobody could move
+MAX_NAMED: Final = 5  # of the runs that a drain stops, for logs
 MAX_LEFT_BEHIND: Final = 64  # bodies that do not stop: each may hold one of the threads
 
-log = structlog.get_logger("worker.child")
+LOG: Final = structlog.get_logger(__name__)
 
 
 def run_child(
@@ -76,7 +77,7 @@ def run_child(
     runner = asyncio.Runner(loop_factory=BodyLoop)
     runner.run(_live(settings, loads, ear, orders, departure))
     if not departure.is_broken:
-        loads.bid_farewell(settings.slot)
+        loads.say_ended(settings.slot)
     os._exit(departure.exit_code)
 
 
@@ -143,7 +144,7 @@ class _Departure:
 
     def retire(self, reason: str) -> None:
         """Finish what is here, and have a successor from now on."""
-        log.warning("child_retires", reason=reason)
+        LOG.warning("child_retires", reason=reason)
         if not self.has_begun.is_set():
             self.has_begun.set()
             with suppress(OSError):  # a body has closed it, or the parent is gone
@@ -231,12 +232,12 @@ async def _has_ended(running: asyncio.Task[None], limit_s: float) -> bool:
 async def _give_back(claimer: Claimer, store: WorkerStore, departure: _Departure) -> None:
     """Stop what is under way, and give its runs back; the parent does it at our end where something may still run."""
     stopped = await claimer.stop_all()
-    log.info("drain_timeout", stopped=len(stopped))
+    LOG.info("drain_timeout", stopped=len(stopped), run_ids=stopped[:MAX_NAMED])
     if not departure.has_left_behind:
         try:
             await store.release(stopped)
         except StoreError as error:
-            log.warning("release_failed", error=str(error))
+            LOG.warning("release_failed", error=str(error))
 
 
 def _take_order(orders: Connection, departure: _Departure) -> None:

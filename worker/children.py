@@ -24,7 +24,7 @@ from smithers.processes import find_process
 from smithers.store.pool_store import Burial, PoolStore
 from smithers.telemetry.sheet import Sheet
 from worker import processes
-from worker.births import Child, bear
+from worker.births import Child, start_child
 from worker.burials import log_burial
 from worker.descendants import sweep
 from worker.loads import ENDED, GONE, Loads
@@ -40,7 +40,7 @@ LOOK_EVERY_S: Final = 0.1  # a body fills some hundred MiB in that time
 RETRY_S: Final = 0.5
 MAX_WORD_BYTES: Final = 4_096
 
-log = structlog.get_logger("worker.children")
+LOG: Final = structlog.get_logger(__name__)
 
 
 class Children:
@@ -51,7 +51,7 @@ class Children:
         settings: PoolSettings,
         *,
         store: PoolStore,
-        nursery: ForkServerContext,
+        fork_server: ForkServerContext,
         sheet: Sheet,
         meters: PoolMeters,
         on_left: Callable[[], None],
@@ -60,13 +60,13 @@ class Children:
         self.pool_id = uuid4()
         self._settings = settings
         self._store = store
-        self._nursery = nursery
+        self._fork_server = fork_server
         self._sheet = sheet
         self._meters = meters
         self._on_left = on_left
         count = settings.worker_count + MAX_SOLO + MAX_RETIRED
-        self._beats: Any = nursery.Array("d", count, lock=False)
-        self._loads = Loads(nursery.Array("i", [GONE] * count, lock=False), self._beats)
+        self._beats: Any = fork_server.Array("d", count, lock=False)
+        self._loads = Loads(fork_server.Array("i", [GONE] * count, lock=False), self._beats)
         self.relay = Relay(self._loads)
         self._free: asyncio.PriorityQueue[int] = asyncio.PriorityQueue()
         for slot in range(count):
@@ -74,7 +74,7 @@ class Children:
         self._living: dict[int, Child] = {}  # by slot
         self._dying: set[WorkerId] = set()  # those that are being buried
         self._retired: list[Child] = []  # those that nobody has told to end; oldest first
-        self._farewells: set[asyncio.Task[None]] = set()
+        self._endings: set[asyncio.Task[None]] = set()
         self._burial_complaint = Complaint()
 
     @property
@@ -88,10 +88,10 @@ class Children:
 
     async def start(self, *, is_solo: bool) -> Child:
         """Start a child as soon as there is a slot; raises StoreError, OSError, EOFError where that cannot be done."""
-        child = self._bear(await self._free.get(), is_solo=is_solo)
-        farewell = asyncio.create_task(self._see_off(child), name=f"farewell-{child.worker_id}")
-        self._farewells.add(farewell)
-        farewell.add_done_callback(self._hear_farewell)
+        child = self._start_in(await self._free.get(), is_solo=is_solo)
+        ending = asyncio.create_task(self._see_to_end(child), name=f"ending-{child.worker_id}")
+        self._endings.add(ending)
+        ending.add_done_callback(self._hear_ending)
         try:
             await self._introduce(child)
         except (StoreError, OSError):
@@ -106,9 +106,9 @@ class Children:
 
     async def until_gone(self) -> None:
         """Wait until all of them, told to drain, have been buried; no longer than a drain may take."""
-        if self._farewells:
+        if self._endings:
             limit_s = self._settings.drain_timeout_s + 2 * LATE_S
-            await asyncio.wait(self._farewells, timeout=limit_s)
+            await asyncio.wait(self._endings, timeout=limit_s)
 
     async def beat(self) -> None:
         """Write the heartbeats of all of them; kill those that others have given up for dead."""
@@ -135,7 +135,7 @@ class Children:
                     self._kill(child, "memory")
             await asyncio.sleep(LOOK_EVERY_S)
 
-    def _bear(self, slot: int, *, is_solo: bool) -> Child:
+    def _start_in(self, slot: int, *, is_solo: bool) -> Child:
         settings = ChildSettings(
             worker_id=uuid4(), slot=slot, is_solo=is_solo, pool=self._settings, sheet=self._sheet
         )
@@ -145,7 +145,7 @@ class Children:
             self._loads.tell(slot, GONE if is_solo else 0)
             ear = self.relay.open_ear(slot)
             undo.callback(self.relay.close_mouth, slot)
-            child = bear(self._nursery, settings, self._loads, ear)
+            child = start_child(self._fork_server, settings, self._loads, ear)
             undo.pop_all()
         self._living[slot] = child
         return child
@@ -158,7 +158,7 @@ class Children:
         """Listen to a child, and write down that it lives: before that it can claim nothing."""
         asyncio.get_running_loop().add_reader(child.orders.fileno(), self._hear, child)
         pid = child.process.pid or 0
-        log.info("child_started", slot=child.slot, pid=pid, worker_id=str(child.worker_id))
+        LOG.info("child_started", slot=child.slot, pid=pid, worker_id=str(child.worker_id))
         child.identity = processes.identify(pid)
         if child.identity is None:  # it is gone already
             return
@@ -181,7 +181,7 @@ class Children:
             asyncio.get_running_loop().remove_reader(child.orders.fileno())
         elif not child.is_retired and child.end_by == inf:
             child.is_retired = True
-            log.info("child_replaced", slot=child.slot, worker_id=str(child.worker_id))
+            LOG.info("child_replaced", slot=child.slot, worker_id=str(child.worker_id))
             self._retired.append(child)
             if len(self._retired) == MAX_RETIRED:
                 self._drain(self._retired[0])
@@ -213,16 +213,16 @@ class Children:
     def _kill(self, child: Child, reason: str) -> None:
         if child.killed_for is None and self._living.get(child.slot) is child:
             child.killed_for = reason
-            log.error("child_killed", slot=child.slot, reason=reason)
+            LOG.error("child_killed", slot=child.slot, reason=reason)
             child.process.kill()
 
-    async def _see_off(self, child: Child) -> None:
+    async def _see_to_end(self, child: Child) -> None:
         """Wait for a child's end, and do what there is to be done after it."""
         await processes.until_readable(child.process.sentinel)
         self._dying.add(child.worker_id)
         try:
-            code, is_done = self._take_leave(child)
-            level = log.info if is_done else log.error
+            code, is_done = self._clear_after(child)
+            level = LOG.info if is_done else LOG.error
             level("child_ended", slot=child.slot, worker_id=str(child.worker_id), exit_code=code)
             # Of a child that was told to end none is to blame for that, though it did not stop in time.
             death = "drained" if is_done or child.killed_for == LATE else f"exit-{code}"
@@ -234,12 +234,12 @@ class Children:
         if burial.handed_back or burial.failed:
             log_burial(child.worker_id, death, burial)
 
-    def _hear_farewell(self, farewell: asyncio.Task[None]) -> None:
-        self._farewells.discard(farewell)
-        if not farewell.cancelled() and (error := farewell.exception()) is not None:
-            log.error("farewell_failed", exc_info=error)
+    def _hear_ending(self, ending: asyncio.Task[None]) -> None:
+        self._endings.discard(ending)
+        if not ending.cancelled() and (error := ending.exception()) is not None:
+            LOG.error("child_end_failed", exc_info=error)
 
-    def _take_leave(self, child: Child) -> tuple[int | None, bool]:
+    def _clear_after(self, child: Child) -> tuple[int | None, bool]:
         """Free what an ended child has held here; return its exit code, and whether it was done."""
         child.process.join()
         code = child.process.exitcode
@@ -270,7 +270,7 @@ class Children:
                 burial = (await self._store.bury(child.worker_id, death)).after(burial)
             except (StoreError, OSError) as error:
                 if self._burial_complaint.may_be_said():
-                    log.warning("bury_failed", worker_id=str(child.worker_id), error=str(error))
+                    LOG.warning("bury_failed", worker_id=str(child.worker_id), error=str(error))
             if not burial.is_all:
                 await asyncio.sleep(RETRY_S)
         return burial

@@ -25,7 +25,7 @@ MAX_SLEEP_S: Final = 1.0
 TRIAL_SLEEP_S: Final = 0.25  # an acquittal tells nobody, and makes room for the next
 NEWS_EVERY_S: Final = 1.0
 
-log = structlog.get_logger("worker.claimer")
+LOG: Final = structlog.get_logger(__name__)
 
 
 class Claimer:
@@ -119,7 +119,7 @@ class Claimer:
             wake_at = await self._find_wake_time()
         except StoreError as error:
             if self._complaint.may_be_said():
-                log.warning("claim_failed", error=str(error))
+                LOG.warning("claim_failed", error=str(error))
             wake_at = self._loop.time() + MAX_SLEEP_S
         with suppress(TimeoutError):
             async with asyncio.timeout_at(wake_at) as self._sleep:
@@ -199,7 +199,7 @@ class Claimer:
             if due_ms is not None:
                 self._expect(due_ms)
         except Exception:  # the last line: one run never takes the others down
-            log.exception("run_broke", run_id=run_id)
+            LOG.exception("run_broke", run_id=run_id)
             # It is still ours, and nobody moves it: this child ends, and its burial hands the run back.
             self._on_broken(f"run {run_id} broke its executor")
         finally:
@@ -248,4 +248,4 @@ class Claimer:
                 self.hear_news(frozenset(await self._shared.store.find_news(cursors)))
             except StoreError as error:
                 if complaint.may_be_said():
-                    log.warning("news_failed", error=str(error))
+                    LOG.warning("news_failed", error=str(error))

@@ -23,7 +23,7 @@ from smithers.ids import WorkerId
 MARK: Final = "SMITHERS_WORKER_ID"  # in the environment of whatever a worker's bodies start
 LOOK_EVERY_S: Final = 0.02
 
-log = structlog.get_logger("worker.descendants")
+LOG: Final = structlog.get_logger(__name__)
 
 # Where the processes of the attempt under way are noted.
 STARTED: Final[ContextVar["list[Process] | None"]] = ContextVar("smithers_started", default=None)
@@ -105,7 +105,7 @@ async def sweep(worker_id: WorkerId) -> None:
     """Kill what the bodies of a dead worker have left on this host: its runs are about to be begun again."""
     count = await asyncio.to_thread(_kill_marked, worker_id)
     if count:
-        log.warning("strays_killed", worker_id=str(worker_id), count=count)
+        LOG.warning("strays_killed", worker_id=str(worker_id), count=count)
 
 
 def _kill_marked(worker_id: WorkerId) -> int:

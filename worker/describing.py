@@ -25,12 +25,14 @@ END: Final = b"\n"  # the answer is one line: what the author's modules start ma
 
 
 async def describe_in_process(
-    nursery: ForkServerContext, bundle: str, export: str, *, root_dir: str
+    fork_server: ForkServerContext, bundle: str, export: str, *, root_dir: str
 ) -> str:
     """Return a version's description as JSON; what befalls the process is part of it, as an accident."""
-    receiver, sender = nursery.Pipe(duplex=False)
+    receiver, sender = fork_server.Pipe(duplex=False)
     mark = WorkerId(uuid4())  # of this process alone: no worker has it
-    process = nursery.Process(target=_answer, args=(bundle, export or None, root_dir, sender, mark))
+    process = fork_server.Process(
+        target=_answer, args=(bundle, export or None, root_dir, sender, mark)
+    )
     process.start()
     sender.close()
     try:

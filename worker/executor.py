@@ -55,7 +55,7 @@ RUN_TOO_LARGE: Final = Problem(
     "RUN_TOO_LARGE",
 )
 
-log = structlog.get_logger("worker.executor")
+LOG: Final = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +79,7 @@ class Executor:
     def __init__(self, claim: ClaimedRun, shared: Shared) -> None:
         self.claim = claim
         self.last_seq = claim.last_seq
+        self._newest_signal = -1  # that the run's progress knows of; -1: none
         self._shared = shared
         self._inbox = Inbox()
         self._loop = asyncio.get_running_loop()
@@ -131,12 +132,12 @@ class Executor:
             except (StoreError, asyncio.CancelledError):
                 raise
             except Exception as error:  # a defect of ours: this run fails by name, the others go on
-                log.exception("executor_broke", run_id=self.claim.run_id)
+                LOG.exception("executor_broke", run_id=self.claim.run_id)
                 text = f"{type(error).__name__}: {text_of(error)}"[:2000]
                 problem = Problem("InternalError", text, "SERVER_ERROR")
             await self._fail_now(run or self._progress(self._idle_renderer(), Facts()), problem)
         except LeaseLost:
-            log.warning("lease_lost", run_id=self.claim.run_id, epoch=self.claim.epoch)
+            LOG.warning("lease_lost", run_id=self.claim.run_id, epoch=self.claim.epoch)
             self._record.lose()
         finally:
             await self._attempts.drop()
@@ -309,7 +310,7 @@ class Executor:
 
     def _refuse(self, run: Progress, turn: Turn, error: StoreError) -> None:
         """Let a run fail whose own values the database does not take; it stays alive for others."""
-        log.error("commit_refused", run_id=self.claim.run_id, error=str(error))
+        LOG.error("commit_refused", run_id=self.claim.run_id, error=str(error))
         if self._is_refused:
             # Still ours, and not to be moved by us: this child ends, and its burial hands the run to another.
             raise StoreError(f"run {self.claim.run_id} cannot even be failed: {error}") from error
@@ -348,7 +349,9 @@ class Executor:
 
     async def _reload_news(self, run: Progress) -> None:
         self._inbox.has_news = False
-        news = await self._shared.store.load_news(self.claim.run_id, run.waiting)
+        news = await self._shared.store.load_news(
+            self.claim.run_id, run.waiting, after_signal=self._newest_signal
+        )
         if news is None:
             raise LeaseLost(f"run {self.claim.run_id} is gone")
         self._apply_news(run, news)
@@ -356,7 +359,7 @@ class Executor:
     def _apply_news(self, run: Progress, news: News) -> None:
         if news.epoch != self.claim.epoch:
             raise LeaseLost(f"run {self.claim.run_id} has another owner")
-        self.last_seq = news.last_seq
+        self.last_seq, self._newest_signal = news.last_seq, news.newest_signal
         self._shared.clock.hear(news.now_ms)
         if news.is_cancelling:
             run.cancel()

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from functools import partial
 from types import FunctionType
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 from smithers.outputs import adapter_for
 from smithers.tree import Task
 
-# Annotations that were written as texts, evaluated once for each function and for as long as it lives: it takes longer
-# than the rest of an attempt's beginning.
-_EVALUATED: Final[WeakKeyDictionary[FunctionType, Mapping[str, Any]]] = WeakKeyDictionary()
+# Where a function keeps its annotations that were written as texts, evaluated once: it takes longer than the rest of an
+# attempt's beginning. In a table they would keep it for ever: they lead back to it, by their methods and its module.
+_EVALUATED: Final = "__smithers_annotations__"
 
 
 def is_async(do: Any) -> bool:
@@ -56,7 +55,8 @@ def _annotated(do: Any, name: str) -> Any:
 def _evaluated(do: Any) -> Mapping[str, Any]:
     if not isinstance(do, FunctionType):
         return inspect.get_annotations(do, eval_str=True)
-    found = _EVALUATED.get(do)
-    if found is None:
-        found = _EVALUATED[do] = inspect.get_annotations(do, eval_str=True)
+    kept = vars(do)
+    if _EVALUATED not in kept:
+        kept[_EVALUATED] = inspect.get_annotations(do, eval_str=True)
+    found: Mapping[str, Any] = kept[_EVALUATED]
     return found

@@ -12,7 +12,7 @@ from smithers.store.pool_store import open_liveness
 
 RETRY_S: Final = 0.5
 
-log = structlog.get_logger("worker.liveness")
+LOG: Final = structlog.get_logger(__name__)
 
 
 async def keep_liveness(direct_dsn: str, pool_id: UUID) -> None:
@@ -24,5 +24,5 @@ async def keep_liveness(direct_dsn: str, pool_id: UUID) -> None:
                 await session.until_gone()
         except StoreError as error:
             if complaint.may_be_said():
-                log.warning("liveness_failed", error=str(error))
+                LOG.warning("liveness_failed", error=str(error))
             await asyncio.sleep(RETRY_S)

@@ -28,7 +28,7 @@ class Loads:
         """Say that a child's event loop is alive."""
         self.beats[slot] = time.monotonic()
 
-    def bid_farewell(self, slot: int) -> None:
+    def say_ended(self, slot: int) -> None:
         """Say that a child ends because it is done."""
         self.beats[slot] = ENDED
 

@@ -15,7 +15,7 @@ import structlog
 from smithers.complaints import Complaint
 from smithers.errors import StoreError, StoreUnavailable
 from smithers.ids import RunId
-from smithers.service_loops import keep_going
+from smithers.service_loops import ServiceLoops
 from smithers.store.hints import Channel, Hints
 from smithers.store.mirror import Copied, MirrorStore, open_mirror
 from worker.settings import PoolSettings
@@ -26,7 +26,7 @@ WALK_EVERY_S: Final = 1.0  # between two pages of the walk; none after one that 
 RETRY_S: Final = 1.0
 REPORT_EVERY_S: Final = 10.0
 
-log = structlog.get_logger("worker.mirror")
+LOG: Final = structlog.get_logger(__name__)
 
 
 class Mirror:
@@ -57,11 +57,11 @@ class Mirror:
             while True:
                 try:
                     async with open_mirror(self._own_dsn, self._home_dsn, self._name) as store:
-                        log.info("mirror_started", database=self._name)
+                        LOG.info("mirror_started", database=self._name)
                         await self._follow(store)
                 except StoreError as error:
                     if complaint.may_be_said():
-                        log.warning("mirror_failed", database=self._name, error=str(error))
+                        LOG.warning("mirror_failed", database=self._name, error=str(error))
                     await asyncio.sleep(RETRY_S)
 
     def _add(self, run_ids: Iterable[RunId]) -> None:
@@ -91,7 +91,7 @@ class Mirror:
         self._add(behind)
         self._walked = last or RunId("")
         if last is None and (count := await store.finish_starts()):
-            log.warning("starts_finished", database=self._name, run_count=count)
+            LOG.warning("starts_finished", database=self._name, run_count=count)
         return bool(behind)
 
     async def _copy(self, store: MirrorStore, run_ids: list[RunId]) -> None:
@@ -109,7 +109,7 @@ class Mirror:
                 for run_id in run_ids:
                     await self._copy(store, [run_id])
             else:  # the walk brings it back
-                log.warning(
+                LOG.warning(
                     "mirror_refused", database=self._name, run_id=run_ids[0], error=str(error)
                 )
             return
@@ -121,21 +121,16 @@ class Mirror:
 @asynccontextmanager
 async def mirroring(settings: PoolSettings) -> AsyncIterator[None]:
     """Mirror a pool's database until the block is left, where that is told."""
-    if settings.mirror_dsn is None or settings.mirror_name is None:
+    async with ServiceLoops() as loops:
+        if settings.mirror_dsn is not None and settings.mirror_name is not None:
+            mirror = Mirror(
+                settings.mirror_name,
+                own_dsn=settings.dsn,
+                own_direct_dsn=settings.direct_dsn,
+                home_dsn=settings.mirror_dsn,
+            )
+            loops.start(mirror.run, name="mirror")
         yield
-        return
-    mirror = Mirror(
-        settings.mirror_name,
-        own_dsn=settings.dsn,
-        own_direct_dsn=settings.direct_dsn,
-        home_dsn=settings.mirror_dsn,
-    )
-    task = asyncio.create_task(keep_going(mirror.run, name="mirror"), name="mirror")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 class _Report:
@@ -153,7 +148,7 @@ class _Report:
         now = asyncio.get_running_loop().time()
         if not self._event_count or now - self._said_at < REPORT_EVERY_S:
             return
-        log.info(
+        LOG.info(
             "mirrored",
             database=self._name,
             event_count=self._event_count,

@@ -10,7 +10,6 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from multiprocessing.context import ForkServerContext
@@ -21,7 +20,7 @@ import structlog
 
 from smithers.complaints import Complaint
 from smithers.errors import StoreError
-from smithers.service_loops import keep_going
+from smithers.service_loops import ServiceLoops
 from smithers.store.hints import Channel
 from smithers.store.pool_store import PoolStore, open_pool_store
 from smithers.telemetry.names import Role
@@ -47,28 +46,29 @@ NOT_NOW: Final = (StoreError, OSError, EOFError)  # no database, descriptor, for
 SOLO_PAUSE_S: Final = 0.2
 SOLO_START_S: Final = 10.0  # for a new one to claim its run: a second one would slow it down
 
-log = structlog.get_logger("worker.pool")
+LOG: Final = structlog.get_logger(__name__)
 
 
 class Pool:
     """The parent of children."""
 
     def __init__(
-        self, settings: PoolSettings, store: PoolStore, nursery: ForkServerContext, sheet: Sheet
+        self, settings: PoolSettings, store: PoolStore, fork_server: ForkServerContext, sheet: Sheet
     ) -> None:
         self._settings = settings
         self._store = store
-        self._nursery = nursery
+        self._fork_server = fork_server
         self._meters = PoolMeters(sheet.open_page(Role.POOL))
         store.hints.watch = self._meters.hear_listening
         self._draining = asyncio.Event()
         self._wanted = asyncio.Event()
         self._due = asyncio.Event()
+        self._has_looked = asyncio.Event()
         self._spawn_complaint = Complaint()
         self._children = Children(
             settings,
             store=store,
-            nursery=nursery,
+            fork_server=fork_server,
             sheet=sheet,
             meters=self._meters,
             on_left=self._due.set,
@@ -102,37 +102,28 @@ class Pool:
     def drain(self) -> None:
         """Let the children finish, and end."""
         if not self._draining.is_set():
-            log.info("pool_drains")
+            LOG.info("pool_drains")
         self._draining.set()
 
     async def run(self) -> None:
         """Keep the children alive until drained."""
-        await self._bury_gone()
-        serving = [
-            _keep(self._beat_for_all, "beats"),
-            _keep(self._children.guard, "guard"),
-            _keep(self._watch_others, "watch"),
-            _keep(self._describe_wanted, "describe"),
-        ]
-        starting = [
-            _keep(self._look_for_solo, "solo"),
-            *(
-                _keep(self._keep_child, f"keeper-{number}")
-                for number in range(self._settings.worker_count)
-            ),
-        ]
-        try:
+        async with ServiceLoops() as serving, ServiceLoops() as starting:
+            serving.start(self._beat_for_all, name="beats")
+            serving.start(self._children.guard, name="guard")
+            serving.start(self._watch_others, name="watch")
+            serving.start(self._describe_wanted, name="describe")
+            starting.start(self._look_for_solo, name="solo")
+            for number in range(self._settings.worker_count):
+                starting.start(self._keep_child, name=f"keeper-{number}")
             await self._draining.wait()
-            for task in starting:
-                task.cancel()
+            starting.cancel()
             self._children.drain()
             await self._children.until_gone()
-        finally:
-            await _stop([*starting, *serving])
 
     async def _keep_child(self) -> None:
         """Have one child at work, and after it the next, with a pause after each that left young."""
         young_in_a_row = 0
+        await self._has_looked.wait()
         while True:
             child = await self._start_child(is_solo=False)
             if child is None:
@@ -148,12 +139,13 @@ class Pool:
             return await self._children.start(is_solo=is_solo)
         except NOT_NOW as error:
             if self._spawn_complaint.may_be_said():
-                log.warning("spawn_failed", error=f"{type(error).__name__}: {error}")
+                LOG.warning("spawn_failed", error=f"{type(error).__name__}: {error}")
             return None
 
     async def _look_for_solo(self) -> None:
         """Give each run that wants it a child of its own, a few at a time."""
         complaint = Complaint()
+        await self._has_looked.wait()
         while True:
             self._due.clear()
             here = self._children.list_solo()
@@ -162,7 +154,7 @@ class Pool:
                 count = await self._store.count_solo_runs(self._settings.queues) if room > 0 else 0
             except StoreError as error:
                 if complaint.may_be_said():
-                    log.warning("solo_failed", error=str(error))
+                    LOG.warning("solo_failed", error=str(error))
                 count = 0
             now = time.monotonic()
             starting = sum(now - child.started_at < SOLO_START_S for child in here)
@@ -181,18 +173,20 @@ class Pool:
                 await self._children.beat()
             except StoreError as error:
                 if complaint.may_be_said():
-                    log.warning("beat_failed", error=str(error))
+                    LOG.warning("beat_failed", error=str(error))
 
     async def _watch_others(self) -> None:
-        """Look once a second for workers whose death nobody has noticed."""
+        """Look once a second for workers whose death nobody has noticed; the first look lets children be started."""
         complaint = Complaint()
         while True:
-            await asyncio.sleep(BEAT_EVERY_S)
             try:
                 await self._bury_gone()
             except StoreError as error:
                 if complaint.may_be_said():
-                    log.warning("watch_failed", error=str(error))
+                    LOG.warning("watch_failed", error=str(error))
+            else:
+                self._has_looked.set()
+            await asyncio.sleep(BEAT_EVERY_S)
 
     async def _bury_gone(self) -> None:
         own = self._children.worker_ids
@@ -220,7 +214,7 @@ class Pool:
                 wanted = await self._store.list_wanted_descriptions()
                 for one in wanted:
                     text = await describe_in_process(
-                        self._nursery,
+                        self._fork_server,
                         one.bundle,
                         one.workflow_export,
                         root_dir=self._settings.root_dir,
@@ -228,7 +222,7 @@ class Pool:
                     await self._store.put_description(one, text)
             except NOT_NOW as error:
                 if complaint.may_be_said():
-                    log.warning("describe_failed", error=f"{type(error).__name__}: {error}")
+                    LOG.warning("describe_failed", error=f"{type(error).__name__}: {error}")
                 wanted = []
             if not wanted:
                 with suppress(TimeoutError):
@@ -236,22 +230,12 @@ class Pool:
                         await self._wanted.wait()
 
 
-def _keep(serve: Callable[[], Awaitable[None]], name: str) -> asyncio.Task[None]:
-    return asyncio.create_task(keep_going(serve, name=name), name=name)
-
-
-async def _stop(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
-
-
-async def run_pool(settings: PoolSettings, nursery: ForkServerContext) -> None:
+async def run_pool(settings: PoolSettings, fork_server: ForkServerContext) -> None:
     """Run a pool until SIGTERM, SIGINT or the end of stdin."""
     loop = asyncio.get_running_loop()
     async with open_pool_store(settings.dsn, settings.direct_dsn) as store:
         sheet = Sheet.create() if settings.sheet_fd is None else Sheet(settings.sheet_fd)
-        pool = Pool(settings.for_children, store, nursery, sheet)
+        pool = Pool(settings.for_children, store, fork_server, sheet)
         listeners = {
             Channel.SOURCES: pool.hear_sources,
             Channel.DUE: pool.hear_due,
@@ -259,13 +243,11 @@ async def run_pool(settings: PoolSettings, nursery: ForkServerContext) -> None:
         }
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, pool.drain)
-        keeping = _keep(partial(keep_liveness, settings.direct_dsn, pool.pool_id), "liveness")
         loop.add_reader(0, _read_stdin, loop, pool)
-        try:
+        async with ServiceLoops() as loops:
+            loops.start(partial(keep_liveness, settings.direct_dsn, pool.pool_id), name="liveness")
             async with store.hints.listen(listeners), mirroring(settings):
                 await pool.run()
-        finally:
-            await _stop([keeping])
 
 
 def _read_stdin(loop: asyncio.AbstractEventLoop, pool: Pool) -> None:

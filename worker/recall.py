@@ -24,11 +24,11 @@ import orjson
 
 from smithers.states import ToolCallState
 from smithers.store.tool_calls import ToolCallRow
-from smithers.tools.errors import CallLost
+from smithers.tools.errors import CallLost, ToolError
 from smithers.tools.toolbox import CallStart
 
 LOST_CALL: Final = (
-    "{name} was called before, and the process died before it answered: nobody knows whether it was done. Find out before "
+    "{name} was called before, and was cut off before it answered: nobody knows whether it was done. Find out before "
     "calling it again."
 )
 FORGOTTEN_CALLS: Final = (
@@ -38,6 +38,12 @@ FORGOTTEN_CALLS: Final = (
 MAX_FORGOTTEN: Final = 5  # the newest of a tool, told in an error's text
 MAX_FORGOTTEN_CHARS: Final = 300  # of a call's input, and of its output
 NO_PARENT: Final = 0
+
+
+class NotMade(ToolError):
+    """Recorded of a call that was stopped before anything was done."""
+
+    code = "TOOL_CALL_NOT_MADE"
 
 
 class Recalled(NamedTuple):
@@ -50,7 +56,7 @@ class Recalled(NamedTuple):
     @property
     def is_refused(self) -> bool:
         """Say whether it has not been made, by this attempt or by an earlier one that was told so."""
-        return self.loss is not None or _read_error(self.row).get("code") == CallLost.code
+        return self.loss is not None or _code_of(self.row) == CallLost.code
 
 
 class Recall:
@@ -69,13 +75,12 @@ class Recall:
         made = self._find(start, parent)
         if made is None:
             return self._take_forgotten(start)
-        is_open = made.state == ToolCallState.STARTED
-        if (is_open and is_repeatable(start)) or self._is_asked_again(made, parent):
+        if self._is_made_again(made, start, parent):
             return None
         self._places[parent].pop(made)
         inner = tuple(self._pop_all(made.call_no))
         self._last_no = max(self._last_no, made.call_no, *(row.call_no for row in inner))
-        loss = CallLost(LOST_CALL.format(name=start.tool_name)) if is_open else None
+        loss = CallLost(LOST_CALL.format(name=start.tool_name)) if _is_cut_off(made) else None
         return Recalled(made, inner, loss)
 
     def number(self, start: CallStart, *, parent: int) -> int:
@@ -128,15 +133,17 @@ class Recall:
         row = replace(same[-1], call_no=self._next_number(), input=start.input)
         return Recalled(row, loss=loss)
 
-    def _is_asked_again(self, made: ToolCallRow, parent: int) -> bool:
-        """Say whether a question that failed is put again: not where the agents went on from its failure.
+    def _is_made_again(self, made: ToolCallRow, start: CallStart, parent: int) -> bool:
+        """Say whether a call that is known is made all the same.
 
-        One that was cancelled has not failed: what is raised from it would be no cancellation.
+        A question that failed is put again, but not where the agents went on from its failure.
         """
-        if made.kind != "model" or made.state != ToolCallState.FAILED:
-            return False
-        is_last = self._places[parent].last_no == made.call_no
-        return is_last or _read_error(made).get("name") == "CancelledError"
+        if is_not_made(made):
+            return True
+        if _is_cut_off(made):
+            return is_repeatable(start)
+        is_failed_question = made.kind == "model" and made.state == ToolCallState.FAILED
+        return is_failed_question and self._places[parent].last_no == made.call_no
 
 
 @dataclass(slots=True)
@@ -230,6 +237,11 @@ def is_repeatable(start: CallStart) -> bool:
     return start.is_idempotent or not start.is_side_effect
 
 
+def is_not_made(row: ToolCallRow) -> bool:
+    """Say whether a call was stopped before anything was done."""
+    return _code_of(row) == NotMade.code
+
+
 def _key(row: ToolCallRow) -> tuple[int | None, str, str, str | None]:
     return row.parent_call_no or NO_PARENT, row.kind, row.tool_name, row.input
 
@@ -250,7 +262,21 @@ def _is_told(row: ToolCallRow) -> bool:
         and row.is_side_effect
         and not row.is_idempotent
         and (row.parent_call_no or NO_PARENT) == NO_PARENT
+        and not is_not_made(row)
     )
+
+
+def _is_cut_off(row: ToolCallRow) -> bool:
+    """Say whether a call did not come to its end: its process died, or it was cancelled.
+
+    One that was cancelled has not failed: what is raised from it would be no cancellation, and the agent that cancelled it
+    expects one.
+    """
+    return row.state == ToolCallState.STARTED or _read_error(row).get("name") == "CancelledError"
+
+
+def _code_of(row: ToolCallRow) -> str | None:
+    return _read_error(row).get("code")
 
 
 def _read_error(row: ToolCallRow) -> dict[str, str]:

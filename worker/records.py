@@ -14,7 +14,7 @@ from worker.meters import ChildMeters
 
 _WAITING: Final = "waiting-"
 
-log = structlog.get_logger("worker.records")
+LOG: Final = structlog.get_logger(__name__)
 
 
 class RunRecord:
@@ -62,7 +62,7 @@ class RunRecord:
     def _log_failure(self, problem: Problem) -> None:
         """Say that the run failed, and where; not its error's text, which may hold what it was given."""
         file, line = find_place(problem.traceback or "") or (None, None)
-        log.info(
+        LOG.info(
             "run_failed",
             run_id=self._claim.run_id,
             workflow=self._claim.workflow_name,

@@ -27,7 +27,7 @@ from smithers.texts import text_of
 from smithers.tools.errors import CallLost, ToolError
 from smithers.tools.toolbox import CALL, CallStart, Command, CommandEnd, CurrentCall, PreviousCall
 from worker.call_keys import CallKeys
-from worker.recall import NO_PARENT, Recall, Recalled, is_repeatable
+from worker.recall import NO_PARENT, NotMade, Recall, Recalled, is_not_made, is_repeatable
 from worker.sandbox.commands import Commands, SandboxPolicy
 from worker.sandbox.jail import HIDDEN
 from worker.sandbox.own_code import find_closed
@@ -38,6 +38,7 @@ from worker.threads import MAX_THREADS, call_in_thread
 MAX_DEPTH: Final = 16
 MAX_ERROR_CHARS: Final = 4_000
 MAX_PREVIOUS_CALLS: Final = 1_000  # told; more may be recalled
+NOT_MADE: Final = "it was stopped before anything was done"
 CLOSE_S: Final = 4.0  # a second to be told, three to be killed
 
 Result = TypeVar("Result")
@@ -162,7 +163,7 @@ class AttemptToolbox:
         return tuple(
             _to_previous(row)
             for row in self._previous_calls
-            if row.kind == "tool" and not row.is_recallable
+            if row.kind == "tool" and not (row.is_recallable or is_not_made(row))
         )
 
     async def recall(self, start: CallStart) -> PreviousCall | None:
@@ -201,23 +202,22 @@ class AttemptToolbox:
         Never returns for a question to a model where the run's budget is spent: the attempt is being stopped.
         """
         self._check_open()
-        if start.kind == "model" and not self._desk.may_ask():
-            await self._loop.create_future()
+        is_held = start.kind == "model" and not self._desk.may_ask()
         call = self._begun(start, self._recall.number(start, parent=_parent()))
         key = self._keys.take(start.tool_name, start.input)
         task = asyncio.current_task()
         assert task is not None
         self._under_way[call.call_no] = _UnderWay(call, task, time.monotonic())
-        if not is_repeatable(start):
-            kept: asyncio.Future[None] = self._loop.create_future()
-            self._desk.take_call(call, kept)
+        kept = None if is_repeatable(start) else self._loop.create_future()
+        # Also what is held has its place: a later attempt makes it there, beside what was made at once with it.
+        self._desk.take_call(call, kept)
+        awaited = self._loop.create_future() if is_held else kept
+        if awaited is not None:
             try:
-                await kept
-            except asyncio.CancelledError as error:
-                self.finish(call.call_no, output=None, error=error)  # it was not even begun
+                await awaited
+            except asyncio.CancelledError:
+                self.finish(call.call_no, output=None, error=NotMade(NOT_MADE))
                 raise
-        else:
-            self._desk.take_call(call, None)
         return CurrentCall(start.tool_name, call.call_no, key)
 
     def finish(

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import processes
+from bench.ports import free_port
 from smithers.client import AsyncClient, ClientError
 
 FLOWS = Path(__file__).with_name("flows")
@@ -76,8 +76,7 @@ class Prometheus:
 @contextmanager
 def watching(url: str, folder: Path) -> Iterator[Prometheus]:
     """Have a Prometheus."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     (folder / "token").write_text(TOKEN, encoding="utf-8")
     told = {
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},

@@ -23,6 +23,8 @@ from bench.report import Goal
 LIVING = "SELECT count(*) FROM smithers.workers WHERE dead_at IS NULL"
 # For (c) nobody counts as gone in the first 10 s of Postgres; for (d) silence counts from its start at the earliest.
 SERVER_UP_S = {"gone": 12, "silent": 35}
+# A pool that was stopped takes that for an outage, and gives nobody up for 10 s.
+BELIEVES_AFTER_S = 12.0
 
 GOALS = (
     Goal("takeovers", "child_p50_s", "(a) child killed → run goes on, p50 s"),
@@ -48,9 +50,15 @@ class Rounds:
         self.faults: list[str] = []
         self.kill_count = 0
 
-    async def take(self, count: int, fault: Callable[[int], Awaitable[float]]) -> list[float]:
-        """Play rounds of one kind; return how long each took, in seconds."""
-        return [await self._take_one(fault) for _ in range(count)]
+    async def take(
+        self, count: int, fault: Callable[[int], Awaitable[float]], *, pause_s: float = 0.0
+    ) -> list[float]:
+        """Play rounds of one kind, with a pause before each; return how long each took, in seconds."""
+        took_s = []
+        for _ in range(count):
+            await asyncio.sleep(pause_s)
+            took_s.append(await self._take_one(fault))
+        return took_s
 
     async def _take_one(self, fault: Callable[[int], Awaitable[float]]) -> float:
         await until_counted(self.sql, self.site.child_count, LIVING)
@@ -181,7 +189,9 @@ async def _on_two_pools(site: Site, count: int, silent_count: int) -> dict[str, 
         await rounds.until_server_is_up(SERVER_UP_S["gone"])
         result = _figures("gone", await rounds.take(count, lose_host))
         await rounds.until_server_is_up(SERVER_UP_S["silent"])
-        result |= _figures("silent", await rounds.take(silent_count, silence))
+        result |= _figures(
+            "silent", await rounds.take(silent_count, silence, pause_s=BELIEVES_AFTER_S)
+        )
         return result | {"faults": rounds.faults, "kill_count": rounds.kill_count}
 
 

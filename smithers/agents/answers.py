@@ -23,7 +23,7 @@ TOLD: Final = (
 LEFT_OUT: Final = "- {count:,} earlier calls are not listed here."
 MISFIT: Final = "You answered:\n{answer}\n\nThat does not fit: {error}\nAnswer again."
 
-log = structlog.get_logger("smithers.agents")
+LOG: Final = structlog.get_logger(__name__)
 
 
 async def answer(ask: Ask, prompt: Any, model: Any) -> Any:
@@ -40,7 +40,7 @@ async def answer(ask: Ask, prompt: Any, model: Any) -> Any:
         try:
             return await _ask(agent, ask, prompt + told, model, tools)
         except Exception as error:  # noqa: BLE001 - whatever an agent raises, the next one is asked
-            log.warning("agent_failed", agent=name_of(agent), error=type(error).__name__)
+            LOG.warning("agent_failed", agent=name_of(agent), error=type(error).__name__)
     return await _ask(last, ask, prompt + told, model, tools)
 
 

@@ -203,6 +203,8 @@ async def _pass_on(_ctx: RunContext[Any], events: AsyncIterable[AgentStreamEvent
                 say(text)
             case PartDeltaEvent(delta=TextPartDelta(content_delta=text)):
                 say(text)
+            case _:
+                pass
 
 
 async def _call_own_tool(name: str, arguments: object, body: Body) -> object:

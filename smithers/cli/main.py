@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from smithers.cli import approvals, check, db, doctor, graph, runs, serve, signals, start, up
-from smithers.cli.console import CommandFailed, Exit, complain, in_full, print_line
+from smithers.cli.console import CommandFailed, Exit, complain, in_full, note, print_line
 from smithers.errors import SmithersError
 from smithers.settings import InvalidSettings
 
@@ -156,6 +156,9 @@ def run(arguments: list[str]) -> int:
 
 def _explain(error: Exception) -> int:
     match error:
+        case typer.TyperException() if error.format_message().startswith("Usage: "):
+            note(error.format_message())  # no command was given: this is the help
+            return Exit.USAGE
         case typer.TyperException():  # a usage error, whose own code, 2, says "cancelled" here
             complain(error.format_message(), "smithers COMMAND --help says what there is")
             return Exit.USAGE
@@ -167,7 +170,10 @@ def _explain(error: Exception) -> int:
             complain(str(error), error.hint)
             return error.exit_code
         case OSError(errno=errno.EADDRINUSE):
-            complain(in_full(error), "another program listens there: --port N takes another port")
+            complain(
+                in_full(error),
+                "another program listens there: --port N, or of `worker` --metrics-port N, takes another port",
+            )
             return Exit.FAILED
         case _:
             complain(in_full(error), getattr(error, "hint", None))

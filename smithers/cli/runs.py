@@ -61,7 +61,7 @@ def inspect(
     server: o.ServerUrl = None,
     token: o.Token = None,
 ) -> None:
-    """Show a run and its nodes."""
+    """Show a run and its nodes, and the traceback of one that failed: that takes the scope `admin`."""
     with o.open_client(server, token) as client:
         found = client.get(run)
         nodes = client.list_nodes(run)
@@ -77,6 +77,9 @@ def inspect(
         (_node_row(node) for node in began),
         empty="no nodes yet",
     )
+    if found.error and "traceback" in found.error:
+        print_line("")
+        print_line(found.error["traceback"].rstrip())
 
 
 def why(
@@ -129,7 +132,7 @@ def events(
             if as_json:
                 print_json({"id": event.seq, **event.to_wire()}, is_line=True)
             else:
-                print_line(_event_line(event))
+                print_line(event_line(event))
 
 
 def frames(
@@ -234,7 +237,8 @@ def _node_row(node: "Node") -> tuple[str, ...]:
     return name, node.state, attempt, took, "" if told == "null" else told[:MAX_CELL_CHARS]
 
 
-def _event_line(event: "Event") -> str:
+def event_line(event: "Event") -> str:
+    """Write an event as a line for a person."""
     node = event.node_id or ""
     if event.iteration:
         node += f" · {event.iteration + 1}"

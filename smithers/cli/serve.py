@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from smithers.server import Server
 
 Opened = TypeVar("Opened")
+Hurries = list[Callable[[], None]]  # the last one is what there is to cut short
 
 UNITS: Final = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -166,16 +167,9 @@ def _run(
 
 
 async def _serve(options: ServerOptions) -> None:
-    hurries: list[Callable[[], None]] = []  # the last one is what there is to cut short
-
-    def hurry() -> None:
-        for cut_short in hurries[-1:]:
-            cut_short()
-
-    async def work(foundation: "Foundation", stopping: asyncio.Event) -> None:
+    async def work(foundation: "Foundation", stopping: asyncio.Event, hurries: Hurries) -> None:
         from smithers.server import serve_on  # runs go on while the gateway's modules load
 
-        hurries.append(foundation.pools.kill)
         async with AsyncExitStack() as stack:
             opening = serve_on(foundation, options, os.environ)
             server = await _enter(stack, opening, stopping)
@@ -189,38 +183,37 @@ async def _serve(options: ServerOptions) -> None:
             await stopping.wait()
             _say_stopping(options)
 
-    await _work_on(options, work, hurry)
+    await _work_on(options, work)
 
 
 async def _work(options: ServerOptions) -> None:
-    laid: list[Foundation] = []
-
-    def hurry() -> None:
-        for foundation in laid:
-            foundation.pools.kill()
-
-    async def work(foundation: "Foundation", stopping: asyncio.Event) -> None:
-        laid.append(foundation)
+    async def work(foundation: "Foundation", stopping: asyncio.Event, _hurries: Hurries) -> None:
         await _show_metrics(foundation, options, stopping)
 
-    await _work_on(replace(options, http_workers=0), work, hurry)
+    await _work_on(replace(options, http_workers=0), work)
 
 
 async def _work_on(
     options: ServerOptions,
-    work: Callable[["Foundation", asyncio.Event], Coroutine[Any, Any, None]],
-    hurry: Callable[[], None],
+    work: Callable[["Foundation", asyncio.Event, Hurries], Coroutine[Any, Any, None]],
 ) -> None:
     """Lay the foundation, and have `work` done on it; whoever is told to stop before it is laid just ends."""
     from gateway.settings import InsecureSettings
     from smithers.foundation import lay_foundation
+
+    hurries: Hurries = []
+
+    def hurry() -> None:
+        for cut_short in hurries[-1:]:
+            cut_short()
 
     try:
         async with AsyncExitStack() as stack:
             stopping = stack.enter_context(stop_signals(hurry))
             foundation = await _enter(stack, lay_foundation(options, os.environ), stopping)
             if foundation is not None:
-                await work(foundation, stopping)
+                hurries.append(foundation.pools.kill)
+                await work(foundation, stopping, hurries)
     except InsecureSettings as error:
         raise InvalidSettings([str(error)]) from error
 

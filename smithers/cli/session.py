@@ -10,11 +10,11 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from smithers.cli.console import (
     CommandFailed,
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from smithers.cli.progress import Display
     from smithers.client import Approval, AsyncClient, Run
     from smithers.server import Server
+
+Result = TypeVar("Result")
 
 DRAIN_S: Final = 2.0  # what is under way when we are told to leave is given back after this
 
@@ -225,20 +227,14 @@ class _Session:
 
     async def follow(self) -> None:
         """Follow the run until it has ended or waits, or somebody wants us to leave; a served one always until that."""
-        following_it = asyncio.create_task(self._follow_on())
-        leaving = asyncio.create_task(self._leaving.wait())
-        await asyncio.wait({following_it, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        leaving.cancel()
-        if not following_it.done():
-            following_it.cancel()
-            await asyncio.wait({following_it})
-        else:
-            self._left = following_it.result()
-            if self._left.run.status is RunStatus.FAILED:
-                self._traceback = await find_traceback(self._left.run.run_id, self._server.dsn)
-            if self._errand.serve is not None and self._cancelling is None:
-                self._display.say(f"run {self._left.run.status}; it is served on until Ctrl-C")
-                await self._leaving.wait()
+        self._left = await _do_until(self._leaving, self._follow_on())
+        if self._left is None:
+            return
+        if self._left.run.status is RunStatus.FAILED:
+            self._traceback = await find_traceback(self._left.run.run_id, self._server.dsn)
+        if self._errand.serve is not None and self._cancelling is None:
+            self._display.say(f"run {self._left.run.status}; it is served on until Ctrl-C")
+            await self._leaving.wait()
 
     async def _follow_on(self) -> "Followed":
         """Follow the run, and what it goes on as wherever our own pool takes that."""
@@ -274,15 +270,7 @@ class _Session:
     async def _ask_unless_interrupted(self, approval: "Approval") -> "Answer | None":
         from smithers.cli import following
 
-        asking = asyncio.create_task(following.ask_at_terminal(approval))
-        interrupted = asyncio.create_task(self._interrupted.wait())
-        await asyncio.wait({asking, interrupted}, return_when=asyncio.FIRST_COMPLETED)
-        interrupted.cancel()
-        if asking.done():
-            return asking.result()
-        asking.cancel()
-        await asyncio.wait({asking})
-        return None
+        return await _do_until(self._interrupted, following.ask_at_terminal(approval))
 
     def conclude(self) -> int:
         """Say what came of it, and return the exit code."""
@@ -391,3 +379,15 @@ class _Session:
         else:
             self._exit_code = code
             self._leaving.set()
+
+
+async def _do_until(event: asyncio.Event, doing: Coroutine[Any, Any, Result]) -> Result | None:
+    """Return what comes of doing something; None: the event came first, and it was stopped."""
+    task, waiting = asyncio.create_task(doing), asyncio.create_task(event.wait())
+    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if task.done():
+        return task.result()
+    task.cancel()
+    await asyncio.wait({task})
+    return None

@@ -100,6 +100,18 @@ def take_end(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
     outcomes.fail(run, leaf.key, fact, problem, is_tolerated=element.continue_on_fail)
 
 
+def withdraw(run: "Progress", key: NodeKey) -> None:
+    """Have a node's child cancelled; one that was to begin with this turn does not, and is not told of."""
+    turn = run.turn
+    child = next((child for child in turn.children if child.key == key), None)
+    if child is None:
+        turn.abandoned.append(key)
+        return
+    turn.children.remove(child)
+    fields = {"nodeId": key.node_id, "iteration": key.iteration, "childRunId": child.run_id}
+    turn.events.remove(EventDraft(EventType.SUBFLOW_STARTED, fields))
+
+
 def _is_outdated(end: EndFact, fact: NodeFact) -> bool:
     """Say whether a child was cancelled for an earlier attempt of its node, which did not wait for its end."""
     if end.status is not RunStatus.CANCELLED or end.cancel_asked_ms is None:
@@ -111,6 +123,11 @@ def go_on_as_new(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
     """Keep what the run is to go on with; it ends when everything else has been stopped."""
     element = leaf.element
     assert isinstance(element, ContinueAsNew)
+    new_id = next_run_id(run.renderer.run_id)
+    if not is_run_id(new_id):
+        text = f"{new_id} is no name of a run: the run's own is too long to count up"
+        outcomes.fail(run, leaf.key, fact, Problem("RunIdTooLong", text, "RUN_ID_TOO_LONG"))
+        return
     try:
         state = run.renderer.encode(element.state, what="the state")
     except InvalidOutput as error:

@@ -47,7 +47,7 @@ class TryPart(Enum):
     END = "end"  # finally, and a saga's undoing
 
 
-CLEANING: Final = frozenset({TryPhase.AFTER, TryPhase.CAUGHT, TryPhase.FAILED, TryPhase.UNDO})
+_CLEANING: Final = frozenset({TryPhase.AFTER, TryPhase.CAUGHT, TryPhase.FAILED, TryPhase.UNDO})
 
 # By phase: how the body, the catch and the finally of a Try go on; the actions and the undoing of a Saga.
 _TRY_FATES: Final = {
@@ -127,7 +127,6 @@ class TryPlace:
     element: Try | Saga
     fact: TryFact
     group: GroupPlace
-    around: "TryPlace | None"  # the innermost in which it stands
 
     @property
     def has_cleanup(self) -> bool:
@@ -135,11 +134,6 @@ class TryPlace:
         if isinstance(self.element, Try):
             return bool(self.element.finally_)
         return any(step.undo for step in self.element.steps)
-
-    @property
-    def is_cleaning(self) -> bool:
-        """It does what is to be done in the end: that is not stopped with what stands around it."""
-        return not self.fact.is_done and self.fact.phase in CLEANING
 
 
 class Part(NamedTuple):
@@ -192,6 +186,11 @@ class Mounted:
         return max(known, key=place_in_time) if known else node_id
 
 
+def is_cleaning(fact: TryFact) -> bool:
+    """Say whether a Try does what is to be done in the end: that is not stopped with what stands around it."""
+    return not fact.is_done and fact.phase in _CLEANING
+
+
 def scoped(written: str, path: LoopPath) -> str:
     """Add a loops' path to an id, as it stands on the wire: `x@@outer=0,middle=1`."""
     if not path:
@@ -231,7 +230,6 @@ class _Mounting:
     mounted: Mounted
     facts: Facts
     fate: Fate
-    around: TryPlace | None = None
     try_names: set[str] = field(default_factory=set)
     order: list[NodeKey] = field(default_factory=list)  # all leaves, in tree order
 
@@ -306,19 +304,18 @@ class _Mounting:
     def _place_try(
         self, element: Try | Saga, parent: GroupPlace, path: LoopPath, depth: int
     ) -> None:
-        mounted, around, before = self.mounted, self.around, self.fate
+        mounted, before = self.mounted, self.fate
         if element.id in mounted.keys or element.id in self.try_names:
             raise DuplicateNodeId(f"two nodes of one tree have the id {element.id!r}")
         self.try_names.add(element.id)
         try_id = TryId(scoped(element.id, path))
         fact = self.facts.tries.get(try_id, TryFact())
-        place = TryPlace(try_id, element, fact, GroupPlace([], parent=parent), around)
+        place = TryPlace(try_id, element, fact, GroupPlace([], parent=parent))
         mounted.tries[try_id] = place
         mounted.loop_paths[element.id] = tuple(loop for loop, _ in path)
         parent.children.append(place.group)
-        if before is Fate.LIVE or (before in (Fate.DEAD, Fate.STOPPED) and place.is_cleaning):
+        if before is Fate.LIVE or (before in (Fate.DEAD, Fate.STOPPED) and is_cleaning(place.fact)):
             place.group.try_place = place
-        self.around = place
         if isinstance(element, Try):
             body, catch, end = _TRY_FATES[fact.phase]
             self._place_part(place, TryPart.BODY, element.body, path, depth, before, body)
@@ -326,7 +323,7 @@ class _Mounting:
             self._place_part(place, TryPart.END, element.finally_, path, depth, before, end)
         else:
             self._place_steps(place, element, path, depth, before)
-        self.around, self.fate = around, before
+        self.fate = before
 
     def _place_steps(
         self, place: TryPlace, saga: Saga, path: LoopPath, depth: int, around: Fate
@@ -354,7 +351,7 @@ class _Mounting:
         if around in (Fate.UNCHOSEN, Fate.LATER):
             fate = around
         elif around is not Fate.LIVE and fate is not Fate.LATER:
-            is_kept = name is TryPart.END and fate is Fate.LIVE and place.is_cleaning
+            is_kept = name is TryPart.END and fate is Fate.LIVE and is_cleaning(place.fact)
             fate = Fate.LIVE if is_kept else around
         self.fate = fate
         part = GroupPlace([], part=Part(place, name))

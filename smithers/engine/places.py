@@ -107,6 +107,7 @@ def turn_loop(run: "Progress", loop: LoopPlace) -> None:
         fact = LoopFact(iteration, is_done=True)
     run.facts.loops[loop.loop_id] = fact
     run.turn.loops[loop.loop_id] = fact
+    run.rest.go_on()
 
 
 def _lacks_needs(run: "Progress", element: Leaf) -> bool:

@@ -35,8 +35,6 @@ from smithers.engine.turn import Abort, EventDraft, Turn
 from smithers.errors import WorkflowError
 from smithers.events import EventType
 from smithers.states import NodeState, RunStatus
-from smithers.texts import text_of
-from smithers.tracebacks import author_traceback, find_place
 
 DEFAULT_CONCURRENCY: Final = 32
 MAX_RENDERS: Final = 100  # in one turn: the rest follows in the next, and others get theirs
@@ -121,11 +119,13 @@ class Progress:
         ends: dict[NodeKey, EndFact],
         signals: Iterable[SignalFact],
     ) -> None:
-        """Take in what has come for the nodes that wait; earlier decisions stay known, for a task that is tried again."""
-        taken = {seq for seq, _ in self.turn.signals}
+        """Take in what has come for the nodes that wait, and the signals that are new: each is told once.
+
+        Earlier decisions stay known, for a task that is tried again, and earlier signals until a node takes them.
+        """
         self.facts.approvals.update(approvals)
         self.facts.ends = ends
-        self.facts.signals = [signal for signal in signals if signal.seq not in taken]
+        self.facts.signals.extend(signals)
         waits.take_all(self)
 
     def pass_time(self, now_ms: int) -> None:
@@ -150,7 +150,7 @@ class Progress:
             try:
                 self._go_on(now_ms)
             except WorkflowError as error:
-                self.fail(_problem_of(error))
+                self.fail(self.renderer.problem_of(error))
         if self.is_ending:
             self._clean_up(now_ms)
             kept = self.rendered.mounted.leaves if self.is_cleaning and self.rendered else {}
@@ -311,21 +311,29 @@ class Progress:
                     return
                 renders += 1
                 self._render()
+                # That may have ended waits, and made the tree out of date again: nothing begins by it then.
+                continue
             assert self.schedule is not None
             self._open(self.schedule, now_ms)
             self.pass_time(now_ms)
             self._turn(self.schedule)
-            is_moving = self._needs_render or self.schedule.has_news
+            is_moving = self.schedule.has_news or self._needs_render
             if not is_moving and self._may_go_on:
                 self.ready.start(self, now_ms)
                 is_moving = self._needs_render
 
     def _open(self, schedule: Schedule, now_ms: int) -> None:
         for place in schedule.take_reached_tries():
-            tries.enter(self, place)
+            if self._may_begin:
+                tries.enter(self, place)
         for leaf in schedule.take_opened():
-            if self._may_go_on and not self._is_overtaken:  # else nothing begins here any more
+            if self._may_begin:
                 places.open_leaf(self, leaf, now_ms)
+
+    @property
+    def _may_begin(self) -> bool:
+        # Else what stands behind a node that failed would: a failed node is settled, too.
+        return self._may_go_on and not self._is_overtaken
 
     @property
     def _may_go_on(self) -> bool:
@@ -384,16 +392,7 @@ class Progress:
             return
         self._needs_render = True
         if self._is_render_fresh:  # else a loop's `until`, or a Try's body, may be another now
-            self.rest.go_on()
             for loop in loops:
                 places.turn_loop(self, loop)
             for place in ended_tries:
                 tries.end_phase(self, place)
-
-
-def _problem_of(error: WorkflowError) -> Problem:
-    """Return what a tree cannot be had for, and where its author finds that."""
-    shown = author_traceback(error.__cause__ or error)
-    place = find_place(shown)
-    text = text_of(error) if place is None else f"{text_of(error)} ({place[0]}, line {place[1]})"
-    return Problem(type(error).__name__, text, error.code, traceback=shown)

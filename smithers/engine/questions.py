@@ -17,7 +17,19 @@ from smithers.ids import SERVERS_OWN
 from smithers.outputs import adapter_for, decode_output, name_of
 from smithers.states import ApprovalStatus, NodeState
 from smithers.texts import text_of
-from smithers.tree import Approval, ApprovalMode, Budget, HumanTask, OnDeny, OnTimeout, Task
+from smithers.tree import (
+    Approval,
+    ApprovalMode,
+    Budget,
+    ContinueAsNew,
+    HumanTask,
+    OnDeny,
+    OnTimeout,
+    Signal,
+    Subflow,
+    Task,
+    Timer,
+)
 
 if TYPE_CHECKING:
     from smithers.engine.progress import Progress
@@ -55,6 +67,7 @@ def apply_decision(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
         case Task() as task:
             if decision.status is ApprovalStatus.APPROVED:
                 run.put(leaf.key, fact.but(state=NodeState.PENDING, due_ms=None))
+                run.rest.go_on()
                 run.make_ready(leaf)
             else:
                 _deny(run, leaf.key, fact, decision, is_tolerated=task.continue_on_fail)
@@ -64,6 +77,8 @@ def apply_decision(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
             _take_grant(run, leaf.key, fact, decision, budget)
         case Approval() as approval:
             _decide_approval(run, leaf.key, fact, decision, approval)
+        case Signal() | Timer() | Subflow() | ContinueAsNew():
+            pass  # nobody is asked there
 
 
 def run_out(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:

@@ -15,7 +15,7 @@ import orjson
 from pydantic import ValidationError
 
 from smithers.context import Auth, Context, Reads
-from smithers.engine.facts import Facts
+from smithers.engine.facts import Facts, Problem
 from smithers.engine.mount import Mounted, key_in, mount
 from smithers.errors import InvalidInput, InvalidOutput, RenderFailed, WorkflowError
 from smithers.ids import RunId
@@ -28,6 +28,7 @@ from smithers.outputs import (
     say_misfits,
 )
 from smithers.texts import text_of
+from smithers.tracebacks import author_traceback, find_place
 from smithers.tree import Budget, Sequence, Spent, collect
 from smithers.workflow import Workflow
 
@@ -85,6 +86,14 @@ class Renderer:
                 return rendered
             loop_paths = {**loop_paths, **found}
         raise RenderFailed("the tree moves its nodes into other loops at each render")
+
+    def problem_of(self, error: WorkflowError) -> Problem:
+        """Return what a tree cannot be had for, and where its author finds that, or else where the builder begins."""
+        shown = author_traceback(error.__cause__ or error, within=self.workflow.builder)
+        place, text = find_place(shown), text_of(error)
+        if place is not None:
+            text += f" ({place[0]}, line {place[1]})"
+        return Problem(type(error).__name__, text, error.code, traceback=shown)
 
     def encode(self, value: Any, model: Any = None, *, what: str = "the output") -> str:
         """Return a value as its model writes it, JSON text; raise InvalidOutput, which calls it `what`, where it does not.

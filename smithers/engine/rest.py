@@ -22,7 +22,7 @@ class Rest:
             raise RenderFailed("the tree does not come to rest: each render undoes the one before")
 
     def go_on(self) -> None:
-        """Take in that the run has come further: a node has settled, an attempt has failed, a loop has turned."""
+        """Take in that the run has come further: a node has settled, an attempt has failed, a loop or a Try has turned."""
         self._idle_renders = 0
         self._stopped.clear()
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from smithers.engine.facts import Facts, Problem, TryFact
-from smithers.engine.mount import GroupPlace, TryPart, TryPlace
+from smithers.engine.mount import GroupPlace, TryPart, TryPlace, is_cleaning
 from smithers.ids import TryId
 from smithers.states import TryPhase
 from smithers.tree import OnFailure, Saga, Try
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 def fail_at(run: "Progress", group: GroupPlace | None, problem: Problem) -> bool:
     """Let what stands in a group fail; say whether the run goes on."""
+    passed: list[TryPlace] = []
     while group is not None:
         if group.part is not None:
             place, part = group.part
@@ -33,18 +34,22 @@ def fail_at(run: "Progress", group: GroupPlace | None, problem: Problem) -> bool
                     if place.has_cleanup:
                         _turn(run, place, TryFact(TryPhase.FAILED, problem=problem))
                         return True
-                    _put(run, place, TryFact(TryPhase.FAILED, is_done=True, problem=problem))
-                    run.overtake()
+                    _turn(run, place, TryFact(TryPhase.FAILED, is_done=True, problem=problem))
+                    passed.append(place)
                 case TryPart.END if not fact.is_done:
                     phase = TryPhase.UNDO if isinstance(place.element, Saga) else TryPhase.FAILED
-                    _put(run, place, TryFact(phase, is_done=True, problem=problem))
-                    run.overtake()
+                    _turn(run, place, TryFact(phase, is_done=True, problem=problem))
+                    passed.append(place)
                 case _:
                     return True  # it has gone on past this part
         group = group.parent
     if run.is_stopped or run.continuation is not None:
         return True  # it was to end in any case
     run.fail(problem)
+    for place in passed:
+        # A saga is looked at again by whoever takes the run up.
+        if isinstance(place.element, Try):
+            _put(run, place, TryFact(TryPhase.RAISED, is_done=True, problem=problem))
     return False
 
 
@@ -86,7 +91,8 @@ def stop_all(run: "Progress") -> None:
     """Let everything that has something to clean up turn to it: the run is ending."""
     assert run.rendered is not None
     for place in run.rendered.mounted.tries.values():
-        _stop(run, place, run.failure or _end_of(run, place))
+        if _is_given_up_with(run, place, None):
+            _stop(run, place, run.failure or _end_of(run, place))
 
 
 def _end_of(run: "Progress", place: TryPlace) -> Problem:
@@ -135,7 +141,7 @@ def _turn(run: "Progress", place: TryPlace, fact: TryFact) -> None:
     assert run.rendered is not None
     if fact.problem is not None:
         for other in run.rendered.mounted.tries.values():
-            if _stands_in(other, place):
+            if _is_given_up_with(run, other, place):
                 _stop(run, other, fact.problem)
     _put(run, place, fact)
     run.overtake()
@@ -150,18 +156,28 @@ def _stop(run: "Progress", place: TryPlace, problem: Problem) -> None:
     run.overtake()
 
 
-def _stands_in(place: TryPlace, outer: TryPlace) -> bool:
-    around = place.around
-    while around is not None:
-        if around is outer:
-            return True
-        around = around.around
-    return False
+def _is_given_up_with(run: "Progress", place: TryPlace, outer: TryPlace | None) -> bool:
+    """Say whether a Try stands in what another gives up, or the run (None).
+
+    One that stands in what is done in the end belongs to that: it goes on.
+    """
+    group = place.group.parent
+    while group is not None:
+        if group.part is not None:
+            around, name = group.part
+            if around is outer:
+                return True
+            fact = run.facts.tries.get(around.try_id, TryFact())
+            if name is TryPart.END and is_cleaning(fact):
+                return False
+        group = group.parent
+    return outer is None
 
 
 def _put(run: "Progress", place: TryPlace, fact: TryFact) -> None:
     run.facts.tries[place.try_id] = fact
     run.turn.tries[place.try_id] = fact
+    run.rest.go_on()
     if fact.is_done:
         run.open_tries.discard(place.try_id)
     else:

@@ -7,7 +7,7 @@ import orjson
 from smithers.engine import children, outcomes, questions
 from smithers.engine.facts import NodeFact, NodeKey, Problem, SignalFact
 from smithers.engine.mount import LeafPlace
-from smithers.engine.retrying import moment_after
+from smithers.engine.retrying import LONGEST_S, moment_after
 from smithers.engine.turn import ApprovalChange
 from smithers.errors import InvalidOutput
 from smithers.events import EventType
@@ -43,6 +43,8 @@ def begin(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None
             children.start(run, leaf, fact)
         case ContinueAsNew():
             children.go_on_as_new(run, leaf, fact)
+        case Task() | Budget():
+            pass  # no wait
 
 
 def take_all(run: "Progress") -> None:
@@ -59,6 +61,8 @@ def take_all(run: "Progress") -> None:
                 children.take_end(run, leaf, fact)
             case NodeState.WAITING_EVENT:
                 take_signal(run, leaf, fact)
+            case _:
+                pass
 
 
 def watch_all(run: "Progress") -> None:
@@ -96,7 +100,7 @@ def withdraw(run: "Progress", key: NodeKey, fact: NodeFact) -> None:
     if fact.state is NodeState.WAITING_APPROVAL:
         run.turn.approvals.append(ApprovalChange(key, None))
     elif fact.state is NodeState.WAITING_EVENT and fact.kind == "subflow":
-        run.turn.abandoned.append(key)
+        children.withdraw(run, key)
     elif fact.state is NodeState.WAITING_TIMER:
         run.say(EventType.TIMER_CANCELLED, key, timerId=key.node_id)
 
@@ -146,7 +150,9 @@ def _set_timer(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) ->
     element = leaf.element
     assert isinstance(element, Timer)
     if element.until is not None:
-        due_ms, kind = round(element.until.timestamp() * 1000), "absolute"
+        # Calendars end before the database's moments do: nobody could be shown one beyond.
+        longest_ms = moment_after(now_ms, LONGEST_S)
+        due_ms, kind = min(round(element.until.timestamp() * 1000), longest_ms), "absolute"
     else:
         due_ms, kind = moment_after(now_ms, element.duration_s or 0), "duration"
     fact = fact.but(state=NodeState.WAITING_TIMER, due_ms=due_ms)

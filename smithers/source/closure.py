@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 from weakref import WeakValueDictionary
 
-from smithers.ids import SourceHash
+from smithers.ids import MAX_WORKFLOW_NAME_CHARS, SourceHash
 from smithers.source.beneath import FileIdentity, RootDirectory, beneath
 from smithers.source.errors import OutsideRoot, SourceUnreadable
 from smithers.source.parsing import ImportStatement, ParsedSource, read_source
@@ -136,10 +136,13 @@ class SourceReader:
 
 
 def split_reference(workflow_path: str) -> tuple[str, str | None]:
-    """Split `path.py:name`; raises SourceUnreadable for what is no Python file."""
+    """Split `path.py:name`; raises SourceUnreadable for what is no Python file, or no workflow's name."""
     if workflow_path.endswith(".py"):
         return workflow_path, None
     path, _, name = workflow_path.rpartition(":")
+    if path.endswith(".py") and len(name) > MAX_WORKFLOW_NAME_CHARS:
+        longest = f"{MAX_WORKFLOW_NAME_CHARS} characters"
+        raise SourceUnreadable(f"a workflow's name in {path} has at most {longest}")
     if path.endswith(".py") and name:
         return path, name
     beneath(workflow_path)  # a path that leads out is that before it is anything else

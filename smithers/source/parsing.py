@@ -63,6 +63,8 @@ def read_source(content: bytes, file: str) -> ParsedSource:
             # However the list comes about: it may be added up, or extended by a call.
             case ast.Assign() | ast.AugAssign() | ast.AnnAssign() | ast.Expr():
                 exported.update(dict.fromkeys(_names_exported(node)))
+            case _:
+                pass
     return ParsedSource(text, len(text.encode()), tuple(imports), tuple(exported))
 
 
@@ -121,6 +123,8 @@ def _names_exported(statement: ast.stmt) -> list[str]:
                 is_touched = True
             case ast.Constant(value=str(text)):
                 names += filter(_MODULE_NAME.fullmatch, text.split())
+            case _:
+                pass
     return names if is_touched else []
 
 

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from smithers.errors import StoreUnavailable
 from smithers.store.connections import connect_listening, driver_errors, open_connection
 from smithers.store.schema import find_revision
 
@@ -15,6 +16,7 @@ CHANNEL: Final = "smithers_doctor"
 READ_SERVER: Final = """
     SELECT current_setting('server_version') AS version, extract(epoch FROM clock_timestamp())::float8 AS now_s,
            current_setting('max_connections')::int AS max_connections,
+           current_setting('transaction_read_only')::boolean AS is_read_only,
            (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')::int AS connections"""
 
 # -- name: read_room
@@ -59,6 +61,10 @@ async def check_database(dsn: str, direct_dsn: str) -> DatabaseCheck:
             server = await connection.fetchrow(READ_SERVER)
             middle_s = (began_s + time.time()) / 2
             assert server is not None
+            if server["is_read_only"]:
+                raise StoreUnavailable(
+                    "the database takes no writes: it is a standby, or set to be read-only"
+                )
             revision = await find_revision(connection)
             began_s = time.perf_counter()
             await connection.execute(TOUCH)

@@ -39,6 +39,15 @@ class WantedDescription:
     bundle: str
 
 
+@dataclass(frozen=True, slots=True)
+class RunSource:
+    """What a run is a run of."""
+
+    source_hash: SourceHash
+    bundle: str  # JSON
+    workflow_export: str | None  # None: the file's only workflow
+
+
 # -- name: keep_source
 # One that is there is made young again, or retention might take it before the start that it is kept for.
 KEEP_SOURCE: Final = """
@@ -79,7 +88,7 @@ WHERE source_hash = $1 AND workflow_export = $2 AND description IS NULL
 
 # -- name: find_run_source
 FIND_RUN_SOURCE: Final = """
-    SELECT q.source_hash, s.bundle FROM smithers.run_requests q
+    SELECT q.source_hash, s.bundle, q.workflow_export FROM smithers.run_requests q
     JOIN smithers.workflow_sources s USING (source_hash) WHERE q.run_id = $1"""
 
 
@@ -144,8 +153,8 @@ async def put_description(pool: asyncpg.Pool, wanted: WantedDescription, descrip
         await pool.execute(PUT_DESCRIPTION, wanted.source_hash, wanted.workflow_export, description)
 
 
-async def find_run_source(pool: asyncpg.Pool, run_id: RunId) -> tuple[SourceHash, str] | None:
+async def find_run_source(pool: asyncpg.Pool, run_id: RunId) -> RunSource | None:
     """Read which version a run has, and its bundle."""
     with driver_errors():
         row = await pool.fetchrow(FIND_RUN_SOURCE, run_id)
-    return None if row is None else (SourceHash(row["source_hash"]), row["bundle"])
+    return None if row is None else RunSource(*row)

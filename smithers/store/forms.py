@@ -12,14 +12,14 @@ import asyncpg
 from smithers.errors import StoreError
 from smithers.ids import NodeId, RunId
 from smithers.store.connections import driver_errors
-from smithers.store.refusals import NodeNotFound, NodeNotWaiting, NotAllowed
+from smithers.store.refusals import refuse_at_node
 
 # -- name: read_form
 READ_FORM: Final = "SELECT outcome, request FROM smithers.read_form_v1($1, $2, $3, $4, $5::text[])"
 
 # -- name: answer_form
 ANSWER_FORM: Final = """
-    SELECT outcome, queue, is_owned FROM smithers.answer_form_v1($1, $2, $3, $4, $5, $6, $7::text[], $8)"""
+    SELECT outcome, queue, is_owned FROM smithers.answer_form_v2($1, $2, $3, $4, $5, $6, $7::text[], $8)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +84,6 @@ def _place(answer: Answer) -> tuple[RunId, NodeId, int]:
 
 
 def _refusal(outcome: str | None) -> StoreError:
-    match outcome:
-        case "not-found":
-            return NodeNotFound()
-        case "not-waiting":
-            return NodeNotWaiting()
-        case "forbidden":
-            return NotAllowed()
-        case "changed":
-            return FormChanged("The form has changed; read it again.")
-        case _:
-            return StoreError(f"a form was answered with {outcome!r}")
+    if outcome == "changed":
+        return FormChanged("The form has changed; read it again.")
+    return refuse_at_node(outcome)

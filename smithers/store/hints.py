@@ -17,7 +17,7 @@ import structlog
 
 from smithers.complaints import Complaint
 from smithers.errors import StoreError, StoreUnavailable
-from smithers.service_loops import keep_going
+from smithers.service_loops import ServiceLoops
 from smithers.store.connections import connect_listening, driver_errors, prove
 
 LOG: Final = structlog.get_logger(__name__)
@@ -51,29 +51,26 @@ class Hints:
         """`dsn` must be direct, not through a pooler in transaction mode."""
         self._dsn = dsn
         self._role = role
-        self._listeners: Mapping[Channel, Listener] = {}
+        self._listeners: dict[Channel, Listener] = {}
         self._pending: dict[Channel, set[str]] = {}
         self._arrived = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._loops = ServiceLoops()
         self._complaint = Complaint()
         self._has_complained = False  # since it was last connected
         self.is_connected = False
         self.watch: Callable[[bool], None] | None = None  # told when the connection is up, or gone
 
     def listen(self, listeners: Mapping[Channel, Listener]) -> Self:
-        """Set who is told of incoming hints. Call it before entering: `async with hints.listen({...})`."""
-        self._listeners = listeners
+        """Add who is told of incoming hints. Call it before entering: `async with hints.listen({...})`."""
+        self._listeners.update(listeners)
         return self
 
     async def __aenter__(self) -> Self:
-        name = f"hints-{self._role}"
-        self._task = asyncio.create_task(keep_going(self._run, name=name), name=name)
+        self._loops.start(self._run, name=f"hints-{self._role}")
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await self._loops.stop()
 
     def send(self, channel: Channel, names: Iterable[str]) -> None:
         """Say soon, on the channel, that something happened to these; returns at once."""
@@ -88,7 +85,7 @@ class Hints:
                 await self._serve(connection)
             except StoreError as error:
                 if self._complaint.may_be_said():
-                    LOG.warning("listening_failed", role=self._role, reason=str(error))
+                    LOG.warning("listening_failed", role=self._role, error=str(error))
                     self._has_complained = True
                 await asyncio.sleep(RECONNECT_PAUSE_S)
             finally:

@@ -12,15 +12,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, Self, TypeVar
 
 import asyncpg
+import structlog
 
+from smithers.complaints import Complaint
 from smithers.errors import RowsHeld, StoreError, StoreUnavailable
-from smithers.service_loops import keep_going
+from smithers.service_loops import ServiceLoops
 from smithers.store.connections import COMMAND_TIMEOUT_S, connect_hot, driver_errors
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Link = TypeVar("Link", bound=asyncpg.Connection | asyncpg.Pool)
 
+LOG: Final = structlog.get_logger(__name__)
 MAX_BATCH: Final = 128
 HELD_S: Final = 10.0  # as long as any call waits for a lock
 MIN_PAUSE_S: Final = 0.005  # about a worker's commit
@@ -58,20 +61,18 @@ class Lane(Generic[Item, Result]):
         self._queue: list[tuple[Item, asyncio.Future[Result]]] = []
         self._arrived = asyncio.Event()
         self._connection: asyncpg.Connection | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._loops = ServiceLoops()
         self._waiting_since = 0.0
+        self._complaint = Complaint()
         self.meter: Meter | None = None  # told of every batch
 
     async def __aenter__(self) -> Self:
-        name = f"lane-{self._role}"
-        self._task = asyncio.create_task(keep_going(self._run, name=name), name=name)
+        self._loops.start(self._run, name=f"lane-{self._role}")
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
         self._is_closed = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await self._loops.stop()
         for _, future in self._queue:
             future.cancel()
         if self._connection is not None:
@@ -131,9 +132,7 @@ class Lane(Generic[Item, Result]):
                     results = await self._flush(self._connection, [item for item, _ in batch])
             self._room = min(2 * self._room, self._max_batch)
         except StoreUnavailable as error:
-            # It may be that all of these together take too long, whenever they are tried: each will be on its own.
-            self._room = 1
-            self._drop_connection()
+            self._begin_anew(error)
             results = [error] * len(batch)
         except Exception as error:  # noqa: BLE001 - the lane outlives any batch; the submitters are told
             if not isinstance(error, StoreError):
@@ -150,6 +149,14 @@ class Lane(Generic[Item, Result]):
                 future.set_exception(result)
             else:
                 future.set_result(result)
+
+    def _begin_anew(self, error: StoreUnavailable) -> None:
+        """Have the next item go out over a new connection, and log why: those who submit try again, or tell no reason."""
+        # It may be that all of a batch together take too long, whenever they are tried: each will be on its own.
+        self._room = 1
+        self._drop_connection()
+        if self._complaint.may_be_said():
+            LOG.warning("lane_failed", lane=self._role, error=str(error))
 
     def _drop_connection(self) -> None:
         if self._connection is not None:

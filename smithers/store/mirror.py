@@ -5,16 +5,15 @@ so that a copy that was killed goes on where it stopped. One mirror at a time: t
 long as it lives, and what it writes dies with it; one that says nothing any more is ended by the server. The rows of a
 copy come from one snapshot. Those that may change are replaced whole, by what their new events name; after a resume, which
 names no nodes, and at its end all of the run's are. However many they are, a page of them at a time is in memory, and each
-page has a time of its own.
-
-Rows travel as JSON and are read by the names of their columns: the two databases may be a version apart.
+page has a time of its own. All rows of a large run take turns with the other runs: its position stays where it is until the
+last of them is copied, and what changes meanwhile is named by events after that position.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import reduce
+from math import inf
 from typing import Any, Final
 
 import asyncpg
@@ -24,6 +23,7 @@ from smithers.events import EventType
 from smithers.ids import RunId
 from smithers.store.connections import connect_hot, driver_errors, transaction
 from smithers.store.descriptions import keep_source
+from smithers.store.mirrored_tables import APPROVALS, FRAMES, NODES, REQUESTS, MirroredTable
 from smithers.store.own_databases import list_abandoned
 from smithers.store.starts import start_runs
 
@@ -34,8 +34,10 @@ MAX_STARTS: Final = 20
 ABANDONED_S: Final = 60.0  # longer than any call that a living gateway may still wait for
 LOCK_AGAIN_S: Final = 1.0
 STEP_S: Final = 25.0  # for one page of a copy, or one look
+TURN_S: Final = 1.0  # for all rows of large runs, before the others have their turn
 # For a session to say nothing, e.g. because the mirror's host is gone: longer than two steps, each of which uses it.
 IDLE_S: Final = 60.0
+FIRST: Final = ("", -1)  # before every node
 NOWHERE: Final = (-1, 0)  # the position and the era of a run that has no mirror yet
 
 # -- name: lock_mirror
@@ -56,6 +58,10 @@ FIND_BEHIND: Final = """
 # -- name: read_positions
 READ_POSITIONS: Final = """
     SELECT run_id, mirrored_seq, era FROM smithers.runs WHERE run_id = ANY ($2::text[]) AND database = $1"""
+
+# -- name: lock_mirrored
+LOCK_MIRRORED: Final = """
+    SELECT run_id FROM smithers.runs WHERE run_id = ANY ($2::text[]) AND database = $1 FOR NO KEY UPDATE"""
 
 # -- name: read_runs
 READ_RUNS: Final = """
@@ -94,60 +100,6 @@ INSERT_EVENTS: Final = """
     INSERT INTO smithers.events (run_id, seq, epoch, payload)
     SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[])"""
 
-# -- name: weigh_rows
-# Which rows there are for these keys, and their size. octet_length does not read what is stored outside of its row.
-_WEIGH: Final = """
-    SELECT T_KEY, WEIGHT AS byte_count FROM unnest(ARRAYS) AS k (KEY) JOIN smithers.TABLE AS t ON (T_KEY) = (K_KEY)"""
-
-# -- name: weigh_all
-# The same for all rows of these runs, a page at a time, each run's from the row on after the one that is named.
-_WEIGH_ALL: Final = """
-    SELECT n.* FROM unnest($1::text[], $2::text[], $3::integer[]) AS k (run_id, node_id, iteration) CROSS JOIN LATERAL (
-        SELECT T_KEY, WEIGHT AS byte_count FROM smithers.TABLE AS t
-        WHERE t.run_id = k.run_id AND (t.node_id, t.iteration) > (k.node_id, k.iteration)
-        ORDER BY t.node_id, t.iteration LIMIT $4) AS n
-    ORDER BY n.run_id, n.node_id, n.iteration LIMIT $4"""
-
-# -- name: read_rows
-_READ: Final = """
-    SELECT to_json(t)::text AS row FROM unnest(ARRAYS) AS k (KEY) JOIN smithers.TABLE AS t ON (T_KEY) = (K_KEY)"""
-
-# -- name: replace_rows
-_DELETE: Final = (
-    "DELETE FROM smithers.TABLE AS t USING unnest(ARRAYS) AS k (KEY) WHERE (T_KEY) = (K_KEY)"
-)
-_INSERT: Final = """
-    INSERT INTO smithers.TABLE SELECT t.* FROM unnest($1::text[]) AS c (row)
-    CROSS JOIN LATERAL json_populate_record(NULL::smithers.TABLE, c.row::json) AS t"""
-
-
-class _Table:
-    """The statements that copy the rows of one table."""
-
-    def __init__(self, name: str, *, key: Mapping[str, str], large: Sequence[str]) -> None:
-        """`key`: its columns, each with its type; `large`: the columns that make a row large."""
-        words = {
-            "TABLE": name,
-            "ARRAYS": ", ".join(f"${n}::{kind}[]" for n, kind in enumerate(key.values(), 1)),
-            "T_KEY": ", ".join(f"t.{column}" for column in key),
-            "K_KEY": ", ".join(f"k.{column}" for column in key),
-            "KEY": ", ".join(key),
-            "WEIGHT": " + ".join(f"coalesce(octet_length(t.{column}), 0)" for column in large),
-        }
-        self.weigh, self.weigh_all, self.read, self.delete, self.insert = (
-            reduce(lambda text, word: text.replace(*word), words.items(), template)
-            for template in (_WEIGH, _WEIGH_ALL, _READ, _DELETE, _INSERT)
-        )
-
-
-_OF_NODE: Final = {"run_id": "text", "node_id": "text", "iteration": "integer"}
-NODES: Final = _Table("nodes", key=_OF_NODE, large=("output", "error", "heartbeat", "wait"))
-APPROVALS: Final = _Table("approvals", key=_OF_NODE, large=("request", "note", "decision"))
-FRAMES: Final = _Table("frames", key={"run_id": "text", "frame_no": "integer"}, large=("body",))
-REQUESTS: Final = _Table(
-    "run_requests", key={"run_id": "text"}, large=("input", "config", "auth", "carried")
-)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copied:
@@ -155,7 +107,7 @@ class Copied:
 
     event_count: int
     lag_ms: int  # how old the oldest of them was, by the other database's clock
-    unfinished: frozenset[RunId]  # runs with more events than fit
+    unfinished: frozenset[RunId]  # runs of which there is more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +117,18 @@ class _Changes:
     runs: Sequence[asyncpg.Record]
     events: Sequence[asyncpg.Record]
     named: "_Named"
+    new: frozenset[str]  # runs that have no mirror yet
     whole: frozenset[str]  # runs of which every row is copied
+
+
+@dataclass(frozen=True, slots=True)
+class _Sweep:
+    """How far the copy of all rows of a run has come."""
+
+    # The run's era, and whether it is over: in another one the copy begins anew.
+    stage: tuple[int, bool]
+    # By table, the node whose row was copied last; a table that is done is not there any more.
+    places: dict[MirroredTable, tuple[str, int]]
 
 
 @asynccontextmanager
@@ -182,6 +145,7 @@ class MirrorStore:
         self._own = own
         self._home = home
         self._name = name
+        self._sweeps: dict[str, _Sweep] = {}  # by run: of those that wait for another turn
 
     async def copy(self, run_ids: Sequence[RunId]) -> Copied:
         """Copy what is new of some runs, a page of events of each at the most, in one transaction; raises StoreError."""
@@ -194,14 +158,15 @@ class MirrorStore:
                     changes = await self._read(run_ids, positions)
                 if changes is None:
                     return Copied(event_count=0, lag_ms=0, unfinished=frozenset())
-                moved = await self._write(changes)
+                moved, waiting = await self._write(changes)
         return Copied(
             event_count=sum(event["run_id"] in moved for event in changes.events),
             lag_ms=max(changes.runs[0]["now_ms"] - changes.named.oldest_ms, 0),
             unfinished=frozenset(
                 RunId(run["run_id"])
                 for run in changes.runs
-                if run["run_id"] in moved and changes.named.ends[run["run_id"]] < run["last_seq"]
+                if run["run_id"] in waiting
+                or (run["run_id"] in moved and changes.named.ends[run["run_id"]] < run["last_seq"])
             ),
         )
 
@@ -242,39 +207,53 @@ class MirrorStore:
         room_bytes = PAGE_BYTES // len(runs)
         events = await self._own.fetch(READ_EVENTS, run_ids, seqs, PAGE_EVENTS, room_bytes)
         named = _Named(events)
+        new = frozenset(
+            run["run_id"] for run in runs if positions.get(run["run_id"], NOWHERE)[0] == -1
+        )
         whole = frozenset(
             run["run_id"]
             for run in runs
-            if run["run_id"] in named.reloaded
-            or positions.get(run["run_id"], NOWHERE)[0] == -1
-            or positions[run["run_id"]][1] != run["era"]
-            or (run["is_over"] and named.ends[run["run_id"]] == run["last_seq"])
+            if (run["is_over"] and named.ends[run["run_id"]] == run["last_seq"])
+            or (run["run_id"] not in new and _is_resumed(run, named, positions))
         )
-        return _Changes(runs=runs, events=events, named=named, whole=whole)
+        return _Changes(runs=runs, events=events, named=named, new=new, whole=whole)
 
-    async def _write(self, changes: _Changes) -> frozenset[str]:
-        """Write a copy; return the runs that it was written of."""
-        named = changes.named
+    async def _write(self, changes: _Changes) -> tuple[frozenset[str], frozenset[str]]:
+        """Write a copy; return the runs that it was written of, and those that wait until all their rows are copied."""
+        # Of a copy that fails nothing is there.
+        sweeps, self._sweeps = self._sweeps, {}
+        swept_at_once = changes.whole - sweeps.keys()
         async with transaction(self._home):
             async with _step():
-                moved = await self._write_events(changes)
-            whole = sorted(changes.whole & moved)
-            await self._replace(REQUESTS, [(run_id,) for run_id in whole])
-            await self._replace(FRAMES, [key for key in named.frames if key[0] in moved])
-            keys = sorted(key for key in named.nodes if key[0] in moved - changes.whole)
+                known = sorted(changes.whole - changes.new)
+                locked = await self._home.fetch(LOCK_MIRRORED, self._name, known) if known else []
+            mirrored = frozenset(row["run_id"] for row in locked)
+            await self._sweep(sweeps, changes.runs, mirrored, TURN_S)
+            waiting = frozenset(
+                run_id for run_id in known if run_id not in mirrored or sweeps[run_id].places
+            )
+            async with _step():
+                moved = await self._write_events(changes, waiting)
+            # Not before they are the mirror's; the history of such a run is a page at the most.
+            await self._sweep(sweeps, changes.runs, changes.whole & changes.new & moved, inf)
+            requests = sorted((changes.whole | changes.new) & moved)
+            await self._replace(REQUESTS, [(run_id,) for run_id in requests])
+            await self._replace(FRAMES, [key for key in changes.named.frames if key[0] in moved])
+            keys = sorted(key for key in changes.named.nodes if key[0] in moved - swept_at_once)
             for table in (NODES, APPROVALS):
                 await self._replace(table, keys)
-                await self._replace_all(table, whole)
-        return moved
+        self._sweeps = {run_id: sweep for run_id, sweep in sweeps.items() if run_id not in moved}
+        return moved, waiting
 
-    async def _write_events(self, changes: _Changes) -> frozenset[str]:
+    async def _write_events(self, changes: _Changes, waiting: frozenset[str]) -> frozenset[str]:
         """Write the runs' rows, with their positions, and events; return the runs that are the mirror's to write."""
-        run_ids = [run["run_id"] for run in changes.runs]
+        runs = [run for run in changes.runs if run["run_id"] not in waiting]
+        run_ids = [run["run_id"] for run in runs]
         ends = [changes.named.ends[run_id] for run_id in run_ids]
-        partial = [end < run["last_seq"] for run, end in zip(changes.runs, ends, strict=True)]
+        partial = [end < run["last_seq"] for run, end in zip(runs, ends, strict=True)]
         await self._home.execute(DELETE_RUNS, self._name, run_ids)
         rows = await self._home.fetch(
-            INSERT_RUNS, self._name, [run["row"] for run in changes.runs], ends, partial
+            INSERT_RUNS, self._name, [run["row"] for run in runs], ends, partial
         )
         moved = frozenset(row["run_id"] for row in rows)
         events = [event for event in changes.events if event["run_id"] in moved]
@@ -284,35 +263,77 @@ class MirrorStore:
         )
         return moved
 
-    async def _replace(self, table: _Table, keys: Sequence[tuple[Any, ...]]) -> None:
+    async def _replace(self, table: MirroredTable, keys: Sequence[tuple[Any, ...]]) -> None:
         """Copy the rows of a table that these keys name."""
         for start in range(0, len(keys), PAGE_KEYS):
             page = keys[start : start + PAGE_KEYS]
             async with _step():
                 weighed = await self._own.fetch(table.weigh, *zip(*page, strict=True))
-            await self._replace_weighed(table, weighed)
+            for part in _pages(weighed):
+                await self._replace_page(table, part)
 
-    async def _replace_all(self, table: _Table, run_ids: Sequence[str]) -> None:
-        """Copy all rows that some runs, in the order of their ids, have in a table."""
-        after = [(run_id, "", -1) for run_id in run_ids]
-        while after:
+    async def _sweep(
+        self,
+        sweeps: dict[str, _Sweep],
+        runs: Sequence[asyncpg.Record],
+        run_ids: frozenset[str],
+        turn_s: float,
+    ) -> None:
+        """Copy all rows of some of these runs for as long as their turn lasts; `sweeps` tells how far, before and after."""
+        stages = {
+            run["run_id"]: (run["era"], run["is_over"]) for run in runs if run["run_id"] in run_ids
+        }
+        for run_id, stage in stages.items():
+            if run_id not in sweeps or sweeps[run_id].stage != stage:
+                sweeps[run_id] = _Sweep(stage, {NODES: FIRST, APPROVALS: FIRST})
+        begun = {run_id for run_id in stages if sweeps[run_id].places.get(NODES) != FIRST}
+        until = asyncio.get_running_loop().time() + turn_s
+        for turn in (stages.keys() - begun, begun):  # a large run holds up none that is small
+            for table in (NODES, APPROVALS):
+                places = {run_id: sweeps[run_id].places for run_id in sorted(turn)}
+                await self._sweep_table(table, places, until)
+
+    async def _sweep_table(
+        self,
+        table: MirroredTable,
+        places: Mapping[str, dict[MirroredTable, tuple[str, int]]],
+        until: float,
+    ) -> None:
+        """Copy all rows that some runs have in a table, in the order of their ids: one page of them in any case."""
+        loop = asyncio.get_running_loop()
+        while after := [(run_id, *at[table]) for run_id, at in places.items() if table in at]:
             async with _step():
                 weighed = await self._own.fetch(
                     table.weigh_all, *zip(*after, strict=True), PAGE_KEYS
                 )
-            await self._replace_weighed(table, weighed)
+            pages = [*_pages(weighed)]
+            for page in pages:
+                await self._replace_page(table, page)
+                last_id, *place = page[-1]
+                places[last_id][table] = (place[0], place[1])
+                for run_id, at in places.items():
+                    if run_id < last_id:
+                        at.pop(table, None)
+                if loop.time() >= until and page is not pages[-1]:
+                    return
             if len(weighed) < PAGE_KEYS:
+                for at in places.values():
+                    at.pop(table, None)
+            if loop.time() >= until:
                 return
-            *last, _ = weighed[-1]
-            after = [(*last,), *(each for each in after if each[0] > last[0])]
 
-    async def _replace_weighed(self, table: _Table, weighed: Sequence[asyncpg.Record]) -> None:
-        for page in _pages(weighed):
-            keys = [*zip(*page, strict=True)]
-            async with _step():
-                rows = await self._own.fetch(table.read, *keys)
-                await self._home.execute(table.delete, *keys)
-                await self._home.execute(table.insert, [row["row"] for row in rows])
+    async def _replace_page(self, table: MirroredTable, page: Sequence[tuple[Any, ...]]) -> None:
+        keys = [*zip(*page, strict=True)]
+        async with _step():
+            rows = await self._own.fetch(table.read, *keys)
+            await self._home.execute(table.delete, *keys)
+            await self._home.execute(table.insert, [row["row"] for row in rows])
+
+
+def _is_resumed(
+    run: asyncpg.Record, named: "_Named", positions: Mapping[str, tuple[int, int]]
+) -> bool:
+    return run["run_id"] in named.reloaded or positions[run["run_id"]][1] != run["era"]
 
 
 def _pages(weighed: Iterable[asyncpg.Record]) -> Iterator[list[tuple[Any, ...]]]:

@@ -21,12 +21,10 @@ from smithers.store.connections import driver_errors
 from smithers.store.lanes import Lane, each_on_its_own
 from smithers.store.refusals import (
     DecisionMisfit,
-    NodeNotFound,
-    NodeNotWaiting,
-    NotAllowed,
     NothingToResume,
     RunNotActive,
     RunNotFound,
+    refuse_at_node,
 )
 
 
@@ -103,17 +101,25 @@ DEADLOCK_TRIES: Final = 3
 OutsideLane = Lane[Decision | SignalSent, bool | SignalRecord]
 
 # -- name: decide_approvals
-# Each sees what those before it in the batch did; see migrations/functions/outside_v4.sql.
-DECIDE_APPROVALS: Final = "CALL smithers.decide_and_tell_v2($1::smithers.decision_v1[], NULL)"
+# Each sees what those before it in the batch did; see migrations/functions/outside_v4.sql, and 0010.
+DECIDE_APPROVALS: Final = "CALL smithers.decide_and_tell_v3($1::smithers.decision_v1[], NULL)"
+
+# -- name: asks_yes_or_no
+# Whether a question is open that this credential may decide, and has no options; nothing else makes a choice among them a
+# misfit, and the decision itself says what it is.
+ASKS_YES_OR_NO: Final = """
+    SELECT EXISTS (SELECT FROM smithers.approvals AS a
+        WHERE a.run_id = $1 AND a.node_id = $2 AND a.iteration = $3 AND a.status = 'requested'
+            AND a.request::jsonb ->> 'mode' IS NULL AND smithers.is_allowed_v1(a.request::jsonb, $4, $5::text[]))"""
 
 # -- name: send_signals
-SEND_SIGNALS: Final = "CALL smithers.signal_and_tell_v2($1::smithers.signal_v1[], NULL)"
+SEND_SIGNALS: Final = "CALL smithers.signal_and_tell_v3($1::smithers.signal_v1[], NULL)"
 
 # -- name: cancel_run
 CANCEL_RUN: Final = "SELECT outcome, is_owned, queue FROM smithers.cancel_run_v2($1)"
 
 # -- name: resume_run
-RESUME_RUN: Final = "SELECT outcome, queue FROM smithers.resume_run_v1($1, $2, $3, $4, $5, $6)"
+RESUME_RUN: Final = "SELECT outcome, queue FROM smithers.resume_run_v2($1, $2, $3, $4, $5, $6)"
 
 
 def open_outside_lane(dsn: str) -> OutsideLane:
@@ -127,6 +133,13 @@ async def decide(lane: OutsideLane, decision: Decision) -> bool:
     Raises NodeNotFound, NodeNotWaiting, NotAllowed, DecisionMisfit.
     """
     return cast("bool", await lane.submit(decision))
+
+
+async def asks_yes_or_no(pool: asyncpg.Pool, decision: Decision) -> bool:
+    """Say whether a question is open there that offers nothing to choose from."""
+    place = (decision.run_id, decision.node_id, decision.iteration)
+    with driver_errors():
+        return bool(await pool.fetchval(ASKS_YES_OR_NO, *place, decision.user, decision.scopes))
 
 
 async def send_signal(lane: OutsideLane, signal: SignalSent) -> SignalRecord:
@@ -224,22 +237,10 @@ def _decided(row: asyncpg.Record) -> bool | Exception:
         case "misfit":
             asked = orjson.loads(row["request"])
             return DecisionMisfit(mode=asked["mode"], options=asked["options"])
-        case outcome:
-            return _refusal(outcome)
-
-
-def _refusal(outcome: str) -> Exception:
-    match outcome:
-        case "not-found":
-            return NodeNotFound()
-        case "not-waiting":
-            return NodeNotWaiting()
-        case "forbidden":
-            return NotAllowed()
         case "locked":
             return RowsHeld(HELD)
-        case _:
-            return StoreError(f"a decision was answered with {outcome!r}")
+        case outcome:
+            return refuse_at_node(outcome)
 
 
 async def _send_all(

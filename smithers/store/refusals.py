@@ -95,14 +95,20 @@ class LivesElsewhere(Refused):
 
 
 class DecisionMisfit(Refused):
-    """One of the options was asked for, or all of them in an order."""
+    """One of the options was asked for, or all of them in an order, or none."""
 
     code = "INVALID_REQUEST"
 
     def __init__(self, *, mode: str, options: list[str]) -> None:
-        field, shape = ("selected", "one") if mode == "select" else ("ranked", "all, best first,")
-        super().__init__(f'decision must be {{"{field}": …}} with {shape} of the options.')
-        self.details = {"expected": {"mode": mode, "field": field, "options": options}}
+        expected: dict[str, object] = {"mode": mode}
+        text = "This asks for a yes or a no: there are no options to choose from."
+        if mode != "approve":
+            is_one = mode == "select"
+            field, shape = ("selected", "one") if is_one else ("ranked", "all, best first,")
+            expected |= {"field": field, "options": options}
+            text = f'decision must be {{"{field}": …}} with {shape} of the options.'
+        super().__init__(text)
+        self.details = {"expected": expected}
 
 
 class KeyReused(Refused):
@@ -112,3 +118,16 @@ class KeyReused(Refused):
 
     def __init__(self) -> None:
         super().__init__("This Idempotency-Key was used for another request.")
+
+
+def refuse_at_node(outcome: str | None) -> StoreError:
+    """Say in an error what a function answers instead of taking a decision or a form's answer."""
+    match outcome:
+        case "not-found":
+            return NodeNotFound()
+        case "not-waiting":
+            return NodeNotWaiting()
+        case "forbidden":
+            return NotAllowed()
+        case _:
+            return StoreError(f"what was said at a node was answered with {outcome!r}")

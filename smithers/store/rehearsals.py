@@ -8,6 +8,7 @@ import asyncpg
 from smithers.ids import RunId
 from smithers.states import RunStatus
 from smithers.store.connections import driver_errors
+from smithers.store.refusals import RunNotFound
 
 # -- name: move_clock
 # Every time that is written down is this function's. Its body takes no parameter: the offset is made a literal by format().
@@ -54,12 +55,14 @@ async def move_clock(connection: asyncpg.Connection, offset_s: float) -> None:
 
 
 async def find_rest(connection: asyncpg.Connection, run_id: RunId) -> Rest:
-    """Say where a run is; it must be there."""
+    """Say where a run is; raises RunNotFound."""
     with driver_errors():
         rows = await connection.fetch(FIND_REST, run_id)
-    (status,) = (RunStatus(row["status"]) for row in rows if row["is_asked"])
+    asked = next((row for row in rows if row["is_asked"]), None)
+    if asked is None:
+        raise RunNotFound
     return Rest(
-        status=status,
+        status=RunStatus(asked["status"]),
         is_at_rest=all(row["is_free"] and not row["is_due"] and _is_still(row) for row in rows),
         is_due=any(row["is_free"] and row["is_due"] for row in rows),
     )

@@ -31,7 +31,8 @@ SELECT r.run_id, r.last_seq, r.epoch, r.cancel_requested_at IS NOT NULL AS is_ca
             smithers.to_ms(a.decided_at), a.decision)), '[]')
         FROM APPROVALS AS a WHERE a.status IN ('approved', 'denied'))::text AS approvals,
     (SELECT coalesce(json_agg(json_build_array(s.seq, s.signal_name, s.correlation_id, s.data) ORDER BY s.seq), '[]')
-        FROM smithers.signals AS s WHERE s.run_id = r.run_id AND s.consumed_by IS NULL)::text AS signals,
+        FROM smithers.signals AS s WHERE s.run_id = r.run_id AND s.consumed_by IS NULL NEWER)::text AS signals,
+    (SELECT coalesce(max(s.seq), -1) FROM smithers.signals AS s WHERE s.run_id = r.run_id) AS newest_signal,
     (SELECT coalesce(json_agg(json_build_array(k.node_id, k.iteration, k.child_run_id, k.status, k.output, k.error,
             CASE WHEN k.status = 'cancelled' THEN (SELECT smithers.to_ms(c.cancel_requested_at)
                 FROM smithers.runs AS c WHERE c.run_id = k.child_run_id) END)), '[]')
@@ -45,11 +46,13 @@ _OF_NODE: Final = """
                 WHERE t.run_id = r.run_id AND t.node_id = w.node_id AND t.iteration = w.iteration LIMIT 1)"""
 
 # -- name: load_news
-# What has come to a run from outside for these nodes: decisions and children's ends, and signals that nobody has taken.
-# Asked at every hint: it reads what waits, however much was decided before. LIMIT: one step of the key for each.
+# What has come to a run from outside: decisions and children's ends for these nodes, and the signals after one that is known.
+# Asked at every hint: it reads what waits, however much was decided before, and no signal twice, however long nobody takes
+# it. LIMIT: one step of the key for each.
 LOAD_NEWS: Final = (
     _LOAD.replace("APPROVALS", _OF_NODE.replace("TABLE", "approvals"))
     .replace("CHILDREN", _OF_NODE.replace("TABLE", "children"))
+    .replace("NEWER", "AND s.seq > $4")
     .replace("MORE", "")
 )
 
@@ -64,6 +67,7 @@ LOAD_RUNS: Final = (
             ON n.run_id = t.run_id AND n.node_id = t.node_id AND n.iteration = t.iteration
             WHERE t.run_id = r.run_id AND n.state = 'waiting-event')""",
     )
+    .replace(" NEWER", "")
     .replace(
         "MORE",
         """,
@@ -88,7 +92,8 @@ class News:
     is_cancelling: bool
     now_ms: int
     approvals: dict[NodeKey, ApprovalFact]  # decided
-    signals: list[SignalFact]
+    signals: list[SignalFact]  # that nobody has taken
+    newest_signal: int  # its seq, whether taken or not; -1: none has come
     ends: dict[NodeKey, EndFact]  # of children that nodes wait for
 
 
@@ -119,12 +124,17 @@ async def _load_rows(
     return [found.get(run_id) or LeaseLost(f"run {run_id} is gone") for run_id in run_ids]
 
 
-async def load_news(pool: asyncpg.Pool, run_id: RunId, waiting: Collection[NodeKey]) -> News | None:
-    """Read what has come to a run from outside, decisions and ends for the nodes that wait; None where the run is gone."""
+async def load_news(
+    pool: asyncpg.Pool, run_id: RunId, waiting: Collection[NodeKey], *, after_signal: int
+) -> News | None:
+    """Read what has come to a run from outside; None where the run is gone.
+
+    Decisions and ends are those for the nodes that wait, signals those whose `seq` is above `after_signal`.
+    """
     node_ids = [key.node_id for key in waiting]
     iterations = [key.iteration for key in waiting]
     with driver_errors():
-        row = await pool.fetchrow(LOAD_NEWS, [run_id], node_ids, iterations)
+        row = await pool.fetchrow(LOAD_NEWS, [run_id], node_ids, iterations, after_signal)
     return None if row is None else _news(row)
 
 
@@ -168,7 +178,14 @@ def _news(row: asyncpg.Record) -> News:
         )
     }
     return News(
-        row["last_seq"], row["epoch"], row["is_cancelling"], row["now_ms"], approvals, signals, ends
+        last_seq=row["last_seq"],
+        epoch=row["epoch"],
+        is_cancelling=row["is_cancelling"],
+        now_ms=row["now_ms"],
+        approvals=approvals,
+        signals=signals,
+        newest_signal=row["newest_signal"],
+        ends=ends,
     )
 
 

@@ -121,7 +121,7 @@ async def start_with_key(
             first = await take_key(connection, start.run_id, key)
             if first is not None:
                 return first, False
-            if not (await _start_unique(connection, [start]))[0]:
+            if not (await start_unique(connection, [start]))[0]:
                 raise RunExists
             return start.run_id, True
 
@@ -164,9 +164,10 @@ async def count_queued(pool: asyncpg.Pool, *, limit: int) -> int:
     return count
 
 
-async def _start_unique(
+async def start_unique(
     connection: asyncpg.Connection | asyncpg.pool.PoolConnectionProxy, starts: Sequence[RunStart]
 ) -> Sequence[bool]:
+    """Start runs whose ids differ; False for one that is there already. For callers: start_runs, or a lane's `submit`."""
     rows = await connection.fetch(START_RUNS, [_as_tuple(start) for start in starts])
     new = {row["run_id"] for row in rows}
     return [start.run_id in new for start in starts]

@@ -14,9 +14,11 @@ MAX_OPEN_NODES: Final = 100
 
 # -- name: read_why
 # One snapshot of a run, of its nodes that are open (bounded: a wide tree would say the same thing often), and of the
-# workers that live and claim from its queue. A node is open while it runs, waits, or backs off.
+# workers that live and claim from its queue. A node is open while it runs, waits, or backs off; one whose question is
+# decided waits for nobody, though its run has not taken that in yet.
 READ_WHY: Final = """
-SELECT r.status, q.workflow_path, r.queue, r.crash_count, r.is_solo, r.owner_id IS NOT NULL AS is_owned,
+SELECT r.status, concat_ws(':', q.workflow_path, q.workflow_export) AS workflow_reference,
+    r.queue, r.crash_count, r.is_solo, r.owner_id IS NOT NULL AS is_owned,
     smithers.to_ms(r.due_at) AS due_ms, smithers.to_ms(r.cancel_requested_at) AS cancel_requested_ms,
     smithers.to_ms(r.lost_heartbeat_at) AS lost_heartbeat_ms, smithers.to_ms(w.heartbeat_at) AS heartbeat_ms,
     smithers.to_ms(r.created_at) AS created_ms, r.error, r.database, smithers.to_ms(smithers.clock()) AS now_ms,
@@ -24,8 +26,11 @@ SELECT r.status, q.workflow_path, r.queue, r.crash_count, r.is_solo, r.owner_id 
     (SELECT coalesce(json_agg(json_build_array(n.node_id, n.iteration, n.state, n.attempt,
             smithers.to_ms(n.started_at), smithers.to_ms(n.due_at), n.wait) ORDER BY n.node_id, n.iteration), '[]')
         FROM (SELECT * FROM smithers.nodes AS a WHERE a.run_id = r.run_id AND (
-                a.state IN ('in-progress', 'waiting-approval', 'waiting-event', 'waiting-timer')
-                OR (a.state = 'pending' AND a.due_at IS NOT NULL)) LIMIT $2) AS n)::text AS nodes
+                a.state IN ('in-progress', 'waiting-event', 'waiting-timer')
+                OR (a.state = 'pending' AND a.due_at IS NOT NULL)
+                OR (a.state = 'waiting-approval' AND NOT EXISTS (SELECT FROM smithers.approvals AS p
+                    WHERE p.run_id = a.run_id AND p.node_id = a.node_id AND p.iteration = a.iteration
+                        AND p.status IN ('approved', 'denied')))) LIMIT $2) AS n)::text AS nodes
 FROM smithers.runs AS r JOIN smithers.run_requests AS q USING (run_id)
     LEFT JOIN smithers.workers AS w ON w.worker_id = r.owner_id
 WHERE r.run_id = $1
@@ -50,7 +55,7 @@ class WhyRow:
     """What tells why a run does not move."""
 
     status: RunStatus
-    workflow_path: str
+    workflow_reference: str  # as a start names it: path.py, or path.py:name
     queue: str
     crash_count: int
     is_solo: bool

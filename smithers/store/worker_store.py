@@ -104,9 +104,13 @@ class WorkerStore:
         """Read what is known of a run that is taken up again."""
         return await _patiently(lambda: self._loads.submit(run_id))
 
-    async def load_news(self, run_id: RunId, waiting: Collection[NodeKey]) -> run_facts.News | None:
-        """Read what has come to a run from outside, decisions and ends for the nodes that wait."""
-        return await _patiently(lambda: run_facts.load_news(self._pool, run_id, waiting))
+    async def load_news(
+        self, run_id: RunId, waiting: Collection[NodeKey], *, after_signal: int
+    ) -> run_facts.News | None:
+        """Read what has come to a run from outside: for the nodes that wait, and the signals after the one of that seq."""
+        return await _patiently(
+            lambda: run_facts.load_news(self._pool, run_id, waiting, after_signal=after_signal)
+        )
 
     async def find_cached(self, cache_key: str) -> str | None:
         """Read an output that an earlier execution has left."""

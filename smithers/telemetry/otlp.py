@@ -1,6 +1,6 @@
 """Write spans in the bytes of OTLP: opentelemetry/proto/trace/v1/trace.proto, by hand.
 
-The library builds a message of objects for each span, which takes 60 µs; this takes some five. A test has its messages
+The library builds a message of objects for each span, which takes 60 µs; this takes some three. A test has its messages
 read what is written here.
 """
 

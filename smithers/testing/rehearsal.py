@@ -18,6 +18,7 @@ from smithers.outputs import encode_output
 from smithers.states import RunStatus
 from smithers.store import node_reads, reads
 from smithers.store.embedded.temporary import open_temporary_postgres
+from smithers.store.refusals import RunNotFound
 from smithers.store.schema import upgrade_schema
 from smithers.testing.stage import (
     MAX_LISTED,
@@ -192,7 +193,10 @@ class RehearsedRun:
         self._do(self._stage.resume(self.run_id, copy_context()))
 
     def child(self, node_id: str, *, iteration: int = 0, people: People | None = None) -> Self:
-        """Return the run that a Subflow of this one has started; `people` as for start."""
+        """Return the run that a Subflow of this one has started; `people` as for start.
+
+        Before it has, what is asked of it raises RunNotFound.
+        """
         key = NodeKey(NodeId(node_id), iteration)
         return self._other(child_run_id(self.run_id, key), people)
 
@@ -205,7 +209,8 @@ class RehearsedRun:
 
     def _detail(self) -> reads.RunDetail:
         found: reads.RunDetail | None = self._do(reads.find_run(self._stage.pool, self.run_id))
-        assert found is not None
+        if found is None:
+            raise RunNotFound
         return found
 
     def _nodes(self) -> list[node_reads.NodeRow]:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from contextvars import Context as Variables
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from smithers.store.claims import ClaimedRun
 from smithers.store.connections import Pool, open_connection, open_pool
 from smithers.store.forms import Answer, answer_form, read_form
 from smithers.store.owners import register_worker
-from smithers.store.refusals import RunExists
+from smithers.store.refusals import NodeNotWaiting, RunExists
 from smithers.store.tails import Cursor, read_tails
 from smithers.store.worker_store import WorkerStore, open_worker_store
 from smithers.telemetry.names import Role
@@ -80,15 +80,15 @@ class Given:
         self._given: dict[tuple[SourceHash, str | None], Workflow[Any]] = {}
 
     def take(self, workflow: Workflow[Any]) -> SourceHash:
-        """Keep a workflow; what its module calls a version is the module itself."""
-        source_hash = SourceHash(workflow.builder.__module__)
+        """Keep a workflow as a version of its module of its own: a test may make several of one name."""
+        source_hash = SourceHash(f"{workflow.builder.__module__}#{len(self._given)}")
         self._given[source_hash, workflow.name] = workflow
         return source_hash
 
     async def get(self, source_hash: SourceHash, export: str | None) -> Workflow[Any]:
         """Return what was given, or another workflow of the same module."""
         found = self._given.get((source_hash, export))
-        return found or find_workflow(sys.modules[source_hash], export)
+        return found or find_workflow(sys.modules[source_hash.partition("#")[0]], export)
 
     def find_export(self, source_hash: SourceHash, workflow: Workflow[Any]) -> str:
         """Take a workflow that a test's own starts; it is had by its name."""
@@ -151,8 +151,12 @@ class Stage:
         """Wait until only the outside can move a run, and the script has nothing to say; raises RehearsalTimeout."""
         try:
             async with asyncio.timeout(limit_s):
-                # The database has no event to wait for.
-                while not await self._is_at_rest(run_id) or await self._ask(run_id, people):  # noqa: ASYNC110 - as above
+                while True:
+                    is_at_rest = await self._is_at_rest(run_id)
+                    # While bodies run, too; and after that look, so that a run at rest has asked all it asks.
+                    if not await self._ask(run_id, people) and is_at_rest:
+                        return
+                    # The database has no event to wait for.
                     await asyncio.sleep(LOOK_EVERY_S)
         except TimeoutError:
             rest = await rehearsals.find_rest(self._connection, run_id)
@@ -247,12 +251,13 @@ class Stage:
     async def _ask(self, run_id: RunId, people: People) -> bool:
         """Have the people of the script answer; say whether one of them was asked anything."""
         is_asked = False
-        for question in await self.questions(run_id):
+        for question in await self.questions(run_id) if people else ():
             if question.node_id in people:
                 saying = people[question.node_id]
                 answer = saying(question) if callable(saying) else saying
-                await self.say(run_id, NodeId(question.node_id), answer, Person())
-                is_asked = True
+                with suppress(NodeNotWaiting):  # it was taken back meanwhile
+                    await self.say(run_id, NodeId(question.node_id), answer, Person())
+                    is_asked = True
         return is_asked
 
     async def _fill_in(

@@ -9,7 +9,14 @@ from pydantic_core import from_json, to_json
 
 from smithers.durations import seconds
 from smithers.errors import InvalidTree
-from smithers.ids import NODE_ID_PATTERN, SIGNAL_NAME_RULE, is_signal_name, means_itself
+from smithers.ids import (
+    MAX_CORRELATION_CHARS,
+    MAX_WORKFLOW_NAME_CHARS,
+    NODE_ID_PATTERN,
+    SIGNAL_NAME_RULE,
+    is_signal_name,
+    means_itself,
+)
 
 SCOPE_MARK: Final = "@@"  # parts a node's id from its loops' path
 MAX_WORD_CHARS: Final = 200
@@ -51,6 +58,21 @@ def check_signal_name(name: object, where: str) -> str:
     if not isinstance(name, str) or not is_signal_name(name):
         raise InvalidTree(f"{where} takes {SIGNAL_NAME_RULE}; not {name!r:.200}")
     return name
+
+
+def check_correlation_id(text: Any, where: str) -> Any:
+    """Return what a signal can be sent with, or None; raise InvalidTree for what no sender could give."""
+    text = check_text(text, where)
+    if text is not None and len(text) > MAX_CORRELATION_CHARS:
+        raise InvalidTree(f"{where} takes at most {MAX_CORRELATION_CHARS} characters")
+    return text
+
+
+def check_workflow_name(name: Any) -> None:
+    """Raise InvalidTree for a name by which runs could not be listed."""
+    where = "@workflow(name=...)"
+    if len(check_text(name, where)) > MAX_WORKFLOW_NAME_CHARS:
+        raise InvalidTree(f"{where} takes at most {MAX_WORKFLOW_NAME_CHARS} characters")
 
 
 def check_word(word: Any, where: str) -> None:

@@ -10,6 +10,7 @@ from smithers.durations import Duration
 from smithers.errors import InvalidTree
 from smithers.tree.checks import (
     check_choice,
+    check_correlation_id,
     check_duration,
     check_id,
     check_names,
@@ -166,7 +167,9 @@ class Signal(Generic[Output]):
         self.id = check_id(id, "Signal")
         self.event = check_signal_name(event or id, f"Signal({id!r}, event=...)")
         self.output = output
-        self.correlation_id = check_text(correlation_id, f"Signal({id!r}, correlation_id=...)")
+        self.correlation_id = check_correlation_id(
+            correlation_id, f"Signal({id!r}, correlation_id=...)"
+        )
         self.timeout_s = check_duration(timeout, f"Signal({id!r}, timeout=...)")
         self.on_timeout = check_choice(OnTimeout, on_timeout, f"Signal({id!r}, on_timeout=...)")
         self.depends_on = check_names(depends_on, f"Signal({id!r}, depends_on=...)")

@@ -19,7 +19,7 @@ from typing import Any, Final
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-from tests.support.balancers import free_port
+from bench.ports import free_port
 
 TREE: Final = Path(__file__).resolve().parents[2]
 FLOWS: Final = Path(__file__).with_name("flows")

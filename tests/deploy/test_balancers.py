@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,13 +16,15 @@ import aiohttp
 import asyncpg
 import pytest
 
+from bench.ports import free_port
 from bench.processes import pss_bytes
 from bench.server import FLOWS_DIR
 from bench.storm import Storm, Weather, read_digest
-from tests.support.balancers import KINDS, addresses, balancing, command, free_port
+from tests.support.balancers import KINDS, addresses, balancing, command
 from tests.support.canary import TOKEN
 from tests.support.following import Load
 from tests.support.serving import Serving
+from tests.support.world import until
 
 pytestmark = pytest.mark.timeout(300)  # real processes, on machines that are busy
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
@@ -34,7 +37,9 @@ def three(ctx):
     return Sequence(Task("a", lambda: 1), Task("b", lambda: 2), Task("c", lambda: 3))
 """
 STARTERS = 4
-SEEN_S = 1.1  # two checks of HAProxy: it must see that the one is back before the other goes
+CHECKED = re.compile(
+    rb'smithers_http_requests_total{method="GET",route="/ready",status="200"} (\d+)'
+)
 RUNS_MOVED = 30  # answered through the balancer before, between and after the restarts
 SEED = 20261122
 STORM_RUNS = 4
@@ -66,6 +71,17 @@ class Fleet:
         """Stop a gateway as a deploy does, and start it again on its port."""
         assert self._gateways[number].stop() == 0
         self._gateways[number] = self._open(self.ports[number])
+
+    async def until_checked(self, number: int) -> None:
+        """Wait until HAProxy has seen that a gateway is ready: its second check comes after the first one's answer."""
+
+        async def is_checked() -> bool:
+            async with session.get(f"{self._gateways[number].url}/metrics") as answer:
+                found = CHECKED.search(await answer.read())
+            return found is not None and int(found[1]) >= 2
+
+        async with aiohttp.ClientSession(headers=HEADERS) as session:
+            await until(is_checked, f"gateway {number} was checked")
 
     def _open(self, port: int) -> Serving:
         flags = ("--port", str(port), "--drain-timeout", "10")
@@ -100,7 +116,9 @@ def test_the_balancers_own_check_accepts_the_file(kind: str, tmp_path: Path) -> 
     assert "warn" not in done.stderr.lower(), done.stderr
 
 
-async def restart_under_load(gateways: Fleet, url: str, *, count: int, moved: int) -> Load:
+async def restart_under_load(
+    gateways: Fleet, url: str, *, kind: str, count: int, moved: int
+) -> Load:
     """Restart one gateway after the other, so often in all, with so many runs between two; return what clients saw."""
     load = Load(url, "three.py")
     async with aiohttp.ClientSession(headers=HEADERS) as session, asyncio.TaskGroup() as group:
@@ -109,7 +127,9 @@ async def restart_under_load(gateways: Fleet, url: str, *, count: int, moved: in
         await load.go_on(moved)
         for number in range(count):
             await asyncio.to_thread(gateways.restart, number % 2)
-            await asyncio.sleep(SEEN_S)
+            # nginx checks nobody: it asks the other gateway where one is not to be reached.
+            if kind == "haproxy":
+                await gateways.until_checked(number % 2)
             await load.go_on(moved)
         load.is_over = True
     return load
@@ -120,7 +140,7 @@ async def test_a_rolling_restart_under_load_fails_no_request_and_loses_no_event(
     kind: str, root: Path, tmp_path: Path, database: str
 ) -> None:
     with fleet(root, database) as gateways, balancing(kind, tmp_path, gateways.addresses) as url:
-        load = await restart_under_load(gateways, url, count=2, moved=RUNS_MOVED)
+        load = await restart_under_load(gateways, url, kind=kind, count=2, moved=RUNS_MOVED)
         assert load.answers == {200: load.followed}
 
 
@@ -131,7 +151,7 @@ async def test_fifty_rolling_restarts_under_load_fail_no_request_and_lose_no_eve
     kind: str, root: Path, tmp_path: Path, database: str
 ) -> None:
     with fleet(root, database) as gateways, balancing(kind, tmp_path, gateways.addresses) as url:
-        load = await restart_under_load(gateways, url, count=100, moved=10)
+        load = await restart_under_load(gateways, url, kind=kind, count=100, moved=10)
         assert load.answers == {200: load.followed}
 
 

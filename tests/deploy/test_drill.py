@@ -12,8 +12,8 @@ from typing import Any
 import asyncpg
 import pytest
 
+from bench.ports import free_port
 from smithers.client import Client
-from tests.support.balancers import free_port
 from tests.support.plain_postgres import PlainPostgres, scratch
 from tests.support.serving import Serving, find_processes
 from tests.support.world import until

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from tests.support.balancers import HAPROXY_FILE, addresses, find_program
 from tests.support.canary import TOKEN
 from tests.support.plain_postgres import PlainPostgres, scratch
 from tests.support.serving import COMMAND, TREE, clean_environment
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(300)  # real processes, on machines that are busy
 HOSTS = ("postgres", "gateway-1", "gateway-2", "worker-1", "worker-2", "balancer", "caller")
@@ -110,10 +110,7 @@ def process(words: list[str], log: Path, **env: str) -> Iterator[subprocess.Pope
 
 
 def until_said(log: Path, text: str, count: int) -> None:
-    ends = time.monotonic() + LIMIT_S
-    while log.read_text(encoding="utf-8").count(text) < count:
-        assert time.monotonic() < ends, log.read_text(encoding="utf-8")
-        time.sleep(0.05)
+    until(lambda: log.read_text(encoding="utf-8").count(text) >= count, text, LIMIT_S)
 
 
 def test_two_gateways_and_two_worker_hosts_share_one_load(network: Network, tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.ports import free_port
 from smithers.client import Client
 from smithers.errors import StoreUnavailable
 from smithers.store.poolers import Way, find_way
-from tests.support.balancers import DEPLOY, find_program, free_port
+from tests.support.balancers import DEPLOY, find_program
 from tests.support.plain_postgres import PlainPostgres, scratch
 from tests.support.serving import COMMAND, Serving, clean_environment
 

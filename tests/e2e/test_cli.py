@@ -163,6 +163,14 @@ def test_inspect_shows_the_output_of_each_node(call: Call, finished: str) -> Non
     ]
 
 
+def test_inspect_shows_where_a_run_failed(call: Call, client: Client) -> None:
+    run_id = client.wait(client.start("tests/e2e/flows.py:breaks", {})).run_id
+    lines = call("inspect", run_id)[1].splitlines()
+    assert lines[-1] == "RuntimeError: the bridge is out"
+    assert 'raise RuntimeError("the bridge is out")' in lines[-2]
+    assert "in break_down" in lines[-3]
+
+
 def test_events_are_chosen_by_node_and_type(call: Call, finished: str) -> None:
     _, out, _ = call("events", finished, "--json", "--node", "shout", "--type", "NodeFinished")
     (event,) = map(json.loads, out.splitlines())
@@ -221,6 +229,13 @@ def test_an_approval_is_listed_and_given(call: Call, asking: str) -> None:
     granted = json.loads(out)
     assert (granted["note"], granted["decidedBy"]) == ("yes", "Ann")
     assert '"gone"' in call("inspect", asking, "--json")[1]
+
+
+def test_a_choice_that_nobody_asked_for_is_refused(call: Call, asking: str) -> None:
+    code, _, err = call("approve", asking, "go", "--select", "left")
+    assert code == 1
+    assert "This asks for a yes or a no: there are no options to choose from." in err
+    assert call("approve", asking, "go")[0] == 0
 
 
 def test_why_names_the_command_that_unblocks(call: Call, asking: str) -> None:

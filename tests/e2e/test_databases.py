@@ -1,6 +1,5 @@
 """`smithers serve` with more than one database, and with none."""
 
-import asyncio
 import signal
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from tests.support.serving import (
     serving,
     until_none,
 )
+from tests.support.waiting import until
 
 FLAGS = ("--port", "0", "--workers", "1", "--drain-timeout", "1")
 ORDERS = """
@@ -70,14 +70,11 @@ def wait_for(client: Client, run_id: str, status: str) -> None:
 def until_listed(client: Client, run_id: str, status: str) -> None:
     """Wait until the list, which comes from the mirror, shows a run with a status."""
 
-    async def look() -> None:
-        async with asyncio.timeout(30):
-            while [row.status for row in client.list_runs(limit=5) if row.run_id == run_id] != [
-                status
-            ]:
-                await asyncio.sleep(0.05)
+    def is_listed() -> bool:
+        listed = client.list_runs(limit=5)
+        return [row.status for row in listed if row.run_id == run_id] == [status]
 
-    asyncio.run(look())
+    until(is_listed, f"the run is listed as {status}")
 
 
 @pytest.mark.parametrize("by_flag", [False, True])

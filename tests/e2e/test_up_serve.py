@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from tests.support.serving import (
     until_none,
     wait_readable,
 )
+from tests.support.waiting import until
 
 ORDERS = """
 from smithers import Approval, Sequence, Task, workflow
@@ -98,21 +98,21 @@ def ask(url: str, body: Any = None, *, method: str = "GET", token: str | None = 
 
 
 def until_status(url: str, status: str, **asked: Any) -> dict[str, Any]:
-    deadline = time.monotonic() + LIMIT_S
-    while (run := ask(f"{url}/", **asked))["status"] != status:
-        assert time.monotonic() < deadline, run
-        time.sleep(0.02)
-    return dict(run)
+    def find() -> dict[str, Any] | None:
+        run: dict[str, Any] = ask(f"{url}/", **asked)
+        return run if run["status"] == status else None
+
+    return until(find, f"the run is {status}")
 
 
 def until_counted(url: str, line: str) -> None:
     """Wait until /metrics, which is that of the gateway, the pool and its child, has a line."""
-    deadline = time.monotonic() + LIMIT_S
-    while True:
+
+    def is_counted() -> bool:
         with urllib.request.urlopen(f"{url}/metrics", timeout=LIMIT_S) as answer:
-            if line in answer.read().decode().splitlines():
-                return
-        assert time.monotonic() < deadline
+            return line in answer.read().decode().splitlines()
+
+    until(is_counted, line)
 
 
 def read_events(url: str) -> list[dict[str, Any]]:
@@ -219,10 +219,7 @@ def test_in_the_background_it_answers_when_the_command_returns(flows: Path, data
 
 
 def until_said(log: Path, text: str) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while text not in log.read_text(encoding="utf-8"):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: text in log.read_text(encoding="utf-8"), text)
 
 
 def test_what_keeps_it_from_the_background_is_told(flows: Path, data_dir: Path) -> None:

@@ -75,6 +75,43 @@ def flow(ctx):
     assert said == ["one two three"] * 4  # each answer once, though two of them were recalled
 
 
+async def test_a_call_that_is_under_way_where_its_attempt_stops_is_made_again_after_the_grant(
+    world: World,
+) -> None:
+    await start(
+        world,
+        """
+import asyncio
+from smithers.tools import tool
+
+@tool(idempotent=True)
+async def look():
+    \"\"\"Look, for as long as it takes to be stopped the first time.\"\"\"
+    mark("looked")
+    if not os.path.exists("looked"):
+        open("looked", "x").close()
+        await asyncio.Event().wait()
+    return "seen"
+
+class Busy(Counting):
+    async def run(self, prompt, *, output, tools):
+        count, found = await asyncio.gather(
+            super().run(prompt, output=output, tools=tools), tools[0].call({})
+        )
+        return AgentAnswer([count.value, found])
+
+@workflow(budget=Budget(tokens=60))
+def flow(ctx):
+    return Task("t", agent=Busy(3), prompt="Count.", tools=[look])
+""",
+    )
+    await world.until_status("r", "waiting-approval")
+    assert await world.decide("r", "budget", is_approved=True) == "decided"
+    await world.until_status("r", "finished")
+    assert (await world.outputs("r"))["t"] == [3, "seen"]
+    assert world.ledger() == {"asked 0": 1, "asked 1": 1, "asked 2": 1, "looked": 2}
+
+
 async def test_a_denial_fails_the_run_by_name(world: World) -> None:
     await start(
         world,

@@ -18,6 +18,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from bench.ports import free_port
 from chaos.checker import History, check, read_ledger
 from chaos.dump import read_runs
 from chaos.load import Clients, Life, Script
@@ -97,7 +98,7 @@ class Scene:
             "CRASH_AT": str(hit),
         }
         self._hit = hit
-        self.port = 0
+        self.port = free_port()
         self.pool: subprocess.Popen[bytes]
         self.gateway: subprocess.Popen[bytes]
 

@@ -4,20 +4,25 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import asyncpg
 
-from tests.support.world import World, kill, until
+from tests.support.world import PATIENCE_S, World, kill, until
 
 STEPS = """
     import asyncio
+    from pathlib import Path
     from ledger import mark
     from smithers import Sequence, Task, workflow
 
     async def step(run_id, number):
         mark(f"{run_id} starts {number}")
         await asyncio.sleep(0.2)
+        while Path(f"hold {number}").exists():
+            await asyncio.sleep(0.02)
         mark(f"{run_id} ends {number}")
         return number
 
@@ -29,6 +34,15 @@ STEPS = """
 
 def write_steps(world: World) -> None:
     world.write("steps.py", STEPS)
+
+
+@contextmanager
+def holding(world: World, number: int) -> Iterator[None]:
+    """Have no run's step of this number end until the block is left."""
+    hold = world.root / f"hold {number}"
+    hold.touch()
+    yield
+    hold.unlink()
 
 
 async def assert_each_ran_once(world: World, run_id: str) -> None:
@@ -46,10 +60,11 @@ async def assert_each_ran_once(world: World, run_id: str) -> None:
 async def test_runs_of_a_killed_child_go_on_within_five_seconds(world: World) -> None:
     write_steps(world)
     world.start_pool(workers=2)
-    for number in range(4):
-        await world.start(f"r{number}", "steps.py")
-    await world.until_ledger("r0 ends 1")
-    kill(await world.owner_pid("r0"))
+    with holding(world, 2):
+        for number in range(4):
+            await world.start(f"r{number}", "steps.py")
+        await world.until_ledger("r0 starts 2")
+        kill(await world.owner_pid("r0"))
     killed_at = time.monotonic()
     await world.until_event("r0", "RunAutoResumed")
     assert time.monotonic() - killed_at < 5
@@ -60,11 +75,12 @@ async def test_runs_of_a_killed_child_go_on_within_five_seconds(world: World) ->
 async def test_runs_of_a_killed_pool_go_on_with_the_next_one(world: World) -> None:
     write_steps(world)
     pool = world.start_pool(workers=2)
-    for number in range(4):
-        await world.start(f"r{number}", "steps.py")
-    await world.until_ledger("r0 ends 1")
-    kill(pool.pid)
-    pool.wait()
+    with holding(world, 2):
+        for number in range(4):
+            await world.start(f"r{number}", "steps.py")
+        await world.until_ledger("r0 starts 2")
+        kill(pool.pid)
+        pool.wait()
     world.start_pool(workers=2)
     await world.until_event("r0", "RunAutoResumed")
     for number in range(4):
@@ -220,29 +236,50 @@ async def start_in_flight(world: World, count: int) -> list[str]:
     return run_ids
 
 
-async def test_a_pool_whose_database_is_away_tells_of_a_death_at_once(
-    world: World, postgres_server: str
-) -> None:
+@asynccontextmanager
+async def away(world: World, postgres_server: str) -> AsyncIterator[None]:
+    """Keep everybody out of the world's database until the block is left."""
     name = await world.sql.fetchval("SELECT current_database()")
-    (held,) = await start_in_flight(world, 1)
-    pid = await world.owner_pid(held)
     admin = await asyncpg.connect(postgres_server)
     await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
     await admin.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name
     )
-    kill(pid)
-    await world.until_logged("child_ended")
-    await world.until_logged("bury_failed")
-    assert world.log("child_ended")[0]["exit_code"] == -signal.SIGKILL
-    assert world.log("worker_buried") == []
+    yield
     await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
     await admin.close()
+    await world.sql.close()
+    world.sql = await asyncpg.connect(world.dsn)
+
+
+async def test_a_pool_whose_database_is_away_tells_of_a_death_at_once(
+    world: World, postgres_server: str
+) -> None:
+    (held,) = await start_in_flight(world, 1)
+    pid = await world.owner_pid(held)
+    async with away(world, postgres_server):
+        kill(pid)
+        await world.until_logged("child_ended")
+        await world.until_logged("bury_failed")
+        assert world.log("child_ended")[0]["exit_code"] == -signal.SIGKILL
+        assert world.log("worker_buried") == []
     await world.until_logged("worker_buried")
     (burial,) = world.log("worker_buried")
     assert burial["run_ids"] == [held]
-    await world.sql.close()
-    world.sql = await asyncpg.connect(world.dsn)
+
+
+async def test_a_pool_that_starts_while_its_database_is_away_waits_for_it(
+    world: World, postgres_server: str
+) -> None:
+    write_steps(world)
+    await world.start("r", "steps.py")
+    async with away(world, postgres_server):
+        pool = world.start_pool(workers=1)
+        await world.until_logged("watch_failed")
+        assert pool.poll() is None
+        assert world.log("child_started") == []
+    await world.until_status("r", "finished")
+    assert len(world.log("watch_failed")) == 1
 
 
 async def test_many_runs_of_a_killed_child_go_on_together(world: World) -> None:
@@ -312,13 +349,16 @@ async def test_a_drain_lets_runs_end_and_gives_back_what_takes_too_long(world: W
     await world.start("short", "steps.py")
     await world.start("long", "long.py")
     await world.until_ledger("long")
+    # Its last step: the drain's seconds are enough for that on a busy machine.
+    await world.until_ledger("short starts 4")
     pool.send_signal(signal.SIGTERM)
     await assert_each_ran_once(world, "short")
-    assert await asyncio.to_thread(pool.wait, 20) == 0
+    assert await asyncio.to_thread(pool.wait, PATIENCE_S) == 0
     owners = await world.sql.fetchval(
         "SELECT count(*) FROM smithers.runs WHERE owner_id IS NOT NULL"
     )
     assert owners == 0
+    assert [line["run_ids"] for line in world.log("drain_timeout")] == [["long"]]
     world.start_pool(workers=1)
     await world.until_ledger("long", 2)
 
@@ -326,11 +366,12 @@ async def test_a_drain_lets_runs_end_and_gives_back_what_takes_too_long(world: W
 async def test_a_frozen_worker_that_was_displaced_writes_nothing(world: World) -> None:
     write_steps(world)
     frozen = world.start_pool(workers=1)
-    await world.start("r", "steps.py")
-    await world.until_ledger("r ends 0")
-    child = await world.owner_pid("r")
-    for pid in (frozen.pid, child):
-        os.kill(pid, signal.SIGSTOP)
+    with holding(world, 1):
+        await world.start("r", "steps.py")
+        await world.until_ledger("r starts 1")
+        child = await world.owner_pid("r")
+        for pid in (frozen.pid, child):
+            os.kill(pid, signal.SIGSTOP)
     await world.sql.execute(
         "UPDATE smithers.workers SET heartbeat_at = smithers.clock() - interval '31 s', boot_id = 'another host'"
     )

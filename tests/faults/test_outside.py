@@ -17,7 +17,7 @@ from tests.support.world import World
 
 ROUNDS = 40
 SEED = 20261122
-DECIDE = """SELECT (smithers.decide_approval_v3(
+DECIDE = """SELECT (smithers.decide_approval_v4(
     ROW($1, 'ok', 0, $2::boolean, NULL, 'person', NULL, NULL, NULL, false)::smithers.decision_v1)).outcome"""
 CANCEL = "SELECT outcome FROM smithers.cancel_run_v1($1)"
 # As if its time had come: the run is claimed, and whoever claims it finds the wait over. The run's row first.
@@ -130,7 +130,7 @@ async def test_each_signal_is_taken_once_in_the_order_of_its_number(
     world.start_pool(workers=1)
     await world.start("r", "inbox.py")
     await world.until_status("r", "waiting-approval")
-    sending = "SELECT seq FROM smithers.send_signal_v1('r', 'letter', NULL, $1, NULL, $2)"
+    sending = "SELECT seq FROM smithers.send_signal_v2('r', 'letter', NULL, $1, NULL, $2)"
     by_seq: dict[int, int] = {}
 
     async def send_half(numbers: range) -> None:

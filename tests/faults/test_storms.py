@@ -43,10 +43,11 @@ async def test_cut_viewers_miss_and_repeat_nothing_and_cost_the_gateway_little(
 
 async def test_viewers_that_leave_before_the_head_leave_no_line_in_the_log(world: World) -> None:
     world.write("ticks.py", (FLOWS / "ticks.py").read_text())
-    world.start_pool()
+    world.start_pool(workers=1)
     _, port = await world.start_gateway()
     await world.start("r", "ticks.py", {"count": 5, "pause_s": 0})
     await world.until_status("r", "finished")
+    await world.until_logged("child_started")
     log, storm = world.root / "pool.log", Storm(port=port, chance=random.Random(SEED))
     await storm.follow("r", mean_cut_bytes=None)
     before = log.read_bytes()

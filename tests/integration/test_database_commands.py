@@ -90,6 +90,19 @@ def test_a_schema_that_is_newer_is_said_to_be_so_and_left(
     assert "9999, newer" in schema["told"]
 
 
+def test_a_database_that_takes_no_writes_is_no_good_to_a_server(
+    database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a standby that the URL leads to."""
+    name = asyncio.run(ask(database, "SELECT current_database()"))
+    asyncio.run(ask(database, f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
+    place = ["--database-url", database, "--server", "http://127.0.0.1:1"]
+    assert run(["doctor", *place, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    (failed,) = [one["told"] for one in found if one["verdict"] == "failed"]
+    assert failed.startswith("the database takes no writes")
+
+
 @pytest.mark.parametrize(
     ("url", "code", "told"),
     [

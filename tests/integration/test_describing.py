@@ -15,7 +15,7 @@ from smithers.source.closure import SourceReader
 from smithers.source.description import Description
 from worker import describing
 from worker.describing import describe_in_process
-from worker.nursery import open_nursery
+from worker.fork_server import open_fork_server
 
 WORKFLOW = """
 from smithers import Sequence, workflow
@@ -27,22 +27,26 @@ def named(ctx):
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[ForkServerContext]:
-    yield open_nursery()
+def fork_server() -> Iterator[ForkServerContext]:
+    yield open_fork_server()
     forkserver._forkserver._stop()  # type: ignore[attr-defined]  # it would end with the test run
 
 
-async def describe(nursery: ForkServerContext, root: Path, source: str) -> Description:
+async def describe(fork_server: ForkServerContext, root: Path, source: str) -> Description:
     (root / "flow.py").write_text(source + WORKFLOW, encoding="utf-8")
     with RootDirectory(root) as directory:
         bundle = SourceReader(directory).read("flow.py").to_json()
-    return Description.from_json(await describe_in_process(nursery, bundle, "", root_dir=str(root)))
+    return Description.from_json(
+        await describe_in_process(fork_server, bundle, "", root_dir=str(root))
+    )
 
 
-async def test_what_the_source_says_is_a_fact(nursery: ForkServerContext, tmp_path: Path) -> None:
-    found = await describe(nursery, tmp_path, "")
+async def test_what_the_source_says_is_a_fact(
+    fork_server: ForkServerContext, tmp_path: Path
+) -> None:
+    found = await describe(fork_server, tmp_path, "")
     assert (found.workflow_name, found.error, found.is_accident) == ("named", None, False)
-    found = await describe(nursery, tmp_path, "raise ValueError('wrong')\n")
+    found = await describe(fork_server, tmp_path, "raise ValueError('wrong')\n")
     assert "ValueError: wrong" in (found.error or "")
     assert not found.is_accident
 
@@ -55,7 +59,7 @@ async def test_what_the_source_says_is_a_fact(nursery: ForkServerContext, tmp_pa
     ],
 )
 async def test_what_befalls_the_process_is_an_accident(
-    nursery: ForkServerContext,
+    fork_server: ForkServerContext,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     source: str,
@@ -63,18 +67,18 @@ async def test_what_befalls_the_process_is_an_accident(
 ) -> None:
     if "took" in error:
         monkeypatch.setattr(describing, "TIMEOUT_S", 0.5)
-    found = await describe(nursery, tmp_path, source)
+    found = await describe(fork_server, tmp_path, source)
     assert error in (found.error or "")
     assert found.is_accident
 
 
 async def test_an_import_that_closes_its_descriptors_holds_up_nobody(
-    nursery: ForkServerContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fork_server: ForkServerContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(describing, "EXIT_S", 0.2)
     began = time.monotonic()
     found = await describe(
-        nursery, tmp_path, "import os, time; os.closerange(3, 256); time.sleep(10)\n"
+        fork_server, tmp_path, "import os, time; os.closerange(3, 256); time.sleep(10)\n"
     )
     assert time.monotonic() - began < 5
     assert "closed the pipe" in (found.error or "")
@@ -82,10 +86,10 @@ async def test_an_import_that_closes_its_descriptors_holds_up_nobody(
 
 
 async def test_what_an_import_has_started_ends_with_it(
-    nursery: ForkServerContext, tmp_path: Path
+    fork_server: ForkServerContext, tmp_path: Path
 ) -> None:
     found = await describe(
-        nursery,
+        fork_server,
         tmp_path,
         """
 import os, subprocess
@@ -107,11 +111,11 @@ with open("pids", "w") as file:
 
 
 async def test_an_import_that_writes_into_the_pipe_is_no_description(
-    nursery: ForkServerContext, tmp_path: Path
+    fork_server: ForkServerContext, tmp_path: Path
 ) -> None:
     for said in (r'b"\xff\n"', r'b"[1]\n"', """b'{"error": 1}\\n'""", r'b"[" * 60_000 + b"\n"'):
         found = await describe(
-            nursery,
+            fork_server,
             tmp_path,
             f"""
 import os, sys

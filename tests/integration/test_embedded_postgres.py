@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +27,7 @@ from smithers.store.embedded import (
 from smithers.store.embedded.account import ServerAccount, choose_account
 from smithers.store.embedded.binaries import find_binaries
 from smithers.store.embedded.postgres import KEEPER
+from tests.support.waiting import until
 
 REPOSITORY = Path(__file__).parents[2]
 SITE_PACKAGES = Path(asyncpg.__file__).parents[1]
@@ -111,13 +111,6 @@ def scratch_dir() -> Iterator[Path]:
         for lock in directory.rglob("server.lock"):
             until(lambda lock=lock: is_free(lock), "no server is left behind")
         shutil.rmtree(directory)
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.005)
 
 
 def is_free(lock: Path) -> bool:
@@ -382,6 +375,18 @@ def test_a_server_that_has_given_itself_up_comes_back_when_it_can(tmp_path: Path
         until(lambda: starts.exists() and len(starts.read_text().split()) == 4, "the fourth start")
         last_pid = int(starts.read_text().split()[-1])
     until(lambda: not Path(f"/proc/{last_pid}").exists(), "the keeper stops the server")
+
+
+def test_a_server_that_cannot_shut_down_properly_is_left_down_at_once(made_dir: Path) -> None:
+    """As on a full disk: the last checkpoint fails, and so does each start after it."""
+    control = made_dir / "pgdata" / "global" / "pg_control"
+    with open_embedded_postgres(made_dir) as postgres:
+        row = save_row(postgres.dsn)
+        control.chmod(0)
+    assert has_ended(made_dir)
+    control.chmod(0o600)
+    with open_embedded_postgres(made_dir) as postgres:
+        assert last_row(postgres.dsn) == row
 
 
 def test_a_stale_pid_file_is_no_server(made_dir: Path) -> None:

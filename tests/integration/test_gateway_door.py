@@ -127,6 +127,26 @@ async def test_a_token_works_from_when_the_file_says_so_until_it_does_not(
     assert (await client.call("GET", "/v1/runs", headers=headers)).status == 401
 
 
+async def test_tracebacks_are_told_to_operators_alone(
+    client: Client, rows: Rows, tokens_file: Path
+) -> None:
+    write_tokens(tokens_file, {"operator": ["runs:read", "admin"], "reader": ["runs:read"]})
+    problem = {"name": "E", "message": "m", "traceback": "File x"}
+    await rows.add_run("r", status="failed")
+    await rows.add_node("r", "a", "failed")
+    await rows.connection.execute("UPDATE smithers.runs SET error = $1", json.dumps(problem))
+    await rows.connection.execute("UPDATE smithers.nodes SET error = $1", json.dumps(problem))
+    without = {"name": "E", "message": "m"}
+    for user, told in (("operator", problem), ("reader", without)):
+        headers = {"Authorization": f"Bearer {user}"}
+        for path in ("/v1/runs/r", "/v1/runs/r/nodes/a"):
+            assert (await client.call("GET", path, headers=headers)).json["error"] == told
+        (node,) = (await client.call("GET", "/v1/runs/r/nodes", headers=headers)).json
+        assert node["error"] == told
+        (row,) = (await client.call("GET", "/v1/runs", headers=headers)).json
+        assert json.loads(row["errorJson"]) == without
+
+
 async def test_who_decides_is_whom_the_credential_names_and_only_whom_the_approval_allows(
     client: Client, rows: Rows, tokens_file: Path
 ) -> None:
@@ -254,7 +274,7 @@ async def test_silence_half_headers_and_trickled_headers_end_with_408(client: Cl
         assert (answer.status, answer.code) == (408, "REQUEST_TIMEOUT")
         assert len(answer.headers["x-request-id"]) == 16
     reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
-    reading = asyncio.create_task(reader.read())
+    reading = asyncio.create_task(reader.read(65_536))
     for byte in b"GET /health HTTP/1.1\r\nX-Slow: " + b"a" * 1000:
         if reading.done():
             break
@@ -329,6 +349,23 @@ async def test_a_caller_that_leaves_within_its_body_does_no_harm_and_is_no_news(
         await leave_within_the_body(client)
         assert (await client.get("/health")).status == 200
     assert logs == []
+
+
+async def test_why_the_database_fails_requests_is_logged_once_a_minute(
+    database: str, root: Path
+) -> None:
+    connection = await asyncpg.connect(database)
+    name = await connection.fetchval("SELECT current_database()")
+    await connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    await connection.close()
+    async with running(settings_for(database, root)) as client:
+        with capture_logs() as logs:
+            for _ in range(3):
+                answer = await client.post("/v1/runs", {"workflowPath": "hello.py"})
+                assert (answer.status, answer.code) == (503, "UNAVAILABLE")
+    (line,) = [line for line in logs if line["event"] == "database_failed"]
+    assert line["error"].endswith("ReadOnlySQLTransactionError")
+    assert line["request_id"]
 
 
 async def test_a_caller_that_sends_no_more_is_answered(client: Client) -> None:

@@ -320,7 +320,7 @@ async def test_a_run_shows_its_input_output_error_and_the_states_of_its_nodes(
     )
     run = (await client.get("/v1/runs/r")).json
     assert run["output"] == {"x": 1}
-    assert run["error"] == {"name": "E", "message": "m"}
+    assert run["error"] == {"name": "E", "message": "m", "traceback": "File x"}
     assert run["summary"] == {"finished": 1, "failed": 1}
     assert run["lastSeq"] == 2
     assert run["runState"]["state"] == "failed"
@@ -430,7 +430,7 @@ async def test_nodes_come_with_attempts_and_large_outputs_only_when_asked_for(
     )
     first, second = (await client.get("/v1/runs/r/nodes")).json
     assert [attempt["state"] for attempt in first["attempts"]] == ["failed", "finished"]
-    assert first["attempts"][0]["error"] == {"name": "E"}
+    assert first["attempts"][0]["error"] == {"name": "E", "traceback": "t"}
     assert (second["nodeId"], second["attempts"]) == ("b", [])
     small = (await client.get("/v1/runs/r/nodes/a?maxBytes=10")).json
     assert (small["output"], small["outputBytes"]) == (None, 102)
@@ -440,6 +440,17 @@ async def test_nodes_come_with_attempts_and_large_outputs_only_when_asked_for(
     page = await client.get("/v1/runs/r/nodes?limit=1")
     following = await client.get(page.headers["link"].split(">")[0][1:])
     assert [node["nodeId"] for node in page.json + following.json] == ["a", "b"]
+
+
+async def test_why_names_no_question_that_is_decided(client: Client, rows: Rows) -> None:
+    await rows.add_run("r", status="waiting-approval")
+    for node_id in ("first", "second", "third"):
+        await rows.ask("r", node_id)
+    await client.post("/v1/runs/r/nodes/first/approve", {})
+    await client.post("/v1/runs/r/nodes/third/deny", {})
+    reasons = (await client.get("/v1/runs/r/why")).json["reasons"]
+    asked = [reason["nodeId"] for reason in reasons if reason["kind"] == "approval"]
+    assert asked == ["second"]
 
 
 async def test_a_page_of_nodes_ends_before_it_is_too_large(client: Client, rows: Rows) -> None:
@@ -577,6 +588,35 @@ async def test_a_resume_opens_a_new_era_and_takes_the_edited_source(
     assert (await client.get(f"/v1/runs/{run_id}")).json["status"] == "queued"
 
 
+async def test_a_resume_by_its_file_alone_goes_on_with_the_workflow_that_was_started(
+    client: Client, rows: Rows, root: Path
+) -> None:
+    await rows.describe("hello.py:hello")
+    run_id = (await client.post("/v1/runs", {"workflowPath": "hello.py:hello"})).json["runId"]
+    export = "SELECT workflow_export FROM smithers.run_requests"
+    for reference, meant in (("hello.py", "hello"), ("hello.py:other", "other")):
+        await client.post(f"/v1/runs/{run_id}/cancel")
+        (root / "hello.py").write_text(f"# {reference}\n", encoding="utf-8")
+        resumed = await client.post(f"/v1/runs/{run_id}/resume", {"workflowPath": reference})
+        assert resumed.json == {"runId": run_id}
+        assert await rows.connection.fetchval(export) == meant
+
+
+async def test_a_resume_may_name_another_workflow_of_the_same_source(
+    client: Client, rows: Rows
+) -> None:
+    await rows.describe("hello.py:hello")
+    run_id = (await client.post("/v1/runs", {"workflowPath": "hello.py:hello"})).json["runId"]
+    await client.post(f"/v1/runs/{run_id}/cancel")
+    named = {"workflowPath": "hello.py:other"}
+    assert (await client.post(f"/v1/runs/{run_id}/resume", named)).json == {"runId": run_id}
+    export = "SELECT workflow_export FROM smithers.run_requests"
+    assert await rows.connection.fetchval(export) == "other"
+    newest = "SELECT payload FROM smithers.events ORDER BY seq DESC LIMIT 2"
+    events = [json.loads(row["payload"]) for row in await rows.connection.fetch(newest)]
+    assert [event["type"] for event in events] == ["RunStatusChanged", "WorkflowReloaded"]
+
+
 async def test_a_resume_without_its_file_goes_on_with_the_stored_source(
     client: Client, root: Path
 ) -> None:
@@ -588,7 +628,8 @@ async def test_a_resume_without_its_file_goes_on_with_the_stored_source(
     refused = await client.post(f"/v1/runs/{run_id}/resume", misspelt)
     assert refused.code == (await client.post("/v1/runs", misspelt)).code
     assert (await client.get(f"/v1/runs/{run_id}")).json["status"] == "cancelled"
-    assert (await client.post(f"/v1/runs/{run_id}/resume", START)).json == {"runId": run_id}
+    spelled = {"workflowPath": "./hello.py"}
+    assert (await client.post(f"/v1/runs/{run_id}/resume", spelled)).json == {"runId": run_id}
     assert (await client.get(f"/v1/runs/{run_id}")).json["workflowHash"] == before
 
 

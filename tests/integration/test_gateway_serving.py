@@ -10,29 +10,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import asyncpg
 import pytest
 
 from gateway.app import open_gateway
 from tests.support.canary import TOKEN
-from tests.support.gateway import Client, Rows, make_root, settings_for
+from tests.support.gateway import Client, Port, Rows, settings_for
 from tests.support.serving import clean_environment
 
 LISTENING = re.compile(r"http://127\.0\.0\.1:(\d+)")
-
-
-class Port:
-    """Stands where a gateway of this process would: only its port is known."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-
-
-@pytest.fixture
-async def rows(database: str, tmp_path: Path) -> AsyncIterator[Rows]:
-    connection = await asyncpg.connect(database)
-    yield Rows(connection, make_root(tmp_path))
-    await connection.close()
 
 
 @asynccontextmanager
@@ -50,7 +35,7 @@ async def serving(
         while (said := LISTENING.search((await process.stderr.readline()).decode())) is None:
             assert process.returncode is None
         port = int(said[1])
-        yield process, Client(Port(port))  # type: ignore[arg-type]  # it reads the port alone
+        yield process, Client(Port(port))
     finally:
         if process.returncode is None:
             process.kill()

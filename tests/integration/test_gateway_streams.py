@@ -53,7 +53,7 @@ async def rows(database: str, root: Path) -> AsyncIterator[Rows]:
 @pytest.fixture
 async def client(database: str, root: Path) -> AsyncIterator[Client]:
     async with running(settings_for(database, root)) as client:
-        await until(lambda: client.gateway._services.hints.is_connected)
+        await until(lambda: client.gateway._services.home.hints.is_connected)
         yield client
 
 
@@ -256,12 +256,12 @@ async def test_viewers_that_come_and_go_at_random_lose_nothing_and_see_nothing_t
     for task, run_id in zip(watching, [run_id for run_id in runs for _ in range(8)], strict=True):
         assert task.result() == list(range(totals[run_id]))
     await attached(client, 0)
-    assert client.gateway._services.hub._runs == {}
+    assert client.gateway._services.home.hub._runs == {}
 
 
 async def test_two_hundred_viewers_share_one_read_of_each_event(client: Client, rows: Rows) -> None:
     await rows.add_run("r")
-    hub = client.gateway._services.hub
+    hub = client.gateway._services.home.hub
     reads: list[int] = []
     submit = hub._live.submit
 
@@ -286,7 +286,7 @@ async def test_two_hundred_viewers_share_one_read_of_each_event(client: Client, 
 
 async def test_a_lost_listener_and_lost_hints_cost_no_event(client: Client, rows: Rows) -> None:
     await rows.add_run("r")
-    hints = client.gateway._services.hints
+    hints = client.gateway._services.home.hints
     async with client.stream("r") as stream:
         await stream.take(1)
         await attached(client, 1)
@@ -421,7 +421,7 @@ async def test_readers_that_leave_are_forgotten_at_once_and_are_no_news(
                 await attached(client, 0)
         await rows.add_events("r", 1)
     assert logs == []
-    assert client.gateway._services.hub._runs == {}
+    assert client.gateway._services.home.hub._runs == {}
 
 
 async def test_a_reader_that_sends_no_more_leaves_a_live_stream(client: Client, rows: Rows) -> None:

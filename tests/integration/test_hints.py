@@ -139,7 +139,7 @@ async def test_a_connection_that_cannot_be_had_back_is_complained_of_once_and_to
         ("listening_failed", "ear"),
         ("listening_again", "ear"),
     ]
-    assert logs[0]["reason"] == "the way is closed"
+    assert logs[0]["error"] == "the way is closed"
 
 
 async def test_a_listener_that_raises_ends_no_hints(ground, monkeypatch):

@@ -203,12 +203,82 @@ async def test_a_copy_holds_a_page_however_much_a_run_has(
         return await execute(connection, query, *values)
 
     monkeypatch.setattr(asyncpg.Connection, "execute", weigh)
-    while (await mirror.copy([RunId("whole"), RunId("named")])).event_count:
+    while (await mirror.copy([RunId("whole"), RunId("named")])).unfinished:
         pass
     monkeypatch.undo()
     assert len(held) > 20
     # Beside its output a row has the names of its columns.
     assert max(held) < page_bytes + page_keys * 400
+    await assert_equal(home.sql, own.sql)
+
+
+async def add_nodes(own: World, run_id: str, count: int) -> None:
+    await own.sql.execute(
+        """INSERT INTO smithers.nodes (run_id, node_id, iteration, kind, state, created_at)
+        SELECT $1, 'n' || n, 0, 'task', 'finished', smithers.clock() FROM generate_series(1, $2::integer) AS n""",
+        run_id,
+        count,
+    )
+
+
+async def end(own: World, run_id: str) -> None:
+    await Rows(own.sql, own.root).add_events(run_id, 1)
+    await own.sql.execute("UPDATE smithers.runs SET status = 'finished' WHERE run_id = $1", run_id)
+    await own.sql.execute(
+        "UPDATE smithers.runs SET finished_at = smithers.clock() WHERE run_id = $1", run_id
+    )
+
+
+async def test_the_rows_of_a_large_run_are_copied_in_turns_with_those_of_others(
+    worlds: tuple[World, World], mirror: MirrorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, own = worlds
+    monkeypatch.setattr("smithers.store.mirror.TURN_S", 0.0)
+    monkeypatch.setattr("smithers.store.mirror.PAGE_KEYS", 10)
+    for run_id, node_count in (("large", 35), ("larger", 45), ("small", 3)):
+        await Rows(own.sql, own.root).add_run(run_id, status="running")
+        await mirror.copy([RunId(run_id)])
+        await add_nodes(own, run_id, node_count)
+        await end(own, run_id)
+    all_runs = [RunId("large"), RunId("larger"), RunId("small")]
+    for _ in range(2):  # each of the large ones has a page
+        assert (await mirror.copy(all_runs)).unfinished == {"large", "larger", "small"}
+    assert (await mirror.copy(all_runs)).unfinished == {"large", "larger"}
+    assert [await home.status(run_id) for run_id in all_runs] == ["running", "running", "finished"]
+    turns = 4
+    while (await mirror.copy(all_runs)).unfinished:
+        turns += 1
+    assert turns > 7
+    await assert_equal(home.sql, own.sql)
+
+
+async def test_a_copy_in_turns_begins_anew_after_one_that_failed_and_in_another_era(
+    worlds: tuple[World, World], mirror: MirrorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, own = worlds
+    monkeypatch.setattr("smithers.store.mirror.TURN_S", 0.0)
+    monkeypatch.setattr("smithers.store.mirror.PAGE_KEYS", 10)
+    await Rows(own.sql, own.root).add_run("r", status="running")
+    await mirror.copy([RunId("r")])
+    await add_nodes(own, "r", 35)
+    await end(own, "r")
+    assert (await mirror.copy([RunId("r")])).unfinished == {"r"}
+    with monkeypatch.context() as broken:
+        broken.setattr("smithers.store.mirror.NODES.insert", "SELECT 1 / 0, $1::text[]")
+        with pytest.raises(StoreError):
+            await mirror.copy([RunId("r")])
+    assert (await mirror.copy([RunId("r")])).unfinished == {"r"}
+    # As a resume does, which names no nodes.
+    await own.sql.execute("UPDATE smithers.nodes SET state = 'pending' WHERE node_id = 'n1'")
+    await own.sql.execute(
+        "UPDATE smithers.runs SET status = 'running', finished_at = NULL, era = 1, last_seq = last_seq + 1"
+    )
+    await own.sql.execute(
+        """INSERT INTO smithers.events (run_id, seq, epoch, payload)
+        SELECT run_id, seq + 1, epoch, payload FROM smithers.events ORDER BY seq DESC LIMIT 1"""
+    )
+    while (await mirror.copy([RunId("r")])).unfinished:
+        pass
     await assert_equal(home.sql, own.sql)
 
 

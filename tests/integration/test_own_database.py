@@ -14,7 +14,8 @@ from gateway.databases import Databases
 from gateway.settings import GatewaySettings
 from smithers.errors import StoreUnavailable
 from smithers.kept_process import KeptProcess, Program
-from smithers.pools import Pools
+from smithers.pools import UNSET_EVERY_S, Pools
+from smithers.store.own_databases import list_own_databases
 from smithers.telemetry.sheet import Counter
 from tests.support.gateway import HELLO, Client, Rows, running, settings_for
 from tests.support.mirrors import NAME, two_worlds, until_mirrored
@@ -271,11 +272,25 @@ async def test_a_run_that_no_worker_has_the_url_for_says_which_variable_is_missi
     assert reason["unblock"]["command"] == f"{NAME}=URL smithers worker --queue default"
 
 
-async def test_a_server_whose_workers_lack_the_url_says_so_for_as_long_as_that_lasts(
-    worlds: tuple[World, World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("every_s", "is_said_again"), [(UNSET_EVERY_S, False), (0.0, True)])
+async def test_a_server_whose_workers_lack_the_url_says_so_at_once_and_then_seldom(
+    worlds: tuple[World, World],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    every_s: float,
+    is_said_again: bool,
 ) -> None:
     home, _ = worlds
     monkeypatch.setattr("smithers.pools.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("smithers.pools.UNSET_EVERY_S", every_s)
+    found: list[list[str]] = []
+
+    async def look(connection: asyncpg.Connection) -> list[str]:
+        found.append(await list_own_databases(connection))
+        return found[-1]
+
+    monkeypatch.setattr("smithers.pools.list_own_databases", look)
     (tmp_path / "idle.py").write_text("import sys; sys.stdin.read()")
     environment = {"PYTHONPATH": str(tmp_path)}
     deaths = Counter(memoryview(bytearray(8)).cast("d"), 0)
@@ -287,13 +302,14 @@ async def test_a_server_whose_workers_lack_the_url_says_so_for_as_long_as_that_l
         try:
             await home.sql.execute("INSERT INTO smithers.own_databases (name) VALUES ($1)", NAME)
 
-            async def is_said_again() -> bool:
-                return len(logs) > 1
+            async def is_found_often() -> bool:
+                return found.count([NAME]) > 3
 
-            await until(is_said_again, "it was said twice")
+            await until(is_found_often, "it was found again and again")
         finally:
             await pools.end()
     assert {(said["event"], said["database"]) for said in logs} == {("own_database_not_set", NAME)}
+    assert (len(logs) > 1) is is_said_again
 
 
 async def test_what_cannot_be_written_down_as_used_is_not_connected_to(

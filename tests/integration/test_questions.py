@@ -112,6 +112,21 @@ async def test_a_choice_must_be_one_of_the_options_and_becomes_the_output(world,
     assert (await world.outputs("r"))["told"] == {"colour": "blue", "order": ["c", "a", "b"]}
 
 
+async def test_a_question_without_options_takes_no_choice(world, client):
+    world.write("guarded.py", GUARDED.replace(', allowed_users=["ann"]', ""))
+    await world.start("r", "guarded.py")
+    world.start_pool()
+    await asked(client, "ok")
+    for choice in ({"selected": "red"}, {"ranked": ["red"]}, {"selected": None}):
+        refused = await decide(client, "r", "ok", choice)
+        assert (refused.status, refused.code) == (400, "INVALID_REQUEST"), choice
+        assert refused.json["error"]["details"] == {"expected": {"mode": "approve"}}
+    assert (await decide(client, "nobody", "ok", {"selected": "red"})).status == 404
+    assert (await decide(client, "r", "ok", {"score": 3})).status == 200
+    await world.until_status("r", "finished")
+    assert (await decide(client, "r", "ok", {"score": 3})).status == 200  # again
+
+
 async def test_a_choice_may_be_denied_without_choosing(world, client):
     world.write("choices.py", CHOICES)
     await world.start("r", "choices.py")

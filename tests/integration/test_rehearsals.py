@@ -18,16 +18,20 @@ from smithers import (
     Context,
     ContinueAsNew,
     HumanTask,
+    Parallel,
     Retry,
     Sequence,
     Signal,
     Subflow,
     Task,
     Timer,
+    Try,
+    Workflow,
     workflow,
 )
-from smithers.store.refusals import NodeNotWaiting, NotAllowed, RunExists
+from smithers.store.refusals import NodeNotWaiting, NotAllowed, RunExists, RunNotActive, RunNotFound
 from smithers.testing import Question, Rehearsal, RehearsalTimeout
+from tests.support.waiting import until
 
 DAY_S = 24 * 3600
 
@@ -143,6 +147,32 @@ def test_a_child_is_played_as_its_parent_is(rehearsal: Rehearsal) -> None:
     assert child.status == "finished"
 
 
+def test_a_child_that_has_not_been_started_is_not_found(rehearsal: Rehearsal) -> None:
+    @workflow
+    def parent(_ctx: Context[object]) -> Sequence:
+        return Sequence(Approval("first", title="?"), Subflow("s", asked))
+
+    child = rehearsal.start(parent).wait().child("s")
+    with pytest.raises(RunNotFound):
+        child.wait()
+    with pytest.raises(RunNotFound):
+        _ = child.status
+
+
+def test_a_run_goes_on_with_its_own_of_two_workflows_of_one_name(rehearsal: Rehearsal) -> None:
+    def make(said: str) -> Workflow[Any]:
+        @workflow
+        def says(_ctx: Context[object]) -> Sequence:
+            return Sequence(Approval("ok", title="?"), Task("say", said))
+
+        return says
+
+    first = rehearsal.start(make("one")).wait()
+    rehearsal.start(make("two")).wait()
+    first.say("ok", True)
+    assert first.wait().output == "one"
+
+
 def test_what_a_run_goes_on_as_is_followed(rehearsal: Rehearsal) -> None:
     @workflow
     def nightly(ctx: Context[object]) -> Any:
@@ -179,6 +209,17 @@ def test_people_of_a_script_answer_by_themselves(rehearsal: Rehearsal) -> None:
     assert [question.node_id for question in asked] == ["approve"]
     run = rehearsal.start(rated, people={"rate": {"stars": 4}}).wait()
     assert (run.status, run.output) == ("finished", 4)
+
+
+def test_people_of_a_script_answer_while_a_body_runs(rehearsal: Rehearsal) -> None:
+    @workflow
+    def until_told(ctx: Context[object]) -> Parallel:
+        is_told = ctx.output_maybe("stop") is not None
+        return Parallel(not is_told and Task("wait", Never()), Approval("stop", title="?"))
+
+    run = rehearsal.start(until_told, people={"stop": True}).wait()
+    assert run.status == "finished"
+    assert run.states()["wait"] == "cancelled"
 
 
 def test_what_the_test_puts_in_place_of_a_function_is_called(
@@ -376,3 +417,54 @@ def test_a_run_that_cannot_even_be_taken_up_fails_and_the_others_go_on(
     assert run.error["code"] == "SERVER_ERROR"
     after = rehearsal.start(publish, {"topic": "ferrets"}).wait()
     assert after.status == "waiting-approval"
+
+
+@workflow
+def asks_in_the_end(_ctx):
+    return Try(
+        "t",
+        Approval("begin", title="Begin?"),
+        finally_=[
+            Approval("keep", title="Keep it?", on_deny="continue"),
+            Signal("paid", timeout=DAY_S),
+            Task("tidy", "tidied"),
+        ],
+    )
+
+
+def test_what_a_cancelled_run_asks_while_it_cleans_up_is_answered(rehearsal: Rehearsal) -> None:
+    run = rehearsal.start(asks_in_the_end).wait()
+    run.cancel()
+    until(lambda: run.states().get("keep") == "waiting-approval", "it asks in the end")
+    with pytest.raises(NodeNotWaiting):
+        run.say("begin", True)
+    run.say("keep", False)
+    until(lambda: run.states().get("paid") == "waiting-event", "it waits for the signal")
+    run.signal("paid")
+    assert run.wait().status == "cancelled"
+    states = run.states()
+    assert states.pop("begin") == "cancelled"
+    assert states == dict.fromkeys(["keep", "paid", "tidy"], "finished")
+    with pytest.raises(RunNotActive):
+        run.signal("paid")
+
+
+@workflow
+def asks_for_a_moment(_ctx):
+    return Try(
+        "t",
+        Approval("begin", title="Begin?"),
+        finally_=[
+            Approval("keep", title="Keep it?", timeout=5, on_deny="continue"),
+            Task("tidy", "tidied"),
+        ],
+    )
+
+
+def test_what_a_cancelled_run_asks_times_out_as_any_question(rehearsal: Rehearsal) -> None:
+    run = rehearsal.start(asks_for_a_moment).wait()
+    run.cancel()
+    run.wait()
+    rehearsal.advance(6)
+    assert run.wait().status == "cancelled"
+    assert run.states()["tidy"] == "finished"

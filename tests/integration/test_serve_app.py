@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -21,24 +20,10 @@ from gateway.serve import (
 from smithers.telemetry.names import Role
 from smithers.telemetry.sheet import Sheet
 from tests.support.canary import TOKEN
-from tests.support.gateway import Answer, Client, Rows, make_root
+from tests.support.gateway import Answer, Client, Port, Rows
 from tests.support.postgres import fresh_database
 
 REFERENCE = WorkflowReference(path="hello.py", source_hash="none", name="hello")
-
-
-class Port:
-    """Stands where a gateway would: only its port is known."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-
-
-@pytest.fixture
-async def rows(database: str, tmp_path: Path) -> AsyncIterator[Rows]:
-    connection = await asyncpg.connect(database)
-    yield Rows(connection, make_root(tmp_path))
-    await connection.close()
 
 
 def options_for(dsn: str, **changes: Any) -> ServeOptions:
@@ -52,7 +37,7 @@ async def alone(dsn: str, *, token: str | None = TOKEN, **changes: Any) -> Async
         options = options_for(dsn, auth_token=token, **changes)
         page = Sheet.create().open_page(Role.GATEWAY)
         async with open_run_site(options, listener, page, drain_timeout_s=5):
-            yield Client(Port(listener.getsockname()[1]), token=token)  # type: ignore[arg-type]  # it reads the port alone
+            yield Client(Port(listener.getsockname()[1]), token=token)
 
 
 @asynccontextmanager
@@ -70,7 +55,7 @@ async def mounted(dsn: str, prefix: str, **changes: Any) -> AsyncIterator[Client
     with bind("127.0.0.1", 0) as listener:
         await web.SockSite(runner, listener).start()
         try:
-            yield Client(Port(listener.getsockname()[1]))  # type: ignore[arg-type]  # it reads the port alone
+            yield Client(Port(listener.getsockname()[1]))
         finally:
             await runner.cleanup()
 

@@ -221,7 +221,7 @@ async def test_the_news_are_the_runs_that_others_wrote_to_or_took(ground, worker
     assert await claims.find_news(ground.sql, worker, cursors) == []
     await ground.sql.fetchrow("SELECT * FROM smithers.cancel_run_v1('cancelled')")
     await ground.sql.fetchrow(
-        "SELECT * FROM smithers.send_signal_v1('signalled', 's', NULL, '1', NULL, NULL)"
+        "SELECT * FROM smithers.send_signal_v2('signalled', 's', NULL, '1', NULL, NULL)"
     )
     await ground.hand_over(claimed[1], worker, await ground.add_worker())
     cursors["never was"] = 0
@@ -419,7 +419,7 @@ async def test_a_run_that_another_writes_to_is_handed_back_when_that_is_over(gro
     await ground.owned(worker, "b")
     async with writing.transaction():
         await writing.fetchrow(
-            "SELECT * FROM smithers.send_signal_v1('a', 's', NULL, '1', NULL, NULL)"
+            "SELECT * FROM smithers.send_signal_v2('a', 's', NULL, '1', NULL, NULL)"
         )
         first = await owners.bury_worker(ground.sql, worker, "exit--11")
         assert first == owners.HandedBack(
@@ -484,9 +484,9 @@ async def test_an_executor_that_asks_waits_for_as_long_as_the_database_is_away(
     store, proxy = remote
     await ground.start("a")
     (claim,) = await store.claim("default", 1, ClaimKind.MANY)
-    await store.load_news(claim.run_id, [])
+    await store.load_news(claim.run_id, [], after_signal=-1)
     proxy.link("smithers-child").mode = Mode.LOSE_REQUEST
-    news = await store.load_news(claim.run_id, [])
+    news = await store.load_news(claim.run_id, [], after_signal=-1)
     assert (news.last_seq, news.epoch) == (0, claim.epoch)
 
 

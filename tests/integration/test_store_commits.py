@@ -124,7 +124,7 @@ async def test_a_run_that_a_gateway_holds_waits_alone_and_is_committed_after_it(
     transaction = gateway.transaction()
     await transaction.start()
     await gateway.fetchrow(
-        "SELECT * FROM smithers.send_signal_v1('r0003', 's', NULL, '1', NULL, NULL)"
+        "SELECT * FROM smithers.send_signal_v2('r0003', 's', NULL, '1', NULL, NULL)"
     )
     held = asyncio.create_task(committer.commit(change(claimed[3], said("held"))))
     others = [change(claim, said("free")) for claim in claimed if claim is not claimed[3]]
@@ -161,7 +161,7 @@ async def test_a_child_that_another_writer_holds_holds_up_its_parent_alone(
 
 @pytest.mark.parametrize("turn", [parked(), ended(), ended(RunStatus.FAILED)])
 @pytest.mark.parametrize(
-    "function", ["send_signal_v1('a', 's', NULL, '1', NULL, NULL)", "cancel_run_v1('a')"]
+    "function", ["send_signal_v2('a', 's', NULL, '1', NULL, NULL)", "cancel_run_v1('a')"]
 )
 async def test_an_end_that_does_not_know_what_came_commits_nothing(
     ground, worker, committer, turn: Turn, function: str
@@ -180,7 +180,7 @@ async def test_an_end_that_does_not_know_what_came_commits_nothing(
 async def test_a_turn_that_does_not_end_the_run_need_not_know_what_came(ground, worker, committer):
     (claim,) = await ground.owned(worker, "a")
     await ground.sql.fetchrow(
-        "SELECT * FROM smithers.send_signal_v1('a', 's', NULL, '1', NULL, NULL)"
+        "SELECT * FROM smithers.send_signal_v2('a', 's', NULL, '1', NULL, NULL)"
     )
     await ground.sql.fetchrow("SELECT * FROM smithers.cancel_run_v1('a')")
     answer = await committer.commit(change(claim, said("on")))
@@ -358,7 +358,7 @@ async def test_a_history_has_no_gap_and_neither_epoch_nor_time_falls_whoever_wri
     owning = asyncio.create_task(play_owner(ground, rng, ids))
     while not owning.done():
         await gateway.fetchrow(
-            "SELECT * FROM smithers.send_signal_v1($1, 's', NULL, '1', NULL, NULL)", rng.choice(ids)
+            "SELECT * FROM smithers.send_signal_v2($1, 's', NULL, '1', NULL, NULL)", rng.choice(ids)
         )
         sent += 1
     histories = [await ground.history(run_id) for run_id in ids]
@@ -481,7 +481,7 @@ async def test_attempts_and_frames_are_kept_one_by_one_and_a_loop_has_its_newest
 
 async def decide(ground: Ground, *, is_approved: bool, node_id: str = "ok") -> str:
     return await ground.sql.fetchval(
-        """SELECT (smithers.decide_approval_v3(
+        """SELECT (smithers.decide_approval_v4(
             ROW('a', $2, 0, $1::boolean, NULL, 'x', '1', NULL, NULL, false)::smithers.decision_v1)).outcome""",
         is_approved,
         node_id,
@@ -533,7 +533,7 @@ async def test_the_news_are_of_nodes_that_wait_and_what_is_loaded_is_of_all(
     )
     for key in (before, waits):
         assert await decide(ground, is_approved=True, node_id=key.node_id) == "decided"
-    news = await run_facts.load_news(ground.sql, claim.run_id, [waits, asked])
+    news = await run_facts.load_news(ground.sql, claim.run_id, [waits, asked], after_signal=-1)
     (loaded,) = await run_facts.load_runs(ground.sql, [claim.run_id])
     assert (set(news.approvals), set(loaded.news.approvals)) == ({waits}, {before, waits})
 
@@ -542,15 +542,40 @@ async def test_a_signal_that_a_node_took_is_not_among_the_news_any_more(ground, 
     (claim,) = await ground.owned(worker, "a")
     for data in ("1", "2", "3"):
         await ground.sql.fetchrow(
-            "SELECT * FROM smithers.send_signal_v1('a', 's', NULL, $1, NULL, NULL)", data
+            "SELECT * FROM smithers.send_signal_v2('a', 's', NULL, $1, NULL, NULL)", data
         )
     await committer.commit(change(claim, Turn(signals=[(0, key_of("n")), (2, key_of("n", 1))])))
-    news = await run_facts.load_news(ground.sql, claim.run_id, [])
+    news = await run_facts.load_news(ground.sql, claim.run_id, [], after_signal=-1)
     assert [(signal.seq, signal.data) for signal in news.signals] == [(1, "2")]
     taken = [
         (row["consumed_by"], row["consumed_iteration"]) for row in await ground.rows("signals", "a")
     ]
     assert sorted(taken, key=str) == [("n", 0), ("n", 1), (None, None)]
+
+
+async def test_a_signal_is_news_once_however_long_nobody_takes_it(ground, worker, committer):
+    (claim,) = await ground.owned(worker, "a")
+
+    async def send(data: str) -> None:
+        await ground.sql.fetchrow(
+            "SELECT * FROM smithers.send_signal_v2('a', 's', NULL, $1, NULL, NULL)", data
+        )
+
+    async def read_news(after_signal: int) -> tuple[list[str], int]:
+        news = await run_facts.load_news(ground.sql, "a", [], after_signal=after_signal)
+        return [signal.data for signal in news.signals], news.newest_signal
+
+    assert await read_news(-1) == ([], -1)
+    await send("1")
+    await send("2")
+    assert await read_news(-1) == (["1", "2"], 1)
+    assert await read_news(1) == ([], 1)
+    await send("3")
+    assert await read_news(1) == (["3"], 2)
+    await committer.commit(change(claim, Turn(signals=[(2, key_of("n"))])))
+    (loaded,) = await run_facts.load_runs(ground.sql, [claim.run_id])
+    news = loaded.news
+    assert ([signal.data for signal in news.signals], news.newest_signal) == (["1", "2"], 2)
 
 
 async def test_an_end_gives_the_run_back_for_good_with_what_it_ended_with(

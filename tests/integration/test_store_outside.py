@@ -36,7 +36,7 @@ from smithers.store.outside import (
     send_signal,
 )
 from smithers.store.refusals import NodeNotFound, NodeNotWaiting, RunNotActive
-from smithers.store.starts import _start_unique, open_start_lane
+from smithers.store.starts import open_start_lane, start_unique
 from tests.support.turns import (
     LOG,
     Ground,
@@ -278,7 +278,7 @@ async def test_each_signal_is_kept_once_in_the_order_of_the_answers_also_before_
     sent: dict[int, int] = {}
     for half in (slice(0, 50), slice(50, 100)):
         if half.start:
-            news = await run_facts.load_news(ground.sql, claim.run_id, [])
+            news = await run_facts.load_news(ground.sql, claim.run_id, [], after_signal=-1)
             waits = {key_of("w"): NodeFact(NodeState.WAITING_EVENT, "signal")}
             park = Ending(
                 status=RunStatus.WAITING_EVENT,
@@ -293,7 +293,7 @@ async def test_each_signal_is_kept_once_in_the_order_of_the_answers_also_before_
             sent |= numbers
     assert sorted(sent.values()) == list(range(500))
     (again,) = await ground.claim(worker)
-    news = await run_facts.load_news(ground.sql, again.run_id, [])
+    news = await run_facts.load_news(ground.sql, again.run_id, [], after_signal=-1)
     assert {signal.seq: orjson.loads(signal.data) for signal in news.signals} == {
         seq: data for data, seq in sent.items()
     }
@@ -353,7 +353,7 @@ async def test_a_run_that_was_claimed_while_it_waited_is_not_given_another_sourc
     assert taken.status_before is RunStatus.WAITING_EVENT
     before = dict(await ground.run("a"))
     row = await ground.sql.fetchrow(
-        "SELECT * FROM smithers.resume_run_v1('a', 'other', 'other.py', NULL, NULL, NULL)"
+        "SELECT * FROM smithers.resume_run_v2('a', 'other', 'other.py', NULL, NULL, NULL)"
     )
     assert row["outcome"] == "active"
     assert dict(await ground.run("a")) == before
@@ -414,7 +414,7 @@ async def test_a_start_whose_id_another_is_about_to_take_holds_up_no_other(groun
     rival = await ground.connect()
     async with open_start_lane(ground.dsn) as lane:
         async with rival.transaction():
-            assert await _start_unique(rival, [a_start("r")]) == [True]
+            assert await start_unique(rival, [a_start("r")]) == [True]
             waiting = asyncio.create_task(lane.submit(a_start("r")))
             others = [lane.submit(a_start(run_id)) for run_id in names(5, "other")]
             assert await asyncio.gather(*others) == [True] * 5

@@ -25,7 +25,7 @@ from smithers.store import (
 )
 from smithers.store.connections import connect, connect_hot
 from smithers.store.outside import CANCEL_RUN, RESUME_RUN
-from smithers.store.starts import _start_unique
+from smithers.store.starts import start_unique
 from tests.support.crowds import BIG, Plan, explain, fill
 from tests.support.postgres import fresh_database
 from tests.support.turns import Ground, a_start, change, key_of, names, said
@@ -73,7 +73,7 @@ HOT = {
 # Through the pool: planned for the values, or, when the server thinks it cheaper, once.
 COLD = {
     "count the solo runs": Case(claims.COUNT_SOLO_RUNS, "'{default,asleep}'", 30, 80),
-    "load the news": Case(run_facts.LOAD_NEWS, "'{r000001}', '{w}', '{0}'", 10, 30),
+    "load the news": Case(run_facts.LOAD_NEWS, "'{r000001}', '{w}', '{0}', 0", 10, 30),
     "find news": Case(claims.FIND_NEWS, f"{WORKER}, {TEN}, {TEN_SEQS}", 15, 60),
     "release runs": Case(claims.RELEASE_RUNS, f"{WORKER}, {TEN}", 60, 150),
     "find what moved": Case(tails.FIND_MOVED, f"{TEN}, {TEN_SEQS}", 15, 60),
@@ -249,10 +249,10 @@ async def any_run(connection: asyncpg.Connection, status: str) -> str:
     )
 
 
-# What decide_and_tell_v2 and signal_and_tell_v2 do before their COMMIT, which a transaction that is to be undone forbids.
-DECIDE = """SELECT d.* FROM smithers.decide_approval_v3(
+# What decide_and_tell_v3 and signal_and_tell_v3 do before their COMMIT, which a transaction that is to be undone forbids.
+DECIDE = """SELECT d.* FROM smithers.decide_approval_v4(
     ROW($1, 'w', 0, true, NULL, 'x', NULL, NULL, NULL, false)::smithers.decision_v1) AS d"""
-SEND = "SELECT * FROM smithers.send_signal_v1($1, 's', NULL, '1', NULL, 'id')"
+SEND = "SELECT * FROM smithers.send_signal_v2($1, 's', NULL, '1', NULL, 'id')"
 CALLS: dict[str, tuple[str, str, list[Any]]] = {
     "decide": (
         "waiting-approval",
@@ -278,7 +278,7 @@ async def test_what_comes_from_outside_reads_its_run_only(
 
 
 async def test_a_start_reads_nothing(hot: asyncpg.Connection) -> None:
-    assert all(await _start_unique(hot, [a_start(run_id) for run_id in names(100, "new")]))
+    assert all(await start_unique(hot, [a_start(run_id) for run_id in names(100, "new")]))
     assert await rows_read(hot) == 0
 
 

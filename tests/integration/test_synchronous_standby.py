@@ -46,6 +46,8 @@ SIGNAL = SignalSent(
     signal_id="once",
 )
 KEY = IdempotencyKey("key", "request")
+LIMIT_S = 30
+IS_HELD = "SELECT wait_event IS NOT DISTINCT FROM 'SyncRep' FROM pg_stat_activity WHERE pid = $1"
 
 
 @pytest.fixture(scope="module")
@@ -69,19 +71,23 @@ async def want_standby(ground: Ground, name: str) -> None:
     """Have commits wait for a standby of this name; none: for nobody. Return when they do."""
     await ground.sql.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
     await ground.sql.execute("SELECT pg_reload_conf()")
-    for _ in range(1_000):
-        probe = await ground.connect()
-        try:
-            async with asyncio.timeout(0.5):
-                await probe.execute("CREATE TABLE probe (); DROP TABLE probe")
-        except TimeoutError:
-            if name:
-                return
-        else:
-            if not name:
-                return
-        await asyncio.sleep(0.01)
-    pytest.fail("the setting makes no difference")
+    async with asyncio.timeout(LIMIT_S):
+        while await is_commit_held(ground) != bool(name):
+            pass
+
+
+async def is_commit_held(ground: Ground) -> bool:
+    """Commit something; say whether the server has it wait for a standby."""
+    probe = await ground.connect()
+    pid = probe.get_server_pid()
+    committing = asyncio.create_task(probe.execute("CREATE TABLE probe (); DROP TABLE probe"))
+    while not committing.done():
+        if await ground.sql.fetchval(IS_HELD, pid):
+            committing.cancel()
+            await asyncio.wait([committing])
+            return True
+    await committing
+    return False
 
 
 async def outcome(asked: Awaitable[Any]) -> Any:

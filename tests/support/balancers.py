@@ -15,17 +15,13 @@ from typing import Final
 
 import pytest
 
+from bench.ports import free_port
+
 DEPLOY: Final = Path(__file__).resolve().parents[2] / "deploy"
 NGINX_TEMPLATE: Final = DEPLOY / "nginx" / "nginx.conf.template"
 HAPROXY_FILE: Final = DEPLOY / "haproxy" / "haproxy.cfg"
 KINDS: Final = ("nginx", "haproxy")
 LIMIT_S: Final = 20
-
-
-def free_port() -> int:
-    """Find a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def find_program(name: str) -> str:

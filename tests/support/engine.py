@@ -117,6 +117,7 @@ class World:
         self._die_before, self._die_after = die_before, die_after
         self._aborts_at_once = aborts_at_once
         self._is_new = True
+        self._newest_signal = -1  # that the progress has been told of
 
     # What a test reads.
 
@@ -351,6 +352,7 @@ class World:
         if after_death:
             run.note(EventType.RUN_AUTO_RESUMED)
         run.take_up(rows.status, is_new=self._is_new)
+        self._newest_signal = -1
         if not self._is_new:
             self._take_news(run, is_all=True)
         if rows.is_cancelling:
@@ -367,7 +369,9 @@ class World:
             and (is_all or key in run.waiting)
         }
         ends = {key: end for key, end in self.rows.ends.items() if key in run.waiting}
-        run.take_news(approvals=decided, ends=ends, signals=self.rows.signals)
+        signals = [signal for signal in self.rows.signals if signal.seq > self._newest_signal]
+        self._newest_signal = self.rows.signal_count - 1
+        run.take_news(approvals=decided, ends=ends, signals=signals)
 
     def _go(self) -> None:
         """Plan, commit and perform until there is nothing more to do now."""

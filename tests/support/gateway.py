@@ -61,10 +61,17 @@ class Answer:
         return self.json["error"]["code"]
 
 
+@dataclass
+class Port:
+    """Stands where a gateway of this process would: only its port is known."""
+
+    port: int
+
+
 class Client:
     """Speaks to one gateway; each call has its own connection."""
 
-    def __init__(self, gateway: Gateway, *, token: str | None = TOKEN) -> None:
+    def __init__(self, gateway: Gateway | Port, *, token: str | None = TOKEN) -> None:
         self.gateway = gateway
         self.port = gateway.port
         self.token = token

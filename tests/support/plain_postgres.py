@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from smithers.store.embedded.account import choose_account, clean_environment, run_as
-from smithers.store.embedded.binaries import _wheel_bin_dir, find_binaries
+from smithers.store.embedded.binaries import find_binaries, wheel_bin_dir
 
 LIMIT_S: Final = 60
 
@@ -96,7 +96,7 @@ class PlainPostgres:
         """Run one of Postgres' own tools against the server, to its end."""
         place = ["-h", self.host, "-p", str(self.port), "-U", "postgres"]
         done = subprocess.run(
-            [*self._prefix, str(_wheel_bin_dir() / name), *place, *words],
+            [*self._prefix, str(wheel_bin_dir() / name), *place, *words],
             check=False,
             capture_output=True,
             text=True,

@@ -8,20 +8,20 @@ from smithers.ids import WorkerId
 from worker import children
 
 _births = itertools.count(1)
-_bear = children.bear
+_start_child = children.start_child
 
 
 async def _sweep(_worker_id: WorkerId) -> None:
     raise RuntimeError("nobody foresaw this")
 
 
-def _bear_sometimes(*args: Any) -> Any:
+def _start_sometimes(*args: Any) -> Any:
     if next(_births) % 2 == 0:
         raise EOFError
-    return _bear(*args)
+    return _start_child(*args)
 
 
 if __name__ == "__main__":
     children.sweep = _sweep
-    children.bear = _bear_sometimes
+    children.start_child = _start_sometimes
     runpy.run_module("worker", run_name="__main__")

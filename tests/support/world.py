@@ -269,7 +269,7 @@ class World:
     ) -> str:
         """Decide as a gateway does; return the word that the database answers."""
         row = await self.sql.fetchrow(
-            """SELECT (smithers.decide_approval_v3(ROW($1, $2, $3::integer, $4::boolean, NULL, 'tester', NULL, NULL,
+            """SELECT (smithers.decide_approval_v4(ROW($1, $2, $3::integer, $4::boolean, NULL, 'tester', NULL, NULL,
                 NULL, false)::smithers.decision_v1)).outcome""",
             run_id,
             node_id,
@@ -282,7 +282,7 @@ class World:
     async def signal(self, run_id: str, name: str, data: Any, signal_id: str | None = None) -> str:
         """Send a signal as a gateway does."""
         row = await self.sql.fetchrow(
-            "SELECT * FROM smithers.send_signal_v1($1, $2, NULL, $3, NULL, $4)",
+            "SELECT * FROM smithers.send_signal_v2($1, $2, NULL, $3, NULL, $4)",
             run_id,
             name,
             json.dumps(data),
@@ -309,7 +309,7 @@ class World:
                 bundle.to_json(),
             )
         row = await self.sql.fetchrow(
-            "SELECT * FROM smithers.resume_run_v1($1, $2, $3, NULL, NULL, NULL)",
+            "SELECT * FROM smithers.resume_run_v2($1, $2, $3, NULL, NULL, NULL)",
             run_id,
             source_hash,
             path,
@@ -353,4 +353,4 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-__all__ = ["World", "kill", "until"]
+__all__ = ["PATIENCE_S", "World", "kill", "until"]

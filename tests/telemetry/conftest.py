@@ -15,6 +15,8 @@ from tests.support.canary import TOKEN
 from tests.support.collector import Collector, collecting
 from tests.support.serving import Serving, clean_environment, serving
 
+WORKERS = 2
+
 
 class Site:
     """The server, what it sends its spans to, and how its metrics are read."""
@@ -73,7 +75,7 @@ def value_of(text: str, name: str, **labels: str) -> float:
 
 @contextmanager
 def open_site(root: Path, collector: Collector, *flags: str, **env: str) -> Iterator[Site]:
-    """Have a server; with a DATABASE_URL on that database, which must be migrated."""
+    """Have a server whose children are all at work; with a DATABASE_URL on that database, which must be migrated."""
     let_go = root / "let-go"
     told = {
         "SMITHERS_API_KEY": TOKEN,
@@ -82,13 +84,15 @@ def open_site(root: Path, collector: Collector, *flags: str, **env: str) -> Iter
         **collector.variables,
         **env,
     }
-    flags = ("--port", "0", "--workers", "2", *flags)
+    flags = ("--port", "0", "--workers", str(WORKERS), *flags)
     with (
         Serving(root, None, *flags, **told)
         if "DATABASE_URL" in env
         else serving(root, *flags, **told)
     ) as server:
-        yield Site(server, collector, let_go)
+        site = Site(server, collector, let_go)
+        server.talk.until(lambda _line: len(site.children()) == WORKERS)
+        yield site
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -16,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.ports import free_port
 from smithers.telemetry import names
 from tests.support.canary import TOKEN
 from tests.support.serving import Serving, is_event, run_command
+from tests.support.waiting import until
 from tests.telemetry.conftest import Site, read_metrics, value_of
 
 LIMIT_S = 60.0
@@ -27,14 +28,6 @@ PROMTOOL = shutil.which("promtool")
 needs_prometheus = pytest.mark.skipif(
     PROMETHEUS is None or PROMTOOL is None, reason="needs Debian's prometheus, with promtool"
 )
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Wait for another process."""
-    end = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.05)
 
 
 def run_all(site: Site, path: str, count: int) -> None:
@@ -252,8 +245,7 @@ def send(server: Serving, method: str, path: str, token: str | None) -> None:
 @contextmanager
 def prometheus(url: str, folder: Path) -> Iterator[Callable[[str], list[float]]]:
     """Have a Prometheus that scrapes a server each second; yields what asks it for the values of a query."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     (folder / "token").write_text(TOKEN)
     (folder / "prometheus.yml").write_text(
         f"""

@@ -44,7 +44,14 @@ def test_an_input_that_breaks_its_new_model_would_fail_its_run(given: str, wrong
         carried=None,
     )
     news = News(
-        epoch=1, last_seq=0, now_ms=0, is_cancelling=False, approvals={}, signals=[], ends={}
+        epoch=1,
+        last_seq=0,
+        now_ms=0,
+        is_cancelling=False,
+        approvals={},
+        signals=[],
+        newest_signal=-1,
+        ends={},
     )
     edited = Workflow(name="w", builder=lambda _: None, input_model=Given)
     found = check_run(run, LoadedRun(Facts(), None, news), edited, guard=lambda build: build())

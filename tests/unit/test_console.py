@@ -13,7 +13,7 @@ from rich.console import Console
 
 from smithers.cli import console, following, main, progress
 from smithers.cli.following import Answer
-from smithers.cli.runs import _event_line
+from smithers.cli.runs import event_line
 from smithers.client import Approval, Event
 
 HOSTILE = "hi\x1b]0;pwned\x07\x1b[2J\x9b31m\r\x7fAPPROVED \u202egnp.exe"
@@ -50,7 +50,7 @@ def test_no_control_character_and_no_turn_of_direction_is_left_but_newline_and_t
         lambda text: console.print_table(("NODE", "OUTPUT"), [("a", text)], empty=""),
         lambda text: console.complain(text, None),
         lambda text: console.complain("it failed", text),
-        lambda text: console.print_line(_event_line(event("NodeOutput", nodeId="n", text=text))),
+        lambda text: console.print_line(event_line(event("NodeOutput", nodeId="n", text=text))),
     ],
 )
 def test_what_is_printed_gives_a_terminal_no_orders(
@@ -208,3 +208,15 @@ def test_a_hangup_that_nohup_had_ignored_stays_ignored() -> None:
     finally:
         signal.signal(signal.SIGHUP, before)
     assert console.heeded_signals(signal.SIGTERM, signal.SIGHUP) == (signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("words", [[], ["db"]])
+def test_who_names_no_command_is_told_which_there_are(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(words) == console.Exit.USAGE
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("Usage: smithers ")
+    assert "error:" not in told.err
+    assert "hint:" not in told.err

@@ -108,6 +108,17 @@ class TestSubflow:
         assert world.rows.abandoned == [world.key("s")]
         assert world.state("s") is NodeState.CANCELLED
 
+    def test_one_that_is_let_go_of_in_the_turn_that_starts_it_never_begins(self):
+        def build(_ctx):
+            return Parallel(Subflow("s", small, {"amount": 3}), Subflow("u", small, {"amount": ""}))
+
+        world = World(build).begin()
+        assert world.rows.error.code == "INVALID_INPUT"
+        assert world.state("s") is NodeState.CANCELLED
+        assert not world.rows.children
+        assert not world.rows.abandoned
+        assert not any(event.startswith("SubflowStarted") for event in world.events)
+
     def test_a_resume_takes_the_same_child_up_again(self):
         world = World(lambda _ctx: Subflow("s", small, {"amount": 3})).begin()
         world.end_child("s", status=RunStatus.FAILED).resume()
@@ -205,6 +216,12 @@ class TestContinueAsNew:
         world = World(lambda _ctx: ContinueAsNew("x" * 2_000_000)).begin()
         assert world.rows.error.code == "INVALID_OUTPUT"
         assert world.rows.error.message.startswith("the state has ")
+
+    def test_a_name_that_nobody_could_ask_for_is_not_given(self):
+        world = World(lambda _ctx: ContinueAsNew())
+        object.__setattr__(world.renderer, "run_id", RunId("r" * 254))
+        assert world.begin().rows.error.code == "RUN_ID_TOO_LONG"
+        assert world.rows.children == []
 
     def test_names_count_up(self):
         assert next_run_id(RunId("a")) == "a+1"

@@ -237,6 +237,49 @@ class TestFinally:
         assert world.cancel().rows.status is RunStatus.CANCELLED
         assert "f" not in world.states()
 
+    def test_one_behind_a_wait_that_failed_has_nothing_to_do(self):
+        def build(_ctx):
+            return [Approval("ok", title="?"), Try("t", task("a"), finally_=task("f"))]
+
+        world = World(build).begin().deny("ok")
+        assert world.rows.status is RunStatus.FAILED
+        assert "f" not in world.states()
+        world = World(lambda ctx: [Try("o", build(ctx), catch=task("c")), task("after")]).begin()
+        assert world.deny("ok").finish("c").under_way == ["after"]
+        assert "f" not in world.states()
+
+    @pytest.mark.parametrize("is_dying", [False, True])
+    @pytest.mark.parametrize("inner", [{"finally_": task("f")}, {"catch": task("c")}])
+    def test_a_try_in_it_is_not_given_up_when_the_run_is_cancelled(self, is_dying, inner):
+        world = World(lambda _ctx: Try("o", task("a"), finally_=Try("t", task("b"), **inner)))
+        world.begin()
+        if is_dying:
+            world.cancel().die()
+        else:
+            world.finish("a").cancel()
+        assert world.under_way == ["b"]
+        if "catch" in inner:
+            world.fail("b")
+            assert world.under_way == ["c"]
+            world.finish("c")
+        else:
+            world.finish("b")
+            assert world.under_way == ["f"]
+            world.finish("f")
+        assert world.rows.status is RunStatus.CANCELLED
+        assert not world.rows.has_cleanup
+
+    def test_a_try_in_it_is_not_given_up_when_what_stands_around_it_fails(self):
+        def build(_ctx):
+            inner = Try("i", task("a"), finally_=Try("t", task("b"), task("c")))
+            return Try("o", Parallel(task("x"), inner), catch=task("d"))
+
+        world = World(build).begin().finish("a").fail("x")
+        assert world.under_way == ["b"]
+        assert world.finish("b").under_way == ["c"]
+        assert world.finish("c").under_way == ["d"]
+        assert world.finish("d").rows.status is RunStatus.FINISHED
+
     def test_one_that_has_ended_is_not_run_again(self):
         world = World(lambda _ctx: [Try("t", task("a"), finally_=task("f")), task("x")]).begin()
         world.finish("a").finish("f").cancel()
@@ -308,6 +351,26 @@ class TestFinally:
         assert world.under_way == ["after"]
         assert world.finish("after").rows.status is RunStatus.FINISHED
 
+    @pytest.mark.parametrize("part", ["catch", "finally_"])
+    def test_a_loop_without_end_in_its_last_part_fails_the_run_after_a_death_too(self, part):
+        def build(_ctx):
+            last = Loop("l", task("b"), max_iterations=1, on_max_reached="fail")
+            return Parallel(task("x"), Try("t", task("a"), **{part: last}))
+
+        world = World(build, aborts_at_once=False).begin().fail("a").finish("b").die()
+        assert world.rows.status is RunStatus.FAILED
+        assert world.rows.error.code == "LOOP_EXHAUSTED"
+        assert world.resume().under_way == ["a", "x"]
+
+    def test_a_loop_without_end_that_comes_too_late_for_it_keeps_no_worker_busy(self):
+        def build(ctx):
+            late = ctx.output_maybe("b") is not None
+            loop = Loop("l", task("f"), max_iterations=1, on_max_reached="fail")
+            return [Try("t", task("a"), finally_=[task("tidy"), late and loop]), task("b")]
+
+        world = World(build).begin().finish("a").finish("tidy").finish("b", value=1).finish("f")
+        assert world.rows.error.code == "RENDER_FAILED"
+
     def test_a_node_and_a_try_have_no_id_in_common(self):
         world = World(lambda _ctx: Try("t", task("t"))).begin()
         assert world.rows.error.code == "DUPLICATE_NODE_ID"
@@ -352,6 +415,14 @@ class TestSaga:
         world.finish("un-a")
         assert world.events.count("NodeFinished un-b 1") == 1
         assert world.rows.status is RunStatus.FAILED
+
+    def test_one_behind_an_approval_that_was_denied_is_done_after_a_resume(self):
+        def build(_ctx):
+            return [Approval("ok", title="?"), Saga("s", Step(task("a"), task("un-a")))]
+
+        world = World(build).begin().deny("ok").resume().approve("ok")
+        assert world.under_way == ["a"]
+        assert world.finish("a").rows.status is RunStatus.FINISHED
 
     def test_what_has_been_undone_is_not_taken_for_done_by_a_resume(self):
         world = saga().finish("a").fail("b").finish("un-a")

@@ -4,24 +4,29 @@ import asyncio
 import signal
 import threading
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, field_validator
 
+from gateway.run_state import iso
 from smithers import (
     Approval,
     ApprovalDecision,
+    Branch,
+    ContinueAsNew,
     Loop,
     Parallel,
     Retry,
     Sequence,
     Signal,
+    Subflow,
     Task,
     Timer,
 )
 from smithers.states import ApprovalStatus, NodeState, RunStatus
+from smithers.workflow import Workflow
 from tests.support.engine import START_MS, World
 from worker.rendering import render_guard
 
@@ -153,6 +158,18 @@ class TestGates:
         world = World(lambda _: Task("a", 1, needs_approval=True)).begin().approve("a").die()
         assert world.under_way == ["a"]
 
+    def test_any_number_of_gates_may_open_for_a_builder_that_watches_them(self):
+        names = [f"t{number}" for number in range(40)]
+
+        def build(ctx):
+            assert all(ctx.state(name) is not NodeState.FAILED for name in names)
+            return Parallel(Task(name, 1, needs_approval=True) for name in names)
+
+        world = World(build, max_concurrency=100).begin()
+        for name in names:
+            world.approve(name)
+        assert len(world.under_way) == 40
+
     def test_a_skipped_task_asks_nobody(self):
         world = World(lambda _: Task("a", 1, needs_approval=True, skip_if=True)).begin()
         assert world.rows.approvals == {}
@@ -278,6 +295,18 @@ class TestTimers:
         moment = datetime.fromtimestamp(START_MS / 1000 + 30, UTC)
         assert World(lambda _: Timer("t", until=moment)).begin().rows.due_ms == START_MS + 30_000
 
+    @pytest.mark.parametrize(
+        "moment",
+        [
+            datetime.max.replace(tzinfo=UTC),
+            datetime.max.replace(tzinfo=timezone(timedelta(hours=-12))),
+        ],
+    )
+    def test_a_moment_that_never_comes_is_one_that_can_be_shown(self, moment: datetime):
+        due_ms = World(lambda _: Timer("t", until=moment)).begin().rows.due_ms
+        assert due_ms is not None
+        assert iso(due_ms).startswith("2")
+
     @pytest.mark.parametrize("duration", [1e15, 1e308])
     def test_for_ever_is_a_number_that_a_database_can_keep(self, duration):
         world = World(lambda _: Signal("s", timeout=duration)).begin()
@@ -357,6 +386,31 @@ class TestParking:
         world = World(lambda _: [Approval("ok", title="?"), Task("a", 1)]).begin()
         world.approve("ok")
         assert world.events[-3:] == ["RunStarted", "NodeFinished ok 1", "NodeStarted a 1"]
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            Task("other", 1),
+            Approval("other", title="?"),
+            Signal("other"),
+            Timer("other", duration=9),
+            Subflow("other", Workflow(name="child", builder=lambda _ctx: [])),
+            ContinueAsNew(id="other"),
+        ],
+        ids=lambda other: type(other).__name__,
+    )
+    def test_what_a_yes_takes_out_of_the_tree_does_not_begin(self, other):
+        def build(ctx):
+            return [
+                Approval("ok", title="?"),
+                Branch(ctx.output_maybe("ok"), Task("a", 1), other),
+                Task("b", 1, skip_if=not ctx.output_maybe("ok")),
+            ]
+
+        world = World(build).begin().approve("ok")
+        assert world.under_way == ["a"]
+        assert world.events_of("other") == ["NodePending other", "NodeSkipped other"]
+        assert world.finish("a").under_way == ["b"]
 
     def test_a_parked_run_that_is_cancelled_withdraws_its_question(self):
         world = World(lambda _: Approval("ok", title="?")).begin().cancel()

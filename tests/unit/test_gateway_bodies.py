@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.bodies import MAX_DEPTH, bracket_depth, parse_object, write_json
@@ -73,10 +73,10 @@ def test_thirty_two_levels_are_the_most_and_scalars_count() -> None:
     ids=lambda body: repr(body[:6]),
 )  # fmt: skip
 def test_a_hostile_body_is_refused_in_no_time(body: bytes) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises((InvalidJson, InvalidRequest)):
         parse_object(body)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 VALUES = st.recursive(
@@ -94,6 +94,7 @@ def depth_of(value: object) -> int:
     return 0
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(VALUES, st.integers(0, 40), st.booleans())
 def test_what_a_strict_writer_writes_is_read_as_it_was_unless_it_nests_too_deeply(
     value: object, levels: int, is_ascii: bool

@@ -30,9 +30,10 @@ from gateway.paging import MAX_PAGE_BYTES, read_cursor, write_cursor
 from gateway.routes import ROUTES
 from gateway.routing import OPEN, Part, Route, Router
 from gateway.run_state import iso, run_state
+from gateway.signals import SignalBody
 from gateway.viewers import as_chunk, frame_events
 from smithers import InvalidTree, Signal, Timer
-from smithers.ids import NodeId, RunId, is_signal_name
+from smithers.ids import MAX_CORRELATION_CHARS, NodeId, RunId, is_signal_name
 from smithers.states import RunStatus
 from smithers.store.node_reads import FrameRow
 from smithers.store.reads import OpenWait, RunLife
@@ -119,6 +120,17 @@ def test_a_name_that_urls_read_as_another_is_refused_when_the_tree_is_built(name
 def test_a_signal_that_nobody_could_send_is_refused_when_the_tree_is_built(event: Any) -> None:
     with pytest.raises(InvalidTree, match=r"event=.* takes 1 to 200 printable characters"):
         Signal("s", event=event)
+
+
+def test_a_correlation_id_is_as_long_as_one_that_can_be_sent() -> None:
+    longest = "x" * MAX_CORRELATION_CHARS
+    assert Signal("s", correlation_id=longest).correlation_id == longest
+    sent = read_fields(SignalBody, {"correlationId": longest})
+    assert sent.correlation_id == longest
+    with pytest.raises(InvalidTree, match="at most 500 characters"):
+        Signal("s", correlation_id=longest + "x")
+    with pytest.raises(InvalidRequest):
+        read_fields(SignalBody, {"correlationId": longest + "x"})
 
 
 def test_a_signal_whose_id_nobody_could_send_needs_an_event() -> None:

@@ -14,6 +14,7 @@ from gateway.app import bind
 from gateway.front import answer_every_path
 from gateway.load import Load
 from gateway.protocol import GatewayProtocol, GatewayRunner
+from gateway.settings import GatewaySettings
 from smithers.settings import Limits
 from tests.support.gateway import until
 
@@ -24,6 +25,9 @@ POST = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
 CHUNKED = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n"
 ASK = b"GET /a?padding=%d HTTP/1.1\r\nHost: x\r\n%b\r\n"
 NO_CHUNK = b"zz\r\n"
+SETTINGS = GatewaySettings(
+    dsn="", direct_dsn="", root_dir=None, headers_timeout_s=20, request_timeout_s=20
+)
 
 
 class Site:
@@ -75,7 +79,7 @@ async def serving() -> AsyncIterator[Site]:
         site = Site(listener.getsockname()[1])
         app = web.Application()
         answer_every_path(app, site.answer)
-        runner = GatewayRunner(app, load=site.load, headers_s=20, request_s=20, shutdown_s=5)
+        runner = GatewayRunner(app, SETTINGS, site.load, drain_s=10)
         await runner.setup()
         await web.SockSite(runner, listener).start()
         async with asyncio.timeout(20):

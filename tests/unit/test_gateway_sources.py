@@ -65,7 +65,7 @@ async def test_what_was_edited_is_parsed_in_a_thread(
     top: Path, reader: SourceReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, here = Readings(reader, monkeypatch), threading.get_ident()
-    sources = Sources(reader, cast("Any", None))
+    sources = Sources(reader, cast("Any", None), cast("Any", None))
     first = await sources.read("small.py")
     assert await sources.read("small.py") == first
     assert [thread == here for thread in seen.found_on] == [False, True]
@@ -79,7 +79,7 @@ async def test_the_loop_waits_for_no_thread_that_parses(
     top: Path, reader: SourceReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = Readings(reader, monkeypatch)
-    sources = Sources(reader, cast("Any", None))
+    sources = Sources(reader, cast("Any", None), cast("Any", None))
     first = await sources.read("small.py")
     write_files(top, {"large.py": "import helpers\n"})
     seen.is_parsing.clear()
@@ -97,7 +97,7 @@ async def test_the_loop_waits_for_no_thread_that_parses(
 async def test_requests_of_one_turn_share_a_read(
     reader: SourceReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sources = Sources(reader, cast("Any", None))
+    sources = Sources(reader, cast("Any", None), cast("Any", None))
     await sources.read("small.py")
     seen = Readings(reader, monkeypatch)
     bundles = await asyncio.gather(*(sources.read("small.py") for _ in range(20)))

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from smithers.errors import StoreError, StoreUnavailable
 from smithers.store import lanes
@@ -190,6 +191,18 @@ async def test_while_no_connection_can_be_opened_every_item_is_told(counter, mon
                 with pytest.raises(StoreUnavailable):
                     await lane.submit(1)
         assert await lane.submit(2) == -2
+
+
+async def test_what_keeps_a_lane_is_logged_once_a_minute_with_its_reason(counter):
+    async with laid(counter) as lane:
+        with capture_logs() as logs:
+            for _ in range(3):
+                counter.refusal = asyncpg.DiskFullError("could not extend file")
+                with pytest.raises(StoreUnavailable):
+                    await lane.submit(1)
+    (line,) = logs
+    assert (line["event"], line["lane"]) == ("lane_failed", "test")
+    assert "DiskFullError" in line["error"]
 
 
 async def test_who_gave_up_before_the_call_is_not_sent_and_after_it_harms_nobody(counter):

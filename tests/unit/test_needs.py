@@ -1,7 +1,10 @@
 """What a body needs is given to it as the model that it was made with, else as the body takes it."""
 
+import gc
+import sys
+import weakref
 from functools import partial
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ from pydantic import BaseModel
 from smithers import Approval, ApprovalDecision, Branch, Saga, Step, Task
 from smithers.engine.facts import Problem
 from smithers.errors import InvalidOutput
+from smithers.outputs import adapter_for
 from tests.support.engine import World
 from worker.needs import find_needs, read_needs
 
@@ -134,6 +138,41 @@ def test_a_need_is_plain_json_where_its_taker_names_no_model_either(taker):
     makes, takes = Task("write", lambda: 1), Task("use", taker, needs={"made": "write"})
     world = World(lambda _: [makes, takes]).begin().finish("write", value={"title": "Bees"})
     assert needs_of(world, "use") == {"made": {"title": "Bees"}}
+
+
+MODULE = """
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+
+class Page(BaseModel):
+    title: str
+
+    def shout(self) -> str:
+        return self.title.upper()
+
+
+def take(made: Page) -> str:
+    return made.shout()
+"""
+
+
+def test_a_function_that_was_looked_at_is_freed_with_its_module(monkeypatch):
+    def use() -> weakref.ref[Any]:
+        module = ModuleType("author")
+        monkeypatch.setitem(sys.modules, "author", module)
+        exec(MODULE, vars(module))
+        makes, takes = Task("write", lambda: 1), Task("use", module.take, needs={"made": "write"})
+        world = World(lambda _: [makes, takes]).begin().finish("write", value={"title": "Bees"})
+        assert needs_of(world, "use")["made"].shout() == "BEES"
+        return weakref.ref(module.take)
+
+    taker = use()
+    monkeypatch.undo()
+    adapter_for.cache_clear()
+    gc.collect()
+    assert taker() is None
 
 
 def test_a_need_that_its_taker_does_not_take_is_told_by_its_node():

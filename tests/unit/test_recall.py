@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from smithers.engine.turn import ToolCall
 from smithers.errors import SmithersError
 from smithers.states import ToolCallState
 from smithers.store.tool_calls import CallPlace, ToolCallRow
-from smithers.tools import current_call, tool
+from smithers.tools import ToolError, current_call, tool
 from smithers.tools.tool import Tool
 from tests.support.tools import Records, lending_tools, row
 
@@ -21,12 +22,22 @@ Agent = Callable[[], Awaitable[Any]]
 
 
 class Mortal(Records):
-    """Keeps so many starts and ends of calls; then the process has died, and who waits for more waits for ever."""
+    """Keeps so many starts and ends of calls; then the process has died, and who waits for more waits for ever.
 
-    def __init__(self, keeps: int) -> None:
+    Or has the attempt stopped at a question for which there is no room; what is told of its calls then is kept.
+    """
+
+    def __init__(self, keeps: int, room: int) -> None:
         super().__init__()
         self.died = asyncio.Event()
         self._keeps = keeps
+        self._room = room
+
+    def may_ask(self) -> bool:
+        self._room -= 1
+        if self._room < 0:
+            self.died.set()
+        return self._room >= 0
 
     def take_call(self, call: ToolCall, kept: "asyncio.Future[None] | None") -> None:
         if len(self.calls) == self._keeps:
@@ -49,9 +60,9 @@ class Node:
         self.rows: list[ToolCallRow] = []
         self.attempt = 0
 
-    async def live(self, agent: Agent, keeps: int = 10_000) -> Any:
-        """Make an attempt; None where it has died after so many changes were kept."""
-        records = Mortal(keeps)
+    async def live(self, agent: Agent, keeps: int = 10_000, room: int = 10_000) -> Any:
+        """Make an attempt; None where it has died after so many changes were kept, or has stopped after so many questions."""
+        records = Mortal(keeps, room)
         self.attempt += 1
         with lending_tools(self.root, tuple(self.rows), records=records):
             body = asyncio.ensure_future(agent())
@@ -370,6 +381,80 @@ async def test_a_call_that_was_refused_keeps_its_key_for_when_it_is_made(
     assert await node.live(agent) == "paid"  # as if it had died before that was kept
     assert len(post.keys) == 3
     assert len(set(post.keys)) == 1
+
+
+async def test_a_call_that_was_cancelled_is_as_open_as_one_whose_process_died(
+    node: Node, post: Post
+) -> None:
+    cut_off = {"state": "failed", "error": '{"name":"CancelledError","message":"CancelledError"}'}
+    node.rows = [
+        row(1, "charge", '{"whom":"ann","amount":5}', is_idempotent=True, **cut_off),
+        row(2, "mail", '{"to":"a"}', **cut_off),
+    ]
+
+    async def agent() -> Any:
+        paid = await post.charge.call({"whom": "ann", "amount": 5})
+        with pytest.raises(ToolError, match="nobody knows whether it was done"):
+            await send(post, "a")
+        return paid
+
+    assert await node.live(agent) == "ann has paid 5"
+    assert post.notes == []
+    assert [(row.call_no, row.tool_name, row.state) for row in node.rows[2:]] == [
+        (1, "charge", "finished"),
+        (2, "mail", "failed"),
+    ]
+
+
+async def test_what_was_begun_at_once_with_a_question_that_was_held_is_made_once(
+    node: Node, post: Post
+) -> None:
+    mailed = asyncio.Event()
+
+    async def ask_late() -> Any:
+        await mailed.wait()
+        return await post.ask("late")
+
+    async def mail() -> Any:
+        found = await asyncio.gather(send(post, "a"), send(post, "b"))
+        mailed.set()
+        return found
+
+    async def agent() -> Any:
+        return await asyncio.gather(
+            ask_late(), mail(), post.charge.call({"whom": "z", "amount": 1})
+        )
+
+    assert await node.live(agent, room=0) is None
+    assert post.notes == ["a", "b"]
+    found = await node.live(agent)
+    assert found == ["of late", [["a has it"], ["b has it"]], "z has paid 1"]
+    assert post.notes == ["a", "b", "late"]
+
+
+async def test_a_call_that_was_stopped_before_it_was_made_is_made_by_the_next_attempt(
+    node: Node, post: Post
+) -> None:
+    async def agent() -> Any:
+        return await asyncio.gather(post.ask("q"), send(post, "a"))
+
+    assert await node.live(agent, room=0) is None
+    assert post.notes == []
+    assert [(row.tool_name, row.state) for row in node.rows] == [
+        ("m", "failed"),
+        ("mail", "failed"),
+    ]
+    assert all("TOOL_CALL_NOT_MADE" in (row.error or "") for row in node.rows)
+    assert await node.live(agent) == ["of q", ["a has it"]]
+    assert [row.call_no for row in node.rows] == [1, 2, 1, 2]
+
+
+async def test_of_what_was_not_made_no_agent_is_told(node: Node, post: Post) -> None:
+    await node.live(lambda: asyncio.gather(post.ask("q"), send(post, "a")), room=0)
+    failed = tuple(replace(row, is_recallable=False) for row in node.rows)
+    with lending_tools(node.root, failed) as (toolbox, _):
+        assert toolbox.told_calls == ()
+    assert await node.live(lambda: send(post, "b")) == ["b has it"]
 
 
 async def test_an_output_that_is_left_out_is_read_when_its_call_is_recalled(

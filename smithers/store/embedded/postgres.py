@@ -280,9 +280,10 @@ def _stop_server(site: Site, users_fd: int) -> None:
     if pid is not None and is_postmaster(pid, site):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGINT)  # fast: sessions are cut, a checkpoint is made
-    else:
-        # Between a crash and a restart, or without a /proc to be sure with: the keeper does it.
-        fcntl.flock(users_fd, fcntl.LOCK_UN)
+    # The door keeps comers out, and the keeper learns that nobody is left: it starts no server after
+    # one that could not shut down properly, and stops one that is on its way up after a crash, or
+    # that we cannot be sure of without a /proc.
+    fcntl.flock(users_fd, fcntl.LOCK_UN)
     _await_server_end(site)
     with contextlib.suppress(OSError):
         site.socket_dir.rmdir()

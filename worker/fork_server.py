@@ -13,7 +13,7 @@ from typing import Final
 PRELOADED: Final = "worker.preloaded"
 
 
-def open_nursery() -> ForkServerContext:
+def open_fork_server() -> ForkServerContext:
     """Start the fork server of this process; it ends with this process, and its forks with it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([PRELOADED])
