@@ -16,6 +16,7 @@ from gateway.stream_tokens import StreamTokens
 from gateway.traces import read_caller
 from smithers.defaults import DEFAULT_QUEUE
 from smithers.ids import RunId, is_run_id
+from smithers.store.connections import Pool
 from smithers.store.hints import Channel
 from smithers.store.refusals import RunNotFound
 from smithers.store.revisions import Revisions
@@ -39,6 +40,7 @@ class Services:
     settings: GatewaySettings
     home: Database  # the server's own
     databases: Databases  # the workflows' own
+    probes: Pool  # for what is asked about this process
     stream_tokens: StreamTokens
     metrics: Metrics
     load: Load

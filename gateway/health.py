@@ -49,7 +49,7 @@ async def get_metrics(
 async def _find_failing(services: Services) -> str | None:
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
-            revision = await find_revision(services.home.pool)
+            revision = await find_revision(services.probes)
     except (TimeoutError, StoreError):
         return "database"
     # A newer schema than ours is fine: versions one apart run side by side.

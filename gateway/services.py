@@ -29,7 +29,9 @@ from smithers.telemetry.sheet import Page
 from smithers.telemetry.tracing import open_tracer
 
 SEND_SPANS_S: Final = 2.0  # for what a collector that is slow has not taken at the end
-POOL_SIZE: Final = 3  # with four lanes and the hints: the budget of eight connections
+POOL_SIZE: Final = 3  # with four lanes and the hints: eight connections for each database
+# For whoever asks how we are: readers that wait for a slow database must not make us look dead.
+PROBES_SIZE: Final = 2
 
 
 async def open_services(
@@ -45,7 +47,10 @@ async def open_services(
     """
     reader = _open_reader(settings, stack)
     pool = await stack.enter_async_context(_open_pool(settings.dsn))
-    metrics = Metrics(page, partial(read_gauges, pool))
+    probes = await stack.enter_async_context(
+        open_pool(settings.dsn, role="gateway-probes", max_size=PROBES_SIZE)
+    )
+    metrics = Metrics(page, partial(read_gauges, probes))
     tracer = open_tracer(otel, metrics.spans_dropped.inc, has_authors=False)
     if tracer is not None:
         stack.push_async_callback(asyncio.to_thread, tracer.close, SEND_SPANS_S)
@@ -61,6 +66,7 @@ async def open_services(
         settings=settings,
         home=await _open_database(shared, None, pool, settings.dsn, hints),
         databases=databases,
+        probes=probes,
         stream_tokens=StreamTokens(pool),
         metrics=metrics,
         tracer=tracer,

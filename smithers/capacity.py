@@ -13,7 +13,7 @@ from smithers.store.checks import read_room
 from worker.settings import MAX_RETIRED, MAX_SOLO
 
 LOG: Final = structlog.get_logger(__name__)
-GATEWAY_CONNECTIONS: Final = 8
+GATEWAY_CONNECTIONS: Final = 10
 POOL_CONNECTIONS: Final = 4
 CHILD_CONNECTIONS: Final = 6
 RETENTION_CONNECTIONS: Final = 1

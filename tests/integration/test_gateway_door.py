@@ -15,6 +15,7 @@ from gateway.app import InsecureSettings, open_gateway
 from gateway.protocol import KEEP_ALIVE_S
 from gateway.routes import ROUTES
 from gateway.routing import OPEN, Route
+from gateway.services import POOL_SIZE
 from tests.support.canary import TOKEN
 from tests.support.gateway import (
     Client,
@@ -24,6 +25,7 @@ from tests.support.gateway import (
     running,
     settings_for,
 )
+from tests.support.world import until
 
 AUTH = f"Authorization: Bearer {TOKEN}\r\n"
 READER = "read-only-token"
@@ -432,6 +434,26 @@ async def test_ready_names_what_fails(database: str, root: Path, rows: Rows, mon
         answer = await client.get("/ready")
         assert answer.json["error"]["details"] == {"check": "draining"}
         assert answer.headers["connection"] == "close"
+
+
+async def test_a_gateway_whose_readers_all_wait_is_ready(
+    database: str, root: Path, rows: Rows
+) -> None:
+    await rows.add_run("r")
+    async with running(settings_for(database, root)) as client, rows.connection.transaction():
+        await rows.connection.execute("LOCK TABLE smithers.nodes")
+        await rows.connection.execute("LOCK TABLE smithers.approvals")
+        readers = [asyncio.create_task(client.get("/v1/runs/r/nodes")) for _ in range(6)]
+        readers += [asyncio.create_task(client.get("/v1/approvals")) for _ in range(6)]
+        pool = client.gateway._services.home.pool
+
+        async def all_wait() -> bool:
+            return pool.get_size() == POOL_SIZE and not pool.get_idle_size()
+
+        await until(all_wait, "all connections for readers are taken")
+        assert (await client.get("/ready")).status == 200
+        for reader in readers:
+            reader.cancel()
 
 
 async def test_a_database_that_is_gone_is_503_and_nothing_is_said_of_it(

@@ -15,7 +15,10 @@ ONE = ServerOptions(root_dir=Path(), workers=1, http_workers=1)
 def test_each_process_counts() -> None:
     alone = count_connections(replace(ONE, workers=0))
     assert alone == capacity.GATEWAY_CONNECTIONS + capacity.RETENTION_CONNECTIONS
-    assert count_connections(replace(ONE, workers=0, http_workers=3)) == alone + 16
+    assert (
+        count_connections(replace(ONE, workers=0, http_workers=3))
+        == alone + 2 * capacity.GATEWAY_CONNECTIONS
+    )
     assert (
         count_connections(replace(ONE, workers=0, http_workers=0)) == capacity.RETENTION_CONNECTIONS
     )
