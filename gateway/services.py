@@ -47,9 +47,7 @@ async def open_services(
     """
     reader = _open_reader(settings, stack)
     pool = await stack.enter_async_context(_open_pool(settings.dsn))
-    probes = await stack.enter_async_context(
-        open_pool(settings.dsn, role="gateway-probes", max_size=PROBES_SIZE)
-    )
+    probes = await stack.enter_async_context(_open_probes(settings.dsn))
     metrics = Metrics(page, partial(read_gauges, probes))
     tracer = open_tracer(otel, metrics.spans_dropped.inc, has_authors=False)
     if tracer is not None:
@@ -87,6 +85,10 @@ def _open_reader(settings: GatewaySettings, stack: AsyncExitStack) -> SourceRead
 
 def _open_pool(dsn: str) -> AbstractAsyncContextManager[Pool]:
     return open_pool(dsn, role="gateway", max_size=POOL_SIZE)
+
+
+def _open_probes(dsn: str) -> AbstractAsyncContextManager[Pool]:
+    return open_pool(dsn, role="gateway-probes", max_size=PROBES_SIZE)
 
 
 @dataclass(frozen=True, slots=True)
