@@ -6,8 +6,9 @@ telemetry is at work: nothing, metrics, or traces too. The modes take their turn
 long as they live, by where their memory happens to lie.
 
 What counts is the processor time of a run, with the spans' way out: exports follow up to a second behind, and so are waited
-for. runs/s move with whatever else the machine does. By how much the two that are the same differ says how much of the
-rest is chance.
+for. A processor that is shared does now more, now less in a second; so the time is compared as a multiple of what the load
+generator took meanwhile, which does the same in each mode. runs/s move with whatever else the machine does. By how much
+the two that are the same differ says how much of the rest is chance.
 """
 
 import argparse
@@ -71,6 +72,7 @@ def main() -> None:
     for protocol in ("http/protobuf", "grpc"):
         rates: defaultdict[str, list[float]] = defaultdict(list)
         costs: defaultdict[str, list[float]] = defaultdict(list)
+        multiples: defaultdict[str, list[float]] = defaultdict(list)
         with ExitStack() as stack:
             server, switch = open_server(stack, protocol)
             warm_up(server, QUICK)
@@ -78,11 +80,13 @@ def main() -> None:
                 # Each in another order: what went before leaves its marks.
                 for mode in random.Random(round_no).sample(list(MODES), len(MODES)):
                     turn(switch, MODES[mode])
-                    rate, cost = measure(server, chosen.runs)
+                    rate, cost, multiple = measure(server, chosen.runs)
                     rates[mode].append(rate)
                     costs[mode].append(cost)
-                    print(f"{protocol} {round_no} {mode:10} {rate:8.1f} {cost:6.2f}", flush=True)
-        show(protocol, rates, costs)
+                    multiples[mode].append(multiple)
+                    told = f"{rate:8.1f} {cost:6.2f} {multiple:6.2f}"
+                    print(f"{protocol} {round_no} {mode:10} {told}", flush=True)
+        show(protocol, rates, costs, multiples)
 
 
 def turn(switch: Path, mode: bytes) -> None:
@@ -91,27 +95,35 @@ def turn(switch: Path, mode: bytes) -> None:
         file.write(mode)
 
 
-def measure(server: Server, run_count: int) -> tuple[float, float]:
-    """Load a server; return its runs/s, and the processor time of a run in ms."""
+def measure(server: Server, run_count: int) -> tuple[float, float, float]:
+    """Load a server; return its runs/s, and the processor time of a run in ms, and as a multiple of the client's."""
     with Meter(server) as meter:
         result = load("many", server.port, count=run_count, in_flight=IN_FLIGHT)
         time.sleep(1.5 * DELAY_S)
-    return result["runs_per_s"], meter.per_run(run_count)["cpu_ms_per_run"]
+    cost_ms = meter.per_run(run_count)["cpu_ms_per_run"]
+    client_ms = result["client_cpu_s"] * 1000 / run_count
+    return result["runs_per_s"], cost_ms, cost_ms / client_ms
 
 
-def show(protocol: str, rates: dict[str, list[float]], costs: dict[str, list[float]]) -> None:
-    """Print medians, and each round's ratios to `counted`: the median and the quartiles."""
+def show(
+    protocol: str,
+    rates: dict[str, list[float]],
+    costs: dict[str, list[float]],
+    multiples: dict[str, list[float]],
+) -> None:
+    """Print medians, and each round's ratios to the mean of the two that are counted: the median and the quartiles."""
     print(f"{protocol:14}{'ms CPU a run':>14}{'to counted':>26}{'runs/s':>10}{'to counted':>26}")
     for mode in MODES:
-        line = f"{mode:14}"
-        for values, width in ((costs, 14), (rates, 10)):
-            ratios = [
-                one / other for one, other in zip(values[mode], values["counted"], strict=True)
-            ]
+        told = f"{mode:14}"
+        for values, compared, width in ((costs, multiples, 14), (rates, rates, 10)):
+            bases = map(
+                statistics.mean, zip(compared["counted"], compared["once more"], strict=True)
+            )
+            ratios = [one / base for one, base in zip(compared[mode], bases, strict=True)]
             low, middle, high = statistics.quantiles(ratios, n=4)
-            told = f"{middle:.3f} ({low:.3f} to {high:.3f})"
-            line += f"{statistics.median(values[mode]):{width}.2f}{told:>26}"
-        print(line, flush=True)
+            ratio = f"{middle:.3f} ({low:.3f} to {high:.3f})"
+            told += f"{statistics.median(values[mode]):{width}.2f}{ratio:>26}"
+        print(told, flush=True)
 
 
 def open_server(stack: ExitStack, protocol: str) -> tuple[Server, Path]:
