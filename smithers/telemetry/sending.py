@@ -26,6 +26,7 @@ from smithers.telemetry.spans import Place, Span, plain
 LOG: Final = structlog.get_logger(__name__)
 SCOPE: Final = "smithers"
 VERSION: Final = version("smithers-gateway")  # read from a file, which takes as long as 100 spans
+THREAD_NAME: Final = "spans"
 MAX_REQUEST_BYTES: Final = 1 << 20  # receivers refuse what is above 4 MiB, with all its spans
 
 
@@ -47,7 +48,7 @@ class Sender:
         self._complaint = Complaint()
         self._stopping = threading.Event()
         # A daemon: a collector that does not answer must not keep the process.
-        self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
         self._thread.start()
 
     def is_sampled(self, trace_id: bytes, name: str, parent: Place | None) -> bool:

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from smithers.ids import RunId
 from smithers.telemetry import otlp, tracing
 from smithers.telemetry.otel_variables import InvalidTelemetry, read_settings
-from smithers.telemetry.sending import MAX_REQUEST_BYTES, Sender
+from smithers.telemetry.sending import MAX_REQUEST_BYTES, THREAD_NAME, Sender
 from smithers.telemetry.spans import (
     MAX_NAME_CHARS,
     MAX_TEXT_CHARS,
@@ -33,9 +33,19 @@ from tests.support.collector import collecting
 
 PARENT = Place(bytes(range(16)), bytes(range(8)))
 FAST = {"OTEL_BSP_SCHEDULE_DELAY": "10"}
-LIMIT_S = 5.0  # half of what an export may take
+LIMIT_S = 2.5  # half of what an export may take here
 TEXTS = some.text(max_size=300)
 VALUES = TEXTS | some.booleans() | some.integers(-(2**63), 2**63 - 1) | some.floats(allow_nan=False)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind():
+    """Wait for what still tries to send: its retries draw from the module `random`, which other tests watch."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == THREAD_NAME:
+            thread.join(30)
+            assert not thread.is_alive()
 
 
 class Kept:
@@ -343,6 +353,7 @@ tracer.close(10)
 def test_a_collector_that_is_gone_costs_its_spans_and_no_time(protocol):
     with collecting(protocol) as collector:
         told = {**collector.variables, **FAST, "OTEL_BSP_MAX_QUEUE_SIZE": "50"}
+        told["OTEL_EXPORTER_OTLP_TIMEOUT"] = "5"
     lost: list[int] = []
     tracer = Tracer(Sender(told, dropping(lost)))
     began = time.monotonic()
