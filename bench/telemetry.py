@@ -8,7 +8,7 @@ long as they live, by where their memory happens to lie.
 What counts is the processor time of a run, with the spans' way out: exports follow up to a second behind, and so are waited
 for. A processor that is shared does now more, now less in a second; so the time is compared as a multiple of what the load
 generator took meanwhile, which does the same in each mode. runs/s move with whatever else the machine does. By how much
-the two that are the same differ says how much of the rest is chance.
+the two that are the same differ says how much of the rest is chance, and so does the interval of each ratio.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from smithers.telemetry.otel_variables import DELAY_S
 
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 MODES = {"uncounted": b"0", "counted": b"1", "once more": b"1", "traced": b"2"}
+RESAMPLES = 4_000
 # Executed by every interpreter that starts: the server's own code has no switch for this.
 SWITCHED = """
 import mmap
@@ -111,19 +112,32 @@ def show(
     costs: dict[str, list[float]],
     multiples: dict[str, list[float]],
 ) -> None:
-    """Print medians, and each round's ratios to the mean of the two that are counted: the median and the quartiles."""
+    """Print medians, and what all rounds together are to the mean of the two that are counted."""
+    elapsed = {mode: [1 / rate for rate in rates[mode]] for mode in MODES}
     print(f"{protocol:14}{'ms CPU a run':>14}{'to counted':>26}{'runs/s':>10}{'to counted':>26}")
     for mode in MODES:
-        told = f"{mode:14}"
-        for values, compared, width in ((costs, multiples, 14), (rates, rates, 10)):
-            bases = map(
-                statistics.mean, zip(compared["counted"], compared["once more"], strict=True)
-            )
-            ratios = [one / base for one, base in zip(compared[mode], bases, strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            ratio = f"{middle:.3f} ({low:.3f} to {high:.3f})"
-            told += f"{statistics.median(values[mode]):{width}.2f}{ratio:>26}"
-        print(told, flush=True)
+        cost, rate = (statistics.median(values[mode]) for values in (costs, rates))
+        dearer, faster = compare(multiples, mode), compare(elapsed, mode, is_inverse=True)
+        print(f"{mode:14}{cost:14.2f}{dearer:>26}{rate:10.2f}{faster:>26}", flush=True)
+
+
+def compare(values: dict[str, list[float]], mode: str, *, is_inverse: bool = False) -> str:
+    """Return the ratio of a mode's sum to that of the counted modes, and where it lies with 95 % confidence.
+
+    The interval is that of the percentile bootstrap (B. Efron, "Bootstrap Methods: Another Look at the Jackknife", The Annals
+    of Statistics, 1979): rounds are drawn anew, with replacement.
+    """
+    counted = map(statistics.mean, zip(values["counted"], values["once more"], strict=True))
+    rounds = list(zip(values[mode], counted, strict=True))
+
+    def ratio(drawn: list[tuple[float, float]]) -> float:
+        own, base = map(sum, zip(*drawn, strict=True))
+        return base / own if is_inverse else own / base
+
+    draw = random.Random(0)
+    drawn = sorted(ratio(draw.choices(rounds, k=len(rounds))) for _ in range(RESAMPLES))
+    low, high = drawn[RESAMPLES // 40], drawn[-RESAMPLES // 40]
+    return f"{ratio(rounds):.3f} ({low:.3f} to {high:.3f})"
 
 
 def open_server(stack: ExitStack, protocol: str) -> tuple[Server, Path]:
