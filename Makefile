@@ -8,45 +8,45 @@ INSTALLED := .venv/.installed
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check lint format constraints bench faults chaos image-check clean
 
-help:  ## list the verbs
+help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1              /; s/^\([a-z].\{12\}\)  */\1/p' Makefile
 
-install: $(INSTALLED)  ## make .venv: what pyproject.toml names, in the versions of constraints.txt
+install: $(INSTALLED)  ## create .venv with the packages of pyproject.toml, in the versions of constraints.txt
 
-demo: install  ## run an example on a server of its own, to its end
+demo: install  ## run an example on its own server, to its end
 	@$(BIN)/python -m examples.demo
 
-test: install  ## run the tests, two files at a time; ARGS="-k name" chooses, one at a time
-	@$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 2 --dist loadfile)
+test: install  ## run the tests, two files at a time; ARGS="-k name" selects, one at a time
+	@$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 2 --dist loadfile --no-loadscope-reorder)
 
-check: lint test  ## all that the gate runs
+check: lint test  ## everything that the gate runs
 
-lint: install  ## style, types, who imports whom, dependencies: all of them, whichever fails
+lint: install  ## style, types, import rules, dependencies: all of them, whichever fails
 	@status=0; for step in 'ruff check .' 'ruff format --check --output-format concise .' mypy lint-imports 'deptry .'; do \
 		echo "$$step"; $(BIN)/$$step || status=1; \
 	done; exit $$status
 
-format: install  ## mend what can be mended by a machine
+format: install  ## fix what can be fixed automatically
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-constraints: install  ## take the newest versions that pyproject.toml allows
+constraints: install  ## pin the newest versions that pyproject.toml allows
 	@$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-emit-index-url --no-annotate --no-header \
 		--group dev pyproject.toml --output-file constraints.txt
 
-bench: install  ## measure; QUICK=1 is a smoke test, RIVALS=1 is beside others, ARGS names workloads
+bench: install  ## measure; QUICK=1 is a smoke test, RIVALS=1 compares other servers, ARGS names workloads
 	@$(BIN)/python -m bench$(if $(RIVALS),.rivals) $(if $(QUICK),--quick) $(ARGS)
 
-faults: install  ## all of tests/faults, also what is too long for the gate: crash points, machines, Postgres
+faults: install  ## all of tests/faults, including what is too long for the gate: crash points, state machines, Postgres
 	@$(BIN)/python -m pytest -m 'slow or not slow' tests/faults $(ARGS)
 
-chaos: install  ## hurt a server under random load for MINUTES, and judge it; ARGS="--seed N" repeats a run
+chaos: install  ## inject faults under random load for MINUTES, and judge the result; ARGS="--seed N" repeats a run
 	@$(BIN)/python -m chaos --minutes $(or $(MINUTES),5) $(ARGS)
 
 image-check: install  ## build the image with podman and run it: root, some minutes, see deploy/README.md
 	@$(BIN)/python -m tests.deploy.check_image
 
-clean:  ## remove what was made here
+clean:  ## remove generated files
 	@rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

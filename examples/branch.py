@@ -1,4 +1,4 @@
-"""Decide by a task's result which of two ways to go; the other way is recorded as skipped."""
+"""Choose one of two branches by a task's result; the other branch is recorded as skipped."""
 
 from pydantic import BaseModel, Field
 
@@ -13,13 +13,13 @@ class Order(BaseModel):
 
 
 def is_large(order: Order) -> bool:
-    """Say whether somebody should look at this order."""
+    """Say whether somebody should review this order."""
     return order.amount >= 100
 
 
 @workflow(input=Order)
 def check_order(ctx: Context[Order]) -> Sequence:
-    """Accept a small order at once, set a large one aside."""
+    """Accept a small order at once; hold a large one for review."""
     order = ctx.input
     large = ctx.output_maybe("is-large", bool)
     return Sequence(

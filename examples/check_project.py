@@ -1,6 +1,6 @@
-"""Look over the Python files of a directory with tools: find a pattern in them, try their syntax, write a report.
+"""Check the Python files of a directory with tools: find a pattern in them, check their syntax, write a report.
 
-What the tools start runs in the sandbox: it sees the root directory and the system, and no network.
+Programs that the tools start run in the sandbox: they see the root directory and the system, and no network.
 """
 
 from pydantic import BaseModel, Field
@@ -19,7 +19,7 @@ for path in sorted(pathlib.Path(sys.argv[1]).rglob("*.py")):
 
 
 class Request(BaseModel):
-    """Where to look, for what, and where to write about it."""
+    """Where to look, for what, and where to write the report."""
 
     folder: str = "examples"
     pattern: str = Field(default=r"^async def \w+", description="A Perl-compatible expression.")
@@ -41,13 +41,13 @@ async def find_lines(folder: str, pattern: str) -> list[Found]:
 
 
 def check_syntax(folder: str) -> list[str]:
-    """Say which files are no Python; a plain function asks a call for its result."""
+    """List the files that are not valid Python; a plain function calls `result()`."""
     checked = bash("python3", ["-c", CHECK_SYNTAX, folder], timeout=60).result()
     return checked.check().stdout.splitlines()
 
 
 async def write_report(path: str, lines: list[Found], broken: list[str]) -> str:
-    """Write down what was found."""
+    """Write the report."""
     text = ["# Check", "", f"{len(broken)} files with errors, {len(lines)} lines found.", ""]
     text += [f"- {one}" for one in broken]
     text += [f"- {one.path}:{one.line}: `{one.text.strip()}`" for one in lines]
@@ -57,7 +57,7 @@ async def write_report(path: str, lines: list[Found], broken: list[str]) -> str:
 
 @workflow(input=Request)
 def check_project(ctx: Context[Request]) -> Sequence:
-    """Look twice at once, then write."""
+    """Run both checks concurrently, then write the report."""
     asked = ctx.input
     lines = ctx.output_maybe("lines", list[Found]) or []
     broken = ctx.output_maybe("syntax", list[str]) or []

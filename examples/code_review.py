@@ -1,4 +1,4 @@
-"""Have an agent review Python code below the server's root, with grep and read, and report what it found.
+"""Let an agent review Python code below the server's root, with grep and read, and report its findings.
 
 The model here is a script, so that the example needs no key and no network: it looks for handlers of every exception, reads
 around each, and judges whether they say why. Put a real one in its place, `Agent("anthropic:…", name="reviewer")`, and
@@ -33,7 +33,7 @@ AROUND = 2  # lines read before a handler, and after it
 
 
 class Request(BaseModel):
-    """What is to be reviewed."""
+    """What to review."""
 
     path: str = Field(default="smithers", description="A directory below the server's root.")
     ledger: str | None = Field(
@@ -43,7 +43,7 @@ class Request(BaseModel):
 
 
 class Finding(BaseModel):
-    """One handler that takes whatever comes."""
+    """One handler that catches every exception."""
 
     path: str
     line: int
@@ -51,7 +51,7 @@ class Finding(BaseModel):
 
 
 class Review(BaseModel):
-    """What the reviewer answers."""
+    """The reviewer's answer."""
 
     summary: str
     findings: list[Finding]
@@ -59,7 +59,7 @@ class Review(BaseModel):
 
 @workflow(input=Request)
 def code_review(ctx: Context[Request]) -> Sequence:
-    """Let the reviewer look, then write its findings down as text."""
+    """Let the reviewer work, then report its findings as text."""
     request = ctx.input
     return Sequence(
         Task(
@@ -75,7 +75,7 @@ def code_review(ctx: Context[Request]) -> Sequence:
 
 
 def report(review: Review) -> str:
-    """Write a review as text."""
+    """Format a review as text."""
     lines = [
         f"{finding.path}:{finding.line}: {'says' if finding.is_explained else 'does not say'} why"
         for finding in review.findings

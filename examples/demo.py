@@ -1,4 +1,4 @@
-"""Show a server at work, from nothing to nothing: `make demo`.
+"""Demonstrate a server, from start to clean-up: `make demo`.
 
 Starts a server on a database of its own, starts the release notes of this repository over HTTP, shows what happens as it
 happens, has somebody approve them (on a terminal you; without one, or with YES=1, nobody is asked), prints them, and
@@ -37,7 +37,7 @@ OUT: Final = open_console()
 
 
 def main() -> None:
-    """Run the demo; its exit code is 0 where the run has finished."""
+    """Run the demo; its exit code is 0 if the run has finished."""
     configure_logging("pretty", "ERROR")
     with scratch() as (data_dir, notes):
         try:
@@ -123,7 +123,7 @@ async def approve_by_itself(approval: Approval) -> Answer | None:
 
 
 def show_result(run: Run, notes: Path) -> None:
-    """Print what came out."""
+    """Print the result."""
     if not isinstance(run.output, dict):
         say(f"the result: {run.output}")
         return

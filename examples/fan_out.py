@@ -1,6 +1,6 @@
-"""Hash a hundred words at once and add the results up.
+"""Hash a hundred words concurrently and add up the results.
 
-Node ids come from data: a run that is resumed finds its finished words by their names, wherever they stand in the list.
+Node ids come from data: a resumed run finds its finished words by name, wherever they are in the list.
 """
 
 import hashlib

@@ -6,7 +6,7 @@ from smithers import Context, Loop, Sequence, Task, workflow
 
 
 class Request(BaseModel):
-    """Of what, and how exactly."""
+    """The number, and the precision."""
 
     number: float = Field(default=2.0, gt=0)
     tolerance: float = Field(default=1e-9, gt=0)

@@ -1,4 +1,4 @@
-"""Have a model sum up the parts of a text, one question for each, within a budget: when it is spent, a person is asked.
+"""Let a model summarize the parts of a text, one question for each, within a budget: when it is spent, a person is asked.
 
 The model here is a script that takes each part's first sentence, so that the example needs no key and no network; what it
 uses up is counted in words. Put a real one in its place in `ask`, and nothing else changes.
@@ -22,13 +22,13 @@ PARTS = [
 
 
 class Request(BaseModel):
-    """What is to be summed up."""
+    """The parts to summarize."""
 
     parts: list[str] = Field(default=PARTS, min_length=1, max_length=100)
 
 
 class Summarizer:
-    """An agent that asks its model about one part after another; an answer that was given is not asked for again."""
+    """An agent that asks its model about one part after another; answered questions are not asked again."""
 
     name = "summarizer"
 
@@ -60,7 +60,7 @@ class Summarizer:
 
 @workflow(input=Request, budget=Budget(tokens=30))
 def summaries(ctx: Context[Request]) -> Task[list[str]]:
-    """Sum up all parts."""
+    """Summarize all parts."""
     return Task(
         "sum-up",
         agent=Summarizer(ctx.input.parts),

@@ -1,4 +1,4 @@
-"""Book a trip that is booked as a whole or not at all, in a run of its own for each traveller, after two questions."""
+"""Book a trip as a whole or not at all, in a child run for each traveller, after two questions."""
 
 from pydantic import BaseModel, Field
 
@@ -20,7 +20,7 @@ from smithers import (
 
 
 class Trip(BaseModel):
-    """Who wants to travel, and by what they may go."""
+    """The travellers, and the possible means of transport."""
 
     travellers: list[str] = Field(default=["Ada", "Grace"], min_length=1, max_length=20)
     ways: list[str] = Field(default=["train", "plane"], min_length=1)
@@ -34,7 +34,7 @@ class Wish(BaseModel):
 
 
 class Stay(BaseModel):
-    """What one traveller's run is started with."""
+    """The input of one traveller's run."""
 
     traveller: str
     way: str
@@ -99,5 +99,5 @@ def trip(ctx: Context[Trip]) -> Sequence:
     )
 
 
-# Of the two in this file, the one that is started where none is named.
+# Of the two in this file, the one that is started by default.
 workflow = trip

@@ -10,7 +10,7 @@ __all__ = ["ServeOptions", "StoreAddress", "WorkflowReference", "create_serve_ap
 
 
 def __getattr__(name: str) -> Any:
-    """Load what is imported from here when somebody asks: who wants a part of the gateway need not load all of it."""
+    """Import the public names lazily: a caller that needs a part of the gateway does not load all of it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("gateway.serve"), name)

@@ -1,6 +1,6 @@
-"""`python -P -m gateway`: one of several HTTP processes on one socket, told by a line of JSON on its stdin.
+"""`python -P -m gateway`: one of several HTTP processes on one socket; its settings are a line of JSON on stdin.
 
-It says on its stdout that it listens, and drains at SIGTERM or when its stdin ends: whoever started it is gone then.
+It reports on stdout that it listens, and drains at SIGTERM or when its stdin ends, i.e. when its parent is gone.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ READY: Final = b"ready\n"
 
 def main() -> None:
     """Read the settings and serve."""
-    # Unbuffered: what comes after the line is the other side's life sign, and must stay in the pipe.
+    # Unbuffered: the pipe's end is the parent's life sign, so nothing after the line may be read here.
     with os.fdopen(STDIN, "rb", buffering=0, closefd=False) as stdin:
         line = stdin.readline()
     if not line:
@@ -65,7 +65,7 @@ def _hear(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
 
 def _say_ready() -> None:
     os.write(1, READY)
-    os.dup2(2, 1)  # nobody reads any further: what is printed by mistake must not fill a pipe
+    os.dup2(2, 1)  # nobody reads on: stray prints must not fill the pipe
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Who may do what: tokens, their scopes, and, where there are no tokens, which pages may talk to a loopback port.
+"""Authorization: tokens, their scopes, and, without tokens, which pages may talk to a loopback port.
 
-A credential is looked for before the path is looked at and before any byte of the body is read. Tokens are compared as
-SHA-256 digests in constant time. The file of tokens is read again when it changes; a version of it that cannot be read
-leaves the one before in force, a file that is gone leaves none.
+The credential is checked before the path and before any byte of the body is read. Tokens are compared as
+SHA-256 digests in constant time. The tokens file is reloaded when it changes; an unreadable version leaves the previous
+one in force, a missing file leaves no tokens.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import hmac
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -35,7 +35,7 @@ TOKEN_FIELDS: Final = frozenset({"sha256", "user", "scopes", "expiresAt"})
 
 
 class Scope(StrEnum):
-    """What a route asks of a credential."""
+    """The permission that a route requires."""
 
     RUNS_READ = "runs:read"
     RUNS_WRITE = "runs:write"
@@ -46,16 +46,18 @@ class Scope(StrEnum):
 
 
 class InvalidTokensFile(SmithersError):
-    """A line of the file of tokens is not what it must be; the text names the line, never what it holds."""
+    """A line of the tokens file is invalid; the text names the line, never its contents."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """Who asks; `scopes` is None where the server has no tokens, and everything is allowed."""
+    """The caller; `scopes` is None if the server has no tokens, and everything is allowed."""
 
     user: str | None
     scopes: tuple[str, ...] | None
-    run_id: str | None = None  # of a stream token: the one run whose events it opens
+    run_id: str | None = None  # of a stream token: the only run whose events it opens
+    # SHA-256 of the presented token; None: none was required, or it is a stream token.
+    digest: bytes | None = field(default=None, repr=False, compare=False)
 
     def allows(self, scope: Scope) -> bool:
         """Say whether the credential covers a route."""
@@ -66,9 +68,16 @@ class Credential:
 class Token:
     """A row of the table of tokens."""
 
-    digest: bytes  # SHA-256 of the token
     credential: Credential
     expires_at_s: float | None  # since 1970
+
+    @property
+    def is_expired(self) -> bool:
+        """Whether it is no longer valid."""
+        return self.expires_at_s is not None and self.expires_at_s <= time.time()
+
+
+Tokens = dict[bytes, Token]  # by their SHA-256
 
 
 ANYBODY: Final = Credential(user=None, scopes=None)
@@ -81,11 +90,10 @@ class Access:
         self, *, auth_token: str | None, tokens_file: Path | None, only_loopback_names: bool
     ) -> None:
         """Read the file at once; raises InvalidTokensFile, or OSError where there is none."""
-        self._fixed = (
-            (Token(digest(auth_token.encode()), Credential(None, (EVERYTHING,)), None),)
-            if auth_token
-            else ()
-        )
+        self._fixed: Tokens = {}
+        if auth_token:
+            hashed = digest(auth_token.encode())
+            self._fixed[hashed] = Token(Credential(None, (EVERYTHING,), digest=hashed), None)
         self._file = tokens_file
         self._tokens = self._fixed
         self._identity: tuple[int, int, int] | None = None
@@ -95,45 +103,54 @@ class Access:
         self._only_loopback_names = only_loopback_names
         if tokens_file is not None:
             self._identity = _identity(tokens_file)
-            self._tokens = (*self._fixed, *read_tokens(tokens_file.read_text(encoding="utf-8")))
+            self._tokens = self._fixed | read_tokens(tokens_file.read_text(encoding="utf-8"))
 
     @property
     def is_open(self) -> bool:
-        """Whether nobody has to prove anything."""
+        """Whether no token is required."""
         return not self._fixed and self._file is None
 
     def admit(self, headers: CIMultiDictProxy[str]) -> Credential:
-        """Find who asks; raises Unauthorized, or Forbidden where a foreign page may be asking."""
+        """Find the caller's credential; raises Unauthorized, or Forbidden if a foreign page may be the caller."""
         if self.is_open:
             if self._only_loopback_names:
                 _refuse_foreign_pages(headers)
             return ANYBODY
-        if self._file is not None and time.monotonic() >= self._check_at:
-            self._reread(self._file)
+        self._keep_up()
         for presented in _presented(headers):
             if (credential := self._find(presented)) is not None:
                 return credential
         raise Unauthorized
 
+    def still_admits(self, credential: Credential) -> bool:
+        """Say whether an admitted credential is still valid and unchanged: for streams, which outlast a check."""
+        if credential.digest is None:
+            return True
+        self._keep_up()
+        token = self._tokens.get(credential.digest)
+        return token is not None and token.credential == credential and not token.is_expired
+
     def _find(self, presented: bytes) -> Credential | None:
         wanted = digest(presented)
         found = None
-        for token in self._tokens:  # to the end, whichever fits
-            if hmac.compare_digest(token.digest, wanted):
+        for hashed, token in self._tokens.items():  # to the end, whichever fits
+            if hmac.compare_digest(hashed, wanted):
                 found = token
-        if found is None or (found.expires_at_s is not None and found.expires_at_s <= time.time()):
-            return None
-        return found.credential
+        return None if found is None or found.is_expired else found.credential
+
+    def _keep_up(self) -> None:
+        if self._file is not None and time.monotonic() >= self._check_at:
+            self._check_at = time.monotonic() + CHECK_FILE_S
+            self._reread(self._file)
 
     def _reread(self, path: Path) -> None:
-        self._check_at = time.monotonic() + CHECK_FILE_S
         try:
             identity = _identity(path)
             if identity == self._identity:
                 return
             data = path.read_bytes()
-            self._identity = identity  # of what was read: if it is wrong, that is said once
-            self._tokens = (*self._fixed, *read_tokens(data.decode()))
+            self._identity = identity  # of the version read: an invalid one is reported once
+            self._tokens = self._fixed | read_tokens(data.decode())
         except FileNotFoundError:
             self._identity = None
             self._tokens = self._fixed
@@ -149,7 +166,7 @@ class Access:
 
 
 def read_access(settings: GatewaySettings) -> Access:
-    """Read who may do what; raises InsecureSettings, InvalidTokensFile, OSError."""
+    """Load the tokens; raises InsecureSettings, InvalidTokensFile, OSError."""
     settings.check()
     return Access(
         auth_token=settings.auth_token,
@@ -159,20 +176,21 @@ def read_access(settings: GatewaySettings) -> Access:
 
 
 def digest(token: bytes) -> bytes:
-    """Hash a token as the file has it."""
+    """Hash a token as in the tokens file."""
     return hashlib.sha256(token).digest()
 
 
-def read_tokens(text: str) -> list[Token]:
+def read_tokens(text: str) -> Tokens:
     """Read lines of strict JSON `{sha256, user, scopes, expiresAt?}`; raises InvalidTokensFile.
 
-    `expiresAt`: milliseconds since 1970, or ISO 8601. Another name is refused: misspelt, it would be a token without end.
+    `expiresAt`: milliseconds since 1970, or ISO 8601. Unknown fields are refused: a misspelt one would mean no expiry.
     """
-    tokens = []
+    tokens: Tokens = {}
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             try:
-                tokens.append(_token(parse_json(line.encode())))
+                hashed, token = _token(parse_json(line.encode()))
+                tokens[hashed] = token
             except (InvalidJson, ValueError, KeyError, TypeError) as error:
                 lacking = f"{error} is missing" if isinstance(error, KeyError) else "a wrong value"
                 raise InvalidTokensFile(
@@ -183,7 +201,7 @@ def read_tokens(text: str) -> list[Token]:
     return tokens
 
 
-def _token(line: dict[str, Any]) -> Token:
+def _token(line: dict[str, Any]) -> tuple[bytes, Token]:
     if not TOKEN_FIELDS.issuperset(line):
         raise ValueError("a name that is none of a token's fields")
     hashed = bytes.fromhex(line["sha256"])
@@ -196,9 +214,10 @@ def _token(line: dict[str, Any]) -> Token:
         raise ValueError("a name that is the server's own")
     if not all(isinstance(scope, str) and scope and " " not in scope for scope in scopes):
         raise ValueError("a scope is no word")
-    # Scopes that we do not know are the author's own: an approval's allowedScopes may name them.
+    # Unknown scopes are the author's own: an approval's allowedScopes may name them.
     ordered = sorted(scopes, key=lambda scope: (scope not in known, scope))
-    return Token(hashed, Credential(user, tuple(ordered)), _moment(line.get("expiresAt")))
+    credential = Credential(user, tuple(ordered), digest=hashed)
+    return hashed, Token(credential, _moment(line.get("expiresAt")))
 
 
 def _moment(value: Any) -> float | None:
@@ -218,7 +237,7 @@ def _identity(path: Path) -> tuple[int, int, int]:
 
 
 def _presented(headers: CIMultiDictProxy[str]) -> Iterable[bytes]:
-    # Two headers of one kind: which one a proxy before us has checked is not known, so neither counts.
+    # Duplicate headers: it is unknown which one a proxy has checked, so neither counts.
     authorization = headers.getall("Authorization", ())
     if len(authorization) == 1:
         scheme, _, token = authorization[0].partition(" ")
@@ -230,9 +249,9 @@ def _presented(headers: CIMultiDictProxy[str]) -> Iterable[bytes]:
 
 
 def _refuse_foreign_pages(headers: CIMultiDictProxy[str]) -> None:
-    """Refuse what another site's page sends through its visitor's browser.
+    """Refuse requests that another site's page sends through its visitor's browser.
 
-    By a name that it made point here, which Host tells, or by a plain request across sites, which Origin tells.
+    By DNS rebinding, which the Host header shows, or by a simple cross-site request, which the Origin header shows.
     """
     if not _is_loopback(f"//{headers.get('Host', '')}"):
         raise Forbidden("Without a token only loopback names may stand in the Host header.")

@@ -1,6 +1,6 @@
-"""What answers hold: the types that handlers return, checked by mypy, and described in /openapi.json as they stand here.
+"""The types of answers: handlers return them, mypy checks them, and /openapi.json is generated from them.
 
-Names are those of the wire. Times are milliseconds since 1970 by the database's clock (`…Ms`), or ISO 8601 with Z.
+Names are those of the API. Times are milliseconds since 1970 by the database's clock (`…Ms`), or ISO 8601 with Z.
 `Any` stands for an author's own JSON value.
 """
 
@@ -15,13 +15,13 @@ from smithers.states import AttemptState, NodeState, RunStatus, ToolCallState
 
 
 class LifeState(StrEnum):
-    """How a run is, as Smithers' clients tell it."""
+    """A run's state in the terms of Smithers' clients."""
 
     RUNNING = "running"
     WAITING_APPROVAL = "waiting-approval"
     WAITING_EVENT = "waiting-event"
     WAITING_TIMER = "waiting-timer"
-    RECOVERING = "recovering"  # its worker died, and nobody has claimed it yet
+    RECOVERING = "recovering"  # its worker died, and no other has claimed it yet
     STALE = "stale"  # its worker is silent
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -29,7 +29,7 @@ class LifeState(StrEnum):
 
 
 def one_of(states: type[StrEnum]) -> WithJsonSchema:
-    """Describe a text as one of a closed set."""
+    """Describe a string as one of a closed set."""
     return WithJsonSchema({"type": "string", "enum": list(states)})
 
 
@@ -65,13 +65,13 @@ Misfits = Annotated[
 
 
 class Healthy(TypedDict):
-    """All is well."""
+    """The process is alive."""
 
     ok: bool
 
 
 class Ready(TypedDict):
-    """Requests may come here."""
+    """The process takes requests."""
 
     ok: bool
     sandbox: Annotated[
@@ -84,22 +84,22 @@ class Ready(TypedDict):
     database: Annotated[
         str | None,
         Described(
-            description="what is lost on the way to the database, and what to do; null: nothing"
+            description="what the database connection cannot do, and the remedy; null: nothing"
         ),
     ]
 
 
 class RunNamed(TypedDict):
-    """Which run was meant, or made."""
+    """The id of the run."""
 
     runId: str
 
 
 class RunTaken(RunNamed):
-    """A run that was started, resumed, or was active all along."""
+    """A run that was started, resumed, or already active."""
 
     status: NotRequired[
-        Annotated[Status, Described(description="`running`: it was active, nothing has changed")]
+        Annotated[Status, Described(description="`running`: already active, nothing has changed")]
     ]
 
 
@@ -108,7 +108,7 @@ class WorkflowAnswer(TypedDict):
 
     workflowName: str
     workflowPath: Annotated[
-        str, Described(description="what a start names: `path.py`, or `path.py:name`")
+        str, Described(description="the path for a start: `path.py`, or `path.py:name`")
     ]
     workflowHash: str
     lastStartedAtMs: int
@@ -132,14 +132,14 @@ class Blocked(TypedDict):
 
 
 class Unhealthy(TypedDict):
-    """Why a run may not be moving."""
+    """Why a run may not be progressing."""
 
     kind: str
     lastHeartbeatAt: str
 
 
 class RunState(TypedDict):
-    """How a run is, beyond its status."""
+    """A run's state, beyond its status."""
 
     runId: str
     state: Annotated[str, one_of(LifeState)]
@@ -160,13 +160,13 @@ class RunAnswer(TypedDict):
     summary: Annotated[
         Any,
         WithJsonSchema({"type": "object", "additionalProperties": {"type": "integer"}}),
-        Described(description="node state → how many nodes"),
+        Described(description="node state → number of nodes"),
     ]
     input: Any
-    output: Annotated[Any, Described(description="what the workflow's last task put out")]
+    output: Annotated[Any, Described(description="of the workflow's `output` node or last task")]
     error: Error
     workflowHash: str
-    lastSeq: Annotated[int, Described(description="of its last event; -1: none is there yet")]
+    lastSeq: Annotated[int, Described(description="of its last event; -1: there is none yet")]
 
 
 class RunRowAnswer(TypedDict):
@@ -219,10 +219,13 @@ class NodeAnswer(TypedDict):
     finishedAtMs: int | None
     dueAtMs: int | None
     wait: Any
-    output: Annotated[Any, Described(description="null also where it is larger than `maxBytes`")]
+    output: Annotated[Any, Described(description="null also if it is larger than `maxBytes`")]
     outputBytes: int | None
     error: Error
-    attempts: list[AttemptAnswer]
+    attempts: Annotated[
+        list[AttemptAnswer],
+        Described(description="the newest hundred that have ended, oldest first"),
+    ]
 
 
 class ToolCallAnswer(TypedDict):
@@ -235,9 +238,9 @@ class ToolCallAnswer(TypedDict):
     state: Annotated[str, one_of(ToolCallState)]
     sideEffect: bool
     idempotent: bool
-    input: Annotated[Any, Described(description="null also where it is larger than `maxBytes`")]
+    input: Annotated[Any, Described(description="null also if it is larger than `maxBytes`")]
     inputBytes: int | None
-    output: Annotated[Any, Described(description="null also where it is larger than `maxBytes`")]
+    output: Annotated[Any, Described(description="null also if it is larger than `maxBytes`")]
     outputBytes: int | None
     error: Any
     startedAtMs: int
@@ -265,7 +268,7 @@ class FrameAnswer(TypedDict):
 
 
 class ApprovalAnswer(TypedDict):
-    """A question that nobody has answered yet."""
+    """An open question."""
 
     runId: str
     nodeId: str
@@ -276,9 +279,9 @@ class ApprovalAnswer(TypedDict):
     requestTitle: str | None
     requestSummary: str | None
     requestMode: Literal["approve", "select", "rank", "form"]
-    requestOptions: list[str] | None  # what is to be selected from, or ranked
+    requestOptions: list[str] | None  # the options to select from, or to rank
     requestSchema: Schema  # the JSON Schema of a form
-    requestErrors: Misfits  # why the last answer to a form would not do
+    requestErrors: Misfits  # why the last answer to a form was rejected
     allowedUsers: list[str] | None
     allowedScopes: list[str] | None
     requestedAtMs: int
@@ -294,7 +297,7 @@ class ApprovalList(TypedDict):
 
 
 class SignalRecord(TypedDict):
-    """A signal as the run keeps it."""
+    """A signal as it is stored."""
 
     runId: str
     seq: Annotated[int, Field(ge=0, description="numbers the run's signals")]
@@ -304,14 +307,14 @@ class SignalRecord(TypedDict):
 
 
 class StreamToken(TypedDict):
-    """What opens a run's event stream, as `?token=`."""
+    """A token that opens a run's event stream, as `?token=`."""
 
     token: str
     expiresAtMs: int
 
 
 class Reason(TypedDict):
-    """One thing that keeps a run from moving."""
+    """One thing that blocks a run."""
 
     kind: ReasonKind
     text: str
@@ -327,7 +330,7 @@ class Reason(TypedDict):
 
 
 class WhyAnswer(TypedDict):
-    """Why a run does not move."""
+    """Why a run does not progress."""
 
     runId: str
     status: Status
@@ -337,7 +340,7 @@ class WhyAnswer(TypedDict):
 
 
 class Event(TypedDict):
-    """What the `data` of a stream's event holds; `id` is its number in the run. Each type has fields of its own."""
+    """The `data` of a stream's event; its `id` is its number in the run. Each type has fields of its own."""
 
     type: Annotated[str, one_of(EventType)]
     runId: str

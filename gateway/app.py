@@ -1,6 +1,6 @@
-"""Put the gateway of one process together: services, application, socket.
+"""Assemble the gateway of one process: services, application, socket.
 
-`async with open_gateway(settings) as gateway:` serves until the block is left, and drains then.
+`async with open_gateway(settings) as gateway:` serves until the block is left, then drains.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.access import Access, read_access
+from gateway.access import read_access
 from gateway.exchange import Services
 from gateway.front import Front, answer_every_path
 from gateway.protocol import GatewayRunner
@@ -24,11 +24,11 @@ from smithers.telemetry.sheet import Page
 __all__ = ["Gateway", "GatewaySettings", "InsecureSettings", "build_app", "open_gateway"]
 
 BACKLOG: Final = 1024
-GRACE_S: Final = 0.2  # between "no more requests, please" and closing idle connections
+GRACE_S: Final = 0.2  # between refusing new requests and closing idle connections
 
 
 class Gateway:
-    """A gateway that serves."""
+    """A running gateway."""
 
     def __init__(self, runner: GatewayRunner, services: Services, listener: socket.socket) -> None:
         self._runner = runner
@@ -38,7 +38,7 @@ class Gateway:
         self.port: int = listener.getsockname()[1]
 
     async def drain(self) -> None:
-        """Stop taking requests, end the streams after a whole event, finish what is under way; once."""
+        """Stop taking requests, end the streams after a whole event, finish open requests; once."""
         if self._is_drained:
             return
         self._is_drained = True
@@ -63,7 +63,7 @@ class Gateway:
             await loop.connect_accepted_socket(server, connection)
 
     def hurry(self) -> None:
-        """Wait no more for what is under way; whoever drains is to be cancelled after this."""
+        """Stop waiting for open requests; cancel the draining task after this."""
         self._runner.hurry()
 
 
@@ -77,15 +77,15 @@ async def open_gateway(
 ) -> AsyncIterator[Gateway]:
     """Serve on `listener`, or on a socket of its own, until the block is left.
 
-    `page`: where this process counts, on the sheet that it shares with others; by default it has one to itself.
-    `otel`: the `OTEL_*` variables where this process is to be traced; raises InvalidTelemetry for what they say.
+    `page`: this process's page of the shared metrics sheet; by default it has a sheet to itself.
+    `otel`: the `OTEL_*` variables if this process is traced; raises InvalidTelemetry for invalid ones.
     Raises InsecureSettings, InvalidTokensFile, StoreError, OSError (the address, the root, the tokens file).
     """
     access = read_access(settings)
     async with AsyncExitStack() as stack:
         bound = listener or stack.enter_context(bind(settings.host, settings.port))
-        services = await open_services(settings, stack, page, otel)
-        app = build_app(services, access)
+        services = await open_services(settings, access, stack, page, otel)
+        app = build_app(services)
         runner = GatewayRunner(app, settings, services.load, drain_s=settings.drain_timeout_s)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -95,17 +95,17 @@ async def open_gateway(
         yield gateway
 
 
-def build_app(services: Services, access: Access) -> web.Application:
+def build_app(services: Services) -> web.Application:
     """Build the aiohttp application: one handler for every method and path."""
     app = web.Application()
-    answer_every_path(app, Front(services, access, Router(ROUTES)).__call__)
+    answer_every_path(app, Front(services, Router(ROUTES)).__call__)
     return app
 
 
 def accept_waiting(listener: socket.socket) -> list[socket.socket]:
-    """Take what the kernel has connected and nobody has accepted: closing the listener would reset it, requests and all."""
+    """Accept the connections that wait in the kernel: closing the listener would reset them, with their requests."""
     waiting = []
-    with suppress(OSError):  # none is left, or there is no descriptor for it
+    with suppress(OSError):  # none is left, or there are no descriptors
         while True:
             connection, _ = listener.accept()
             connection.setblocking(False)

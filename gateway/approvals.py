@@ -1,4 +1,4 @@
-"""List what people are asked."""
+"""List open questions to people."""
 
 import json
 from datetime import datetime
@@ -25,13 +25,13 @@ class ApprovalsQuery(Query):
     """Which of the open approvals."""
 
     limit: Annotated[int, Field(ge=1, le=MAX_LIST), DIGITS] | None = Field(
-        None, description=f"without one: all, up to {ALL}"
+        None, description=f"default: all, up to {ALL}"
     )
     cursor: Cursor | None = None
 
 
 async def get_approvals(exchange: Exchange, query: ApprovalsQuery) -> Page[ApprovalList]:
-    """List the open approvals, oldest request first; 4 MiB of what they ask a page at the most."""
+    """List the open approvals, oldest request first; a page has at most 4 MiB of requests."""
     if not exchange.services.settings.is_kept:
         raise DbNotConfigured
     rows, has_more = await list_approvals(
@@ -59,7 +59,7 @@ def _read_place(cursor: str) -> ApprovalPlace:
 
 
 def _as_written(value: Any) -> orjson.Fragment | None:
-    """Hand on what an author's model made, whatever whole numbers are in it."""
+    """Return JSON made by an author's model, with whole numbers of any size."""
     return None if value is None else orjson.Fragment(write_json(value))
 
 
@@ -82,6 +82,6 @@ def _approval(row: ApprovalRow) -> ApprovalAnswer:
         "allowedScopes": request.get("allowedScopes"),
         "requestedAtMs": row.requested_ms,
         "waitingMs": max(row.waiting_ms, 0),
-        "note": None,  # an answer has them; these have none yet
+        "note": None,  # set by a decision; open approvals have none
         "decidedBy": None,
     }

@@ -1,8 +1,8 @@
-"""Know roughly how many runs no worker has taken up, and start no more where these are too many.
+"""Estimate how many runs no worker has claimed yet, and refuse starts if there are too many.
 
-Counted at most twice a second, and only while runs are started or refused; what was started here since, or is about to be,
-counts as waiting. So a start costs no query, none is refused for a count that is old, and the bound is passed by no more
-than what other processes start in half a second.
+They are counted at most twice a second, and only while runs are started or refused; runs started here since, or about to
+be, count as waiting. So a start costs no query, none is refused because of an old count, and the limit is exceeded by no
+more than what other processes start in half a second.
 """
 
 import asyncio
@@ -24,14 +24,14 @@ PAUSE_S: Final = 0.5
 
 
 class Backlog:
-    """The runs that wait for a worker, as far as one process knows."""
+    """One process's estimate of the runs that wait for a worker."""
 
     def __init__(self, pool: Pool, max_count: int) -> None:
         self._pool = pool
         self._max_count = max_count
         self._counted = 0
-        self._under_way = 0  # starts that may be committed or not
-        self._started = 0  # and those that were done since the last count began
+        self._under_way = 0  # starts whose commit is pending
+        self._started = 0  # starts committed since the last count began
         self._wanted = asyncio.Event()
         self._complaint = Complaint()
         self._loops = ServiceLoops()
@@ -62,11 +62,11 @@ class Backlog:
 
     async def _count(self) -> None:
         while True:
-            # The next start, whenever it comes, would be refused for what was counted last.
+            # Otherwise the next start, whenever it comes, would be refused because of the last count.
             if not self._is_full:
                 await self._wanted.wait()
             self._wanted.clear()
-            done_before = self._started  # and committed, so that the count has them
+            done_before = self._started  # committed, so that the count includes them
             try:
                 self._counted = await count_queued(self._pool, limit=self._max_count)
             except StoreError as error:

@@ -1,4 +1,4 @@
-"""Read a request's body as strict JSON: what two readers could take for two things is no JSON here.
+"""Read a request's body as strict JSON: anything that two parsers could read differently is refused.
 
 Refused: other encodings than UTF-8, byte order marks, NaN and Infinity and what overflows to them, duplicate keys, lone
 surrogates, nesting deeper than 32, whole numbers beyond the largest double. Nesting is measured before the
@@ -16,7 +16,7 @@ from aiohttp import HttpVersion11, web
 
 from gateway.errors import InvalidJson, InvalidRequest, PayloadTooLarge
 
-MAX_DEPTH: Final = 32  # the root is 1, and scalars count
+MAX_DEPTH: Final = 32  # the root is level 1, and scalars count
 
 _STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)', re.DOTALL)
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
@@ -30,7 +30,7 @@ async def read_object(
 ) -> dict[str, Any]:
     """Read the body as a JSON object; none at all is an empty one.
 
-    `grow` is told of every chunk of a body whose length was not known before. Raises PayloadTooLarge (before anything is
+    `grow` is called for every chunk of a body of unknown length. Raises PayloadTooLarge (before anything is
     read, if the length says so), InvalidJson, InvalidRequest, and what `grow` raises.
     """
     if (request.content_length or 0) > max_bytes:
@@ -39,7 +39,7 @@ async def read_object(
         return {}
     if request.headers.get("Expect") and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # or aiohttp takes the answer for begun
+        request.writer.output_size = 0  # otherwise aiohttp considers the answer begun
     body = bytearray()
     async for chunk in request.content.iter_any():
         body += chunk
@@ -56,7 +56,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if depth > MAX_DEPTH:
         raise _too_deep()
     value = parse_json(body)
-    # Only at the very limit may a scalar be the level too many.
+    # Only at the limit itself can a scalar exceed it.
     if depth == MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise _too_deep()
     if not isinstance(value, dict):
@@ -65,7 +65,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def parse_json(body: bytes) -> Any:
-    """Parse strict JSON that is known not to nest deeply; raises InvalidJson."""
+    """Parse strict JSON of checked nesting depth; raises InvalidJson."""
     decoder = _CAREFUL_DECODER if _HUGE_NUMBER.search(body) else _DECODER
     try:
         value = decoder.decode(body.decode("utf-8"))
@@ -77,7 +77,7 @@ def parse_json(body: bytes) -> Any:
 
 
 def write_json(value: Any) -> str:
-    """Write a parsed value as JSON text for the store."""
+    """Encode a parsed value as JSON text for the store."""
     try:
         return orjson.dumps(value).decode()
     except TypeError:  # a whole number of more than 64 bits
@@ -87,8 +87,8 @@ def write_json(value: Any) -> str:
 def bracket_depth(body: bytes) -> int:
     """Measure how deep brackets nest, at most MAX_DEPTH + 1.
 
-    Everything but brackets is taken away, then pairs, innermost first: each round is one pass of C over what is left.
-    Of text that is no JSON any answer up to the limit may be given.
+    Everything but brackets is removed, then pairs, innermost first: each round is one pass in C over the rest.
+    For text that is not JSON the result is any number up to the limit.
     """
     if body.count(b"[") + body.count(b"{") < MAX_DEPTH:
         return 0

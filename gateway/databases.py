@@ -1,9 +1,9 @@
-"""Find the database that a run lives in: the server's, or one that its workflow has to itself.
+"""Find the database that a run lives in: the server's, or its workflow's own.
 
-What is found is what is open for that database, so that a handler reads and writes where the run is and need not know. The
-server's database says where each run lives. Where no workflow's own database is in use, which a hint tells, nobody asks;
-where one is in use that this server has no URL of, its runs are shown by their mirrors, and the database lets nobody write
-to those.
+The result has the open connections to that database, so that a handler reads and writes where the run is without knowing
+it. The server's database says where each run lives. While no workflow's own database is in use, which hints announce, no
+query is made; if one is in use for which this server has no URL, its runs are shown by their mirrors, and the database
+refuses writes to those.
 """
 
 import asyncio
@@ -38,9 +38,9 @@ LOOK_AGAIN_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Database:
-    """What a process has open for one database: eight connections at the most."""
+    """A process's connections to one database: eight at most."""
 
-    name: str | None  # as workflows name it that have it to themselves; None: the server's own
+    name: str | None  # its name in workflows; None: the server's own database
     pool: Pool
     starts: StartLane
     outside: OutsideLane
@@ -73,7 +73,7 @@ class Databases:
     async def __aenter__(self) -> Self:
         try:
             self._used.update(await list_own_databases(self._pool))
-        except StoreError as error:  # the first connection that hears hints learns them
+        except StoreError as error:  # the first connection that receives hints reads them
             LOG.warning("own_databases_unknown", error=str(error))
         return self
 
@@ -86,11 +86,11 @@ class Databases:
 
     @property
     def are_used(self) -> bool:
-        """Whether a run may live in one of them."""
+        """Whether any of them is in use."""
         return not self._used.isdisjoint(self._urls)
 
     def hear(self, names: frozenset[str] | None) -> None:
-        """Take a hint that these came into use; None: any may have."""
+        """Handle a hint that these came into use; None: any may have."""
         if names is not None:
             self._used.update(names)
         elif self._learning is None or self._learning.done():
@@ -109,10 +109,10 @@ class Databases:
         return home if name is None or name not in self._urls else await self.get(home, name)
 
     async def get(self, home: Database, name: str) -> Database:
-        """Return a database by the name that workflows have for it, connecting to it first.
+        """Return a database by its name in workflows, connecting to it first.
 
-        It is `home`, the server's, where both are the same. Raises InvalidRequest for a name without a URL, StoreError
-        where it does not answer, SchemaMismatch.
+        It is `home`, the server's, if both are the same. Raises InvalidRequest for a name without a URL, StoreError
+        if it does not answer, SchemaMismatch.
         """
         if name not in self._urls:
             reason = f"the workflow's database {name!r} is not known to this server"
@@ -132,7 +132,7 @@ class Databases:
         await settle_schema(url, migrate=self._migrate)
         database = home
         if not await is_same_database(self._pool, url):
-            await use_own_database(self._pool, name)  # may fail: what is opened stays until the end
+            await use_own_database(self._pool, name)  # may fail: keep connections until the end
             database = await self._connect(name, url)
             self._used.add(name)
         self._open[name] = database

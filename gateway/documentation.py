@@ -1,7 +1,7 @@
-"""Serve what the table of routes says of itself: `/openapi.json` for programs, `/docs` for people.
+"""Serve the documentation of the routes: `/openapi.json` for programs, `/docs` for people.
 
-The page is one file: its style, its script and the document stand in it, so that it needs no network, can be saved, and
-may run nothing else (its Content-Security-Policy names the two by their hashes).
+The page is one file that contains its style, its script and the document: it needs no network, can be saved, and
+runs nothing else (its Content-Security-Policy names style and script by their hashes).
 """
 
 import hashlib
@@ -25,7 +25,7 @@ FOLDER: Final = "docs"
 
 
 class Documentation:
-    """Two routes more, and the table that they describe: themselves included."""
+    """The two documentation routes, and the table that they describe, themselves included."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self.routes: Final = (
@@ -43,7 +43,7 @@ class Documentation:
     async def get_docs(
         self, _exchange: Exchange
     ) -> Annotated[web.StreamResponse, Media(("text/html",))]:
-        """Show the description of all routes to people."""
+        """Return the description of all routes as a page for people."""
         body, policy = self._page
         headers = {
             **BASE_HEADERS,
@@ -58,7 +58,7 @@ class Documentation:
 
     @cached_property
     def _page(self) -> tuple[bytes, str]:
-        """Put the page together; with it comes what it may do."""
+        """Build the page and its Content-Security-Policy."""
         style, script = _read("page.css"), _read("page.js")
         page = string.Template(_read("page.html")).substitute(
             style=style,

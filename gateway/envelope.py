@@ -1,4 +1,4 @@
-"""How every answer looks: JSON, its headers, and the one table that turns errors into HTTP."""
+"""The form of every answer: JSON, its headers, and the one table that turns errors into HTTP."""
 
 import json
 import random
@@ -18,7 +18,7 @@ from smithers.source.errors import SourceError
 from smithers.store import refusals
 from smithers.store.schema import SchemaMismatch
 
-SERVER: Final = "smithers"  # no versions: they tell an attacker what to look up
+SERVER: Final = "smithers"  # no versions, which would help an attacker
 BASE_HEADERS: Final = MappingProxyType(
     {
         "Content-Type": "application/json",
@@ -29,7 +29,7 @@ BASE_HEADERS: Final = MappingProxyType(
 )
 RETRY_AFTER_S: Final = "1"
 
-# Looked up by class, then by its bases. What is not here is 500, logged with its traceback, its text withheld.
+# Looked up by class, then by its bases. Any other error is 500, logged with its traceback, its text withheld.
 PROBLEMS: Final[Mapping[type[BaseException], int]] = MappingProxyType(
     {
         errors.Unauthorized: 401,
@@ -65,12 +65,12 @@ PROBLEMS: Final[Mapping[type[BaseException], int]] = MappingProxyType(
 
 
 def new_request_id() -> str:
-    """Name a request: 16 hex digits, by chance."""
+    """Make a request id: 16 random hex digits."""
     return f"{random.getrandbits(64):016x}"
 
 
 def find_status(kind: type[BaseException]) -> int | None:
-    """Say which status errors of a class have; None: nobody foresaw them."""
+    """Return the HTTP status of an error class; None: it is unforeseen."""
     for each in kind.__mro__:
         if (status := PROBLEMS.get(each)) is not None:
             return status
@@ -86,12 +86,12 @@ def reply(value: Any, *, status: int = 200, link: str | None = None) -> web.Resp
 
 
 def stored(text: str | None) -> orjson.Fragment | None:
-    """Hand on JSON that was stored, as it is written."""
+    """Return stored JSON text unchanged."""
     return None if text is None else orjson.Fragment(text)
 
 
 def public_error(text: str | None) -> orjson.Fragment | None:
-    """Hand on a stored error without its traceback, which names the host's files."""
+    """Return a stored error without its traceback, which names the host's files."""
     if text is None or '"traceback"' not in text:
         return stored(text)
     error = json.loads(text)
@@ -100,12 +100,12 @@ def public_error(text: str | None) -> orjson.Fragment | None:
 
 
 def error_for(credential: Credential, text: str | None) -> orjson.Fragment | None:
-    """Hand on a stored error; its traceback is for operators, who have the scope `admin`."""
+    """Return a stored error; its traceback is for operators, who have the scope `admin`."""
     return stored(text) if credential.allows(Scope.ADMIN) else public_error(text)
 
 
 def problem(error: BaseException) -> web.Response:
-    """Answer with an error: its envelope if the table knows it, else a 500 that says nothing."""
+    """Answer with an error: its envelope if it is in the table, else a 500 without details."""
     error = translate(error)
     status = find_status(type(error))
     if status is None:
@@ -127,7 +127,7 @@ def problem(error: BaseException) -> web.Response:
 
 
 def translate(error: BaseException) -> BaseException:
-    """Say in our words what aiohttp found wrong with a request; its own texts quote the request."""
+    """Translate an error of aiohttp's; its own texts quote the request."""
     if isinstance(error, (HttpProcessingError, web.RequestPayloadError)):
         return errors.InvalidRequest("The request is not well-formed HTTP.")
     if isinstance(error, web.HTTPException):

@@ -1,21 +1,21 @@
-"""What the gateway itself answers instead of doing what was asked, before the store is asked anything.
+"""The gateway's own refusals, before the store is called.
 
 GatewayError             `details` are for programs
-├── Unauthorized         no credential, or none that is right
+├── Unauthorized         no credential, or a wrong one
 ├── Forbidden            the credential's scopes, or the Host or Origin header, do not allow it
 ├── RouteNotFound        no such path and method
-├── RunIdRequired        a resume must say of which run
-├── InvalidJson          the body is no JSON
-├── InvalidRequest       the body, a field or a parameter is not what it must be
+├── RunIdRequired        a resume must name the run
+├── InvalidJson          the body is not JSON
+├── InvalidRequest       the body, a field or a parameter is invalid
 ├── PayloadTooLarge      the body is over the limit
-├── HeadersTooLarge      a header is over the limit
+├── HeadersTooLarge      a header, or their number, is over the limit
 ├── UriTooLong           the request line is over the limit
-├── BodyTooSlow          the body did not come in time
+├── BodyTooSlow          the body did not arrive in time
 ├── UnknownExpectation   an Expect header other than 100-continue
-├── Overloaded           the process has as much to do as it takes on
-├── TooManyRequests      this run, or this credential, has as many as it may
-├── NoWorker             what must be known of the workflow is not, and nobody lives who would find out
-├── DbNotConfigured      nothing is listed where nothing is kept
+├── Overloaded           the process is at one of its limits
+├── TooManyRequests      this run, or this credential, has reached its limit
+├── NoWorker             the workflow has not been described, and no living worker could do so
+├── DbNotConfigured      there are no lists without a database
 └── NotReady             the gateway should get no requests now
 """
 
@@ -37,14 +37,14 @@ class GatewayError(SmithersError):
 
 
 class Unauthorized(GatewayError):
-    """No credential, or none that is right: which is not said."""
+    """No credential, or a wrong one: the answer does not say which."""
 
     code = "UNAUTHORIZED"
     message = "Missing or invalid authorization token"
 
 
 class Forbidden(GatewayError):
-    """The caller is known, and may not."""
+    """The caller is known, but not allowed."""
 
     code = "FORBIDDEN"
     message = "This credential does not allow that."
@@ -54,7 +54,7 @@ class RouteNotFound(GatewayError):
     """There is nothing at this path for this method."""
 
     code = "NOT_FOUND"
-    # Smithers' words: programs compare them.
+    # Smithers' exact text: programs compare it.
     message = "Route not found"
 
 
@@ -66,14 +66,14 @@ class RunIdRequired(GatewayError):
 
 
 class InvalidJson(GatewayError):
-    """The body is no JSON text."""
+    """The body is not JSON."""
 
     code = "INVALID_JSON"
     message = "The body is not valid JSON."
 
 
 class InvalidRequest(GatewayError):
-    """A part of the request is not what it must be."""
+    """A part of the request is invalid."""
 
     code = "INVALID_REQUEST"
 
@@ -90,7 +90,7 @@ class PayloadTooLarge(GatewayError):
 
 
 class HeadersTooLarge(GatewayError):
-    """A header is over the limit."""
+    """A header is over the limit, or there are too many."""
 
     code = "HEADERS_TOO_LARGE"
     message = "A header is too large."
@@ -104,7 +104,7 @@ class UriTooLong(GatewayError):
 
 
 class BodyTooSlow(GatewayError, TimeoutError):
-    """The body did not come in time; a TimeoutError, so that aiohttp's reader of leftovers takes it for one."""
+    """The body did not arrive in time; a TimeoutError, so that aiohttp's reader of leftovers treats it as one."""
 
     code = "REQUEST_TIMEOUT"
     message = "The request did not arrive in time."
@@ -118,28 +118,28 @@ class UnknownExpectation(GatewayError):
 
 
 class Overloaded(GatewayError):
-    """The process, or the workers, have as much to do as they take on; `details` name the limit."""
+    """The process, or the workers, are at a limit; `details` name it."""
 
     code = "UNAVAILABLE"
     message = "The server has as much to do as it takes on; try again."
 
 
 class TooManyRequests(GatewayError):
-    """One run or one credential has as much as it may; `details` name the limit."""
+    """One run or one credential has reached a limit; `details` name it."""
 
     code = "TOO_MANY_REQUESTS"
     message = "There are as many of these as there may be; try again."
 
 
 class NoWorker(GatewayError):
-    """Whether the workflow has a database of its own must be known before its run is started."""
+    """Before its run is started it must be known whether the workflow has a database of its own."""
 
     code = "NO_WORKER"
     message = "No worker has described this workflow yet, and it may have a database of its own; try again."
 
 
 class DbNotConfigured(GatewayError):
-    """The server keeps nothing past its end."""
+    """The server keeps nothing after its end."""
 
     code = "DB_NOT_CONFIGURED"
     message = "This server was started with --no-database: it lists nothing."

@@ -1,8 +1,8 @@
-"""Declare what a request may hold, once: the declaration checks the request, and describes it in /openapi.json.
+"""Declare the fields of requests once: the declaration validates the request, and describes it in /openapi.json.
 
-A handler says what it takes by its parameters: `body: StartBody`, `query: RunsQuery`, `headers: EventsHeaders` (see
-routing). Names are camelCase on the wire; fields that nobody declared are ignored. A NUL is refused in every text that
-becomes a value in SQL: Postgres has none.
+A handler declares what it takes by its parameters: `body: StartBody`, `query: RunsQuery`, `headers: EventsHeaders` (see
+routing). Names are camelCase in the API; undeclared fields are ignored. A NUL is refused in every text that
+becomes a value in SQL: Postgres cannot store it.
 """
 
 import json
@@ -33,14 +33,14 @@ _WHOLE: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 
 
 def _read_digits(text: Any) -> int:
-    # No spaces, plus signs, exponents, underscores or other scripts' digits.
+    # No spaces, plus signs, exponents, underscores or non-ASCII digits.
     if not isinstance(text, str) or not _WHOLE.fullmatch(text):
         raise ValueError("a whole number is digits, with a minus at most")
     return int(text)
 
 
 def _read_whole(value: Any) -> Any:
-    # JSON has one kind of number, and JSON Schema takes 1.0 for an integer.
+    # JSON has one kind of number, and to JSON Schema 1.0 is an integer.
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -51,7 +51,7 @@ def _refuse_system(name: str) -> str:
 
 
 def _refuse_nul(value: Any) -> Any:
-    # As JSON text, in which each backslash of a value is two.
+    # In JSON text, where each backslash of a value is doubled.
     if "\\u0000" in json.dumps(value).replace("\\\\", ""):
         raise ValueError("it may hold no NUL")
     return value
@@ -60,11 +60,11 @@ def _refuse_nul(value: Any) -> Any:
 Name = Annotated[str, StringConstraints(max_length=500, pattern=NO_NUL)]
 Person = Annotated[Name, AfterValidator(_refuse_system)]
 Text = Annotated[str, StringConstraints(max_length=10_000, pattern=NO_NUL)]
-# How a whole number is read. It stands after its bounds where null is allowed: else pydantic does not describe them.
+# The parser of a whole number. If null is allowed it follows the bounds: otherwise pydantic does not describe them.
 WHOLE: Final = BeforeValidator(_read_whole)  # in a body
 DIGITS: Final = BeforeValidator(_read_digits)  # in a query or a header
 Digits = Annotated[int, DIGITS]
-JsonValue = Annotated[Any, AfterValidator(_refuse_nul)]  # what SQL looks into
+JsonValue = Annotated[Any, AfterValidator(_refuse_nul)]  # values that SQL inspects
 Iteration = Annotated[int, Field(ge=0, le=MAX_INTEGER), WHOLE]
 Cursor = Annotated[str, StringConstraints(max_length=2_000, pattern="^[A-Za-z0-9_-]+$")]
 
@@ -90,14 +90,14 @@ class Headers(Fields):
 
 
 class AnyBody(Body):
-    """An object; nothing in it is read."""
+    """An object whose contents are ignored."""
 
 
 Kind = TypeVar("Kind", bound=Fields)
 
 
 def read_fields(kind: type[Kind], values: dict[str, Any]) -> Kind:
-    """Check values by their declaration; raises InvalidRequest with `details.errors`, a list of {path, message}."""
+    """Validate values by their declaration; raises InvalidRequest with `details.errors`, a list of {path, message}."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -118,7 +118,7 @@ def _names_of(kind: type[Fields]) -> tuple[str, ...]:
 
 
 def read_each_once(kind: type[Kind], given: MultiMapping[str]) -> Kind:
-    """Check a query's parameters or a request's headers; raises InvalidRequest."""
+    """Validate a query's parameters or a request's headers; raises InvalidRequest."""
     values = {}
     for name in _names_of(kind):
         found = given.getall(name, ())

@@ -1,4 +1,4 @@
-"""Take what people fill in: held against the form's schema here, without the workflow's code."""
+"""Accept completed forms: validated against the form's schema here, without the workflow's code."""
 
 import json
 from typing import Any
@@ -17,11 +17,11 @@ from smithers.store.forms import Answer, FormChanged, Wake, answer_form, read_fo
 
 
 class AnswerBody(Body):
-    """What somebody filled in."""
+    """A completed form."""
 
-    value: JsonValue = Field(description="fits the form's schema")
-    iteration: Iteration | None = Field(None, description="without one: 0")
-    answered_by: Person | None = Field(None, description="a credential that names somebody wins")
+    value: JsonValue = Field(description="must fit the form's schema")
+    iteration: Iteration | None = Field(None, description="default: 0")
+    answered_by: Person | None = Field(None, description="a credential's user takes precedence")
 
 
 async def post_answer(exchange: Exchange, body: AnswerBody) -> RunNamed:

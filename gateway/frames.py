@@ -39,23 +39,24 @@ class FramesQuery(Query):
 
 
 async def get_frames(exchange: Exchange, query: FramesQuery) -> Page[list[FrameAnswer]]:
-    """List a run's frames: the newest first, or with `order=asc` the oldest; 4 MiB a page at the most."""
+    """List a run's frames: the newest first, or with `order=asc` the oldest; a page has at most 4 MiB."""
     is_ascending = query.order == "asc"
     run_id = exchange.run_id()
     pool = exchange.database.pool
-    rows, lead_count = await list_frames(
+    rows, lead_count, has_more = await list_frames(
         pool,
         run_id,
         above=query.after_frame_no,
         below=query.before_frame_no,
         is_ascending=is_ascending,
         limit=query.limit,
+        page_bytes=MAX_PAGE_BYTES,
     )
     if not rows and not await run_exists(pool, run_id):
         raise RunNotFound
     page = fit_page(restore_all(rows, lead_count), is_ascending=is_ascending)
     link = None
-    if page and (len(page) == query.limit or len(page) < len(rows) - lead_count):
+    if page and (has_more or len(page) < len(rows) - lead_count):
         edge = page[-1].row.frame_no
         link = next_link(
             exchange.request, **{"afterFrameNo" if is_ascending else "beforeFrameNo": edge}
@@ -64,7 +65,7 @@ async def get_frames(exchange: Exchange, query: FramesQuery) -> Page[list[FrameA
 
 
 def restore_all(rows: Iterable[FrameRow], lead_count: int) -> Iterator[WholeFrame]:
-    """Give frames their trees, in ascending order; the first ones only lead up to the others."""
+    """Restore frames' trees, in ascending order; the first ones are only the base of the others."""
     xml_json = ""
     for number, row in enumerate(rows):
         xml_json = restore(xml_json, row.encoding, row.body)
@@ -73,7 +74,7 @@ def restore_all(rows: Iterable[FrameRow], lead_count: int) -> Iterator[WholeFram
 
 
 def fit_page(frames: Iterable[WholeFrame], *, is_ascending: bool) -> list[WholeFrame]:
-    """Keep what fits into a page, at least one: of ascending frames the first, else the last, newest first."""
+    """Keep the frames that fit into a page, at least one: if ascending the first ones, else the last, newest first."""
     kept: deque[WholeFrame] = deque()
     size = 0
     for frame in frames:

@@ -1,7 +1,7 @@
 """Every request passes here, once: its id, its credential, its route, its answer, its headers, its count.
 
-The order of the checks is that of http-api.md: authentication, route, scope, then what the handler asks. One function
-instead of a chain of middlewares, each of which would cost as much as a small answer does.
+The checks' order: authentication, route, scope, then the handler's own. It is one function instead of a chain of
+middlewares, each of which would cost as much as a small answer.
 """
 
 import re
@@ -12,7 +12,7 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from gateway.access import ANYBODY, Access, Credential, Scope
+from gateway.access import ANYBODY, Credential, Scope
 from gateway.bodies import read_object
 from gateway.envelope import find_status, new_request_id, problem, reply, translate
 from gateway.errors import (
@@ -46,7 +46,6 @@ class Front:
     def __init__(
         self,
         services: Services,
-        access: Access,
         router: Router,
         *,
         prefix: str = "",
@@ -54,14 +53,13 @@ class Front:
     ) -> None:
         """`prefix`: below which the routes lie; `leading`: parameters that the route table supplies instead of the path."""
         self._services = services
-        self._access = access
         self._router = router
         self._prefix = prefix
         self._leading = leading
         self._complaint = Complaint()
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
-        """Answer a request; whatever goes wrong becomes an envelope, or a connection that is cut."""
+        """Answer a request; every error becomes an envelope, or closes the connection."""
         began = time.perf_counter()
         request_id = _request_id(request)
         tracer = self._services.tracer
@@ -91,16 +89,16 @@ class Front:
         return response
 
     def _complain(self, request_id: str, error: Exception) -> None:
-        """Log what is ours to mend, and is not said to the caller."""
+        """Log a failure of the server, which the caller is not told about."""
         if isinstance(error, ConnectionError):
-            return  # the caller has left
+            return  # the caller has disconnected
         if find_status(type(translate(error))) is None:
             LOG.error("request_failed", request_id=request_id, exc_info=error)
         elif isinstance(error, StoreUnavailable) and self._complaint.may_be_said():
             LOG.warning("database_failed", request_id=request_id, error=str(error))
 
     async def _admit(self, request: web.Request, request_id: str, span: Span | None) -> Exchange:
-        """Find who asks, and for what; raises InvalidRequest, Unauthorized, RouteNotFound."""
+        """Find the caller and the route; raises InvalidRequest, Unauthorized, RouteNotFound."""
         if request.version not in ((1, 1), (1, 0)):
             raise InvalidRequest("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
         path = _raw_path(request).removeprefix(self._prefix) or "/"
@@ -115,7 +113,7 @@ class Front:
         )
 
     async def _answer(self, exchange: Exchange) -> web.StreamResponse:
-        """Answer within the limits; metrics always: they are wanted most when there is too much of all else."""
+        """Answer within the limits; metrics always: they are needed most under overload."""
         scope = exchange.route.scope
         if scope is OPEN:
             return await answer(exchange)
@@ -131,7 +129,7 @@ class Front:
             return await answer(await self._at_run(exchange))
 
     async def _at_run(self, exchange: Exchange) -> Exchange:
-        """Turn to the database of the run that the path names, where there is more than one."""
+        """Switch to the database of the run that the path names, if there is more than one."""
         if not self._services.databases.are_used:
             return exchange
         run_id = exchange.parts[0].decoded if exchange.route.names_run else None
@@ -142,11 +140,11 @@ class Front:
     async def _identify(
         self, request: web.Request, matched: tuple[Route, tuple[Part, ...]] | None
     ) -> Credential:
-        """Find who asks; raises Unauthorized whatever the path, so that it tells nothing of what there is."""
+        """Find the caller; raises Unauthorized whatever the path, so that it reveals nothing about routes."""
         if matched is not None and matched[0].scope is OPEN:
             return ANYBODY
         try:
-            return self._access.admit(request.headers)
+            return self._services.access.admit(request.headers)
         except Unauthorized:
             if matched is None or not matched[0].takes_stream_token:
                 raise
@@ -158,7 +156,7 @@ class Front:
 
 
 async def answer(exchange: Exchange) -> web.StreamResponse:
-    """Check what the route's handler takes, call it, and write what it returns."""
+    """Validate the parameters of the route's handler, call it, and write its result."""
     with exchange.services.load.body(_body_bytes(exchange)) as room:
         value = await exchange.route.handler(exchange, **await _take(exchange, room))
     if isinstance(value, web.StreamResponse):
@@ -183,9 +181,9 @@ async def _take(exchange: Exchange, room: Room) -> dict[str, Fields]:
 
 
 def _body_bytes(exchange: Exchange) -> int:
-    """Say how much memory the request's body takes from the start: what is over the limit is not read at all.
+    """Return the memory that the request's body takes from the start: a body over the limit is not read at all.
 
-    One that comes in chunks takes what has come.
+    A chunked one takes the bytes received.
     """
     request = exchange.request
     if "body" not in exchange.route.takes or not request.body_exists:
@@ -195,26 +193,26 @@ def _body_bytes(exchange: Exchange) -> int:
 
 
 class EveryPath(web.DynamicResource):
-    """Whatever a request line names, `*` and encoded newlines too: a pattern of aiohttp's own would let those by."""
+    """Matches any request target, even `*` and encoded newlines, which aiohttp's own patterns would not match."""
 
     def _match(self, _path: str) -> dict[str, str]:
         return {}
 
 
 def answer_every_path(app: web.Application, handler: Handler) -> web.AbstractRoute:
-    """Have one handler answer all requests, of every method."""
+    """Let one handler answer all requests, of every method."""
     everything = EveryPath("/{path}")
     app.router.register_resource(everything)
     return everything.add_route("*", handler, expect_handler=_leave_expectation)
 
 
 async def _leave_expectation(_request: web.Request) -> None:
-    """Do nothing about Expect yet: 100 Continue is said when all checks before the body have passed."""
+    """Ignore Expect for now: 100 Continue is sent when all checks before the body have passed."""
 
 
 def _refuse(request: web.Request, error: Exception) -> web.StreamResponse:
     if isinstance(error, ConnectionError):
-        raise error  # nobody is there to be answered
+        raise error  # the caller is gone
     if request.writer.output_size > 0:
         raise ConnectionResetError("failed after the head was sent") from error
     response = problem(error)
@@ -238,7 +236,7 @@ def _raw_path(request: web.Request) -> str:
 
 
 def _is_surplus(request: web.Request) -> bool:
-    """Say whether the request came by one connection too many."""
+    """Say whether the request's connection exceeds the limit."""
     return isinstance(request.protocol, GatewayProtocol) and request.protocol.is_surplus
 
 

@@ -1,4 +1,4 @@
-"""Say whether the process lives, whether it should get requests, and what it has counted."""
+"""Report whether the process is alive, whether it should get requests, and its metrics."""
 
 import asyncio
 import time
@@ -19,7 +19,7 @@ KEPT_S: Final = 1.0
 
 
 async def get_health(_exchange: Exchange) -> Healthy:
-    """The process lives; nothing else is asked."""
+    """Report that the process is alive; nothing else is checked."""
     return {"ok": True}
 
 
@@ -40,7 +40,7 @@ async def get_ready(exchange: Exchange) -> Ready:
 async def get_metrics(
     exchange: Exchange,
 ) -> Annotated[web.StreamResponse, Media(("text/plain", "application/openmetrics-text"))]:
-    """Show what was counted, as Prometheus reads it."""
+    """Return the metrics in Prometheus' format."""
     accept = exchange.request.headers.get("Accept", "")
     body, content_type = await exchange.services.metrics.expose(accept)
     return web.Response(body=body, headers={**BASE_HEADERS, "Content-Type": content_type})
@@ -52,5 +52,5 @@ async def _find_failing(services: Services) -> str | None:
             revision = await find_revision(services.probes)
     except (TimeoutError, StoreError):
         return "database"
-    # A newer schema than ours is fine: versions one apart run side by side.
+    # A newer schema than ours is fine: adjacent versions run side by side.
     return "schema" if revision is None or revision in services.revisions.older else None

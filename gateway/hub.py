@@ -1,10 +1,11 @@
-"""Follow the runs that somebody watches, and give every new event to all who watch its run.
+"""Follow the runs that have viewers, and send every new event to all viewers of its run.
 
-One reader for the process: hints name the runs that moved, one query reads all of them that have viewers, and what moves
-while it is under way is read by the next one. Each event becomes bytes once for all viewers of its run, joined with the
-others of the same read. A run has one cursor for all its viewers; who is behind it catches up with reads of its own, and
-joins when nothing lies between the two, without an await in between. So an event is neither lost nor sent twice,
-whatever comes when; a lost hint costs a slow poll's pause, never an event.
+One reader for the process: hints name the runs with new events, one query reads all of them that have viewers, and runs
+that change meanwhile are read by the next one. Each event is encoded once for all viewers of its run, joined with the
+others of the same read. A run has one cursor for all its viewers; a viewer behind it catches up with reads of its own, and
+joins when there is no gap between the two, without an await in between. So no event is lost or sent twice, in
+any interleaving; a lost hint costs one interval of slow polling, never an event. A viewer that is too slow for live events
+falls behind again.
 """
 
 import asyncio
@@ -15,8 +16,9 @@ from typing import Final, Self
 
 import structlog
 
+from gateway.access import Credential
 from gateway.metrics import Metrics
-from gateway.viewers import KEEP_ALIVE, KEEP_ALIVE_CHUNK, Viewer, as_chunk, frame_events
+from gateway.viewers import KEEP_ALIVE, KEEP_ALIVE_CHUNK, Ending, Viewer, as_chunk, frame_events
 from smithers.complaints import Complaint
 from smithers.errors import StoreError
 from smithers.ids import RunId
@@ -26,27 +28,27 @@ from smithers.store.tails import Cursor, Tail, TailLane, find_moved
 from smithers.telemetry.names import DropReason
 
 LOG: Final = structlog.get_logger(__name__)
-KEEP_ALIVE_S: Final = 10.0  # below every proxy's idle limit that we know
+KEEP_ALIVE_S: Final = 10.0  # below the idle limit of every proxy we know
 SWEEP_S: Final = 0.5
 POLL_S: Final = 2.0  # the net under lost hints
-DEAF_POLL_S: Final = 0.1  # the same while no hints can come
-# To twice as much after a read that failed: all gateways ask a database that comes back.
+DEAF_POLL_S: Final = 0.1  # the same while no hints can arrive
+# Up to twice as much after a failed read: all gateways query a database that comes back.
 RETRY_S: Final = 1.0
 MAX_RUNS_PER_READ: Final = 500
 _STAMP: Final = '"timestampMs":'
 
 
 class FollowedRun:
-    """A run that somebody watches, or is about to."""
+    """A run with viewers, or about to have some."""
 
     __slots__ = ("cursor", "opening_count", "run_id", "viewers", "was_hinted")
 
     def __init__(self, run_id: RunId) -> None:
         self.run_id = run_id
-        self.cursor = -1  # what every viewer has been sent, or the last ones were
+        self.cursor = -1  # the position up to which every viewer, or the last ones, got events
         self.viewers: set[Viewer] = set()
         self.opening_count = 0  # handlers that are catching up
-        self.was_hinted = False  # something came while nobody was attached
+        self.was_hinted = False  # a hint came while no viewer was attached
 
 
 class Hub:
@@ -60,19 +62,21 @@ class Hub:
         pool: Pool,
         metrics: Metrics,
         hears: Callable[[], bool],
+        admits: Callable[[Credential], bool],
     ) -> None:
-        """`hears` says whether hints can come at the moment."""
+        """`hears` says whether hints can arrive at present; `admits`, whether a credential is still valid."""
         self._live = live
         self._replay = replay
         self._pool = pool
         self._metrics = metrics
         self._hears = hears
+        self._admits = admits
         self._runs: dict[RunId, FollowedRun] = {}
         self._moved: set[RunId] = set()
         self._has_moved = asyncio.Event()
         self._loops = ServiceLoops()
         self._complaint = Complaint()
-        self.is_draining = False
+        self._is_draining = False
 
     async def __aenter__(self) -> Self:
         self._loops.start(self._follow, name="hub-follow")
@@ -84,20 +88,24 @@ class Hub:
         await self._loops.stop()
 
     def hear(self, names: frozenset[str] | None) -> None:
-        """Take a hint: these runs have new events; None: anything may have happened."""
+        """Handle a hint: these runs have new events; None: any may have."""
         for run_id in self._runs if names is None else names & self._runs.keys():
             self._mark(self._runs[RunId(run_id)])
 
     def drain(self) -> None:
-        """End every stream after its last whole event, and let no new one begin to wait."""
-        self.is_draining = True
+        """End every stream after its last whole event, and let no new one wait."""
+        self._is_draining = True
         for run in self._runs.values():
             for viewer in run.viewers:
                 viewer.end()
 
+    def may_go_on(self, viewer: Viewer) -> bool:
+        """Say whether a stream may wait for future events: not draining, and its credential still valid."""
+        return not self._is_draining and self._admits(viewer.credential)
+
     @contextmanager
     def following(self, run_id: RunId) -> Iterator[FollowedRun]:
-        """Have a run's hints remembered from now on: before the first read, so that nothing falls between."""
+        """Remember a run's hints from now on: before the first read, so that none is missed."""
         run = self._runs.get(run_id)
         if run is None:
             run = self._runs[run_id] = FollowedRun(run_id)
@@ -109,13 +117,13 @@ class Hub:
             self._forget_if_idle(run)
 
     async def read(self, run_id: RunId, cursor: int) -> Tail | None:
-        """Read a page of a run's events for one who is behind; None: there is no such run."""
+        """Read a page of a run's events for a viewer that is behind; None: there is no such run."""
         asked = Cursor(run_id, cursor)
         return (await self._replay.submit((asked,))).get(asked)
 
     def join(self, run: FollowedRun, viewer: Viewer, tail: Tail) -> bool:
-        """Attach a viewer that was sent all of `tail`, if nothing lies between it and the others."""
-        # Behind the cursor there is more to read even where all viewers have left: the hint for it went to them.
+        """Attach a viewer that was sent all of `tail`, if there is no gap between it and the others."""
+        # After the cursor there is more to read even if all viewers have left: they consumed the hint for it.
         if tail.has_more or viewer.cursor < run.cursor:
             return False
         if not run.viewers:  # a viewer may have asked for what is yet to come: the others have not
@@ -127,14 +135,18 @@ class Hub:
         return True
 
     def leave(self, run: FollowedRun, viewer: Viewer, reason: DropReason | None = None) -> None:
-        """Detach a viewer; a second time does nothing."""
-        if viewer in run.viewers:
-            run.viewers.remove(viewer)
-            self._metrics.streams_active.dec()
-            self._forget_if_idle(run)
-            if reason is not None:
-                self._metrics.count_drop(reason)
-        viewer.end(reason)
+        """Detach a viewer for good; idempotent."""
+        if self._detach(run, viewer) and reason is not None:
+            self._metrics.count_drop(reason)
+        viewer.end(Ending.WHOLE if reason is None else Ending.LOST)
+
+    def _detach(self, run: FollowedRun, viewer: Viewer) -> bool:
+        if viewer not in run.viewers:
+            return False
+        run.viewers.remove(viewer)
+        self._metrics.streams_active.dec()
+        self._forget_if_idle(run)
+        return True
 
     def _mark(self, run: FollowedRun) -> None:
         run.was_hinted = not run.viewers
@@ -214,6 +226,10 @@ class Hub:
                 skipped = viewer.cursor + 1 - tail.first_seq
                 own = frame_events(viewer.cursor + 1, tail.payloads[skipped:])
                 own_chunk = as_chunk(own)
+            if not viewer.has_room(len(own)):
+                self._detach(run, viewer)
+                viewer.end(Ending.BEHIND)
+                continue
             sent += len(tail.payloads) - skipped
             viewer.cursor = tail.end_seq
             if tail.is_last:
@@ -242,13 +258,16 @@ class Hub:
             self.hear(frozenset(moved))
 
     async def _sweep(self) -> None:
-        """Keep silent streams alive, and drop those whose readers do not read: one timer for all."""
+        """Keep silent streams alive, and let those go whose readers do not read, or may not any more: one timer for all."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(SWEEP_S)
             now = loop.time()
             for run in list(self._runs.values()):
                 for viewer in list(run.viewers):
+                    if not self._admits(viewer.credential):
+                        self.leave(run, viewer)
+                        continue
                     reason = viewer.look_after(now)
                     if reason is None and now - viewer.written_at >= KEEP_ALIVE_S:
                         alive = KEEP_ALIVE_CHUNK if viewer.is_chunked else KEEP_ALIVE
@@ -262,7 +281,7 @@ def _retry_s() -> float:
 
 
 def _age_when_read_s(tail: Tail) -> float:
-    """Say how old its last event was, by the database's clock: this host's may be another one."""
+    """Return the age of its last event, by the database's clock: this host's may differ."""
     payload = tail.payloads[-1]
     start = payload.index(_STAMP) + len(_STAMP)
     stamp_ms = int(payload[start : payload.index(",", start)])

@@ -1,31 +1,62 @@
 """Check what people send against an author's JSON Schema, without the author's code: a run's input, a form's answer.
 
-The schema is the author's, the value is anybody's: references are never fetched, and patterns run on an engine that
-takes linear time. What such an engine cannot read is left to the worker, which validates with the model itself.
+The schema is the author's, the value is anybody's: references are never fetched, patterns run on an engine that takes
+linear time, and how much work there is is known before it is begun. What cannot be read here, or would hold up everybody
+else, is left to the worker, which validates with the model itself.
 """
 
+import json
 from typing import Any, Final
 
 import jsonschema_rs
 
 from gateway.errors import InvalidRequest
+from gateway.visits import Visits, weigh
 
 MAX_ERRORS: Final = 20
 MAX_MESSAGE_CHARS: Final = 300
+# To compile one takes a microsecond a character.
+MAX_SCHEMA_CHARS: Final = 256 * 1024
+# Of some ten nanoseconds each.
+MAX_VISITS: Final = 20_000_000
+# Of ten microseconds: all errors are found at once, however few are wanted.
+MAX_VISITS_TO_TELL: Final = 30_000
+UNTOLD: Final = "The value is too large to say where."
 
-Validator = jsonschema_rs.Validator
+
+class Validator:
+    """A schema that values are checked against."""
+
+    def __init__(self, compiled: jsonschema_rs.Validator, visits: Visits) -> None:
+        self._compiled = compiled
+        self._visits = visits
+
+    def find_errors(self, value: Any) -> list[dict[str, Any]]:
+        """Say what of a value does not fit, as {path, message}, and not all of it; nothing where that is left to others."""
+        weight, depth = weigh(value)
+        visits = weight * self._visits.count(depth)
+        if visits > MAX_VISITS or self._compiled.is_valid(value):
+            return []
+        if visits > MAX_VISITS_TO_TELL:
+            return [{"path": [], "message": UNTOLD}]
+        found = []
+        for error, _ in zip(self._compiled.iter_errors(value), range(MAX_ERRORS), strict=False):
+            path = [part if isinstance(part, int) else str(part) for part in error.instance_path]
+            found.append({"path": path, "message": _short(error.message)})
+        return found
 
 
 def compile_schema(schema: str | None) -> Validator | None:
     """Make a validator; None where any object will do, or only the model itself can tell."""
-    if schema is None:
+    if schema is None or len(schema) > MAX_SCHEMA_CHARS:
         return None
     try:
-        return jsonschema_rs.validator_for(
+        compiled = jsonschema_rs.validator_for(
             schema, offline=True, pattern_options=jsonschema_rs.RegexOptions()
         )
     except ValueError:  # a ValidationError of theirs is one
         return None
+    return Validator(compiled, Visits(json.loads(schema)))
 
 
 def check_input(validator: Validator | None, value: dict[str, Any]) -> None:
@@ -35,15 +66,8 @@ def check_input(validator: Validator | None, value: dict[str, Any]) -> None:
 
 def check_value(validator: Validator | None, value: Any, text: str) -> None:
     """Raise InvalidRequest with this text and `details.errors`, a list of {path, message}, where a value does not fit."""
-    if validator is None or validator.is_valid(value):
-        return
-    found = []
-    for error in validator.iter_errors(value):
-        path = [part if isinstance(part, int) else str(part) for part in error.instance_path]
-        found.append({"path": path, "message": _short(error.message)})
-        if len(found) == MAX_ERRORS:
-            break
-    raise InvalidRequest(text, details={"errors": found})
+    if validator is not None and (found := validator.find_errors(value)):
+        raise InvalidRequest(text, details={"errors": found})
 
 
 def _short(message: str) -> str:

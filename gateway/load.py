@@ -1,7 +1,7 @@
-"""How much one process has taken on, and whether it takes on more: what is too much is refused before it is accepted.
+"""The load of one process, and admission: a request beyond a limit is refused before it is accepted.
 
-Whoever is refused is told to come back (429 where others may still come in, 503 where nobody may), and nothing has been
-changed. What was let in is finished: nothing here drops anything. A body that comes in chunks is let in chunk by chunk.
+A refused caller is told to retry (429 if others are still admitted, 503 if nobody is), and nothing has been
+changed. Admitted work is finished: nothing here drops it. A chunked body is admitted chunk by chunk.
 """
 
 import resource
@@ -18,7 +18,7 @@ from smithers.settings import Limits
 
 
 class Load:
-    """What is under way in one process."""
+    """The work in progress in one process."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -30,29 +30,29 @@ class Load:
 
     @property
     def has_surplus(self) -> bool:
-        """Whether there are more connections than there should be: the newest are to be sent away."""
+        """Whether there are too many connections: refuse the newest."""
         return self.connections > self.limits.connections
 
     @property
     def is_flooded(self) -> bool:
-        """Whether there are so many of them that they cannot even be told so."""
+        """Whether there are so many that they are closed without an answer."""
         return self.connections > 2 * self.limits.connections
 
     def request(self) -> AbstractContextManager[None]:
-        """Have a request under way; raises Overloaded."""
+        """Admit a request; raises Overloaded."""
         if self._requests >= self.limits.requests:
             raise Overloaded(details={"limit": "requests"})
         self._requests += 1
         return _Taken(self._end_request)
 
     def body(self, size_bytes: int) -> "Room":
-        """Have a request's body in memory; raises Overloaded. One is let in whatever its size."""
+        """Admit a request's body; raises Overloaded. A single one is admitted whatever its size."""
         room = Room(self)
         room.grow(size_bytes)
         return room
 
     def stream(self, run_id: RunId, credential: Credential) -> AbstractContextManager[None]:
-        """Count a request as a stream, no longer as a request under way; raises Overloaded, TooManyRequests."""
+        """Count a request as a stream from now on; raises Overloaded, TooManyRequests."""
         if self._streams >= self.limits.streams:
             raise Overloaded(details={"limit": "streams"})
         if self._streams_of[run_id] >= self.limits.streams_per_run:
@@ -77,7 +77,7 @@ class Load:
 
 
 class Room:
-    """The memory that a request's body may fill, given back at the end of a block."""
+    """The memory reserved for a request's body, released at the end of a block."""
 
     __slots__ = ("_load", "_size_bytes")
 
@@ -92,7 +92,7 @@ class Room:
         self._load.body_bytes -= self._size_bytes
 
     def grow(self, more_bytes: int) -> None:
-        """Have room for so much more; raises Overloaded where other bodies leave none."""
+        """Reserve more; raises Overloaded if other bodies leave no room."""
         load = self._load
         is_alone = load.body_bytes == self._size_bytes
         if not is_alone and load.body_bytes + more_bytes > load.limits.body_bytes:
@@ -102,7 +102,7 @@ class Room:
 
 
 class _Taken:
-    """What is given back at the end of a block. Thousands of streams hold some: a generator is ten times as large."""
+    """Releases its share at the end of a block. Thousands of streams hold one: a generator is ten times as large."""
 
     __slots__ = ("_give_back",)
 
@@ -117,6 +117,6 @@ class _Taken:
 
 
 def raise_file_limit() -> None:
-    """Let this process have as many connections as the system allows it: the usual limit is far lower."""
+    """Raise this process's limit of descriptors to the system's: the usual one is far lower."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,7 +1,7 @@
-"""Count what the gateway does, and show what the whole server has counted.
+"""Count what the gateway does, and expose the metrics of the whole server.
 
-A process counts on a page of the server's sheet: `/metrics` of any of its processes shows all of them. What is true of the
-database (how many runs wait for what) is read there, for several scrapes at once, and never counted up and down.
+A process counts on a page of the server's sheet: `/metrics` of any of its processes shows all of them. The database's
+state (how many runs wait for what) is read from it, once for several scrapes, never incremented and decremented.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ class Metrics:
     """The metrics of one gateway process."""
 
     def __init__(self, page: Page | None = None, read_gauges: ReadGauges | None = None) -> None:
-        """`page`: where this process counts; without one it has a sheet to itself."""
+        """`page`: this process's page of the shared sheet; without one it has a sheet to itself."""
         self._page = page or Sheet.create(1).open_page(Role.GATEWAY)
         self._gauges = None if read_gauges is None else _KeptGauges(read_gauges)
         self._events = {event: self._page.counter(names.EVENTS, event.value) for event in EventType}
@@ -40,7 +40,7 @@ class Metrics:
             reason: self._page.counter(names.STREAMS_DROPPED, reason.value) for reason in DropReason
         }
         self._requests: dict[tuple[str, str, int], Counter] = {}
-        self._durations: dict[tuple[str, str], Histogram] = {}
+        self._durations: dict[tuple[str, str, int], Histogram] = {}
         self._listening = self._page.gauge(names.LISTENER_AGE, Role.GATEWAY)
         self._listening.set(0.0)
         self.lanes = LaneMeter(self._page)
@@ -54,54 +54,55 @@ class Metrics:
     def count_request(self, method: str, route: str, status: int, duration_s: float | None) -> None:
         """Count an answer; a stream has no duration."""
         method = method if method in METHODS else names.NO_METHOD
-        counted = self._requests.get((method, route, status))
+        key = (method, route, status)
+        counted = self._requests.get(key)
         if counted is None:
             counted = self._page.counter(names.HTTP_REQUESTS, method, route, str(status))
-            self._requests[method, route, status] = counted
+            self._requests[key] = counted
         counted.inc()
         if duration_s is None:
             return
-        timed = self._durations.get((method, route))
+        timed = self._durations.get(key)
         if timed is None:
-            timed = self._page.histogram(names.HTTP_REQUEST_DURATION, method, route)
-            self._durations[method, route] = timed
+            timed = self._page.histogram(names.HTTP_REQUEST_DURATION, method, route, str(status))
+            self._durations[key] = timed
         timed.observe(duration_s)
 
     def count_start(self) -> None:
-        """Count a run that was accepted, with its first event."""
+        """Count an accepted run, with its first event."""
         self._runs_started.inc()
         self._events[EventType.RUN_STARTED].inc()
 
     def count_event(self, event: EventType) -> None:
-        """Count an event that a request has written."""
+        """Count an event that a request wrote."""
         self._events[event].inc()
 
     def count_drop(self, reason: DropReason) -> None:
-        """Count a stream that was cut."""
+        """Count a stream that was closed."""
         self._drops[reason].inc()
 
     def hear_listening(self, is_connected: bool) -> None:
-        """Take in that the connection for hints is up, or gone."""
+        """Record that the connection for hints is up, or lost."""
         self._listening.set(time.monotonic() if is_connected else 0.0)
 
     async def expose(self, accept: str) -> tuple[bytes, str]:
-        """Write all metrics; answer the text and its content type, which the asker may choose."""
+        """Return all metrics as text, and its content type, which the client may choose."""
         gauges = {} if self._gauges is None else await self._gauges.read()
         return expose(self._page.sheet, accept, gauges)
 
 
 class _KeptGauges:
-    """What the database says, for some seconds."""
+    """Gauges read from the database, cached for some seconds."""
 
     def __init__(self, read: ReadGauges) -> None:
         self._read = read
         self._kept: dict[Key, float] = {}
-        self._queues = {DEFAULT_QUEUE}  # and those that ever had runs which waited
+        self._queues = {DEFAULT_QUEUE}  # queues that ever had waiting runs
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
 
     async def read(self) -> dict[Key, float]:
-        """Read anew what is old; what cannot be read is not shown, rather than shown as it was."""
+        """Refresh expired gauges; unreadable ones are not shown, rather than shown outdated."""
         async with self._reading:
             if time.monotonic() - self._read_at > KEPT_S:
                 try:
@@ -119,7 +120,7 @@ class _KeptGauges:
 
 
 def _as_series(gauges: Gauges, queues: set[str]) -> dict[Key, float]:
-    """Return what is read as series; a queue that has become empty is shown as such."""
+    """Return the gauges as series; a queue that has become empty is shown as 0."""
     series: dict[Key, float] = {
         (names.RUNS.name, status.value): gauges.runs.get(status, 0)
         for status in RunStatus

@@ -1,4 +1,4 @@
-"""Serve what a host without a gateway is asked: whether it lives, whether its pool works, what it has counted."""
+"""Serve health, readiness and metrics on a host without a gateway."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +17,7 @@ from smithers.telemetry.exposition import expose, merge
 from smithers.telemetry.names import BEAT_AGE, PROCESSES, Role
 from smithers.telemetry.sheet import Sheet
 
-# A pool that has not written its children's heartbeats for so long does not work.
+# A pool that has not written its children's heartbeats for so long is not ready.
 SILENT_S: Final = 5.0
 DRAIN_S: Final = 2.0
 
@@ -62,7 +62,7 @@ class MetricsSite:
                 raise RouteNotFound
 
     def _check(self) -> None:
-        """Raise NotReady where no runs are moved here."""
+        """Raise NotReady if no runs are executed here."""
         if self.is_draining:
             raise NotReady(details={"check": "draining"})
         totals = merge(self._sheet.read())
@@ -77,7 +77,7 @@ class MetricsSite:
 async def open_metrics_site(
     settings: GatewaySettings, sheet: Sheet
 ) -> AsyncIterator[tuple[MetricsSite, int]]:
-    """Serve on the settings' host and port until the block is left; yield also which port it is.
+    """Serve on the settings' host and port until the block is left; also yield the port.
 
     Raises InsecureSettings, InvalidTokensFile, OSError.
     """

@@ -45,7 +45,7 @@ class NodesQuery(Query):
 
     limit: Digits = Field(1_000, ge=1, le=MAX_NODES)
     max_bytes: Digits = Field(
-        LISTED_OUTPUT_BYTES, ge=0, le=MAX_OUTPUT_BYTES, description="larger outputs are left out"
+        LISTED_OUTPUT_BYTES, ge=0, le=MAX_OUTPUT_BYTES, description="larger outputs are omitted"
     )
     cursor: Cursor | None = None
 
@@ -54,27 +54,27 @@ class NodeQuery(Query):
     """Which iteration of a node."""
 
     iteration: Annotated[int, Field(ge=0, le=MAX_INTEGER), DIGITS] | None = Field(
-        None, description="without one: the newest"
+        None, description="default: the newest"
     )
     max_bytes: Digits = Field(
-        SINGLE_OUTPUT_BYTES, ge=0, le=MAX_OUTPUT_BYTES, description="a larger output is left out"
+        SINGLE_OUTPUT_BYTES, ge=0, le=MAX_OUTPUT_BYTES, description="a larger output is omitted"
     )
 
 
 class DecisionBody(Body):
-    """What a person says to a question."""
+    """A person's decision."""
 
-    iteration: Iteration | None = Field(None, description="without one: 0")
+    iteration: Iteration | None = Field(None, description="default: 0")
     note: Text | None = None
-    decided_by: Person | None = Field(None, description="a credential that names somebody wins")
+    decided_by: Person | None = Field(None, description="a credential's user takes precedence")
     decision: JsonValue = Field(
         None,
-        description='`{"selected": option}` or `{"ranked": [option, …]}`, where one was asked for, and only there',
+        description='`{"selected": option}` or `{"ranked": [option, …]}`, if and only if the question asks for one',
     )
 
 
 async def get_nodes(exchange: Exchange, query: NodesQuery) -> Page[list[NodeAnswer]]:
-    """List a run's nodes, oldest first; 4 MiB of outputs and errors a page at the most."""
+    """List a run's nodes, oldest first; a page has at most 4 MiB of outputs and errors."""
     run_id = exchange.run_id()
     rows, has_more = await list_nodes(
         exchange.database.pool,
@@ -95,7 +95,7 @@ async def get_nodes(exchange: Exchange, query: NodesQuery) -> Page[list[NodeAnsw
 
 
 async def get_node(exchange: Exchange, query: NodeQuery) -> NodeDetailAnswer:
-    """Read one node with its attempts, its output and what it called."""
+    """Read one node with its attempts, its output and its calls."""
     run_id = exchange.run_id()
     row = await find_node(
         exchange.database.pool,
@@ -118,12 +118,12 @@ async def get_node(exchange: Exchange, query: NodeQuery) -> NodeDetailAnswer:
 
 
 async def post_approve(exchange: Exchange, body: DecisionBody) -> RunNamed:
-    """Approve what a node asks; the same decision again changes nothing."""
+    """Approve a node; repeating the same decision changes nothing."""
     return await _decide(exchange, body, is_approved=True)
 
 
 async def post_deny(exchange: Exchange, body: DecisionBody) -> RunNamed:
-    """Deny what a node asks; the same decision again changes nothing."""
+    """Deny a node; repeating the same decision changes nothing."""
     return await _decide(exchange, body, is_approved=False)
 
 
@@ -139,12 +139,12 @@ async def _decide(exchange: Exchange, body: DecisionBody, *, is_approved: bool) 
             iteration=body.iteration or 0,
             is_approved=is_approved,
             note=body.note,
-            decided_by=who.user or body.decided_by,  # a credential that names somebody is believed
+            decided_by=who.user or body.decided_by,  # a credential's user takes precedence
             decision=decision,
             user=who.user,
             scopes=who.scopes,
         )
-        # What a choice is held against says nothing of a question without options.
+        # The check of a choice does not cover a question without options.
         if _is_choice(body.decision) and await asks_yes_or_no(exchange.database.pool, decided):
             raise DecisionMisfit(mode="approve", options=[])
         return await decide(exchange.database.outside, decided)
@@ -164,7 +164,7 @@ def _is_choice(decision: object) -> bool:
 async def at_first_spelling(
     exchange: Exchange, act: Callable[[NodeId], Awaitable[Result]]
 ) -> Result:
-    """Act at the node that the path names, by the first spelling of its id that there is; raises NodeNotFound."""
+    """Act on the node that the path names, by the first spelling of its id that exists; raises NodeNotFound."""
     *likelier, last = node_ids(exchange)
     for node_id in likelier:
         with suppress(NodeNotFound):
@@ -173,7 +173,7 @@ async def at_first_spelling(
 
 
 def node_ids(exchange: Exchange) -> list[NodeId]:
-    """List the spellings of the node id in the path, the raw one first; raise NodeNotFound where it can name nothing."""
+    """List the spellings of the node id in the path, the raw one first; raise NodeNotFound for an impossible id."""
     ids = [NodeId(text) for text in exchange.parts[1].spellings if NODE_ID_PATTERN.fullmatch(text)]
     if not ids:
         raise NodeNotFound

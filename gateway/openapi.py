@@ -1,6 +1,6 @@
-"""Write the table of routes down as OpenAPI 3.1: the table, its handlers' signatures and docstrings, what checks requests.
+"""Generate OpenAPI 3.1 from the table of routes, its handlers' signatures and docstrings, and the types of requests.
 
-Nothing is described here that is declared elsewhere; what stands here is what all routes have in common.
+Nothing that is declared elsewhere is described here, only what all routes have in common.
 """
 
 import inspect
@@ -28,7 +28,7 @@ JSON: Final = "application/json"
 _TEXT: Final = {"schema": {"type": "string"}}
 _NAMED: Final = re.compile(r":(\w+)")
 
-# What the parts of paths are that name something.
+# The named parts of paths.
 NAMES: Final = MappingProxyType(
     {
         "runId": {"type": "string", "pattern": f"^{RUN_ID_PATTERN.pattern}$"},
@@ -37,7 +37,7 @@ NAMES: Final = MappingProxyType(
     }
 )
 
-# What every route may refuse, what every one that asks for a credential, and what every one that takes a body.
+# The refusals of every route, of every one that requires a credential, and of every one that takes a body.
 ALWAYS: Final = (
     errors.InvalidRequest,
     errors.BodyTooSlow,
@@ -49,12 +49,12 @@ WITH_CREDENTIAL: Final = (errors.Unauthorized, errors.Forbidden, StoreUnavailabl
 WITH_BODY: Final = (errors.InvalidJson, errors.PayloadTooLarge)
 
 ABOUT: Final = """\
-Every answer has an `X-Request-Id`: the caller's if it is sane, else a new one. Errors are `{"error": {"code", "message",
+Every answer has an `X-Request-Id`: the caller's if it is valid, else a new one. Errors are `{"error": {"code", "message",
 "details"?}}`: `code` and `details` are for programs, `message` is for people. HEAD is answered wherever GET is.
-Parts of a path that name something are percent-encoded. Lists come in pages: `Link` leads to the next one."""
+Named path parameters are percent-encoded. Lists are paged: `Link` leads to the next one."""
 
 _HEADERS: Final = {
-    "X-Request-Id": {"description": "names the request in the server's logs", **_TEXT},
+    "X-Request-Id": {"description": "the request's id in the server's logs", **_TEXT},
     "Link": {"description": '`rel="next"`: the next page, if there is one', **_TEXT},
     "Retry-After": {"description": "seconds", "schema": {"type": "integer"}},
     "WWW-Authenticate": {"description": "Bearer", **_TEXT},
@@ -104,7 +104,7 @@ def build_document(routes: Iterable[Route]) -> dict[str, Any]:
 
 
 def codes_of(route: Route) -> dict[int, list[str]]:
-    """Say with which codes a route may refuse, by status."""
+    """Return the codes with which a route may refuse, by status."""
     kinds: list[type[SmithersError]] = [*ALWAYS, *route.refusals]
     if route.scope is not OPEN:
         kinds += WITH_CREDENTIAL
@@ -119,7 +119,7 @@ def codes_of(route: Route) -> dict[int, list[str]]:
 
 
 class _Document:
-    """A document that is being written."""
+    """A document under construction."""
 
     def __init__(self, routes: list[Route]) -> None:
         self.routes = routes
@@ -129,7 +129,7 @@ class _Document:
         kinds: set[Any] = {ProblemAnswer}
         for route in routes:
             kinds |= {*route.takes.values(), *_answer_types(route)}
-        # All at once, so that each type stands in the components once.
+        # All at once, so that each type is in the components once.
         found, rest = TypeAdapter.json_schemas(
             [(kind, "validation", TypeAdapter(kind)) for kind in kinds],
             ref_template="#/components/schemas/{model}",
@@ -207,7 +207,7 @@ class _Document:
         }
 
     def _event(self, kind: Any) -> dict[str, Any]:
-        """Describe one event of a stream: before OpenAPI 3.2 that is what a stream's schema stands for."""
+        """Describe one event of a stream: before OpenAPI 3.2 that is the meaning of a stream's schema."""
         data = {"contentMediaType": JSON, "contentSchema": self._described[kind]}
         return {
             "type": "object",
@@ -220,7 +220,7 @@ class _Document:
         }
 
     def _refusal(self, status: int, codes: list[str]) -> dict[str, str]:
-        """Have a refusal among the components, and point there."""
+        """Add a refusal to the components, and return a reference to it."""
         name = ".".join([str(status), *codes])
         headers = ["X-Request-Id"]
         if status == HTTPStatus.UNAUTHORIZED:
@@ -238,7 +238,7 @@ class _Document:
 
 
 def media_of(route: Route) -> Media | None:
-    """Return how a handler marked the response that it writes itself; None: it returns a JSON value."""
+    """Return a handler's Media mark for a response that it writes itself; None: it returns a JSON value."""
     marks = getattr(route.answer, "__metadata__", ())
     return next((mark for mark in marks if isinstance(mark, Media)), None)
 
@@ -265,7 +265,7 @@ def _headers(*names: str) -> dict[str, dict[str, str]]:
 
 
 def _without_null(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A parameter that is not given is not there: null is no value of it."""
+    """Remove null from a parameter's schema: an omitted parameter is absent."""
     shape = {name: value for name, value in schema.items() if name != "description"}
     if shape.get("default", ...) is None:
         del shape["default"]

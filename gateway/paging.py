@@ -1,4 +1,4 @@
-"""Lists come in pages: a page's `Link` header leads to the next one, by a cursor that only we write."""
+"""Paging of lists: a page's `Link` header leads to the next one, by an opaque cursor."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Mapping
@@ -20,19 +20,19 @@ Items = TypeVar("Items")
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[Items]):
-    """What a handler of a list answers: a JSON value, and where the next page is, if there is one."""
+    """The answer of a list's handler: a JSON value, and the link to the next page, if there is one."""
 
     value: Items
     link: str | None
 
 
 def write_cursor(*parts: str | int | datetime) -> str:
-    """Write a place in a list so that nobody is tempted to build one."""
+    """Encode a place in a list as an opaque cursor."""
     return urlsafe_b64encode(orjson.dumps(parts)).decode().rstrip("=")
 
 
 def read_cursor(text: str, *kinds: type) -> list[Any]:
-    """Read what write_cursor wrote, as values of these types that Postgres takes; raises InvalidRequest."""
+    """Decode a cursor of write_cursor into values of these types that Postgres accepts; raises InvalidRequest."""
     try:
         return [_READERS[kind](part) for kind, part in zip(kinds, _read_parts(text), strict=True)]
     except (ValueError, TypeError, OverflowError) as error:
@@ -40,7 +40,7 @@ def read_cursor(text: str, *kinds: type) -> list[Any]:
 
 
 def next_link(request: web.Request, **changes: str | int) -> str:
-    """Write the Link header's value that leads to the next page."""
+    """Return the Link header's value for the next page."""
     url = request.rel_url.update_query({name: str(value) for name, value in changes.items()})
     return f'<{url}>; rel="next"'
 
@@ -68,7 +68,7 @@ def _read_moment(part: Any) -> datetime:
     moment = datetime.fromisoformat(_read_text(part))
     if moment.tzinfo is None:
         raise ValueError("a moment of no time zone")
-    return moment.astimezone(UTC)  # OverflowError: not in the years that there are
+    return moment.astimezone(UTC)  # OverflowError: a year out of range
 
 
 _READERS: Final[Mapping[type, Callable[[Any], Any]]] = MappingProxyType(

@@ -1,4 +1,4 @@
-"""aiohttp's HTTP/1.1 connection with deadlines, and with our envelope for what never becomes a request.
+"""aiohttp's HTTP/1.1 connection with deadlines, and with our envelope for malformed requests.
 
 aiohttp has no deadline for a request's headers or body, none for a caller that does not read its answer, and its own page
 for a malformed request quotes the request, token included. Here headers must be there `headers_timeout_s` after their first
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import structlog
 from aiohttp import web
-from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.streams import StreamReader
 
 from gateway.envelope import new_request_id, problem
@@ -28,12 +28,13 @@ from gateway.load import Load
 from gateway.settings import GatewaySettings
 
 LOG: Final = structlog.get_logger(__name__)
-KEEP_ALIVE_S: Final = 75.0  # above the idle limits of nginx and of load balancers: they close first
+KEEP_ALIVE_S: Final = 75.0  # above the idle limits of nginx and load balancers: they close first
 HURRY_S: Final = 0.05  # 0 would be for ever
 SURPLUS_HEADERS_S: Final = 2.0
 MAX_LINE_BYTES: Final = 8_190
-MAX_HEADER_BYTES: Final = 8_191  # not the same, so that the two are told apart
+MAX_HEADER_BYTES: Final = 8_191  # different, so that the two can be distinguished
 MAX_HEADERS: Final = 128
+_TOO_MANY_HEADERS: Final = "Too many headers received"  # aiohttp's text: it has no class for this
 # How long the rest of a refused body is read, so that its sender sees the answer.
 LINGER_S: Final = 2.0
 # A connection is cut when nothing of an answer was taken for so long, or for up to twice as long. Streams look after their
@@ -63,20 +64,20 @@ class GatewayProtocol(web.RequestHandler):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._load = load
-        self.is_surplus = False  # one too many: its first answer is its last
+        self.is_surplus = False  # beyond the limit: its first answer is its last
         # The caller sends no more.
         self.has_heard_all = False
         self._headers_s = headers_s
         self._request_s = request_s
         self._deadline: asyncio.TimerHandle | None = None
-        self._began_at: float | None = None  # when the first byte of the request under way came
+        self._began_at: float | None = None  # when the first byte of the current request arrived
         self._body: StreamReader | None = None  # of the newest request, while it is incomplete
         self._answered: StreamReader | None = None  # the body of the newest request with an answer
         self._reader_deadline: asyncio.TimerHandle | None = None
         self.on_lost: Callable[[], None] | None = None  # told when the connection is gone
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Expect a first request in time; sooner where there are too many connections."""
+        """Expect a first request in time; sooner if there are too many connections."""
         super().connection_made(transport)
         self._load.connections += 1
         self.is_surplus = self._load.has_surplus
@@ -88,7 +89,7 @@ class GatewayProtocol(web.RequestHandler):
         self._expect_headers()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Tell whoever streams to this connection, at once."""
+        """Notify the stream on this connection at once."""
         self._disarm()
         if self._reader_deadline is not None:
             self._reader_deadline.cancel()
@@ -102,7 +103,7 @@ class GatewayProtocol(web.RequestHandler):
         count = self._request_count
         super().data_received(data)
         if self._request_count != count and self._messages:
-            # A message within a body is aiohttp's word for one that is no HTTP; it leaves whoever reads the body waiting.
+            # A message within a body is aiohttp's sign of invalid HTTP; it leaves the body's reader waiting.
             self._fail_body(web.RequestPayloadError("the body is not well-formed"))
             self._body = self._messages[-1][1]  # headers are complete
             self._disarm()
@@ -118,17 +119,17 @@ class GatewayProtocol(web.RequestHandler):
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio reads what aiohttp does not say
         """Keep the connection of a caller that sends no more until its whole requests are answered; say whether it is kept.
 
-        Whoever reads a live stream leaves by it: a connection that was closed looks the same.
+        A client of a live stream disconnects in this way, too: a closed connection looks the same.
         """
         self.has_heard_all = True
         if self._is_idle or self._body is not None or self.on_lost is not None:
             return False
         if not self._messages:
-            self.close()  # aiohttp's: as soon as the answer under way is sent
+            self.close()  # aiohttp's: as soon as the current answer is sent
         return True
 
     def pause_writing(self) -> None:
-        """Expect the reader of an answer that the buffers do not hold to take it."""
+        """Set a deadline for the client to read an answer that exceeds the buffers."""
         super().pause_writing()
         # A request that is still handled is a stream's.
         if self.transport is not None and self._current_request is None:
@@ -141,7 +142,7 @@ class GatewayProtocol(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002 - aiohttp's, and it quotes the request
     ) -> web.StreamResponse:
-        """Answer what never became a request, or what nobody caught, in our envelope."""
+        """Answer malformed requests and uncaught exceptions in our envelope."""
         if request.writer.output_size > 0 or isinstance(exc, ConnectionError):
             # An answer has begun, or nobody is there: the only honest signal is a connection that is cut. Not logged:
             # callers come and go.
@@ -165,6 +166,10 @@ class GatewayProtocol(web.RequestHandler):
         if not resp.prepared and "X-Request-Id" not in resp.headers:
             resp.headers["X-Request-Id"] = new_request_id()
         if self.has_heard_all and not self._messages:
+            resp.force_close()
+        if self._upgraded and not self._messages:
+            # Only HTTP is spoken here. aiohttp would read on behind the request, and past our deadlines.
+            self._message_tail = b""
             resp.force_close()
         self._answered = request.content
         finished = await super().finish_response(request, resp, start_time)
@@ -192,7 +197,7 @@ class GatewayProtocol(web.RequestHandler):
 
     def _headers_late(self) -> None:
         self._deadline = None
-        if not self._is_idle:  # an answer to the request before is under way
+        if not self._is_idle:  # the previous request is being answered
             self.close()
             return
         if self.transport is not None:
@@ -204,15 +209,15 @@ class GatewayProtocol(web.RequestHandler):
         self._fail_body(BodyTooSlow())
 
     def _fail_body(self, error: Exception) -> None:
-        """Tell whoever waits for the rest of the newest body that it will not come."""
-        # What is left of one that has its answer is read for nobody, and not for long.
+        """Fail the reader of the newest body: the rest will not come."""
+        # The rest of an answered request's body is discarded, for a short time.
         if self._body is None or self._body.is_eof() or self._body is self._answered:
             return
         self._lingering_time = 0.0
         self._body.set_exception(error)
 
     def _expect_reader(self, transport: asyncio.Transport) -> None:
-        """Expect something of what is buffered to be taken in time; an idle connection costs no timer."""
+        """Set a deadline for progress of the buffered data; an idle connection costs no timer."""
         if self._reader_deadline is not None:
             self._reader_deadline.cancel()
             self._reader_deadline = None
@@ -261,14 +266,14 @@ class GatewayRunner(web.AppRunner):
     def __init__(
         self, app: web.Application, settings: GatewaySettings, load: Load, *, drain_s: float
     ) -> None:
-        """`drain_s`: how long what is under way may take when cleaning up."""
+        """`drain_s`: how long open requests may take when cleaning up."""
         # aiohttp waits for its time-out up to twice.
         super().__init__(app, shutdown_timeout=drain_s / 2, access_log=None)
         self._settings = settings
         self._load = load
 
     def hurry(self) -> None:
-        """Wait no more for what is under way when cleaning up."""
+        """Stop waiting for open requests when cleaning up."""
         self._shutdown_timeout = HURRY_S
 
     async def _make_server(self) -> web.Server:
@@ -279,9 +284,11 @@ class GatewayRunner(web.AppRunner):
 
 
 def _malformed(error: BaseException | None) -> GatewayError:
+    if isinstance(error, BadHttpMessage) and error.message == _TOO_MANY_HEADERS:
+        return HeadersTooLarge(f"There are more than {MAX_HEADERS} headers.")
     if not isinstance(error, LineTooLong):
         return InvalidRequest("The request is not well-formed HTTP.")
-    # Which line it was is told by the limit alone; the rest of the error quotes the line.
+    # Only the limit shows which line it was; the rest of the error quotes the line.
     return UriTooLong() if error.args[1] == MAX_LINE_BYTES else HeadersTooLarge()
 
 

@@ -1,7 +1,7 @@
-"""The one table of routes: what is not here does not exist, and nothing is here without who may use it.
+"""The one table of routes: it is complete, and every route has a scope.
 
-What a route takes and answers is its handler's signature (see routing); here stand its refusals. A test holds this table
-and /openapi.json together.
+A route's parameters and answer are its handler's signature (see routing); its refusals are listed here. A test compares
+this table with /openapi.json.
 """
 
 from typing import Final

@@ -1,9 +1,9 @@
-"""Find the route of a request, on the raw path, exactly; the table of routes is the table of authorization.
+"""Find the route of a request by exact match on the raw path; the table of routes is the table of authorization.
 
-A route without a scope cannot be written down: OPEN is a scope of its own. Nothing is normalised: `//v1/runs`,
-`/V1/RUNS`, `/v1%2Fruns` are no routes. Only the parts that name something are percent-decoded.
+A route must have a scope: OPEN is a scope of its own. Nothing is normalised: `//v1/runs`,
+`/V1/RUNS`, `/v1%2Fruns` are not routes. Only the named parts are percent-decoded.
 
-What a route takes and answers is its handler's signature, and nowhere else:
+A route's parameters and answer are declared by its handler's signature alone:
 
     async def get_runs(exchange: Exchange, query: RunsQuery) -> Page[list[RunRowAnswer]]:
 
@@ -29,7 +29,7 @@ TAKEN: Final = MappingProxyType({"body": Body, "query": Query, "headers": Header
 
 
 class Open(Enum):
-    """The scope of a route that asks for no credential."""
+    """The scope of a route that requires no credential."""
 
     OPEN = "open"
 
@@ -42,7 +42,7 @@ class Media:
     """Marks a response that a handler writes itself: `Annotated[web.StreamResponse, Media("text/html")]`."""
 
     types: tuple[str, ...]
-    events: Any = None  # of a stream: the type of what each event's data hold, as JSON
+    events: Any = None  # of a stream: the type of each event's JSON data
     empty: Mapping[int, str] = field(default_factory=dict)  # statuses without a body, and when
 
 
@@ -50,7 +50,7 @@ class Media:
 class Route:
     """A method and a path template (`/v1/runs/:runId`), who may use it, what answers, and with which refusals.
 
-    What every route may refuse (a credential, a body that is too large, a field) need not be listed.
+    Refusals common to all routes (a credential, a body that is too large, a field) need not be listed.
     """
 
     method: str
@@ -58,12 +58,12 @@ class Route:
     scope: Scope | Open
     handler: Handler
     refusals: tuple[type[SmithersError], ...] = ()
-    takes_stream_token: bool = False  # instead of another credential: see stream_tokens
+    takes_stream_token: bool = False  # accepts a stream token as the credential: see stream_tokens
     takes: Mapping[str, type[Fields]] = field(init=False, compare=False)
     answer: Any = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Read the handler's signature; raises TypeError for a parameter that nobody would give."""
+        """Read the handler's signature; raises TypeError for an unknown parameter."""
         signature = inspect.signature(self.handler)
         _, *parameters = signature.parameters.values()
         takes = {parameter.name: parameter.annotation for parameter in parameters}
@@ -81,13 +81,13 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a path that names something."""
+    """A named part of a path."""
 
     raw: str
 
     @property
     def decoded(self) -> str | None:
-        """What the part says; None where its percent signs or its UTF-8 are broken."""
+        """The decoded part; None if its percent escapes or its UTF-8 are invalid."""
         if "%" not in self.raw:
             return self.raw
         try:
@@ -98,7 +98,7 @@ class Part:
 
     @property
     def spellings(self) -> tuple[str, ...]:
-        """What may be meant, the likelier first: a name may itself hold a percent sign."""
+        """The possible meanings, the likelier first: a name may itself contain a percent sign."""
         decoded = self.decoded
         return (self.raw,) if decoded is None or decoded == self.raw else (self.raw, decoded)
 
@@ -112,7 +112,7 @@ class Router:
         self._named: dict[tuple[str, int], list[tuple[Route, list[str]]]] = {}
         for route in routes:
             if ":" in route.template:
-                parts = route.template.split("/")  # those that name something start with a colon
+                parts = route.template.split("/")  # named parts start with a colon
                 self._named.setdefault((route.method, len(parts)), []).append((route, parts))
             elif (route.method, route.template) in self._exact:
                 raise ValueError(f"two routes at {route.method} {route.template}")

@@ -1,4 +1,4 @@
-"""Say how a run is, as Smithers' clients read it: `runState`. Pure."""
+"""Derive a run's state as Smithers' clients read it: `runState`. Pure."""
 
 import json
 from datetime import UTC, datetime
@@ -58,6 +58,6 @@ def _blocked(status: RunStatus, wait: OpenWait) -> Blocked | None:
 
 
 def iso(ms: int) -> str:
-    """Write milliseconds since 1970 as ISO 8601."""
+    """Format milliseconds since 1970 as ISO 8601."""
     moment = datetime.fromtimestamp(ms / 1000, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -52,39 +52,39 @@ WorkflowPath = Annotated[str, StringConstraints(min_length=1, max_length=4096, p
 
 
 class ResumeBody(Body):
-    """How a run goes on."""
+    """How a run is resumed."""
 
     workflow_path: WorkflowPath | None = Field(
-        None, description="take the source as it is there now; relative to the server's root"
+        None, description="use the source in this file as it is now; relative to the server's root"
     )
     input: dict[str, Any] | None = Field(None, description="ignored: a run keeps its input")
     config: RunConfig | None = None
 
 
 class StartBody(Body):
-    """A run to be."""
+    """The run to start."""
 
     workflow_path: WorkflowPath = Field(
-        description="a .py file, relative to the server's root; `path.py:name` where it holds several workflows",
+        description="a .py file, relative to the server's root; `path.py:name` if it holds several workflows",
         examples=["hello.py"],
     )
-    input: dict[str, Any] | None = Field(None, description="fits the workflow's input model")
+    input: dict[str, Any] | None = Field(None, description="must fit the workflow's input model")
     run_id: Annotated[str, StringConstraints(pattern=f"^{RUN_ID_PATTERN.pattern}$")] | None = Field(
-        None, description="without one: a new UUIDv7"
+        None, description="default: a new UUIDv7"
     )
-    resume: bool | None = Field(None, description="have the run `runId` go on instead")
+    resume: bool | None = Field(None, description="resume the run `runId` instead")
     config: StartConfig | None = None
 
 
 class StartHeaders(Headers):
-    """What makes a start repeatable."""
+    """The header that makes a start repeatable."""
 
     idempotency_key: (
         Annotated[str, StringConstraints(pattern=r'^"?[\x21\x23-\x7e]{1,255}"?$')] | None
     ) = Field(
         None,
         alias="Idempotency-Key",
-        description="the same key and body again answer the same run",
+        description="repeating the key and the body returns the same run",
     )
 
 
@@ -125,13 +125,13 @@ async def _begin(
 
 
 async def post_resume(exchange: Exchange, body: ResumeBody) -> RunTaken:
-    """Have a failed or cancelled run go on; the body may name another source or configuration."""
+    """Resume a failed or cancelled run; the body may name another source or configuration."""
     run_id = exchange.run_id(missing=NothingToResume)
     return await _resume(exchange, run_id, body.workflow_path, body.config)
 
 
 async def post_cancel(exchange: Exchange, body: AnyBody) -> RunNamed:  # noqa: ARG001 - must be an object
-    """Cancel a run; what is under way is stopped."""
+    """Cancel a run; running attempts are stopped."""
     run_id = exchange.run_id()
     outcome, due_queue = await cancel_run(exchange.database.pool, run_id)
     if outcome is CancelOutcome.CANCELLED:
@@ -146,7 +146,7 @@ async def post_cancel(exchange: Exchange, body: AnyBody) -> RunNamed:  # noqa: A
 
 
 async def _tell_cancelled(exchange: Exchange, run_id: RunId) -> None:
-    """Tell the span of a run that nobody held: no worker will."""
+    """Emit the span of a run that no worker holds."""
     tracer = exchange.services.tracer
     ended = None if tracer is None else await find_run_trace(exchange.database.pool, run_id)
     if tracer is None or ended is None:
@@ -257,7 +257,7 @@ async def _resume(
 async def _find_bundle(
     exchange: Exchange, run_id: RunId, workflow_path: str | None
 ) -> SourceBundle | None:
-    """Read the source that a resume names; the run's own file, if it is gone, leaves the run its stored one."""
+    """Read the source that a resume names; if the run's own file is gone, the run keeps its stored source."""
     if workflow_path is None:
         return None
     try:
@@ -271,7 +271,7 @@ async def _find_bundle(
 
 
 def _meant_export(bundle: SourceBundle, stored: RunSource) -> str | None:
-    """Say which workflow of the file is meant: the run's own, where its file is named alone."""
+    """Return which workflow of the file is meant: the run's own, if only its file is named."""
     if bundle.workflow_name is None and json.loads(stored.bundle)["entry"] == bundle.entry:
         return stored.workflow_export
     return bundle.workflow_name
@@ -289,7 +289,7 @@ def _changed_files(bundle: SourceBundle, stored: RunSource) -> str | None:
 async def _read_source(
     exchange: Exchange, workflow_path: str
 ) -> tuple[SourceBundle, KnownWorkflow | None]:
-    """Read a version, have it stored, and say what is known of it; raises SourceError."""
+    """Read a version, store it, and return what is known about it; raises SourceError."""
     sources = exchange.database.sources
     bundle = await sources.read(workflow_path)
     await sources.keep(bundle)
@@ -352,7 +352,7 @@ def _read_key(exchange: Exchange, body: StartBody, headers: StartHeaders) -> Ide
 
 
 def _hash_request(body: StartBody) -> str:
-    """Hash what was asked, not how it was spelled: saying what holds anyway is saying nothing."""
+    """Hash the meaning of a request, not its spelling: an explicit default equals an omitted field."""
     config = {} if body.config is None else body.config.model_dump(by_alias=True, exclude_none=True)
     chosen = {"runId": body.run_id, "config": {name: each for name, each in config.items() if each}}
     asked = {

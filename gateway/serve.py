@@ -1,9 +1,10 @@
-"""Serve one run of one workflow, and what it goes on as: an application by itself, or below a prefix of another one.
+"""Serve one run of one workflow, and its continuations: an application by itself, or below a prefix of another one.
 
     host.add_subapp("/run", create_serve_app(ServeOptions(workflow=..., store=..., run_id=run_id)))
 
-It has its own small table of routes over the handlers of the whole gateway, and the same checks, limits and answers. What
-it needs is opened when the application starts, and closed with it; the run may be started before that or after it.
+It has its own small table of routes over the handlers of the whole gateway, and the same checks, limits and answers. Below
+`/v1/runs/RUN` it has the gateway's routes for this run, so that clients and commands work with it as with any server.
+Its services are opened when the application starts, and closed with it; the run may be started before or after that.
 """
 
 import asyncio
@@ -18,32 +19,39 @@ import structlog
 from aiohttp import web
 
 from gateway.access import Access, Scope
+from gateway.answers import ApprovalList
+from gateway.approvals import ApprovalsQuery, get_approvals
 from gateway.exchange import Exchange, Services
 from gateway.frames import get_frames
 from gateway.front import Front, answer_every_path
 from gateway.health import get_health, get_metrics
 from gateway.load import Load
 from gateway.nodes import post_approve, post_deny
+from gateway.paging import Page
 from gateway.protocol import GatewayRunner
+from gateway.routes import ROUTES
 from gateway.routing import OPEN, Handler, Part, Route, Router
-from gateway.runs import get_run, post_cancel
+from gateway.runs import get_run, post_cancel, post_resume
 from gateway.services import open_services
 from gateway.settings import GatewaySettings
-from gateway.streams import get_events
+from gateway.streams import get_events, post_stream_token
 from smithers.ids import RunId, is_run_id
 from smithers.store.reads import find_newest
-from smithers.telemetry.sheet import Page
+from smithers.store.refusals import RunNotFound
+from smithers.telemetry.sheet import Page as CountingPage
 
 __all__ = ["ServeOptions", "StoreAddress", "WorkflowReference", "create_serve_app", "open_run_site"]
 
 LOG: Final = structlog.get_logger(__name__)
 FRONT: Final = web.AppKey("smithers-front", Front)
 SERVICES: Final = web.AppKey("smithers-services", Services)
+# The run's owner releases it at its end, and only whole gateways check stream tokens.
+NOT_SERVED: Final = (post_resume, post_stream_token)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowReference:
-    """Which workflow it is: its file below the root, the hash of its source, its name. No code is loaded here."""
+    """A workflow: its file below the root, the hash of its source, its name. No code is loaded here."""
 
     path: str
     source_hash: str
@@ -52,7 +60,7 @@ class WorkflowReference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreAddress:
-    """Where the run is kept: the URL of its Postgres, and one for LISTEN where the first goes through a pooler.
+    """Where the run is stored: the URL of its Postgres, and one for LISTEN if the first goes through a pooler.
 
     `own_databases`: URLs, by the names that workflows have for databases of their own; the run may live in one of them.
     """
@@ -64,7 +72,7 @@ class StoreAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeOptions:
-    """What an application for one run is told. What the run has gone on as (`ContinueAsNew`) is served in its place.
+    """Settings of an application for one run. Its continuations (`ContinueAsNew`) are served in its place.
 
     Without an `auth_token` only requests that name this host as `localhost`, `127.0.0.1` or `::1` are answered.
     """
@@ -77,23 +85,23 @@ class ServeOptions:
     metrics: bool = True  # whether there is a /metrics
 
 
-def create_serve_app(options: ServeOptions, *, page: Page | None = None) -> web.Application:
-    """Make the application; raises ValueError for what can be no run's id.
+def create_serve_app(options: ServeOptions, *, page: CountingPage | None = None) -> web.Application:
+    """Make the application; raises ValueError for an invalid run id.
 
-    `page`: where it counts, and what sheet /metrics shows; by default one of its own. Starting it may raise StoreError.
+    `page`: its page of the sheet that /metrics shows; by default it has a sheet to itself. Starting it may raise StoreError.
     """
     if not is_run_id(options.run_id):
         raise ValueError(f"{options.run_id!r} is no run id")
     settings = _settings(options)
+    access = Access(auth_token=options.auth_token, tokens_file=None, only_loopback_names=True)
     app = web.Application()
     route = answer_every_path(app, _answer)
 
     async def serve(app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            services = app[SERVICES] = await open_services(settings, stack, page)
+            services = app[SERVICES] = await open_services(settings, access, stack, page)
             app[FRONT] = Front(
                 services,
-                Access(auth_token=options.auth_token, tokens_file=None, only_loopback_names=True),
                 Router(_routes(options)),
                 prefix=_prefix_of(route),
                 leading=(Part(options.run_id),),
@@ -108,9 +116,9 @@ def create_serve_app(options: ServeOptions, *, page: Page | None = None) -> web.
 
 @asynccontextmanager
 async def open_run_site(
-    options: ServeOptions, listener: socket.socket, page: Page, *, drain_timeout_s: float
+    options: ServeOptions, listener: socket.socket, page: CountingPage, *, drain_timeout_s: float
 ) -> AsyncIterator[None]:
-    """Serve one run on a socket that listens, until the block is left; raises StoreError."""
+    """Serve one run on a listening socket, until the block is left; raises StoreError."""
     settings = _settings(options)
     app = create_serve_app(options, page=page)
     runner = GatewayRunner(app, settings, Load(settings.limits), drain_s=drain_timeout_s)
@@ -133,24 +141,47 @@ def _settings(options: ServeOptions) -> GatewaySettings:
 
 
 class ServedRun:
-    """The run that is served: the one of the options, or the newest of those that it has gone on as."""
+    """The served run: the one of the options, or its newest continuation."""
 
     def __init__(self, run_id: RunId) -> None:
         self._run_id = run_id
 
     def route(self, method: str, template: str, scope: Scope, handler: Handler) -> Route:
-        """Make a route of the run's from a handler of the whole gateway's."""
+        """Make a route for the run from a handler of the gateway."""
 
         @functools.wraps(handler)
         async def answer(exchange: Exchange, **given: Any) -> Any:
-            # The newest is remembered: a chain may be long, and retention takes it from its start. All of it
-            # lives in one database.
-            at_run = await exchange.at_run(self._run_id)
-            self._run_id = await find_newest(at_run.database.pool, self._run_id)
+            at_run = await self._at_newest(exchange)
             _, *parts = exchange.parts
             return await handler(replace(at_run, parts=(Part(self._run_id), *parts)), **given)
 
         return Route(method, template, scope, answer)
+
+    def named(self, route: Route, handler: Handler) -> Route:
+        """Make a route of the gateway's whose path names the run, or one that it continues."""
+
+        @functools.wraps(handler)
+        async def answer(exchange: Exchange, **given: Any) -> Any:
+            at_run = await self._at_newest(exchange)
+            at_run = replace(at_run, parts=exchange.parts[1:])
+            if await find_newest(at_run.database.pool, at_run.run_id()) != self._run_id:
+                raise RunNotFound
+            return await handler(at_run, **given)
+
+        return Route(route.method, route.template, route.scope, answer)
+
+    async def get_approvals(self, exchange: Exchange, query: ApprovalsQuery) -> Page[ApprovalList]:
+        """List the run's open questions to people."""
+        page = await get_approvals(await self._at_newest(exchange), query)
+        asked = [one for one in page.value["approvals"] if one["runId"] == self._run_id]
+        return Page({"approvals": asked}, page.link)
+
+    async def _at_newest(self, exchange: Exchange) -> Exchange:
+        # The newest is remembered: a chain may be long, and retention takes it from its start. All of it
+        # lives in one database.
+        at_run = await exchange.at_run(self._run_id)
+        self._run_id = await find_newest(at_run.database.pool, self._run_id)
+        return at_run
 
 
 def _routes(options: ServeOptions) -> tuple[Route, ...]:
@@ -162,6 +193,11 @@ def _routes(options: ServeOptions) -> tuple[Route, ...]:
         return answer
 
     run = ServedRun(RunId(options.run_id))
+    named = tuple(
+        run.named(route, cancel if route.handler is post_cancel else route.handler)
+        for route in ROUTES
+        if route.template.startswith("/v1/runs/:runId") and route.handler not in NOT_SERVED
+    )
     routes = (
         Route("GET", "/health", OPEN, get_health),
         run.route("GET", "/", Scope.RUNS_READ, get_run),
@@ -170,6 +206,8 @@ def _routes(options: ServeOptions) -> tuple[Route, ...]:
         run.route("POST", "/approve/:nodeId", Scope.APPROVALS_DECIDE, post_approve),
         run.route("POST", "/deny/:nodeId", Scope.APPROVALS_DECIDE, post_deny),
         run.route("POST", "/cancel", Scope.RUNS_WRITE, cancel),
+        Route("GET", "/v1/approvals", Scope.RUNS_READ, run.get_approvals),
+        *named,
     )
     counted = (Route("GET", "/metrics", Scope.METRICS_READ, get_metrics),)
     return routes + counted if options.metrics else routes

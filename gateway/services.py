@@ -1,4 +1,4 @@
-"""Open what the handlers of one process share; it is closed in reverse order."""
+"""Open the services that the handlers of one process share; they are closed in reverse order."""
 
 import asyncio
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from gateway.access import Access
 from gateway.backlog import Backlog
 from gateway.databases import Database, Databases
 from gateway.exchange import Readiness, Services
@@ -26,33 +27,32 @@ from smithers.store.revisions import read_revisions
 from smithers.store.starts import open_start_lane
 from smithers.store.tails import open_tail_lane
 from smithers.telemetry.sheet import Page
-from smithers.telemetry.tracing import open_tracer
+from smithers.telemetry.tracing import Tracer, open_tracer
 
-SEND_SPANS_S: Final = 2.0  # for what a collector that is slow has not taken at the end
+SEND_SPANS_S: Final = 2.0  # for spans that a slow collector has not accepted at the end
 POOL_SIZE: Final = 3  # with four lanes and the hints: eight connections for each database
-# For whoever asks how we are: readers that wait for a slow database must not make us look dead.
+# For readiness and metrics: readers that wait for a slow database must not make the gateway look dead.
 PROBES_SIZE: Final = 2
 
 
 async def open_services(
     settings: GatewaySettings,
+    access: Access,
     stack: AsyncExitStack,
     page: Page | None = None,
     otel: Mapping[str, str] | None = None,
 ) -> Services:
     """Open all; `stack` closes it. Raises StoreError, and OSError for the root.
 
-    `page`: where this process counts, on the sheet that it shares with others; by default it has one to itself.
-    `otel`: the `OTEL_*` variables where this process is to be traced.
+    `page`: this process's page of the shared metrics sheet; by default it has a sheet to itself.
+    `otel`: the `OTEL_*` variables if this process is traced.
     """
     reader = _open_reader(settings, stack)
     pool = await stack.enter_async_context(_open_pool(settings.dsn))
     probes = await stack.enter_async_context(_open_probes(settings.dsn))
     metrics = Metrics(page, partial(read_gauges, probes))
-    tracer = open_tracer(otel, metrics.spans_dropped.inc, has_authors=False)
-    if tracer is not None:
-        stack.push_async_callback(asyncio.to_thread, tracer.close, SEND_SPANS_S)
-    shared = _Shared(reader, metrics, stack)
+    tracer = _open_tracer(otel, metrics, stack)
+    shared = _Shared(reader, access, metrics, stack)
     databases = Databases(
         pool, settings.own_databases, partial(_open_own, shared), migrate=settings.migrate
     )
@@ -62,6 +62,7 @@ async def open_services(
     hints.listen({Channel.DATABASES: databases.hear})
     return Services(
         settings=settings,
+        access=access,
         home=await _open_database(shared, None, pool, settings.dsn, hints),
         databases=databases,
         probes=probes,
@@ -83,6 +84,15 @@ def _open_reader(settings: GatewaySettings, stack: AsyncExitStack) -> SourceRead
     return SourceReader(root)
 
 
+def _open_tracer(
+    otel: Mapping[str, str] | None, metrics: Metrics, stack: AsyncExitStack
+) -> Tracer | None:
+    tracer = open_tracer(otel, metrics.spans_dropped.inc, has_authors=False)
+    if tracer is not None:
+        stack.push_async_callback(asyncio.to_thread, tracer.close, SEND_SPANS_S)
+    return tracer
+
+
 def _open_pool(dsn: str) -> AbstractAsyncContextManager[Pool]:
     return open_pool(dsn, role="gateway", max_size=POOL_SIZE)
 
@@ -93,15 +103,16 @@ def _open_probes(dsn: str) -> AbstractAsyncContextManager[Pool]:
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
-    """What all databases of a process share."""
+    """What a process's databases share."""
 
     reader: SourceReader | None
+    access: Access
     metrics: Metrics
     stack: AsyncExitStack
 
 
 async def _open_own(shared: _Shared, name: str, dsn: str) -> Database:
-    """Open what there is for a workflow's own database."""
+    """Open the connections to a workflow's own database."""
     pool = await shared.stack.enter_async_context(_open_pool(dsn))
     return await _open_database(shared, name, pool, dsn, Hints(dsn, role="gateway"))
 
@@ -109,7 +120,7 @@ async def _open_own(shared: _Shared, name: str, dsn: str) -> Database:
 async def _open_database(
     shared: _Shared, name: str | None, pool: Pool, dsn: str, hints: Hints
 ) -> Database:
-    """Open what there is for each database; none of it waits for the database."""
+    """Open the connections to a database; none of them waits for it."""
     lanes = (
         open_start_lane(dsn),
         open_outside_lane(dsn),
@@ -117,6 +128,7 @@ async def _open_database(
         open_tail_lane(dsn, role="replay"),
     )
     starts, outside, live, replay = lanes
+    pool.on_wait = shared.metrics.lanes.count_wait
     for lane in lanes:
         lane.meter = shared.metrics.lanes.count
         await shared.stack.enter_async_context(lane)
@@ -126,6 +138,7 @@ async def _open_database(
         pool=pool,
         metrics=shared.metrics,
         hears=lambda: hints.is_connected,
+        admits=shared.access.still_admits,
     )
     sources = Sources(shared.reader, pool, hints)
     hints.listen({Channel.EVENTS: hub.hear, Channel.SOURCES: sources.hear})

@@ -1,4 +1,4 @@
-"""What the gateway is told at its start: one frozen value."""
+"""The gateway's settings: one frozen value."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,14 +13,14 @@ from smithers.settings import Limits
 
 
 class InsecureSettings(SmithersError):
-    """The gateway would be open to whoever reaches the host."""
+    """The gateway would be open to anybody who can reach the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
     """Where the gateway listens, what it serves, and its limits."""
 
-    dsn: str = field(repr=False)  # what may hold a secret is in no log
+    dsn: str = field(repr=False)  # values that may be secret are never logged
     direct_dsn: str = field(repr=False)  # not through a pooler in transaction mode: for LISTEN
     root_dir: Path | None  # None: no source is read here
     host: str = "127.0.0.1"
@@ -34,15 +34,15 @@ class GatewaySettings:
     limits: Limits = Limits()  # noqa: RUF009 - a frozen value
     insecure: bool = False
     sandbox: str | None = None  # how tools run commands on this host; None: no workers here
-    database_warning: str | None = None  # what is lost on the way to the database
+    database_warning: str | None = None  # what the database connection cannot do
     is_kept: bool = True  # false: the database ends with the server, and nothing is listed
     own_databases: Mapping[str, str] = field(default_factory=dict, repr=False)  # URLs, by name
-    migrate: bool = False  # bring the schema of those up to date
-    queue_override: str | None = None  # every start goes there, whatever its workflow says
+    migrate: bool = False  # migrate their schemas
+    queue_override: str | None = None  # the queue of every start, whatever its workflow says
 
     @property
     def has_tokens(self) -> bool:
-        """Whether anybody has to prove anything."""
+        """Whether callers need a token."""
         return bool(self.auth_token) or self.tokens_file is not None
 
     @property
@@ -51,7 +51,7 @@ class GatewaySettings:
         return self.host in LOOPBACK_NAMES
 
     def check(self) -> None:
-        """Raise InsecureSettings for an open door."""
+        """Raise InsecureSettings for an exposed host without a token."""
         if not (self.has_tokens or self.is_loopback or self.insecure):
             raise InsecureSettings(
                 f"host {self.host} is reachable from outside, and no token is set: set SMITHERS_API_KEY, "
@@ -61,20 +61,20 @@ class GatewaySettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpProcessSettings:
-    """What one of several HTTP processes is told; its descriptors are inherited, under their numbers."""
+    """Settings of one of several HTTP processes; its descriptors are inherited under the same numbers."""
 
     gateway: GatewaySettings
     listener_fd: int
-    sheet_fd: int  # where the server's processes count
+    sheet_fd: int  # the metrics sheet of the server's processes
     otel: dict[str, str] | None
     log_format: str
     log_level: str
 
     def to_json(self) -> bytes:
-        """Return the settings as they go through the pipe: one line."""
+        """Return the settings as one line, for the pipe."""
         return TypeAdapter(HttpProcessSettings).dump_json(self)
 
     @classmethod
     def from_json(cls, text: bytes) -> Self:
-        """Read what to_json wrote."""
+        """Parse the result of to_json."""
         return TypeAdapter(cls).validate_json(text)

@@ -15,20 +15,20 @@ from smithers.store.outside import SignalSent, send_signal
 
 
 class SignalBody(Body):
-    """What a signal carries."""
+    """A signal to send."""
 
-    data: Any = Field({}, description="any JSON value; without one an empty object")
+    data: Any = Field({}, description="any JSON value; default: an empty object")
     correlation_id: (
         Annotated[str, StringConstraints(max_length=MAX_CORRELATION_CHARS, pattern=NO_NUL)] | None
-    ) = Field(None, description="a wait that names one takes only the signals that do, too")
-    received_by: Person | None = Field(None, description="a credential that names somebody wins")
+    ) = Field(None, description="a wait with a correlation id takes only signals with the same one")
+    received_by: Person | None = Field(None, description="a credential's user takes precedence")
     id: Annotated[str, StringConstraints(max_length=200, pattern=NO_NUL)] | None = Field(
-        None, description="the sender's own: the same one again answers the first record"
+        None, description="the sender's own: repeating it returns the first record"
     )
 
 
 async def post_signal(exchange: Exchange, body: SignalBody) -> SignalRecord:
-    """Send a signal; it is kept when nobody waits for it yet."""
+    """Send a signal; it is kept if no node waits for it yet."""
     name = exchange.parts[1].decoded or exchange.parts[1].raw
     if not is_signal_name(name):
         raise InvalidRequest(f"A signal's name is {SIGNAL_NAME_RULE}.")

@@ -1,8 +1,8 @@
-"""Turn a workflow's path into a stored version of its source and what is known about it.
+"""Turn a workflow's path into a stored version of its source and its description.
 
-The gateway reads source, and never runs any. A version that nobody has described yet is described by a throwaway process
-of the pool: whoever starts it first asks for that and waits a little; without an answer the run is accepted. A failure is
-looked into again by later starts, and stands until more is known.
+The gateway reads source, and never runs any. A version without a description is described by a throwaway process
+of the pool: its first start requests that and waits a little; without an answer the run is accepted. A failed
+description is tried again by later starts, and counts until a new one arrives.
 """
 
 import asyncio
@@ -26,10 +26,10 @@ from smithers.store.hints import Channel, Hints
 
 DESCRIBE_S: Final = 5.0  # how long a start waits for a description
 LOOK_AGAIN_S: Final = 0.2  # hints may be lost
-GIVEN_UP_S: Final = 30.0  # how long nobody waits again for one that did not come
-KEPT_S: Final = 600.0  # when a stored source is looked after again: retention may have taken it
+GIVEN_UP_S: Final = 30.0  # how long starts do not wait again for one that did not arrive
+KEPT_S: Final = 600.0  # when a stored source is checked again: retention may have removed it
 KNOWN: Final = 1_000
-SWIFT_S: Final = 0.002  # a read that took less may hold up the loop the next time
+SWIFT_S: Final = 0.002  # a read that took less may run on the loop the next time
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -38,7 +38,7 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, slots=True)
 class KnownWorkflow:
-    """What a start needs to know of a workflow; where `row.error` is set, nothing else is."""
+    """What a start needs to know about a workflow; if `row.error` is set, nothing else is."""
 
     row: DescriptionRow
     validator: Validator | None
@@ -48,7 +48,7 @@ class KnownWorkflow:
 class Unknown:
     """A version whose description was requested but did not arrive."""
 
-    failed: DescriptionRow | None = None  # the failure that is known of it, if there is one
+    failed: DescriptionRow | None = None  # its known failure, if there is one
     given_up_at: float = float("-inf")  # by the monotonic clock
 
 
@@ -87,10 +87,10 @@ class Sources:
         self._news: asyncio.Event = asyncio.Event()
 
     async def read(self, workflow_path: str) -> SourceBundle:
-        """Read a version as it is on the disk now; raises SourceError.
+        """Read a version from the disk; raises SourceError.
 
-        Requests of one turn of the loop share a read: it begins after all of them came. What is remembered and unchanged is
-        looked at on the loop, where that took no time before (a thread costs more); anything else is read in a thread.
+        Requests of one turn of the loop share a read: it begins after all of them arrived. A cached, unchanged version is
+        checked on the loop, if that was fast before (a thread costs more); anything else is read in a thread.
         """
         reading = self._reads.get(workflow_path)
         if reading is None:
@@ -99,7 +99,7 @@ class Sources:
         return await asyncio.shield(reading)
 
     async def _read(self, workflow_path: str) -> SourceBundle:
-        del self._reads[workflow_path]  # the files may have changed before the next request comes
+        del self._reads[workflow_path]  # the files may have changed before the next request
         if self._reader is None:
             raise SourceNotFound("No source is read here.")
         if self._swift.get(workflow_path):
@@ -112,7 +112,7 @@ class Sources:
         return bundle
 
     async def keep(self, bundle: SourceBundle) -> SourceHash:
-        """Have a version stored; one that was lately is not touched."""
+        """Store a version; does nothing if it was stored recently."""
         source_hash = bundle.source_hash
         kept_at = self._kept.get(source_hash)
         if kept_at is None or time.monotonic() - kept_at > KEPT_S:
@@ -121,7 +121,7 @@ class Sources:
         return source_hash
 
     async def describe(self, bundle: SourceBundle) -> KnownWorkflow | None:
-        """Say what is known of a stored version's workflow; None if nobody tells in time."""
+        """Return a stored version's description; None if none arrives in time."""
         key = (bundle.source_hash, bundle.workflow_name or "")
         known = self._known.get(key)
         if known is not None:
@@ -134,7 +134,7 @@ class Sources:
         return await asyncio.shield(describing)
 
     def hear(self, _names: frozenset[str] | None) -> None:
-        """Take a hint that sources were described."""
+        """Handle a hint that sources were described."""
         self._news.set()
 
     async def _wait_for(self, key: tuple[SourceHash, str]) -> KnownWorkflow | None:
@@ -144,20 +144,20 @@ class Sources:
         if row is None:
             return None
         known = KnownWorkflow(row, compile_schema(row.input_schema))
-        if row.error is None:  # a failure may pass, and the database says for how long it answers
+        if row.error is None:  # failures expire in the database
             self._known.put(key, known)
         return known
 
     async def _ask(
         self, key: tuple[SourceHash, str], failed: DescriptionRow | None
     ) -> DescriptionRow | None:
-        """Have a version described, and wait for that; in vain, the failure that is known of it stands."""
+        """Request a version's description, and wait for it; if none arrives, its known failure counts."""
         before = self._unknown.get(key) or Unknown()
         failed = failed or before.failed
         self._unknown.put(key, replace(before, failed=failed))
         is_hopeless = time.monotonic() - before.given_up_at < GIVEN_UP_S
         if failed is not None and is_hopeless:
-            # One that takes too long is not looked into again at each start.
+            # One that takes too long is not requested again at each start.
             return failed
         if await want_description(self._pool, *key):
             # Once: we hear our own hint as well, and would look and hint for as long as nobody answers.
@@ -182,7 +182,7 @@ class Sources:
 
 
 def _timed(read: Callable[[str], Found], workflow_path: str) -> tuple[Found, bool]:
-    """Read a version, and say whether that was swift."""
+    """Read a version, and say whether that was fast."""
     began = time.perf_counter()
     found = read(workflow_path)
     return found, time.perf_counter() - began < SWIFT_S

@@ -1,6 +1,6 @@
-"""Start a run where its workflow's runs live: in the server's database, or in one that the workflow has to itself.
+"""Start a run where its workflow's runs live: in the server's database, or in the workflow's own.
 
-In the latter case its id is taken in the server's database first (see smithers.store.own_databases).
+In the latter case its id is reserved in the server's database first (see smithers.store.own_databases).
 """
 
 import re
@@ -22,12 +22,12 @@ _NAMES_DATABASE: Final = re.compile(r"\bdatabase\s*=")
 
 
 def may_name_database(bundle: SourceBundle) -> bool:
-    """Say whether a source that nobody has described may want a database of its own."""
+    """Say whether a source without a description may want a database of its own."""
     return any(_NAMES_DATABASE.search(text) for text in bundle.modules.values())
 
 
 async def repeat_start(exchange: Exchange, key: IdempotencyKey) -> RunId | None:
-    """Name the run that a key stands for already, whatever has become of its file; None: the key is new.
+    """Return the run that a key already stands for, even if its file has changed; None: the key is new.
 
     Raises KeyReused, StoreError, InvalidRequest for a database that is not known.
     """
@@ -48,7 +48,7 @@ async def start_run(
     known: KnownWorkflow | None,
     key: IdempotencyKey | None,
 ) -> RunId:
-    """Start a run, count it, and tell those who claim it; return its id, or the one that the key stands for.
+    """Start a run, count it, and notify claimers; return its id, or the one that the key stands for.
 
     Raises RunExists, KeyReused, InvalidRequest for a database that is not known, StoreError.
     """
@@ -65,7 +65,7 @@ async def start_run(
     run_id, is_new = await start_with_key(home.pool, start, key)
     if is_new:
         exchange.services.metrics.count_start()
-        # And no hint of events: nobody can follow what was not there.
+        # No hint of events: a new run has no viewers.
         exchange.hint_due(start.queue)
     return run_id
 
@@ -79,12 +79,12 @@ async def _start_in(
 ) -> RunId:
     """Start a run in another database than the server's.
 
-    After StoreUnavailable it may yet be started: once, under the id that was asked for or that the key stands for, so
-    that the same request again is safe.
+    After StoreUnavailable it may still be started: once, under the requested id or the one that the key stands for, so
+    repeating the request is safe.
     """
     assert own.name is not None
     await own.sources.keep(bundle)
-    # A database that is down is found out here, while nothing is written yet.
+    # A database that is down is detected here, before anything is written.
     is_there = await run_exists(own.pool, start.run_id)
     first = await reserve_run(
         exchange.database.pool, start, database=own.name, key=key, is_there=is_there
@@ -92,14 +92,14 @@ async def _start_in(
     if first is not None:
         await _start_reserved(own, exchange, first)
         return first
-    # Who has the same key may have been faster: it is the same run then.
+    # A request with the same key may have been faster: then it is the same run.
     if not await _submit(own, exchange, start) and key is None:
         raise RunExists
     return start.run_id
 
 
 async def _start_reserved(own: Database, exchange: Exchange, run_id: RunId) -> None:
-    """Start a run as it was reserved, unless it is known to be there."""
+    """Start a reserved run, unless it is known to exist."""
     reservation = await find_reservation(exchange.database.pool, run_id)
     if reservation is not None:
         await keep_source(own.pool, reservation.start.source_hash, reservation.bundle)

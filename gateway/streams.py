@@ -1,14 +1,14 @@
-"""Answer with a run's events as server-sent events: the stored ones, then live, each once, in order.
+"""Answer with a run's events as server-sent events: the stored ones, then live ones, each once, in order.
 
-Everything that can be refused is refused before the head is sent. After it only two things can happen: the clean end of
-the stream after a whole event, or a connection that is cut.
+All refusals come before the headers are sent. After that only two things can happen: the clean end of
+the stream after a whole event, or a closed connection.
 """
 
 import asyncio
 import random
 import socket
 from types import MappingProxyType
-from typing import Annotated, Final
+from typing import Annotated, Final, assert_never
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
@@ -22,7 +22,7 @@ from gateway.fields import MAX_BIGINT, AnyBody, Digits, Headers, Query
 from gateway.hub import FollowedRun, Hub
 from gateway.protocol import GatewayProtocol
 from gateway.routing import Media
-from gateway.viewers import STALLED_S, Viewer, frame_events
+from gateway.viewers import STALLED_S, Ending, Viewer, at_readers_pace, frame_events
 from smithers.ids import RunId
 from smithers.store.reads import run_exists
 from smithers.store.refusals import RunNotFound
@@ -32,23 +32,28 @@ from smithers.telemetry.names import DropReason
 ENDED_HEADERS: Final = MappingProxyType(
     {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff", "Server": SERVER}
 )
-SEND_BUFFER_BYTES: Final = 64 * 1024  # the kernel's part of what a slow reader costs
-RETRY_MS: Final = (1_000, 3_000)  # spread, so that a deploy is not followed by a stampede
+SEND_BUFFER_BYTES: Final = 64 * 1024  # the kernel's share of the memory of a slow reader
+RETRY_MS: Final = (1_000, 3_000)  # with jitter, so that no stampede follows a deployment
 
 
 class EventStream(EventSourceResponse):
-    """aiohttp-sse's response with our head, and without its task for each viewer: the hub's timer pings all."""
+    """aiohttp-sse's response with our headers, and without its task for each viewer: the hub's timer pings all.
 
-    _send_headers_immediately = False  # they go out with the first events, in one write
+    A write waits until its reader has taken it, except for what fits into the transport's buffer.
+    """
+
+    _send_headers_immediately = False  # sent with the first events, in one write
 
     def __init__(self, request_id: str) -> None:
         super().__init__(sep="\n", send_timeout=STALLED_S)
         self.headers["X-Content-Type-Options"] = "nosniff"
         self.headers["X-Request-Id"] = request_id
         self.headers["Server"] = SERVER
+        retry_ms = random.randint(*RETRY_MS)  # noqa: S311 - spreads load, keeps no secret
+        self._preface = f"retry: {retry_ms}\n\n".encode()
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Send the head; aiohttp calls this again when the handler has returned."""
+        """Send the headers; aiohttp calls this again when the handler has returned."""
         if self.prepared:
             return self._payload_writer
         if request.transport is None:
@@ -62,6 +67,21 @@ class EventStream(EventSourceResponse):
             self.force_close()
         return await web.StreamResponse.prepare(self, request)
 
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write whole events; with none, wait for those before."""
+        await super().write(self._take_preface() + data)
+        # aiohttp waits only for its own writes, and the hub bypasses it.
+        if self._payload_writer is not None:
+            await self._payload_writer.drain()
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Write the last events, and the end with them."""
+        await super().write_eof(self._take_preface() + data)
+
+    def _take_preface(self) -> bytes:
+        preface, self._preface = self._preface, b""
+        return preface
+
 
 class EventsQuery(Query):
     """Where a stream begins."""
@@ -70,7 +90,7 @@ class EventsQuery(Query):
 
 
 class EventsHeaders(Headers):
-    """Where a browser's EventSource was when its stream was cut."""
+    """The position of a browser's EventSource when its stream ended."""
 
     last_event_id: Digits = Field(
         -1,
@@ -82,11 +102,11 @@ class EventsHeaders(Headers):
 
 
 async def post_stream_token(exchange: Exchange, body: AnyBody) -> StreamToken:  # noqa: ARG001 - must be an object
-    """Make a token for a run's event stream, which goes into its URL as `?token=`.
+    """Create a token for a run's event stream, for its URL as `?token=`.
 
-    For browsers: an EventSource can send no header. It opens the stream of this run alone, on any gateway of the same
-    database, for five minutes; a stream that is open by then goes on. When an EventSource comes back later than that it
-    gets a 401 and stops: make a new token then, and go on with `afterSeq`.
+    For browsers: an EventSource cannot send headers. The token opens the stream of this run only, on any gateway of the same
+    database, for five minutes; a stream that is open by then goes on. An EventSource that reconnects later
+    gets a 401 and stops: create a new token then, and resume with `afterSeq`.
     """
     run_id = exchange.run_id()
     if not await run_exists(exchange.database.pool, run_id):
@@ -105,7 +125,7 @@ async def get_events(
         empty={204: "The run has ended and the caller has seen its last event."},
     ),
 ]:
-    """Stream a run's events after a cursor: the stored ones, then live, until the run has ended and all is sent.
+    """Stream a run's events after a cursor: the stored ones, then live ones, until the run has ended and all are sent.
 
     Server-sent events, each once, in order, without gaps:
 
@@ -114,9 +134,9 @@ async def get_events(
         data: {"type":"RunStarted","runId":"r","timestampMs":1795308128325,"correlation":{…}}
 
     `id` is the event's number in the run, so that an EventSource goes on where it was; `data` is one line of JSON, see
-    Event. A comment comes every ten seconds of silence. A reader that does not read is dropped after 1 MiB or 30 s, and
-    every stream ends, after a whole event, when the server drains: come back with the last id. A run that only waits
-    keeps its stream open.
+    Event. A comment comes every ten seconds of silence. A reader that takes nothing for 30 to 60 s is dropped; one
+    that is slow gets the events at its own pace. Every stream ends, after a whole event, when the server drains, and soon
+    after its token is removed or expires: come back with the last id. A run that only waits keeps its stream open.
     """
     run_id, cursor = exchange.run_id(), max(query.after_seq, headers.last_event_id)
     del query, headers  # this frame lives as long as the stream
@@ -131,7 +151,7 @@ async def _stream(exchange: Exchange, run_id: RunId, cursor: int) -> web.StreamR
         if tail is None:
             raise RunNotFound
         if tail.is_last and not tail.payloads:
-            # EventSource comes back after an end; only this makes it stop.
+            # EventSource reconnects after an end; only this makes it stop.
             return web.Response(status=204, headers=ENDED_HEADERS)
         stream = EventStream(exchange.request_id)
         if exchange.request.method == "HEAD":
@@ -139,9 +159,30 @@ async def _stream(exchange: Exchange, run_id: RunId, cursor: int) -> web.StreamR
         await stream.prepare(exchange.request)
         viewer = await _catch_up(exchange, hub, run, stream, tail, cursor)
         del tail  # this frame lives as long as the stream: it must not hold a page of events
-    if viewer is not None and await _watch(exchange.request, hub, run, viewer):
-        await _write(exchange, stream, viewer.last_words, is_last=True)
+    while viewer is not None:
+        ending = await _watch(exchange.request, hub, run, viewer)
+        match ending:
+            case Ending.LOST:
+                break
+            case Ending.WHOLE:
+                await _write(exchange, stream, viewer.last_words, is_last=True)
+                break
+            case Ending.BEHIND:
+                with hub.following(run_id) as run:
+                    viewer = await _catch_up_again(exchange, hub, run, stream, viewer.cursor)
+            case _:
+                assert_never(ending)
     return stream
+
+
+async def _catch_up_again(
+    exchange: Exchange, hub: Hub, run: FollowedRun, stream: EventStream, cursor: int
+) -> Viewer | None:
+    """Continue with a reader that was too slow for the hub: first it reads what was written."""
+    if not await _write(exchange, stream, b"", is_last=False):
+        return None
+    tail = await hub.read(run.run_id, cursor)
+    return None if tail is None else await _catch_up(exchange, hub, run, stream, tail, cursor)
 
 
 async def _catch_up(
@@ -152,19 +193,22 @@ async def _catch_up(
     tail: Tail,
     cursor: int,
 ) -> Viewer | None:
-    """Send what is stored, at the reader's pace, then join the hub; None: there is nothing to wait for."""
+    """Send stored events at the reader's pace, then join the hub; None: there is nothing to wait for."""
     request = exchange.request
     transport = request.transport
     if transport is None:
         return None
     loop = asyncio.get_running_loop()
-    viewer = Viewer(transport, is_chunked=request.version >= (1, 1), now=loop.time())
-    viewer.cursor = cursor
-    retry_ms = random.randint(*RETRY_MS)  # noqa: S311 - spreads load, keeps no secret
-    data = f"retry: {retry_ms}\n\n".encode()
+    viewer = Viewer(
+        transport,
+        credential=exchange.credential,
+        cursor=cursor,
+        is_chunked=request.version >= (1, 1),
+        now=loop.time(),
+    )
     while True:
-        data += frame_events(tail.first_seq, tail.payloads)
-        is_last = tail.is_last or hub.is_draining
+        data = frame_events(tail.first_seq, tail.payloads)
+        is_last = tail.is_last or not hub.may_go_on(viewer)
         if not await _write(exchange, stream, data, is_last=is_last):
             return None
         viewer.cursor = max(viewer.cursor, tail.end_seq)
@@ -174,23 +218,24 @@ async def _catch_up(
             return None
         if hub.join(run, viewer, tail):
             return viewer
-        data = b""
         following = await hub.read(run.run_id, viewer.cursor)
-        if following is None:  # retention has taken the run: who comes back is told so
+        if following is None:  # retention has removed the run: a reconnecting client gets an error
             return None
         tail = following
 
 
 async def _write(exchange: Exchange, stream: EventStream, data: bytes, *, is_last: bool) -> bool:
-    """Write at the reader's pace, the end of the stream in the same write as its last events; False: nobody reads."""
+    """Write at the reader's pace, the end of the stream in the same write as its last events; False: the reader is gone."""
     metrics, transport = exchange.services.metrics, exchange.request.transport
+    if transport is None:
+        metrics.count_drop(DropReason.GONE)
+        return False
     try:
-        async with asyncio.timeout(STALLED_S):
+        async with at_readers_pace(transport):
             await (stream.write_eof(data) if is_last else stream.write(data))
     except TimeoutError:
         metrics.count_drop(DropReason.STALLED)
-        if transport is not None:
-            transport.abort()
+        transport.abort()
     except ConnectionError:
         metrics.count_drop(DropReason.GONE)
     else:
@@ -198,8 +243,8 @@ async def _write(exchange: Exchange, stream: EventStream, data: bytes, *, is_las
     return False
 
 
-async def _watch(request: web.Request, hub: Hub, run: FollowedRun, viewer: Viewer) -> bool:
-    """Wait while the hub writes, until the end, a drop, or the reader's leaving; says whether it was the end."""
+async def _watch(request: web.Request, hub: Hub, run: FollowedRun, viewer: Viewer) -> Ending:
+    """Wait while the hub writes, until the end, a drop, or the reader's leaving or falling behind."""
     protocol = request.protocol
     is_gone = False
     # Below an application on aiohttp's own protocol the hub's timer notices.
@@ -207,7 +252,8 @@ async def _watch(request: web.Request, hub: Hub, run: FollowedRun, viewer: Viewe
         protocol.on_lost = lambda: hub.leave(run, viewer, DropReason.GONE)
         is_gone = protocol.has_heard_all
     try:
-        return hub.is_draining or is_gone or await viewer.until_ended() is None
+        is_over = is_gone or not hub.may_go_on(viewer)
+        return Ending.WHOLE if is_over else await viewer.until_ended()
     finally:
         if isinstance(protocol, GatewayProtocol):
             protocol.on_lost = None

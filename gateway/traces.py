@@ -1,4 +1,4 @@
-"""Tell requests as spans: those that had a credential and a route, and are no streams.
+"""Emit spans for requests that have a credential and a route, and are not streams.
 
 One span made here costs some microseconds; the library's own instrumentation of aiohttp cuts throughput to a tenth.
 """
@@ -15,20 +15,20 @@ _SERVER: Final = SpanKind.SERVER
 
 
 def read_caller(request: web.Request) -> Place | None:
-    """Read where in a trace the caller stands; None where it does not say, or says nonsense."""
+    """Parse the caller's trace context; None if there is none, or it is invalid."""
     told = request.headers.get(TRACEPARENT)
     return None if told is None else read_traceparent(told)
 
 
 def begin_request(tracer: Tracer | None, request: web.Request) -> Span | None:
-    """Begin a request's span below its caller's; None where traces are off."""
+    """Begin a request's span below its caller's; None if traces are off."""
     if tracer is None:
         return None
     return tracer.begin(request.method, read_caller(request), kind=_SERVER)
 
 
 def end_request(tracer: Tracer | None, span: Span | None, route: str, status: int) -> None:
-    """Tell a request's span; `route`: the template."""
+    """End and emit a request's span; `route`: the template."""
     if tracer is None or span is None:
         return
     method = span.name

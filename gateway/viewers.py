@@ -1,13 +1,17 @@
-"""One reader of an event stream: its socket, how far it is, and when it is to be let go.
+"""One reader of an event stream: its socket, its position, and when to drop it.
 
-Writes go to the transport as they are: the bytes of an event are made once for all viewers of a run. A reader that does
-not read is dropped, and comes back with the last id it saw; it never makes another wait.
+Writes go to the transport unchanged: an event is encoded once for all viewers of a run. A reader that does
+not read is dropped, and reconnects with the last id it saw; one that is too slow for live events continues at its own
+pace. Neither makes another wait.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from enum import Enum, auto
 from typing import Final
 
+from gateway.access import Credential
 from smithers.telemetry.names import DropReason
 
 MAX_BUFFERED_BYTES: Final = 1024 * 1024
@@ -16,7 +20,7 @@ KEEP_ALIVE: Final = b": keep-alive\n\n"
 
 
 def frame_events(first_seq: int, payloads: Sequence[str]) -> bytes:
-    """Write events as an event stream has them, numbered from `first_seq`."""
+    """Encode events for an event stream, numbered from `first_seq`."""
     return "".join(
         [
             f"id: {seq}\nevent: smithers\ndata: {payload}\n\n"
@@ -33,14 +37,49 @@ def as_chunk(data: bytes) -> bytes:
 KEEP_ALIVE_CHUNK: Final = as_chunk(KEEP_ALIVE)
 
 
+@asynccontextmanager
+async def at_readers_pace(transport: asyncio.Transport) -> AsyncIterator[None]:
+    """Let a write in this block take as long as its reader makes progress.
+
+    Raises TimeoutError when no buffered data was taken for STALLED_S, or for up to twice as long.
+    """
+    loop = asyncio.get_running_loop()
+    looking: asyncio.Handle
+
+    def look(left_bytes: int | None) -> None:
+        nonlocal looking
+        now_left_bytes = transport.get_write_buffer_size()
+        if now_left_bytes == left_bytes:
+            patience.reschedule(loop.time())
+        else:
+            looking = loop.call_later(STALLED_S, look, now_left_bytes)
+
+    async with asyncio.timeout(None) as patience:
+        # Once the write is buffered: most end at once, and never get here.
+        looking = loop.call_soon(look, None)
+        try:
+            yield
+        finally:
+            looking.cancel()
+
+
+class Ending(Enum):
+    """Why the hub no longer writes to a viewer."""
+
+    WHOLE = auto()  # there are no more events
+    BEHIND = auto()  # more events than its buffer holds: its handler catches up again
+    LOST = auto()  # its reader is gone, or does not read
+
+
 class Viewer:
-    """A stream that has caught up, and is written to by the hub."""
+    """A stream that has caught up, to which the hub writes."""
 
     __slots__ = (
         "_ended",
         "_moved_at",
         "_taken_bytes",
         "_written_bytes",
+        "credential",
         "cursor",
         "is_chunked",
         "last_words",
@@ -52,35 +91,39 @@ class Viewer:
         self,
         transport: asyncio.Transport,
         *,
+        credential: Credential,
+        cursor: int,
         is_chunked: bool,
         now: float,
     ) -> None:
         self.transport = transport
+        self.credential = credential
+        self.cursor = cursor
         self.is_chunked = is_chunked
-        self.cursor = -1
         # The run's last events: its handler writes them, and the end with them.
         self.last_words = b""
         self.written_at = now
         self._written_bytes = 0
         self._taken_bytes = -1
         self._moved_at = now
-        self._ended: asyncio.Future[DropReason | None] | None = None
+        self._ended: asyncio.Future[Ending] | None = None
 
-    async def until_ended(self) -> DropReason | None:
-        """Wait until nothing more is to come; None: cleanly."""
+    async def until_ended(self) -> Ending:
+        """Wait until the hub no longer writes."""
         if self._ended is None:
             self._ended = asyncio.get_running_loop().create_future()
         return await self._ended
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Say whether this much more may be buffered; a reader that has read everything gets any amount."""
+        buffered = self.transport.get_write_buffer_size()
+        return not buffered or buffered + size_bytes <= MAX_BUFFERED_BYTES
 
     def write(self, data: bytes, now: float) -> DropReason | None:
         """Write whole events; says why the viewer is to be dropped, if it is."""
         transport = self.transport
         if transport.is_closing():
             return DropReason.GONE
-        # Before the write: after it even a reader that has read everything would have all of `data` before it.
-        buffered = transport.get_write_buffer_size()
-        if buffered and buffered + len(data) > MAX_BUFFERED_BYTES:
-            return DropReason.BUFFER
         try:
             transport.write(data)
         except RuntimeError:  # uvloop, on a transport that closed meanwhile
@@ -90,7 +133,7 @@ class Viewer:
         return None
 
     def look_after(self, now: float) -> DropReason | None:
-        """See whether the reader still takes what was written."""
+        """Check whether the reader still makes progress."""
         if self.transport.is_closing():
             return DropReason.GONE
         buffered = self.transport.get_write_buffer_size()
@@ -101,11 +144,11 @@ class Viewer:
             return None
         return DropReason.STALLED if now - self._moved_at > STALLED_S else None
 
-    def end(self, reason: DropReason | None = None) -> None:
-        """Let the stream's handler go on: to its end, or to nothing where the reader is lost."""
-        if reason is not None and not self.transport.is_closing():
+    def end(self, ending: Ending = Ending.WHOLE) -> None:
+        """Let the stream's handler go on: to its end, to what its reader lacks, or to nothing where the reader is lost."""
+        if ending is Ending.LOST and not self.transport.is_closing():
             self.transport.abort()
         if self._ended is None:
             self._ended = asyncio.get_running_loop().create_future()
         if not self._ended.done():
-            self._ended.set_result(reason)
+            self._ended.set_result(ending)

@@ -1,4 +1,4 @@
-"""Say why a run does not move: what it waits for, since when, what would unblock it, and the command that does it."""
+"""Say why a run does not progress: what it waits for, since when, and the command that would unblock it."""
 
 import shlex
 from typing import Any, Final, assert_never, cast
@@ -15,7 +15,7 @@ from smithers.states import NodeState, RunStatus
 from smithers.store.refusals import RunNotFound
 from smithers.store.whys import OpenNode, WhyRow, find_why
 
-# By what is asked: what the person is to do, and the command that does it.
+# By kind of question: what the person must do, and the command for it.
 _ASKED: Final = {
     "approve": "decide",
     "select": "choose an option",
@@ -32,7 +32,7 @@ SILENT_OWNER_MS: Final = 5_000  # heartbeats are written once a second
 
 
 async def get_why(exchange: Exchange) -> WhyAnswer:
-    """Say why a run does not move, and what would make it."""
+    """Say why a run does not progress, and what would unblock it."""
     run_id = exchange.run_id()
     row = await find_why(exchange.database.pool, run_id)
     if row is None:
@@ -158,7 +158,7 @@ def _of_node(run_id: RunId, node: OpenNode, row: WhyRow) -> Reason:
 
 
 def _tell_attempt(node: OpenNode, row: WhyRow) -> str:
-    """Say how an attempt stands; one whose run was given back is under way no more."""
+    """Describe an attempt; one whose run was released is no longer running."""
     if not row.is_owned and row.due_ms is not None:
         return f"{node.node_id} was stopped in attempt {node.attempt}: it is tried again when a worker takes the run up"
     took_s = 0 if node.since_ms is None else (row.now_ms - node.since_ms) / 1000

@@ -23,7 +23,7 @@ class WorkflowsQuery(Query):
 
 
 async def get_workflows(exchange: Exchange, query: WorkflowsQuery) -> Page[list[WorkflowAnswer]]:
-    """List the workflows that runs were started of, by name, each as its newest run has it."""
+    """List the workflows with runs, by name, each as its newest run has it."""
     if not exchange.services.settings.is_kept:
         raise DbNotConfigured
     after = "" if query.cursor is None else read_cursor(query.cursor, str)[0]

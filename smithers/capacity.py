@@ -1,7 +1,7 @@
-"""Say how many connections a server opens at the most, and hold that against what its Postgres allows.
+"""Count the connections that a server opens at most, and compare them with what its Postgres allows.
 
-The table in docs/scaling.md says what each of them is for. A shortage shows late, and far from its cause: a child that
-cannot open one waits, and so do its runs. An embedded Postgres is the server's own: it is started with enough of them.
+The table in docs/scaling.md says what each of them is for. A shortage shows late, and far from its cause: a child without
+a connection waits, and so do its runs. An embedded Postgres is the server's own: it is started with enough of them.
 """
 
 from typing import Final
@@ -17,26 +17,26 @@ GATEWAY_CONNECTIONS: Final = 10
 POOL_CONNECTIONS: Final = 4
 CHILD_CONNECTIONS: Final = 6
 RETENTION_CONNECTIONS: Final = 1
-OWN_DATABASES_CONNECTIONS: Final = 1  # what asks once a minute which are in use
-FOR_PEOPLE: Final = 10  # and for what commands ask beside a server
+OWN_DATABASES_CONNECTIONS: Final = 1  # queries once a minute which of them are in use
+FOR_PEOPLE: Final = 10  # and for commands beside a server
 EMBEDDED_LEAST: Final = 200
 EMBEDDED_MOST: Final = 1_000
 
 
 def count_connections(options: ServerOptions) -> int:
-    """Return how many connections to its own database a server opens at the most."""
+    """Return how many connections to its own database a server opens at most."""
     count = RETENTION_CONNECTIONS + options.http_workers * GATEWAY_CONNECTIONS
     if options.workers:
         count += POOL_CONNECTIONS + (options.workers + MAX_SOLO + MAX_RETIRED) * CHILD_CONNECTIONS
         count += OWN_DATABASES_CONNECTIONS
         if options.workflow_databases:
-            # One hears which come into use, and each mirror writes over one.
+            # One listens for which come into use, and each mirror writes over one.
             count += 1 + len(options.workflow_databases)
     return count
 
 
 def embedded_settings(options: ServerOptions) -> dict[str, str]:
-    """Return what an embedded Postgres is to be started with; raises InvalidSettings for too many processes."""
+    """Return the settings to start an embedded Postgres with; raises InvalidSettings for too many processes."""
     wanted = count_connections(options) + FOR_PEOPLE
     if wanted > EMBEDDED_MOST:
         raise _too_many(options, f"an embedded Postgres has {EMBEDDED_MOST} at the most")
@@ -44,7 +44,7 @@ def embedded_settings(options: ServerOptions) -> dict[str, str]:
 
 
 async def check_connections(options: ServerOptions, dsn: str, *, is_embedded: bool) -> None:
-    """Warn where a Postgres has too few connections left; of an embedded one that others started: InvalidSettings."""
+    """Warn if a Postgres has too few connections left; for an embedded one that others started, raise InvalidSettings."""
     room = await read_room(dsn)
     wanted = count_connections(options)
     if is_embedded and wanted > room.allowed:

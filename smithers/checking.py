@@ -1,6 +1,6 @@
-"""Say what another version of a workflow would make of a run that waits: its builder is called, and nothing is run.
+"""Determine what another version of a workflow would do to a waiting run: its builder is called, no task is run.
 
-A run keeps the version that it has until it is resumed with another one; this tells beforehand what that would do.
+A run keeps its version until it is resumed with another one; this predicts what that would do.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ OPEN_STATES = frozenset({NodeState.PENDING, NodeState.IN_PROGRESS}) | {
 
 
 class Verdict(StrEnum):
-    """What would become of a run."""
+    """What would happen to a run."""
 
     GOES_ON = "goes-on"  # the same tree
     CHANGES = "changes"  # another tree, by which it can go on
@@ -34,10 +34,10 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What would become of one run, and why."""
+    """What would happen to one run, and why."""
 
     verdict: Verdict
-    lost: tuple[NodeKey, ...] = ()  # under way or waiting, and not in the new tree: to be cancelled
+    lost: tuple[NodeKey, ...] = ()  # running or waiting, and not in the new tree: to be cancelled
     added: tuple[NodeKey, ...] = ()  # in the new tree, and never seen before
     reason: str | None = None
 
@@ -45,7 +45,7 @@ class Finding:
 def check_run(
     run: ParkedRun, loaded: LoadedRun, workflow: Workflow[Any], *, guard: Guard
 ) -> Finding:
-    """Render a parked run by another version of its workflow; `guard` bounds the builder's time."""
+    """Render a parked run with another version of its workflow; `guard` limits the builder's time."""
     try:
         renderer = build_renderer(
             workflow,

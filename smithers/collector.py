@@ -1,18 +1,16 @@
-"""Set Python's collector of cyclic garbage to the ways of a server.
+"""Tune Python's cyclic garbage collector for a server.
 
-Nearly all that a request or a turn makes is freed by its reference count. With CPython's own threshold of 700 the collector
-still walks it again and again while it is in use, 64 runs at once: an eighth of a child's processor time.
+Nearly everything that a request or a turn allocates is freed by its reference count. With CPython's own threshold of 700 the
+collector still traverses it repeatedly while it is in use, with 64 concurrent runs: an eighth of a child's CPU time.
 """
 
 import gc
 from typing import Final
 
-YOUNG: Final = (
-    5_000  # objects that are made, less those freed, before it looks for cycles among them
-)
+YOUNG: Final = 5_000  # objects allocated, less those freed, before a collection
 
 
 def settle_collector() -> None:
-    """Have what is loaded walked no more, and the rest seldom. For a process of ours: a library leaves its host alone."""
+    """Exclude everything loaded so far from collections, and collect rarely. Only for our own processes."""
     gc.freeze()
     gc.set_threshold(YOUNG)

@@ -1,4 +1,4 @@
-"""Log a failure that keeps happening at once, and then at most once a minute, or as seldom as one says."""
+"""Log a repeated failure at once, and then at most once a minute, or at another interval."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ EVERY_S: Final = 60.0
 
 
 class Complaint:
-    """What one place complains of, again and again; for one thread or one event loop."""
+    """The repeated failure of one place; for one thread or one event loop."""
 
     def __init__(
         self, monotonic: Callable[[], float] = time.monotonic, *, every_s: float = EVERY_S
@@ -18,7 +18,7 @@ class Complaint:
         self._said_at = float("-inf")
 
     def may_be_said(self) -> bool:
-        """Say whether the failure is to be logged this time; if so, it counts as logged."""
+        """Say whether to log the failure this time; if so, it counts as logged."""
         now = self._monotonic()
         if now - self._said_at < self._every_s:
             return False

@@ -1,6 +1,6 @@
-"""What a builder is given: the run's input, and a way to ask what has come out so far.
+"""A builder's argument: the run's input, and a way to read what the run has produced so far.
 
-While a builder renders, the context records what it asks, misses included: a node that was never asked about does not
+While a builder renders, the context records what it reads, misses included: a node that was never read does not
 cause another render. Afterwards the context stays live: a read inside a task's body sees what is committed by then, and
 is not recorded.
 """
@@ -20,7 +20,7 @@ from smithers.ids import LoopId, NodeId, RunId, TryId
 from smithers.outputs import decode_output
 from smithers.states import NodeState
 
-Input = TypeVar("Input", default=Any)  # bare, `Context` is one of any input
+Input = TypeVar("Input", default=Any)  # a bare `Context` is one of any input
 Model = TypeVar("Model")
 
 _NO_FACT = LoopFact()
@@ -50,7 +50,7 @@ class TaskError:
 
 @dataclass(frozen=True, slots=True)
 class Auth:
-    """Who started the run, as the credential said."""
+    """Who started the run, by its credential."""
 
     user: str | None = None
     scopes: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ class Auth:
 
 @dataclass(slots=True)
 class Reads:
-    """What a builder has asked about, by the ids that its author wrote."""
+    """What a builder has read, by the ids that its author wrote."""
 
     outputs: set[str] = field(default_factory=set)
     states: set[str] = field(default_factory=set)
@@ -83,7 +83,7 @@ class Context(Generic[Input]):
         self.run_id = run_id
         self.input = input
         self.auth = auth
-        self.carried = carried  # the state of the ContinueAsNew that this run goes on from
+        self.carried = carried  # the state of the ContinueAsNew that this run continues
         self._facts = facts
         self._loop_paths = loop_paths
         self._reads: Reads | None = reads
@@ -95,8 +95,8 @@ class Context(Generic[Input]):
 
     @property
     def iteration(self) -> int:
-        """The iteration of the outermost loop under way, from 0; with several, of the first by its id."""
-        # A loop has a fact from its second iteration on; before, only the paths of the loops inside it tell of it.
+        """The iteration of the outermost running loop, from 0; with several, of the first by its id."""
+        # A loop has a fact from its second iteration on; before, only the paths of its inner loops name it.
         under_way = [
             (place_in_time(NodeKey(NodeId(loop_id), loop.iteration)), loop_id)
             for loop_id, loop in list(self._facts.loops.items())
@@ -112,11 +112,11 @@ class Context(Generic[Input]):
     @overload
     def output(self, node_id: str, model: None = None) -> Any: ...
     def output(self, node_id: str, model: Any = None) -> Any:
-        """Return what a node has put out in the current iteration; raise OutputMissing where there is nothing yet."""
+        """Return a node's output in the current iteration; raise OutputMissing if there is none yet."""
         fact = self._find(node_id)
         if fact is None or fact.output is None:
             raise OutputMissing(
-                f"node {node_id!r} has no output yet: ask with output_maybe(), which gives None until it is there"
+                f"node {node_id!r} has no output yet: use output_maybe(), which returns None until then"
             )
         return decode_output(fact.output, model)
 
@@ -125,7 +125,7 @@ class Context(Generic[Input]):
     @overload
     def output_maybe(self, node_id: str, model: None = None) -> Any: ...
     def output_maybe(self, node_id: str, model: Any = None) -> Any:
-        """Return what a node has put out in the current iteration, None where there is nothing yet."""
+        """Return a node's output in the current iteration, None if there is none yet."""
         fact = self._find(node_id)
         return None if fact is None or fact.output is None else decode_output(fact.output, model)
 
@@ -134,7 +134,7 @@ class Context(Generic[Input]):
     @overload
     def latest(self, node_id: str, model: None = None) -> Any: ...
     def latest(self, node_id: str, model: Any = None) -> Any:
-        """Return the output of the newest iteration that has one, None where none has."""
+        """Return the output of the newest iteration that has one, None if none has."""
         self._record(node_id)
         for key in reversed(self._facts.keys_of(node_id)):
             output = self._facts.nodes[key].output
@@ -149,14 +149,20 @@ class Context(Generic[Input]):
         return sum(self._facts.nodes[key].state is NodeState.FINISHED for key in keys)
 
     def state(self, node_id: str) -> NodeState | None:
-        """Return where a node is in the current iteration, None where it has not been mounted."""
+        """Return a node's state in the current iteration, None if it has not been mounted.
+
+        A worker's death changes no state: a node whose attempt it lost is in progress until it begins again.
+        """
         if self._reads is not None:
             self._reads.states.add(node_id)
         fact = self._find(node_id)
-        return None if fact is None else fact.state
+        if fact is None:
+            return None
+        is_lost = self._current_key(node_id) in self._facts.lost
+        return NodeState.IN_PROGRESS if is_lost else fact.state
 
     def error(self, id: str) -> TaskError | None:
-        """Return what a Try has to deal with, or what a node failed with in the current iteration; None: nothing."""
+        """Return the error that a Try caught, or with which a node failed in the current iteration; None: there is none."""
         if self._reads is not None:
             self._reads.states.add(id)
         turned = self._facts.tries.get(TryId(scoped(id, self._loops_of(id))))

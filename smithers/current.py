@@ -1,4 +1,4 @@
-"""What a task's body may ask about the attempt that it runs in."""
+"""What a task's body can learn about its attempt."""
 
 import logging
 import threading
@@ -16,21 +16,21 @@ _CREATING: Final = threading.Lock()
 
 @dataclass(slots=True, kw_only=True)
 class CurrentTask:
-    """The attempt under way; for reading."""
+    """The current attempt, read-only."""
 
     run_id: RunId
     node_id: NodeId
     iteration: int
     attempt: int  # from 1
     root_dir: Path
-    last_heartbeat: Any = None  # what an earlier attempt of this node last reported
+    last_heartbeat: Any = None  # the last report of an earlier attempt of this node
     _send_heartbeat: Callable[[Any], None]  # from any thread
-    # Made when somebody asks for it: most bodies never do.
+    # Created on first use: most bodies never do.
     _cancelled: threading.Event | None = None
 
     @property
     def cancelled(self) -> threading.Event:
-        """What is set when the body is to end: for plain functions, which nothing can interrupt."""
+        """An event that is set when the body must stop: for plain functions, which cannot be interrupted."""
         with _CREATING:
             if self._cancelled is None:
                 self._cancelled = threading.Event()
@@ -38,16 +38,16 @@ class CurrentTask:
 
     @property
     def log(self) -> logging.Logger:
-        """Writes lines that carry the attempt's ids."""
+        """A logger whose lines carry the attempt's ids."""
         return logging.getLogger("smithers.task")
 
     @property
     def idempotency_key(self) -> str:
-        """The same for every attempt of this node's iteration: hand it to whatever must happen once."""
+        """The same for every attempt of this node's iteration: pass it to whatever must happen once."""
         return f"{self.run_id}/{self.node_id}/{self.iteration}"
 
     def heartbeat(self, data: Any = None) -> None:
-        """Say that the body is alive, and how far it is; the next attempt finds the newest as `last_heartbeat`."""
+        """Report that the body is alive, and its progress; the next attempt finds the newest as `last_heartbeat`."""
         self._send_heartbeat(data)
 
 

@@ -8,9 +8,9 @@ Duration = float | int | timedelta
 
 
 def seconds(duration: object, where: str) -> float:
-    """Return a duration in seconds; raise InvalidTree, which names `where`, for one that is negative or has no end.
+    """Return a duration in seconds; raise InvalidTree, which names `where`, for one that is negative or infinite.
 
-    A text or a truth value is no duration, whatever float() makes of it.
+    A string or a boolean is not a duration, although float() accepts it.
     """
     if isinstance(duration, timedelta):
         value = duration.total_seconds()

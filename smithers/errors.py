@@ -1,22 +1,22 @@
 """The exception tree: one class for each decision that a caller makes.
 
 SmithersError
-├── OutputMissing           a builder asked for an output that is not there (yet)
-├── WorkflowError           what an author wrote cannot be run: told to the author, fails the run
+├── OutputMissing           a builder read an output that does not exist (yet)
+├── WorkflowError           an author's mistake: reported to the author, fails the run
 │   ├── DuplicateNodeId
 │   ├── InvalidTree
 │   └── RenderFailed
-├── InvalidOutput           what a task returned is no JSON, too large, or does not fit its model
-├── InvalidInput            what a caller sent does not fit the workflow's input model
+├── InvalidOutput           a task's result is not JSON, too large, or does not fit its model
+├── InvalidInput            a run's input does not fit the workflow's model
 ├── SourceError             see smithers.source.errors
 └── StoreError              the database refused (see smithers.store.refusals), or did not answer
     ├── LeaseLost           another worker holds the run now: stop at once, write nothing
-    ├── AnswerTooLarge      what was asked for, or is to be written, is more than one value of the database holds
-    └── StoreUnavailable    the database does not answer: whether the last write was kept is not known
+    ├── AnswerTooLarge      a result, or a value to write, is more than one value of the database holds
+    └── StoreUnavailable    the database does not answer: whether the last write was committed is not known
         ├── StoreStarting   it has been started, and takes no connections yet
-        ├── RowsHeld        another transaction keeps rows that were asked for: nothing was written
-        │   └── Deadlocked  and waited for what this one had: the same call, made again, goes through
-        └── CallTooLong     it has given a call up for its length: what was committed by then stands
+        ├── RowsHeld        another transaction holds locks on the rows: nothing was written
+        │   └── Deadlocked  and waited for this one's: the same call, repeated, succeeds
+        └── CallTooLong     it aborted a call that took too long: what was committed by then stands
 """
 
 from typing import Any
@@ -29,13 +29,13 @@ class SmithersError(Exception):
 
 
 class OutputMissing(SmithersError):
-    """A builder asked for the output of a node that has none yet."""
+    """A builder read the output of a node that has none yet."""
 
     code = "OUTPUT_MISSING"
 
 
 class WorkflowError(SmithersError):
-    """What the author wrote cannot be run."""
+    """The author's workflow cannot be run."""
 
     code = "RENDER_FAILED"
 
@@ -47,7 +47,7 @@ class DuplicateNodeId(WorkflowError):
 
 
 class InvalidTree(WorkflowError, ValueError):
-    """What a builder returned is no tree, or an element was given what it does not take."""
+    """A builder's result is not a tree, or an element has an invalid argument."""
 
     code = "RENDER_FAILED"
 
@@ -89,11 +89,11 @@ class LeaseLost(StoreError):
 
 
 class AnswerTooLarge(StoreError):
-    """What was asked for, or is to be written, is more than one value of the database holds."""
+    """A result, or a value to write, is more than one value of the database holds."""
 
 
 class StoreUnavailable(StoreError):
-    """The database does not answer; whether the last write was kept is not known."""
+    """The database does not answer; whether the last write was committed is not known."""
 
     code = "UNAVAILABLE"
 
@@ -102,13 +102,21 @@ class StoreStarting(StoreUnavailable):
     """The database has been started, and takes no connections yet."""
 
 
+class DiskFull(StoreUnavailable):
+    """The database answers, but its disk is full."""
+
+
+class ReadOnly(StoreUnavailable):
+    """The database answers, but takes no writes: it is a standby, or set to read-only."""
+
+
 class RowsHeld(StoreUnavailable):
-    """Another transaction has rows that were asked for, and keeps them; nothing was written."""
+    """Another transaction holds locks on the rows; nothing was written."""
 
 
 class Deadlocked(RowsHeld):
-    """It also waited for what this one had; the same call, made again, goes through."""
+    """It also waited for this transaction's locks; the same call, repeated, succeeds."""
 
 
 class CallTooLong(StoreUnavailable):
-    """The database has given a call up that took too long; what a procedure had committed by then stands."""
+    """The database aborted a call that took too long; what a procedure had committed by then stands."""

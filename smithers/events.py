@@ -1,8 +1,8 @@
-"""The events of a run: their names, and their one shape in bytes.
+"""The events of a run: their names, and their encoding.
 
 An event is written in two parts, because its time is the database's and known only once the run's row is locked:
-`head + now_ms + tail` is the JSON text that is stored and sent. The SQL function `event_v1` makes the same shape for the
-events that come from outside; a test holds the two together.
+`head + now_ms + tail` is the JSON text that is stored and sent. The SQL function `event_v1` writes the same form for the
+events that come from outside; a test compares the two.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from smithers.ids import RunId
 
 
 class EventType(StrEnum):
-    """Every event that a run's history may hold, as Smithers names it."""
+    """The types of a run's events, as Smithers names them."""
 
     RUN_STARTED = "RunStarted"
     RUN_STATUS_CHANGED = "RunStatusChanged"
@@ -54,14 +54,14 @@ class EventType(StrEnum):
 
 
 def correlation_json(run_id: RunId, workflow_name: str) -> str:
-    """Say what ties an event to its run: the same text at the end of each of a run's events."""
+    """Return the `correlation` of a run's events: the same text at the end of each."""
     return orjson.dumps({"runId": run_id, "workflowName": workflow_name}).decode()
 
 
 def event_parts(
     event_type: EventType, run_id: RunId, correlation: str, fields: Mapping[str, Any]
 ) -> tuple[str, str]:
-    """Return what stands before and after the time of an event; `correlation` from correlation_json."""
+    """Return an event's JSON text before and after its time; `correlation` from correlation_json."""
     head = f'{{"type":"{event_type}","runId":{orjson.dumps(run_id).decode()},"timestampMs":'
     middle = "," + orjson.dumps(fields).decode()[1:-1] if fields else ""
     return head, f'{middle},"correlation":{correlation}}}'

@@ -1,7 +1,7 @@
-"""What a server stands on: its database, its workers, and the memory in which all of its processes count.
+"""What a server is built on: its database, its workers, and the shared memory of its metrics.
 
-Laid before the gateway's modules are loaded, which takes longer than all of this: a process of the pool loads while
-Postgres starts or recovers, and runs go on before anybody is served.
+It is set up before the gateway's modules are loaded, which takes longer: the pool's process loads while
+Postgres starts or recovers, and runs resume before requests are served.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ from smithers.telemetry.tracing import check_tracing
 from worker.settings import PoolSettings
 
 LOG: Final = structlog.get_logger(__name__)
-STARTING_S: Final = 60.0  # for a database that was just started, and may have to recover
+STARTING_S: Final = 60.0  # for a database that has just started, and may have to recover
 LOOK_AGAIN_S: Final = 0.5
 SECRET_NAMES: Final = ("DATABASE_URL", "DATABASE_DIRECT_URL")
 OUR_PREFIX: Final = "SMITHERS_"
@@ -57,27 +57,27 @@ class Database:
     direct_dsn: str
     data_dir: Path | None = None  # of an embedded one
     way: Way = Way.DIRECT
-    warning: str | None = None  # what is lost on the way to it, for people
+    warning: str | None = None  # what its connection cannot do, for people
 
     def describe(self) -> str:
-        """Say for people where the data lie, without a user or a password."""
+        """Say for people where the data are, without a user or a password."""
         return describe_dsn(self.dsn) if self.data_dir is None else str(self.data_dir)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Foundation:
-    """What is there before anybody is served."""
+    """What exists before requests are served."""
 
     database: Database
     pools: Pools
-    page: Page  # where this process counts, on the sheet of all of them
+    page: Page  # this process's page of the shared metrics sheet
 
 
 @asynccontextmanager
 async def lay_foundation(
     options: ServerOptions, environ: Mapping[str, str]
 ) -> AsyncIterator[Foundation]:
-    """Open the database and start the pools, until the block is left; what was not drained by then is killed.
+    """Open the database and start the pools, until the block is left; pools that have not drained by then are killed.
 
     Raises InsecureSettings, InvalidTelemetry before anything is started; StoreError, EmbeddedPostgresError, SchemaMismatch
     for the database, InvalidSettings for more processes than it takes or for two databases instead of one. `environ`: what
@@ -103,9 +103,9 @@ async def lay_foundation(
 async def open_database(
     options: ServerOptions, environ: Mapping[str, str]
 ) -> AsyncIterator[Database]:
-    """Join or start the embedded Postgres, or take the given one; return when its schema is right.
+    """Join or start the embedded Postgres, or use the given one; return when its schema is right.
 
-    An embedded database is migrated without being asked: it has no other users to be surprised.
+    An embedded database is migrated automatically: it has no other users.
     """
     async with find_database(options, environ) as database:
         if database.way is Way.TRANSACTION:
@@ -121,9 +121,9 @@ async def open_database(
 async def find_database(
     options: ServerOptions, environ: Mapping[str, str]
 ) -> AsyncIterator[Database]:
-    """Join or start the embedded Postgres, or take the given one, whatever its schema.
+    """Join or start the embedded Postgres, or use the given one, whatever its schema.
 
-    Raises InvalidSettings where the two URLs lead to two databases, StoreError, EmbeddedPostgresError.
+    Raises InvalidSettings if the two URLs lead to two databases, StoreError, EmbeddedPostgresError.
     """
     if options.database_url is not None:
         dsn = options.database_url
@@ -144,12 +144,12 @@ async def find_database(
     try:
         yield Database(dsn=share.dsn, direct_dsn=share.dsn, data_dir=share.data_dir)
     finally:
-        # Not in a thread: the loop may be on its way out, and a share must not be left half closed.
+        # Not in a thread: the loop may be closing, and a share must not be left half closed.
         share.close()
 
 
 async def _open_share(open_it: Callable[[], Share]) -> Share:
-    """Start or join an embedded Postgres, in a thread; whoever is cancelled meanwhile gives it back first."""
+    """Start or join an embedded Postgres, in a thread; a cancelled caller releases it first."""
     opening = asyncio.create_task(asyncio.to_thread(open_it))
     try:
         return await asyncio.shield(opening)
@@ -161,7 +161,7 @@ async def _open_share(open_it: Callable[[], Share]) -> Share:
 
 
 async def _until_found(dsn: str, direct_dsn: str) -> Route:
-    """Find the way to a database; one that is starting or recovering gets a minute for it."""
+    """Connect to a database; one that is starting or recovering gets a minute."""
     try:
         async with asyncio.timeout(STARTING_S):
             is_told = False
@@ -178,7 +178,7 @@ async def _until_found(dsn: str, direct_dsn: str) -> Route:
 
 
 async def _refuse_two(route: Route) -> None:
-    """Raise InvalidSettings where the direct way leads to another database than the one that is worked with."""
+    """Raise InvalidSettings if the direct URL leads to another database than DATABASE_URL."""
     async with open_connection(route.dsn, role="way") as connection:
         if await leads_to(connection, route.direct_dsn):
             return
@@ -190,7 +190,7 @@ async def _refuse_two(route: Route) -> None:
 async def _loading_pool(
     options: ServerOptions, environ: Mapping[str, str], page: Page
 ) -> AsyncIterator[KeptProcess]:
-    """Have the pool's process load while there is no database yet; it is told the rest when there is."""
+    """Let the pool's process load its modules before the database is ready; it gets its settings when it is."""
     process = KeptProcess(_pool_program(options, environ, page))
     try:
         if options.workers:
@@ -208,7 +208,7 @@ async def _start_pools(
     page: Page,
     loading: KeptProcess,
 ) -> AsyncIterator[Pools]:
-    """Run pools until the block is left; none where the options want no workers. Kills what was not drained."""
+    """Run pools until the block is left; none if the options want no workers. Kills those that have not drained."""
     settings = _pool_settings(options, database, environ, page.sheet)
     mirrored = {
         name: replace(
@@ -248,6 +248,7 @@ def _pool_settings(
         runs_per_worker=options.runs_per_worker,
         worker_memory_mib=options.worker_memory_mib,
         queues=options.queues if options.own_queue is None else (options.own_queue,),
+        keeps_queue=options.own_queue is not None,
         drain_timeout_s=options.drain_timeout_s,
         embedded_data_dir=None if data_dir is None else str(data_dir),
         allow_network=options.allow_network,
@@ -270,7 +271,7 @@ def _pool_program(options: ServerOptions, environ: Mapping[str, str], page: Page
 
 
 def worker_environment(environ: Mapping[str, str], pass_env: tuple[str, ...]) -> dict[str, str]:
-    """Return the environment for workers: the server's secrets are not in it, but for what is passed on purpose."""
+    """Return the environment for workers: without the server's secrets, except those passed on purpose."""
     kept = {
         name: value
         for name, value in environ.items()
@@ -286,7 +287,7 @@ def worker_environment(environ: Mapping[str, str], pass_env: tuple[str, ...]) ->
 
 
 def otel_variables(options: ServerOptions, environ: Mapping[str, str]) -> dict[str, str] | None:
-    """Return what OpenTelemetry is told; None where traces are off."""
+    """Return OpenTelemetry's variables; None if traces are off."""
     if not options.otel:
         return None
     return {name: value for name, value in environ.items() if name.startswith(OTEL_PREFIX)}
@@ -301,11 +302,11 @@ def _is_secret(name: str, value: str) -> bool:
         is_secret_url = name.endswith(("_URL", "_DSN")) and bool(urlsplit(value).password)
         return is_secret_url or has_password(value)  # a workflow's own database has any name
     except ValueError:
-        return True  # no URL that anybody can read: it is held back
+        return True  # not a valid URL: withhold it
 
 
 def gateway_settings(options: ServerOptions, dsn: str, direct_dsn: str) -> GatewaySettings:
-    """Return what a gateway is told; with an empty `dsn` only what it says of the outside counts."""
+    """Return a gateway's settings; with an empty `dsn` only those of its HTTP side count."""
     return GatewaySettings(
         dsn=dsn,
         direct_dsn=direct_dsn,

@@ -1,7 +1,7 @@
 """Several HTTP processes on one socket.
 
-The socket is made here, before any of them, and inherited by all: whichever is free takes the next connection, and one that
-waits to be taken is lost with none of them. One that dies is replaced.
+The socket is created here, before any of them, and inherited by all: whichever is free accepts the next connection, and no
+connection that waits to be accepted is lost with a process. A process that dies is replaced.
 """
 
 import socket
@@ -12,11 +12,11 @@ from smithers.kept_process import KeptProcess, Program
 
 
 class StartFailed(SmithersError):
-    """A process did not come up."""
+    """A process did not start."""
 
 
 class HttpProcesses:
-    """Gateways in processes of their own, on one socket: a connection that waits there is lost with none of them."""
+    """Gateways in processes of their own, on one socket: no connection that waits there is lost with a process."""
 
     def __init__(self, listener: socket.socket, program: Program, told: bytes, count: int) -> None:
         """`told`: a line for each of them; may hold secrets."""
@@ -26,7 +26,7 @@ class HttpProcesses:
         self.port: int = listener.getsockname()[1]
 
     async def __aenter__(self) -> Self:
-        """Start them all; raises StartFailed where one does not come up."""
+        """Start them all; raises StartFailed if one does not start."""
         try:
             await self._start()
         except BaseException:
@@ -39,7 +39,7 @@ class HttpProcesses:
             await process.end()
 
     async def drain(self) -> None:
-        """Have all of them stop taking requests, end their streams, finish what is under way, and end."""
+        """Make all of them stop taking requests, end their streams, finish open requests, and exit."""
         self._listener.close()
         for process in self._processes:
             process.drain()
@@ -47,7 +47,7 @@ class HttpProcesses:
             await process.until_ended()
 
     def hurry(self) -> None:
-        """Wait no more for what is under way."""
+        """Stop waiting for open requests."""
         for process in self._processes:
             process.kill()
 

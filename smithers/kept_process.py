@@ -1,7 +1,7 @@
-"""A process of our own that is kept: started again for as long as nobody has told it to drain.
+"""A supervised process: restarted until it is told to drain.
 
-It is `python -P -m MODULE`, told by one line on its stdin. That stdin is the tie: while this process holds the other end it
-serves, and when the end is closed, by drain() or by a kill -9 of this process, it drains.
+It is `python -P -m MODULE`, and reads its settings from one line on its stdin. The stdin is also its lifeline: while this
+process holds the other end it serves, and when that is closed, by drain() or by a kill -9 of this process, it drains.
 """
 
 import asyncio
@@ -21,22 +21,22 @@ import structlog
 from smithers.telemetry.sheet import Counter
 
 LOG: Final = structlog.get_logger(__name__)
-BACK_OFF_S: Final = (0.1, 0.5, 1.0, 2.0, 5.0)  # before the next start of one that died
+BACK_OFF_S: Final = (0.1, 0.5, 1.0, 2.0, 5.0)  # pause before a restart
 # How long to wait for our own stop signal after the process exits cleanly: a supervisor usually signals both.
 LEAVING_S: Final = 0.5
-HEALTHY_S: Final = 30.0  # one that lived as long begins the back-off anew
+HEALTHY_S: Final = 30.0  # a process that lived this long resets the back-off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """What is started, again and again."""
+    """The program that is started."""
 
     module: str
     environment: Mapping[str, str]
     cwd: Path
     deaths: Counter
     handed_fds: tuple[int, ...] = ()  # descriptors that it inherits, under the same numbers
-    says_ready: bool = False  # by a line on its stdout, which is nobody's after that
+    says_ready: bool = False  # by a line on its stdout, which nobody reads afterwards
 
 
 class KeptProcess:
@@ -51,11 +51,11 @@ class KeptProcess:
         self._keeping: asyncio.Task[None] | None = None
 
     async def load(self) -> None:
-        """Start the process before it is known what it will be told: it loads its modules, and waits."""
+        """Start the process before its settings are known: it loads its modules, and waits."""
         await self._spawn()
 
     async def start(self, told: bytes) -> None:
-        """Tell the process what it is to do, start it unless it is there, and keep it."""
+        """Send the process its settings, start it unless it runs, and supervise it."""
         self._told = told
         if self._process is None:
             await self._spawn()
@@ -63,39 +63,39 @@ class KeptProcess:
         self._keeping = asyncio.create_task(self._keep(), name=f"keep-{self._program.module}")
 
     async def until_ready(self) -> bool:
-        """Wait for the first process' first word; false: it died without one."""
+        """Wait until the first process is ready; false: it died before."""
         assert self._process is not None
         assert self._process.stdout is not None
         return bool(await self._process.stdout.readline())
 
     def expect_end(self) -> None:
-        """Start no successor of a process that has drained by itself: its group was told to stop, and so were we."""
+        """Do not restart a process that has drained by itself: its process group was told to stop, and so were we."""
         self._leaving.set()
 
     def drain(self) -> None:
-        """Tell the process to finish what it has, and to end."""
+        """Tell the process to finish its work and exit."""
         self._leaving.set()
         self._draining.set()
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
 
     async def until_ended(self) -> None:
-        """Wait until the process, told to drain, has ended."""
+        """Wait until the draining process has exited."""
         if self._keeping is not None:
             await asyncio.shield(self._keeping)
         elif self._process is not None:
             await self._process.wait()
 
     async def end(self) -> None:
-        """Kill what has not ended by itself; nothing is left when this returns."""
+        """Kill the process if it has not exited; nothing is left when this returns."""
         self.kill()
         await self.until_ended()
 
     def kill(self) -> None:
-        """End the process at once, with its children."""
+        """Kill the process at once, with its children."""
         self._draining.set()
         if self._process is not None and self._process.returncode is None:
-            # Its children are of its group, and the kernel ties them to it besides.
+            # Its children are in its process group, and the kernel ends them with it, too.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
@@ -126,7 +126,7 @@ class KeptProcess:
         return self._leaving.is_set()
 
     async def _respawn(self, pause_s: float) -> bool:
-        """Start the process again, after a pause, as often as that takes; false: a drain came first."""
+        """Restart the process after a pause, until it succeeds; false: a drain came first."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
@@ -136,7 +136,7 @@ class KeptProcess:
             try:
                 await self._spawn()
                 await self._tell()
-            except OSError as error:  # no memory, no processes: there may be some later
+            except OSError as error:  # out of memory or processes: that may pass
                 LOG.warning("process_not_started", module=self._program.module, error=str(error))
                 pause_s = BACK_OFF_S[-1]
             else:
@@ -144,7 +144,7 @@ class KeptProcess:
 
     async def _spawn(self) -> None:
         program = self._program
-        # A session of its own: Ctrl-C reaches this process only, which then says in which order to stop.
+        # A session of its own: Ctrl-C reaches only this process, which then stops the others in order.
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",
@@ -158,7 +158,7 @@ class KeptProcess:
             start_new_session=True,
         )
         if self._draining.is_set():
-            # Told to end while it was being started: it has nothing to finish yet.
+            # Told to drain while it was being started: it has nothing to finish yet.
             self.kill()
 
     async def _tell(self) -> None:

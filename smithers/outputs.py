@@ -1,7 +1,7 @@
-"""Outputs, inputs and states as JSON text: made once when a task returns, read back when somebody asks.
+"""Outputs, inputs and states as JSON text: encoded once when a task returns, decoded when they are read.
 
-What is stored is JSON in the strict sense: no NaN, no infinity, text that is text. Whatever does not fit is
-InvalidOutput, and says what and where.
+Stored values are strict JSON: no NaN, no infinity, valid Unicode. Anything else is InvalidOutput, which says what and
+where.
 """
 
 from functools import lru_cache, partial
@@ -20,22 +20,22 @@ MAX_MISFITS: Final = 20  # told of one value
 SAID_MISFITS: Final = 3  # of these in a message
 MAX_MISFIT_CHARS: Final = 200  # each
 
-# by_alias, round_trip: as its author sees it; as its aliases have it; without what is computed.
+# by_alias, round_trip: by field names; by aliases; without computed fields.
 _WAYS: Final = ((False, False), (True, False), (True, True))
 
 
 @lru_cache(maxsize=1024)
 def adapter_for(model: Any) -> TypeAdapter[Any]:
-    """Return pydantic's adapter of a type; making one is slow, and authors name the same few types again and again."""
+    """Return pydantic's adapter of a type; making one is slow, and authors use the same few types repeatedly."""
     return TypeAdapter(model)
 
 
 def encode_output(
     value: Any, model: Any = None, *, what: str = "the output", max_bytes: int = MAX_OUTPUT_BYTES
 ) -> str:
-    """Return a value as JSON text; raise InvalidOutput, which calls it `what`, where it does not fit `model` or is no JSON.
+    """Return a value as JSON text; raise InvalidOutput, which calls it `what`, if it does not fit `model` or is not JSON.
 
-    What is returned can be read back: as JSON, and as `model`. What is far too large is not even written.
+    The result can be read back: as JSON, and as `model`. A value that is far too large is not even encoded.
     """
     try:
         _refuse_iterator(type(value), what)
@@ -48,21 +48,21 @@ def encode_output(
         raise InvalidOutput(wrong, details=misfits_of(error)) from error
     except InvalidOutput:
         raise
-    except Exception as error:  # an author's validators and serializers raise whatever they like
-        raise InvalidOutput(f"{what} is no JSON: {text_of(error)[:500]}") from error
+    except Exception as error:  # authors' validators and serializers raise anything
+        raise InvalidOutput(f"{what} is not JSON: {text_of(error)[:500]}") from error
     return text.decode()
 
 
 class Weight(NamedTuple):
-    """How large a value will be as JSON, at the least, in bytes; and whether it is made of plain values alone."""
+    """A lower bound of a value's size as JSON, in bytes, and whether it consists of plain values only."""
 
     size: int
     is_plain: bool
-    iterator: type[Any] | None = None  # the first that was met, where the weighing ended
+    iterator: type[Any] | None = None  # the first one found, which ended the weighing
 
 
 def weigh(value: Any, limit: int) -> Weight:
-    """Weigh a value by its texts and the number of its parts, no further than to `limit`; nothing of it is called."""
+    """Weigh a value by its texts and the number of its parts, up to `limit`; none of its code is called."""
     size, is_plain, left = 0, True, [value]
     while left and size <= limit:
         one = left.pop()
@@ -85,7 +85,7 @@ def weigh(value: Any, limit: int) -> Weight:
 
 
 def is_quick(value: Any, model: Any) -> bool:
-    """Say whether a value is held against a model in no time, and without a line of its author's code."""
+    """Say whether validating a value is fast and runs none of the author's code."""
     if not is_plain(model):
         return False
     weight = weigh(value, MAX_QUICK_BYTES)
@@ -93,7 +93,7 @@ def is_quick(value: Any, model: Any) -> bool:
 
 
 def is_plain(model: Any) -> bool:
-    """Say whether a type is one of Python's own, or made of such alone."""
+    """Say whether a type is one of Python's own, or composed of such only."""
     if model is None or model is Any:
         return True
     origin = get_origin(model)
@@ -104,13 +104,13 @@ def is_plain(model: Any) -> bool:
 
 
 def _is_iterator(kind: type[Any]) -> bool:
-    """Say whether values of this type would be run to their end, which may be none, to be written."""
+    """Say whether encoding a value of this type would exhaust it, possibly without end."""
     return hasattr(kind, "__next__")
 
 
 def _refuse_iterator(kind: type[Any], what: str) -> None:
     if _is_iterator(kind):
-        raise InvalidOutput(f"{what} is no JSON: a {kind.__name__}; make a list of what it gives")
+        raise InvalidOutput(f"{what} is not JSON: a {kind.__name__}; make a list of its items")
 
 
 def _check_size(size: int, what: str, max_bytes: int) -> None:
@@ -137,11 +137,11 @@ def _dump(plain: Any, what: str, max_bytes: int) -> bytes:
 
 
 def _dump_as(model: Any, value: Any, what: str, max_bytes: int) -> bytes:
-    """Write a value as its model writes it, in the first way in which the model can read it back."""
+    """Encode a value with its model, in the first way in which the model can read it back."""
     adapter = adapter_for(model)
     value = adapter.validate_python(value)
     for by_alias, round_trip in _WAYS:
-        # Not dump_json: it writes NaN as null without a word.
+        # Not dump_json: it silently writes NaN as null.
         plain = adapter.dump_python(
             value, mode="json", by_alias=by_alias, round_trip=round_trip, warnings=False
         )
@@ -157,7 +157,7 @@ def _dump_as(model: Any, value: Any, what: str, max_bytes: int) -> bytes:
 
 
 def misfits_of(error: ValidationError) -> list[dict[str, Any]]:
-    """Say where a value does not fit, in words that can be sent, and without the value."""
+    """Return a validation error's places and messages, as sendable text and without the value."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     return [
         {
@@ -170,7 +170,7 @@ def misfits_of(error: ValidationError) -> list[dict[str, Any]]:
 
 
 def say_misfits(error: ValidationError) -> str:
-    """Say in a line where a value does not fit, the first places only, and without the value."""
+    """Summarize a validation error in one line: the first places only, without the value."""
     found = misfits_of(error)[:SAID_MISFITS]
     said = [": ".join([*_path_of(misfit), misfit["msg"]])[:MAX_MISFIT_CHARS] for misfit in found]
     more = error.error_count() - len(said)
@@ -182,5 +182,5 @@ def _path_of(misfit: dict[str, Any]) -> list[str]:
 
 
 def name_of(model: Any) -> str:
-    """Return what a type is called."""
+    """Return a type's name."""
     return getattr(model, "__name__", str(model))

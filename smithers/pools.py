@@ -1,7 +1,7 @@
 """The pools of one server: that of its database, and one more for each workflow's own database that is in use.
 
-A database that nobody has started a run in is not connected to. Each pool has one database, so that claims, heartbeats and
-burials are the same in all of them, and a database that is down holds up no other.
+A database without any run is not connected to. Each pool has one database, so that claims, heartbeats and
+burials are the same in all of them, and a database that is down delays no other.
 """
 
 import asyncio
@@ -24,14 +24,14 @@ from smithers.store.hints import Channel, Hints
 from smithers.store.own_databases import list_own_databases
 
 LOG: Final = structlog.get_logger(__name__)
-LOOK_EVERY_S: Final = 60.0  # also without a hint
+LOOK_EVERY_S: Final = 60.0  # even without a hint
 UNSET_EVERY_S: Final = 86_400.0  # a host may lack a database's URL on purpose
-LOOK_AGAIN_S: Final = 1.0  # after a look that failed
+LOOK_AGAIN_S: Final = 1.0  # after a failed query
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnPool:
-    """What there is for one workflow's own database."""
+    """The pool and mirror of one workflow's own database."""
 
     program: Program
     told: bytes = field(repr=False)
@@ -39,7 +39,7 @@ class OwnPool:
 
 
 class Pools:
-    """The pools of one server, by one handle."""
+    """The pools of one server, as one object."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Pools:
         direct_dsn: str,
         retention: timedelta | None,
     ) -> None:
-        """`told`: what the main pool is told at its start. `own`: by the database's name, for those whose URL is known.
+        """`told`: the main pool's settings. `own`: by the database's name, for those whose URL is known.
 
         `direct_dsn`: of the server's database.
         """
@@ -65,49 +65,49 @@ class Pools:
         self._unset: dict[str, Complaint] = {}  # by the database's name
 
     async def start(self) -> None:
-        """Start the server's pool, and keep those of the other databases from when they are in use."""
+        """Start the server's pool, and those of the other databases as soon as they are in use."""
         await self._main.start(self._told)
         self._loops.start(self._watch, name="pools-watch")
 
     def expect_end(self) -> None:
-        """Let pools that end by themselves now be: everything here was told to stop."""
+        """Do not restart pools that end by themselves now: everything here was told to stop."""
         for pool in self._stop():
             pool.expect_end()
 
     def drain(self) -> None:
-        """Tell the pools to let their runs come to a pause and to end."""
+        """Tell the pools to pause their runs and exit."""
         for pool in self._stop():
             pool.drain()
 
     async def until_ended(self) -> None:
-        """Wait until the pools, told to drain, have ended."""
+        """Wait until the draining pools have exited."""
         await asyncio.gather(*(pool.until_ended() for pool in (self._main, *self._kept.values())))
 
     def kill(self) -> None:
-        """End the pools at once; their runs go on elsewhere, or here at the next start."""
+        """Kill the pools at once; their runs resume elsewhere, or here at the next start."""
         for pool in self._stop():
             pool.kill()
 
     async def end(self) -> None:
-        """Kill what has not ended by itself; nothing is left when this returns."""
+        """Kill pools that have not exited; nothing is left when this returns."""
         self.kill()
         await self._loops.stop()
         await asyncio.gather(*(pool.end() for pool in (self._main, *self._kept.values())))
 
     def _stop(self) -> Sequence[KeptProcess]:
-        """Start no more of them."""
+        """Start no more pools."""
         self._loops.cancel()
         return (self._main, *self._kept.values())
 
     async def _watch(self) -> None:
-        """Look which databases are in use: at the start, at each hint, and once a minute."""
+        """Query which databases are in use: at the start, at each hint, and once a minute."""
 
         def hear(_names: frozenset[str] | None) -> None:
             self._heard.set()
 
         complaint = Complaint()
         async with AsyncExitStack() as stack:
-            if self._own:  # else there is no pool to start, and a warning need not come at once
+            if self._own:  # otherwise there is no pool to start, and a warning can wait
                 hints = Hints(self._direct_dsn, role="pools").listen({Channel.DATABASES: hear})
                 await stack.enter_async_context(hints)
             while True:
@@ -115,7 +115,7 @@ class Pools:
                 pause_s = LOOK_EVERY_S
                 try:
                     await self._start_used()
-                except (StoreError, OSError) as error:  # no database, no memory: there may be soon
+                except (StoreError, OSError) as error:  # no database or no memory: that may pass
                     if complaint.may_be_said():
                         LOG.warning("own_pools_not_started", error=str(error))
                     pause_s = LOOK_AGAIN_S

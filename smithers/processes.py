@@ -1,4 +1,4 @@
-"""What the kernel says of a process: when it started, and how much memory it holds."""
+"""What the kernel knows of a process: when it started, and how much memory it uses."""
 
 import os
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class ProcessReading:
-    """A process that lives."""
+    """A living process."""
 
-    start: int  # in the kernel's ticks since the boot: a pid that was used again has another one
+    start: int  # in the kernel's ticks since the boot: differs if a pid is reused
     resident_bytes: int
 
 
 def find_process(pid: int) -> ProcessReading | None:
-    """Look at a process; None where there is none any more."""
+    """Read a process from /proc; None if it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The name in parentheses may hold anything; field 3, the state, comes right after it.
+    # The name in parentheses may contain anything; field 3, the state, follows it.
     fields = stat.rpartition(")")[2].split()
     if fields[0] in ("Z", "X"):
         return None

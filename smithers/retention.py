@@ -1,6 +1,6 @@
-"""Keep a server's database from growing for ever: look once an hour for runs that ended long ago.
+"""Keep a server's database from growing for ever: once an hour, remove runs that ended long ago.
 
-Every server of a database does this; which of them gets its turn does not matter, and the others look again later.
+Every server of a database does this; it does not matter which one gets the lock, and the others try again later.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ from smithers.store.retention import prune
 
 LOG: Final = structlog.get_logger(__name__)
 EVERY_S: Final = 3600.0
-FIRST_S: Final = 10.0  # after a start there is other work
+FIRST_S: Final = 10.0  # a starting server has other work
 
 
 @asynccontextmanager
 async def pruning(
     dsn: str, retention: timedelta | None, *, first_s: float = FIRST_S, every_s: float = EVERY_S
 ) -> AsyncIterator[None]:
-    """Prune now and then until the block is left; never where `retention` is None."""
+    """Prune periodically until the block is left; never if `retention` is None."""
     async with ServiceLoops() as loops:
         if retention is not None:
             prune_here = partial(
@@ -42,7 +42,7 @@ async def prune_now_and_then(
     """Prune until cancelled; `first_s` is the pause before the first time, `every_s` that between two."""
     pause_s = first_s
     while True:
-        # Spread, so that servers that were started together do not ask together.
+        # With jitter, so that servers that were started together do not prune together.
         await asyncio.sleep(pause_s * random.uniform(1.0, 1.5))  # noqa: S311 - keeps no secret
         pause_s = every_s
         try:

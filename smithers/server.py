@@ -1,8 +1,8 @@
-"""Put a whole server together: a database, a gateway in this process or several in others, a pool of workers.
+"""Assemble a whole server: a database, a gateway in this process or several in others, a pool of workers.
 
 `async with start_server(ServerOptions(...)) as server:` serves until the block is left. Then the gateway drains first (no
-new requests, streams end after a whole event), the pool after it (runs come to a pause or are given back), and the share
-of the embedded Postgres goes last. Whatever dies in between, by kill -9 or not, is found again at the next start.
+new requests, streams end after a whole event), the pool after it (runs reach a pause or are released), and the share
+of the embedded Postgres is released last. Whatever dies meanwhile, by kill -9 or not, is recovered at the next start.
 """
 
 import asyncio
@@ -39,11 +39,11 @@ __all__ = ["Server", "ServerOptions", "serve_on", "start_server"]
 
 LOG: Final = structlog.get_logger(__name__)
 PROCESS_ENVIRONMENT: Final = MappingProxyType(os.environ)
-POOL_MARGIN_S: Final = 15.0  # what a pool may need after its children's drain timeout
+POOL_MARGIN_S: Final = 15.0  # how long a pool may take after its children's drain timeout
 
 
 class Server:
-    """A server that runs."""
+    """A running server."""
 
     def __init__(
         self,
@@ -57,19 +57,19 @@ class Server:
         self.dsn = database.dsn
         self.database = database
         self.root_dir = options.root_dir
-        self.sheet = sheet  # where its processes count
+        self.sheet = sheet  # the metrics sheet of its processes
         self._hurrying = asyncio.Event()
 
     def hurry(self) -> None:
-        """Cut the drain short, now or when it comes: what is under way is dropped and goes on elsewhere."""
+        """Cut the drain short, now or when it comes: running work is dropped and resumes elsewhere."""
         self._hurrying.set()
 
     async def patiently(
         self, work: Awaitable[None], *, limit_s: float, give_up: Callable[[], None]
     ) -> bool:
-        """Wait for work until it is done, `limit_s` are over, or somebody hurries; say whether it is done.
+        """Wait until work is done, `limit_s` is over, or hurry() is called; say whether it is done.
 
-        `give_up` is called before work that is not done is cancelled.
+        `give_up` is called before unfinished work is cancelled.
         """
         working = asyncio.ensure_future(work)
         hurrying = asyncio.ensure_future(self._hurrying.wait())
@@ -88,7 +88,7 @@ class Server:
 
 
 def url_of(host: str, port: int) -> str:
-    """Write where somebody listens."""
+    """Return the URL of a listening address."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
@@ -96,7 +96,7 @@ def url_of(host: str, port: int) -> str:
 async def start_server(
     options: ServerOptions, *, environ: Mapping[str, str] = PROCESS_ENVIRONMENT
 ) -> AsyncIterator[Server]:
-    """Serve until the block is left, and drain then.
+    """Serve until the block is left, then drain.
 
     Raises InsecureSettings, InvalidTelemetry before anything is started; StoreError, EmbeddedPostgresError, SchemaMismatch
     for the database; OSError for the address; StartFailed for HTTP processes.
@@ -113,7 +113,7 @@ async def start_server(
 async def serve_on(
     foundation: Foundation, options: ServerOptions, environ: Mapping[str, str]
 ) -> AsyncIterator[Server]:
-    """Take requests until the block is left, and drain then, the pools too.
+    """Serve requests until the block is left, then drain, the pools too.
 
     Raises OSError for the address; StartFailed for HTTP processes.
     """
@@ -149,13 +149,13 @@ async def serve_on(
 async def _open_http(
     options: ServerOptions, settings: GatewaySettings, environ: Mapping[str, str], page: Page
 ) -> AsyncIterator[Gateway | HttpProcesses]:
-    """Take requests in this process, or in several others on one port."""
+    """Serve requests in this process, or in several others on one port."""
     otel = otel_variables(options, environ)
     if options.http_workers == 1:
         async with open_gateway(settings, page=page, otel=otel) as gateway:
             yield gateway
         return
-    read_access(settings)  # what is wrong with it is to be said here, and once
+    read_access(settings)  # report an error of it here, and once
     with bind(settings.host, settings.port) as listener:
         told = HttpProcessSettings(
             gateway=settings,
@@ -180,7 +180,7 @@ async def _open_http(
 
 
 async def find_sandbox(options: ServerOptions) -> str | None:
-    """Try how tools run commands here, and say so in the log where they cannot; None without workers."""
+    """Probe how tools run commands here, and log it if they cannot; None without workers."""
     if not options.workers:
         return None
     found = await probe_sandbox(
@@ -198,7 +198,7 @@ async def find_sandbox(options: ServerOptions) -> str | None:
 def metrics_settings(
     options: ServerOptions, sandbox: str | None, database: Database
 ) -> GatewaySettings:
-    """Return the settings of the small site that a host without a gateway has."""
+    """Return the settings of the small HTTP server of a host without a gateway."""
     return replace(
         gateway_settings(options, "", ""),
         port=options.metrics_port,

@@ -1,4 +1,4 @@
-"""Keep the loops going that a process serves with, whatever happens in them that nobody foresaw."""
+"""Run a process's service loops, and restart them after unforeseen exceptions."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -13,7 +13,7 @@ Serve = Callable[[], Awaitable[None]]
 
 
 class ServiceLoops:
-    """Loops that go on until they are stopped together; `async with` stops them at its end."""
+    """Loops that run until they are stopped together; `async with` stops them at its end."""
 
     def __init__(self) -> None:
         self._tasks: list[asyncio.Task[None]] = []
@@ -25,25 +25,25 @@ class ServiceLoops:
         await self.stop()
 
     def start(self, serve: Serve, *, name: str) -> None:
-        """Keep a loop going from now on."""
+        """Run a loop from now on."""
         self._tasks.append(asyncio.create_task(keep_going(serve, name=name), name=name))
 
     def cancel(self) -> None:
-        """Tell all of them to end."""
+        """Cancel all of them."""
         for task in self._tasks:
             task.cancel()
 
     async def stop(self) -> None:
-        """End all of them, and wait until they have ended."""
+        """Cancel all of them, and wait until they have ended."""
         self.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
 
 async def keep_going(serve: Serve, *, name: str) -> None:
-    """Serve until cancelled; what a loop raises is logged, and a second later it begins anew.
+    """Run until cancelled; an exception of the loop is logged, and a second later it is restarted.
 
-    For loops that can: what they had in hand is found again by what they poll. Nobody awaits such a loop: if it ended,
+    Only for loops that can be restarted: they find their work again by polling. Nobody awaits such a loop: if it ended,
     only those it serves would notice.
     """
     while True:

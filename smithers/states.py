@@ -1,11 +1,11 @@
-"""The closed sets of states, as they stand in rows and on the wire."""
+"""The closed sets of states, as they are stored and sent."""
 
 from enum import StrEnum
 from typing import Final
 
 
 class RunStatus(StrEnum):
-    """Where a run is; `queued` until its first claim."""
+    """The status of a run; `queued` until its first claim."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -37,7 +37,7 @@ PARKED_STATUSES: Final = frozenset(
 
 
 class NodeState(StrEnum):
-    """Where a node is."""
+    """The state of a node."""
 
     PENDING = "pending"
     IN_PROGRESS = "in-progress"
@@ -51,12 +51,12 @@ class NodeState(StrEnum):
 
     @property
     def is_settled(self) -> bool:
-        """The tree moves on past the node."""
+        """The tree goes on after the node."""
         return self in SETTLED_STATES
 
     @property
     def is_waiting(self) -> bool:
-        """The node needs the outside."""
+        """The node waits for something outside the run."""
         return self in WAITING_STATES
 
 
@@ -72,25 +72,25 @@ class AttemptState(StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     CANCELLED = "cancelled"
-    PARKED = "parked"  # it was about to ask a model, and the run's budget is spent
+    PARKED = "parked"  # it was about to ask a model, but the run's budget is spent
     LOST = "lost"  # its process died before the result was committed
 
 
 class TryPhase(StrEnum):
-    """Where a Try or a Saga is."""
+    """The phase of a Try or a Saga."""
 
     BODY = "body"
-    CATCH = "catch"  # its body failed, and this is what it does about it
-    AFTER = "after"  # its body has ended well: what it does finally
-    CAUGHT = "caught"  # what it did about a failure has ended well: what it does finally; or a Saga went on
-    FAILED = "failed"  # what it does finally, before the failure goes on to what stands around it
+    CATCH = "catch"  # its body failed: `catch` runs
+    AFTER = "after"  # its body has ended well: `finally_` runs
+    CAUGHT = "caught"  # `catch` has ended well, or a Saga went on: `finally_` runs
+    FAILED = "failed"  # `finally_` runs, before the failure propagates
     RAISED = "raised"  # its failure has failed the run
-    UNDO = "undo"  # of a Saga: what is done is undone, before the failure goes on
+    UNDO = "undo"  # of a Saga: completed steps are undone, before the failure propagates
     BROKEN = "broken"  # of a Saga: undone, and its failure has failed the run, for good
 
 
 class ToolCallState(StrEnum):
-    """Where a call of a tool or a model is."""
+    """The state of a call of a tool or a model."""
 
     STARTED = "started"
     FINISHED = "finished"
@@ -98,7 +98,7 @@ class ToolCallState(StrEnum):
 
 
 class ApprovalStatus(StrEnum):
-    """What became of a question put to a person."""
+    """The outcome of a question to a person."""
 
     REQUESTED = "requested"
     APPROVED = "approved"

@@ -1,7 +1,7 @@
-"""Show an author where a workflow went wrong: the author's frames, without those of this package.
+"""Show an author where a workflow failed: the author's frames, without those of this package.
 
-What is raised is of the author's making, and may defy a description: then that is said. Text that is meant for an
-answer goes through without_paths: it names no file outside the root.
+An author's exception may be impossible to describe: then the text says so. Text for an HTTP answer goes through
+without_paths: it names no file outside the root.
 """
 
 import inspect
@@ -33,7 +33,7 @@ PLACE: Final = re.compile(
 def author_traceback(error: BaseException, *, within: Callable[..., Any] | None = None) -> str:
     """Format an exception with its causes, this package's frames left out, as it can be stored.
 
-    Where none of the author's frames is left, the first line of `within`, a function of the author's, is shown instead.
+    If it has none of the author's frames, the first line of `within`, a function of the author's, is shown instead.
     """
     try:
         shown = traceback.TracebackException.from_exception(error)
@@ -57,7 +57,7 @@ def author_message(error: BaseException) -> str:
 
 
 def find_place(shown: str) -> tuple[str, int] | None:
-    """Find the innermost file and line of a workflow's source in what author_traceback has returned."""
+    """Find the innermost file and line of a workflow's source in a result of author_traceback."""
     places = [*PLACE.finditer(shown)]
     return (places[-1]["file"], int(places[-1]["line"])) if places else None
 
@@ -69,7 +69,7 @@ def without_paths(text: str) -> str:
 
 
 def _shortened(text: str) -> str:
-    """Leave out the middle of what is too long: where it began, and what was raised, stand at its ends."""
+    """Cut the middle of a long text: where it began, and what was raised, are at its ends."""
     if len(text) > MAX_CHARS:
         text = f"{text[: MAX_CHARS // 2]}\n…\n{text[-MAX_CHARS // 2 :]}"
     return sound(text)
@@ -92,6 +92,6 @@ def _leave_out_own_frames(error: traceback.TracebackException) -> None:
         if shown is None:
             continue
         frames = [frame for frame in shown.stack if not frame.filename.startswith(OWN_DIRECTORIES)]
-        if frames or shown is not error:  # else it is a defect of ours
+        if frames or shown is not error:  # otherwise it is a defect of this package
             shown.stack = traceback.StackSummary.from_list(frames)
         to_visit += [shown.__cause__, shown.__context__, *(shown.exceptions or ())]

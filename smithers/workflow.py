@@ -22,20 +22,20 @@ RENDER_TIMEOUT_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workflow(Generic[Input]):
-    """A builder and what the server must know of it before a run starts."""
+    """A builder, and what the server must know about it before a run starts."""
 
     name: str
     builder: Builder
     input_model: type[Input] | None = None
-    output_node: str | None = None  # whose output is the run's; None: the last task's
+    output_node: str | None = None  # the node whose output is the run's; None: the last task
     queue: str | None = None
     isolation: Isolation | IsolationWord | None = None
     database: str | None = None  # the environment variable with its URL
-    budget: Budget | None = None  # what a run's agents may use up
+    budget: Budget | None = None  # how much a run's agents may use
     render_timeout_s: float = RENDER_TIMEOUT_S
 
     def __post_init__(self) -> None:
-        """Raise InvalidTree for a name or a queue that nobody can ask for, an unknown isolation, no Budget or time."""
+        """Raise InvalidTree for an impossible name or queue, an unknown isolation, or an invalid budget or duration."""
         _refuse_async(self.builder)
         check_workflow_name(self.name)
         check_word(self.queue, f"@workflow(queue=...) of {self.name!r}")
@@ -43,7 +43,7 @@ class Workflow(Generic[Input]):
             check_choice(Isolation, self.isolation, f"@workflow(isolation=...) of {self.name!r}")
         if self.budget is not None:
             check_kind(Budget, self.budget, f"@workflow(budget=...) of {self.name!r}")
-        # To a timer, no time is no end.
+        # setitimer(0) would mean: no limit.
         if self.render_timeout_s == 0:
             raise InvalidTree(f"@workflow(render_timeout=0) of {self.name!r} would never render")
 
@@ -53,7 +53,7 @@ class Workflow(Generic[Input]):
         return self.isolation == Isolation.PROCESS
 
     def __call__(self, ctx: Context[Input]) -> Child:
-        """Render: the tree that these facts give."""
+        """Call the builder: return the tree for these facts."""
         return self.builder(ctx)
 
 
@@ -84,13 +84,13 @@ def workflow(
     budget: Budget | None = None,
     render_timeout: Duration = RENDER_TIMEOUT_S,
 ) -> Any:
-    """Make a builder a workflow, bare or with options.
+    """Make a builder a workflow; usable with or without options.
 
     `input`: the pydantic model of a run's input; without one `ctx.input` is a plain mapping. `name`: default, the function's
     name in kebab case. `output`: the id of the node whose output is the run's; default, the last task's. `queue`: which
     workers may run it, a word of 1 to 200 characters. `isolation="process"`: each run in a worker process of its own.
-    `database`: the environment variable that holds the URL of the workflow's own database. `budget`: what a run's agents
-    may use up before a person is asked. `render_timeout`: how long one render may take.
+    `database`: the environment variable that holds the URL of the workflow's own database. `budget`: how much a run's agents
+    may use before a person is asked. `render_timeout`: how long one render may take.
 
     Raises InvalidTree for an async function, and for any other queue, isolation, budget or duration.
     """

@@ -1,12 +1,62 @@
-"""What every test may ask for: `database`, the DSN of a fresh migrated one; `own_logs`, to run commands in this process."""
+"""What every test may ask for: `database`, the DSN of a fresh migrated one; `own_logs`, to run commands in this process.
+
+And what holds for all of them: Hypothesis tries the same examples each time, for as long as that takes, and no thread that
+a test began outlives it.
+"""
 
 import logging
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 
 from tests.support.postgres import fresh_database, make_template, open_server
+from tests.support.waiting import LIMIT_S
+
+settings.register_profile(
+    "suite",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],  # a busy machine is no fault of an example's
+)
+settings.load_profile("suite")
+
+# Each takes a quarter of a minute and more: begun last, one of them would keep one process of a parallel run busy alone.
+LONG_FILES = (
+    "faults/test_crash_points.py",
+    "e2e/test_bench.py",
+    "contract/test_openapi.py",
+    "faults/test_chaos.py",
+    "faults/test_mirror.py",
+    "deploy/test_balancers.py",
+    "e2e/test_clients.py",
+    "deploy/test_pgbouncer.py",
+    "deploy/test_drill.py",
+    "deploy/test_hosts.py",
+    "faults/test_agents.py",
+    "e2e/test_databases.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest."""
+    items.sort(key=lambda item: not str(item.path).endswith(LONG_FILES))
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_outlives_its_test() -> Iterator[None]:
+    """One that did would log, fail, or draw from the module `random` in the midst of another test."""
+    before = set(threading.enumerate())
+    yield
+    left = [thread for thread in threading.enumerate() if thread not in before]
+    ends = time.monotonic() + LIMIT_S
+    for thread in left:
+        thread.join(max(0.0, ends - time.monotonic()))
+    assert [thread.name for thread in left if thread.is_alive()] == []
 
 
 @pytest.fixture(scope="session")

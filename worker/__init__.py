@@ -1,1 +1,1 @@
-"""Take runs from Postgres and move them forward."""
+"""Claim runs from Postgres and execute them."""

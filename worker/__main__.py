@@ -1,4 +1,4 @@
-"""`python -P -m worker`: a pool, told by one line of JSON on its stdin; it ends when its stdin does."""
+"""`python -P -m worker`: a pool; its settings are one line of JSON on stdin, and it ends when its stdin does."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext
@@ -10,14 +10,14 @@ from worker.settings import PoolSettings
 
 def main() -> None:
     """Read the settings and run the pool."""
-    fork_server = open_fork_server()  # first of all: it loads beside us
+    fork_server = open_fork_server()  # first: it loads concurrently
     import uvloop
 
     import smithers.telemetry.without_rich  # noqa: F401 - before structlog
     from smithers.telemetry.logs import configure_logging
     from worker.pool import run_pool
 
-    # Unbuffered: what comes after the line is the other side's life sign, and must stay in the pipe.
+    # Unbuffered: the pipe's end is the parent's life sign, so nothing after the line may be read here.
     line = b""
     while not line.endswith(b"\n"):
         byte = os.read(0, 1)
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def _share(settings: PoolSettings) -> AbstractContextManager[object]:
-    """Hold a share of the embedded Postgres: the pool drains by it also when whoever started both was killed."""
+    """Hold a share of the embedded Postgres, so that the pool can drain even if the process that started both was killed."""
     if settings.embedded_data_dir is None:
         return nullcontext()
     from smithers.store.embedded import open_embedded_postgres

@@ -1,4 +1,4 @@
-"""One attempt under way: what it is, what it holds until it has ended, and what its body tells of itself."""
+"""One running attempt: its identity, its resources until it ends, and its body's reports."""
 
 import asyncio
 import threading
@@ -21,13 +21,13 @@ from worker.prints import Prints
 from worker.started import Started
 from worker.toolboxes import AttemptToolbox
 
-MODEL_STREAM: Final = "stdout"  # the wire knows two; whoever reads either sees what a model says
+MODEL_STREAM: Final = "stdout"  # the API has two streams; a model's text is in either reader's view
 
 
 class Attempt:
-    """One attempt under way, and the desk of its tools (worker.toolboxes.Desk).
+    """One running attempt, and the desk of its tools (worker.toolboxes.Desk).
 
-    What a body tells may come from any thread; it is reported in the loop's, and only until the attempt has ended.
+    A body's reports may come from any thread; they are passed on in the loop's, and only until the attempt has ended.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Attempt:
         report: Callable[[Happening], None],
         stop: Callable[["Attempt", Happening], None],
     ) -> None:
-        """`last_heartbeat`: JSON text. `stop` has an attempt end so."""
+        """`last_heartbeat`: JSON text. `stop` makes an attempt end in this way."""
         task = start.leaf.element
         assert isinstance(task, Task)
         self.key = start.leaf.key
@@ -50,12 +50,12 @@ class Attempt:
         self.number = start.attempt
         self.task = task
         self.needs = needs
-        self.stopped_by: Happening | None = None  # how it ends once it has been told to stop
+        self.stopped_by: Happening | None = None  # how it ends after a stop
         self.is_reported = False
-        self.span: Span | None = None  # where traces are on
+        self.span: Span | None = None  # if traces are on
         self.deadline: asyncio.TimerHandle | None = None
         self.listening: asyncio.TimerHandle | None = None
-        self.toolbox: AttemptToolbox | None = None  # laid out in the runner
+        self.toolbox: AttemptToolbox | None = None  # created in the runner
         self.prints = Prints(self.print)
         self.heartbeats = Heartbeats(self.beat)
         self.started = Started(self.on_stuck)
@@ -70,28 +70,28 @@ class Attempt:
         self._loop_thread = threading.get_ident()
 
     def print(self, text: str, stream: str) -> None:
-        """Take what the body prints."""
+        """Record printed text."""
         self._tell(Printed(self.key, self.number, text, stream))
 
     def speak(self, text: str) -> None:
-        """Take what a model says."""
+        """Record a model's text."""
         self.print(text, MODEL_STREAM)
 
     def beat(self, data: str) -> None:
-        """Take a heartbeat: JSON text."""
+        """Record a heartbeat: JSON text."""
         self._tell(Beaten(self.key, self.number, data))
 
     def take_call(self, call: ToolCall, kept: asyncio.Future[None] | None) -> None:
-        """Take a tool call's newest state; `kept` is to be done when that is in the database."""
+        """Record a tool call's newest state; `kept` is completed when that is committed."""
         self._tell(Called(self.key, self.number, call, kept))
 
     def report_usage(self, usage: TokenUsage) -> None:
-        """Take what a model has used up."""
+        """Record a model's usage."""
         self._tell(Used(self.key, self.number, usage, self._lap_ms()))
         self._counted_at = time.monotonic()
 
     def may_ask(self) -> bool:
-        """Say whether the run's budget has room for a question; else have the attempt stopped in a moment."""
+        """Say whether the run's budget has room for a question; otherwise stop the attempt soon."""
         took_ms = self._lap_ms()
         if not self._is_budget_spent(took_ms):
             return True
@@ -100,17 +100,17 @@ class Attempt:
         return False
 
     def on_stuck(self) -> None:
-        """Hear that a tool, or a call in a thread, goes on when it should not."""
+        """Handle a tool, or a call in a thread, that does not stop."""
         self._on_abandoned(f"what {self.where} has called does not stop")
 
     def lift_limits(self) -> None:
-        """Bound its time no longer; the timers would hold it for as long as it might have taken."""
+        """Cancel its time limits; pending timers would keep it in memory."""
         for timer in (self.deadline, self.listening):
             if timer is not None:
                 timer.cancel()
 
     def cancel(self) -> None:
-        """Tell the body, its tools, its processes and whoever waits for them that it is over."""
+        """Stop the body, its tools, its processes and everything that waits for them."""
         self.lift_limits()
         self.current.cancelled.set()
         if self.toolbox is not None:
@@ -119,7 +119,7 @@ class Attempt:
         self.started.stop()
 
     async def close(self) -> None:
-        """Return when nothing of it is left; what a body that was not stopped leaves behind is its author's affair."""
+        """Return when nothing of it is left; an unstopped body's leftovers are its author's responsibility."""
         if self.toolbox is not None:
             await self.toolbox.close()
         await self.started.close()
@@ -130,7 +130,7 @@ class Attempt:
         self.toolbox = None
 
     def _describe(self, run_id: RunId, root_dir: Path, last_heartbeat: str | None) -> CurrentTask:
-        """Say what the body may ask about the attempt."""
+        """Return the body's view of the attempt."""
         return CurrentTask(
             run_id=run_id,
             node_id=self.key.node_id,
@@ -152,5 +152,5 @@ class Attempt:
             self._report(happening)
 
     def _lap_ms(self) -> int:
-        """Say how long it has been at work since that was last counted."""
+        """Return its working time since that was last counted."""
         return round((time.monotonic() - self._counted_at) * 1000)

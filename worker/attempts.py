@@ -1,6 +1,6 @@
-"""Make attempts: call bodies in tasks and threads, bound their time, stop them, and say how each ended.
+"""Perform attempts: call bodies in tasks and threads, limit their time, stop them, and report how each ended.
 
-Guarantees that every attempt that was begun is reported once: finished, failed or aborted. A body that cannot be stopped (a
+Guarantees that every attempt that began is reported once: finished, failed or aborted. A body that cannot be stopped (a
 thread that does not look at `cancelled`, a coroutine that swallows its cancellation) is abandoned after two seconds: its run
 goes on without it, and the child is replaced when its other runs are done.
 """
@@ -49,14 +49,14 @@ Judged = TypeVar("Judged")
 
 
 class PastCalls(NamedTuple):
-    """How to read what the attempts of a node have called so far, and what one of them put out that was left out."""
+    """Reads the calls of a node's attempts so far, and the output of one that was omitted."""
 
     list_all: Callable[[NodeId, int], Awaitable[list[ToolCallRow]]]
     find_output: Callable[[NodeId, int, CallPlace], Awaitable[str | None]]
 
 
 class Attempts:
-    """The attempts of one run that are under way."""
+    """The running attempts of one run."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Attempts:
         caching: Caching,
         trace: RunTrace | None,
     ) -> None:
-        """`report` is called in the loop's thread only; `trace`: None where traces are off."""
+        """`report` is called in the loop's thread only; `trace`: None if traces are off."""
         self._run_id = run_id
         self._bodies = bodies
         self._report = report
@@ -87,7 +87,7 @@ class Attempts:
     ) -> None:
         """Begin an attempt. A plain value whose encoding runs none of the author's code finishes before this returns.
 
-        `is_budget_spent` is asked before each question to a model, with what the attempt has taken in ms since it was
+        `is_budget_spent` is called before each question to a model, with the attempt's working time in ms since it was
         last counted.
         """
         span = self._begin_span(start)
@@ -113,18 +113,18 @@ class Attempts:
         self._under_way[attempt.key] = attempt
         attempt.runner = self._loop.create_task(self._perform(attempt))
         attempt.runner.add_done_callback(partial(self._hear_end, attempt))
-        # Here and not in the runner: a timer that was cancelled may stay in the loop until its time, and its context with it.
+        # Here and not in the runner: a cancelled timer may stay in the loop until its time, and so does its context.
         self._limit(attempt)
 
     def abort(self, key: NodeKey, reason: str) -> None:
-        """Have an attempt stopped; its end is reported like any other."""
+        """Stop an attempt; its end is reported like any other."""
         attempt = self._under_way.get(key)
         if attempt is not None:
             self._stop(attempt, Aborted(key, attempt.number, reason))
 
     @property
     def count(self) -> int:
-        """How many are under way."""
+        """The number of running attempts."""
         return len(self._under_way)
 
     async def drop(self) -> None:
@@ -163,28 +163,28 @@ class Attempts:
                 end = await self._produce(attempt, attempt.toolbox)
             except BaseException as error:  # noqa: BLE001 - an author's sys.exit() ends an attempt, not this process
                 self._bodies.hear_error(error)
-                # A cancellation is swallowed only here, at the end of the task that was to be cancelled.
+                # A cancellation is swallowed only here, at the end of the cancelled task.
                 is_cancelled = isinstance(error, asyncio.CancelledError)
                 stopped_by = attempt.stopped_by if is_cancelled else None
                 end = stopped_by or end_raised(attempt.key, attempt.number, error)
             finally:
                 PRINTS.set(None)
                 attempt.lift_limits()
-            # Stopped while its last tools ended: it is over all the same.
+            # Stopped while its last tools ended: it has ended anyway.
             with suppress(asyncio.CancelledError):
                 await attempt.close()
             attempt.prints.flush()
             self._end(attempt, end)
-            RUNNER.set(None)  # the task holds its variables: see Attempt.let_go
+            RUNNER.set(None)  # the task references its variables: see Attempt.let_go
 
     async def _lay_out_tools(self, attempt: Attempt) -> AttemptToolbox:
-        """Lay out the tools; only a later attempt has calls of earlier ones to know of."""
+        """Create the toolbox; only a later attempt has calls of earlier ones to load."""
         previous = await self._past_calls.list_all(*attempt.key) if attempt.number > 1 else []
         find_output = partial(self._past_calls.find_output, *attempt.key)
         return AttemptToolbox(self._bodies.workshop, attempt, tuple(previous), find_output)
 
     async def _produce(self, attempt: Attempt, toolbox: AttemptToolbox) -> Happening:
-        """Have the output from an earlier execution, or call the body."""
+        """Return the output of an earlier execution, or call the body."""
         task, cache = attempt.task, attempt.task.cache
         read = partial(read_needs, attempt.needs)
         needs = await self._judge(attempt, read, is_quick=are_plain(attempt.needs))
@@ -210,7 +210,7 @@ class Attempts:
     async def _judge(
         self, attempt: Attempt, judge: Callable[[], Judged], *, is_quick: bool
     ) -> Judged:
-        """Read or write by a model; where an author's code may have a say in that, within the attempt's time."""
+        """Parse or encode with a model; if that may run the author's code, within the attempt's time."""
         if is_quick:
             return judge()
         judged: Judged = await self._call_in_thread(attempt, judge)
@@ -248,7 +248,7 @@ class Attempts:
             self._report(end)
 
     def _hear_end(self, attempt: Attempt, runner: asyncio.Task[None]) -> None:
-        """Report an attempt that could not itself: stopped before its first step, or what it raised cannot be inspected."""
+        """Report an attempt that could not itself: stopped before its first step, or with an uninspectable exception."""
         if runner.cancelled():
             if attempt.stopped_by is not None:
                 self._end(attempt, attempt.stopped_by)
@@ -258,7 +258,7 @@ class Attempts:
                 name, "the attempt failed with an exception that could not be inspected"
             )
             self._end(attempt, Failed(attempt.key, attempt.number, problem))
-        self._forget(attempt)  # one that was dropped before its first step has not ended otherwise
+        self._forget(attempt)  # one dropped before its first step has not ended yet
         attempt.let_go()
 
     def _forget(self, attempt: Attempt) -> None:
@@ -266,7 +266,7 @@ class Attempts:
             del self._under_way[attempt.key]
 
     def _limit(self, attempt: Attempt) -> None:
-        """Bound how long a body may take, and for how long it may be silent."""
+        """Limit how long a body may take, and how long it may be silent."""
         timeout_s = attempt.task.timeout_s
         if timeout_s is not None:
             attempt.deadline = self._loop.call_later(timeout_s, self._time_out, attempt, timeout_s)
@@ -278,7 +278,7 @@ class Attempts:
         self._stop(attempt, Failed(attempt.key, attempt.number, problem))
 
     def _listen(self, attempt: Attempt, timeout_s: float) -> None:
-        """Stop a body that reports nothing of itself for too long; looked at again when it would be too long."""
+        """Stop a body that sends no heartbeat for too long; check again when that time would be over."""
         left_s = timeout_s - attempt.heartbeats.silent_s
         if left_s > 0:
             attempt.listening = self._loop.call_later(left_s, self._listen, attempt, timeout_s)
@@ -288,7 +288,7 @@ class Attempts:
         self._stop(attempt, Failed(attempt.key, attempt.number, problem))
 
     def _stop(self, attempt: Attempt, end: Happening) -> None:
-        """Cancel a body; two seconds later its attempt has ended so, whether the body heard or not."""
+        """Cancel a body; two seconds later its attempt ends, whether the body has reacted or not."""
         if attempt.stopped_by is not None or attempt.is_reported:
             return
         attempt.stopped_by = end

@@ -26,18 +26,18 @@ class Child:
     outlet: Outlet
     started_at: float
     is_solo: bool  # for one run that wants a child of its own, or for suspects
-    identity: ProcessIdentity | None = None  # None: it was gone before anybody looked
+    identity: ProcessIdentity | None = None  # None: it exited before it could be identified
     is_registered: bool = False  # before this it can claim nothing
-    is_retired: bool = False  # it claims no more, and ends when it has finished what it has
-    end_by: float = inf  # by time.monotonic(); set when it is told to end
+    is_retired: bool = False  # it claims no more runs, and ends when its own are finished
+    end_by: float = inf  # by time.monotonic(); set when it is told to drain
     killed_for: str | None = None
-    has_left: asyncio.Event = field(default_factory=asyncio.Event)  # another may take its place
+    has_left: asyncio.Event = field(default_factory=asyncio.Event)  # its slot is free
 
 
 def start_child(
     fork_server: ForkServerContext, settings: ChildSettings, loads: Loads, ear: socket.socket
 ) -> Child:
-    """Start a child; `ear`, through which it hears its parent's hints, is its own from now on."""
+    """Start a child; it takes over `ear`, the socket of its parent's hints."""
     with ear:
         orders, childs_orders = fork_server.Pipe()
         outlet, childs_outlet = fork_server.Pipe(duplex=False)
@@ -66,7 +66,7 @@ def be_child(
     orders: Connection,
     outlet: Connection,
 ) -> None:
-    """Be a child until told to end; the entry point of the process, for which the fork server has loaded everything."""
+    """Run a child until told to end; the entry point of the process, for which the fork server has loaded everything."""
     from worker.child import run_child
 
     run_child(settings, loads, ear, orders, outlet)

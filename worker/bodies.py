@@ -15,7 +15,7 @@ from worker.premises import Premises
 from worker.threads import NoThread, call_in_thread
 from worker.toolboxes import Workshop
 
-EXHAUSTED: Final = 75  # EX_TEMPFAIL: what a process ends with that can serve nobody any more
+EXHAUSTED: Final = 75  # EX_TEMPFAIL: the exit code of a process that can no longer work
 
 LOG: Final = structlog.get_logger(__name__)
 
@@ -24,20 +24,20 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bodies:
-    """Where the code of authors runs."""
+    """The environment in which authors' code runs."""
 
     threads: ThreadPoolExecutor
     workshop: Workshop
     root_dir: Path
     on_abandoned: Callable[[str], None]  # a body could not be stopped: this child must be replaced
-    premises: Premises | None = None  # None: the process is not ours to put in order
+    premises: Premises | None = None  # None: the process is not ours to restore
 
     def attempt(self) -> AbstractContextManager[None]:
-        """Hold that an attempt is under way; what it leaves in disorder is put in order at its end."""
+        """Count an attempt as running; process state that it changed is restored at its end."""
         return self.premises or nullcontext()
 
     def hear_error(self, error: BaseException) -> None:
-        """Take note of what a body raised: it may be for want of what all share."""
+        """Inspect a body's exception: it may be due to exhausted shared resources."""
         if self.premises is not None:
             self.premises.hear_error(error)
 
@@ -48,7 +48,7 @@ class Bodies:
         where: str,
         on_cancel: Callable[[], None] = lambda: None,
     ) -> Result:
-        """Return what an author's plain function returns; one that goes on after a cancellation is abandoned."""
+        """Return the result of an author's plain function; one that does not stop after a cancellation is abandoned."""
         try:
             return await call_in_thread(
                 self.threads,
@@ -59,6 +59,6 @@ class Bodies:
         except NoThread as error:
             if self.premises is None:
                 raise
-            # Some body has used them up, and nothing that runs here is to fail for it: all of it goes on elsewhere.
+            # Some body has used them up, and no other may fail because of it: all of them resume elsewhere.
             LOG.exception("child_gives_up", error=str(error))
             os._exit(EXHAUSTED)

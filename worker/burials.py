@@ -1,4 +1,4 @@
-"""Say in the log what came of a worker's death: which runs go on elsewhere, and which have failed of it."""
+"""Log the consequences of a worker's death: which runs resume elsewhere, and which failed."""
 
 from typing import Final
 

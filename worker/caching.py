@@ -1,7 +1,7 @@
-"""Find what an earlier execution of the same function has put out, for tasks that say so.
+"""Find the output of an earlier execution of the same function, for tasks with `cache`.
 
-The key is the function's, not the source's: an edit of another function of the file forgets nothing, and an edit of this
-one is the author's to tell, by `version`. What is found must fit the task's model as it is now: else it is made again.
+The key is the function's, not the source's: an edit of another function in the file invalidates nothing, and the author
+declares an edit of this one by `version`. A stored output must fit the task's present model: otherwise it is made again.
 """
 
 import hashlib
@@ -18,19 +18,19 @@ from smithers.ids import RunId
 from smithers.outputs import decode_output, encode_output
 from smithers.tree import Cache, CacheScope, Task
 
-KEY_VERSION: Final = 2  # of how a key is made: outputs under the keys of another are not found
+KEY_VERSION: Final = 2  # version of the key's format: outputs under other formats are not found
 
 
 @dataclass(frozen=True, slots=True)
 class Caching:
-    """What a run's tasks need to find outputs; `find_cached` takes a key."""
+    """Finds outputs for a run's tasks; `find_cached` takes a key."""
 
     run_id: RunId
     workflow_name: str
     find_cached: Callable[[str], Awaitable[str | None]]
 
     def key_of(self, task: Task[Any], cache: Cache, needs: Mapping[str, Any]) -> str:
-        """Name an output by scope, function, version and what it is made from; raises for what is no JSON."""
+        """Return an output's key from scope, function, version and inputs; raises for inputs that are not JSON."""
         place = {
             CacheScope.RUN: self.run_id,
             CacheScope.WORKFLOW: self.workflow_name,
@@ -42,7 +42,7 @@ class Caching:
 
 
 def fit_found(found: str, model: Any) -> str | None:
-    """Return an output as its model writes it now; None where that does not take it."""
+    """Return an output as its model encodes it now; None if the model rejects it."""
     try:
         return encode_output(decode_output(found, model), model)
     except Exception:  # noqa: BLE001 - a validator raises whatever it likes; then the output is made again
@@ -52,7 +52,7 @@ def fit_found(found: str, model: Any) -> str | None:
 def _name_of(task: Task[Any], workflow_name: str) -> list[Any]:
     """Name what a task does; if its name is not unique, the node id is part of the key.
 
-    A question to agents is what they are called and asked.
+    A question to agents is identified by their names and the prompt.
     """
     node = [workflow_name, task.id]
     if task.ask is not None:
@@ -64,9 +64,9 @@ def _name_of(task: Task[Any], workflow_name: str) -> list[Any]:
 
 
 def _name_function(do: Any) -> tuple[list[Any], bool]:
-    """Name a function by its file, its name and what a partial gives it; say whether no other has that name.
+    """Name a function by its file, its name and a partial's arguments; say whether that name is unique.
 
-    So it is with what a module knows by that name; not with lambdas, methods, what a decorator returns, and objects.
+    It is for functions that their module knows by that name; not for lambdas, methods, decorated functions and objects.
     """
     given: list[tuple[str, str | None]] = []
     while isinstance(do, partial):

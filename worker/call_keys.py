@@ -1,4 +1,4 @@
-"""Keys for whatever a tool's call must do once: the same for the same call, whichever attempt makes it."""
+"""Idempotency keys of tool calls: the same for the same call, whichever attempt makes it."""
 
 import json
 from hashlib import sha256
@@ -20,8 +20,8 @@ class CallKeys:
     def take(self, tool_name: str, given: str | None) -> str:
         """Return the key of the next call with this name and input, which is JSON text.
 
-        It is `<the task's key>/<tool>/<digest of the input>/<how-many-eth, from 1>`; the order of an object's keys does
-        not count.
+        It is `<the task's key>/<tool>/<digest of the input>/<ordinal, from 1>`; the order of an object's keys does
+        not matter.
         """
         written = _write(decode_output(given or "null"))
         digest = sha256(written.encode()).hexdigest()[:DIGEST_CHARS]

@@ -1,9 +1,9 @@
-"""A child: one process, one event loop, many runs. It owns the runs that it claims, under an id made at its start.
+"""A child: one process, one event loop, many runs. It owns the runs that it claims, under an id created at its start.
 
-It ends when its parent says so, when the pipe to its parent closes, or when it can no longer be trusted: where a body does
-not stop it claims no more, and ends when it has finished what else it has. It ends at once then, whatever still runs here,
-and no run of which something may still run is given back before: its parent does that when this process is dead. It beats
-into shared memory from its event loop: a loop that is blocked is silent, and the parent kills it.
+It ends when its parent says so, when the pipe to its parent closes, or when it can no longer be trusted: if a body does
+not stop, it claims no more runs, and ends when its other work is finished. It then exits at once, whatever still runs here,
+and releases no run of which something may still run: its parent does that when this process is dead. It writes heartbeats
+into shared memory from its event loop: a blocked loop is silent, and the parent kills it.
 """
 
 import asyncio
@@ -46,11 +46,11 @@ from worker.workflows import Workflows
 
 BEAT_EVERY_S: Final = 0.25
 WATCH_EVERY_S: Final = 1.0
-SEND_SPANS_S: Final = 2.0  # for what a collector that is slow has not taken at the end
-CUT_SHORT: Final = 3  # what this process ends with where something of a body may still run
-BROKEN: Final = 70  # EX_SOFTWARE: where a run is held that nobody could move
-MAX_NAMED: Final = 5  # of the runs that a drain stops, for logs
-MAX_LEFT_BEHIND: Final = 64  # bodies that do not stop: each may hold one of the threads
+SEND_SPANS_S: Final = 2.0  # for spans that a slow collector has not accepted at the end
+CUT_SHORT: Final = 3  # the exit code if something of a body may still run
+BROKEN: Final = 70  # EX_SOFTWARE: if a run is held that could not be executed
+MAX_NAMED: Final = 5  # how many of the runs that a drain stops are logged
+MAX_LEFT_BEHIND: Final = 64  # bodies that do not stop: each may occupy a thread
 
 LOG: Final = structlog.get_logger(__name__)
 
@@ -62,7 +62,7 @@ def run_child(
     orders: Connection,
     outlet: Connection,
 ) -> None:
-    """Be a child until told to end; what its code writes to descriptors 1 and 2 goes to `outlet`."""
+    """Run a child until told to end; output of its code to descriptors 1 and 2 goes to `outlet`."""
     die_with_parent()
     # Ctrl-C goes to the whole group: the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -73,7 +73,7 @@ def run_child(
     mark_this_process(WorkerId(settings.worker_id))
     volunteer_for_oom()
     departure = _Departure(orders)
-    # Never closed: that would wait for bodies that do not stop. Everything that counts is in the database.
+    # Never closed: that would wait for bodies that do not stop. Everything that matters is in the database.
     runner = asyncio.Runner(loop_factory=BodyLoop)
     runner.run(_live(settings, loads, ear, orders, departure))
     if not departure.is_broken:
@@ -113,12 +113,12 @@ def _open_threads(name: str, premises: Premises) -> ThreadPoolExecutor:
 
 
 class _Departure:
-    """How this child comes to its end: it claims no more, and what it has may take its time or has a limit."""
+    """This child's way to its end: it claims no more runs, and its own have a time limit or not."""
 
     def __init__(self, orders: Connection) -> None:
         self.has_begun = asyncio.Event()
         self.is_limited = asyncio.Event()
-        self.is_broken = False  # a run is held that nobody moves, and it may be to blame
+        self.is_broken = False  # a run is held that is not executed, and may be to blame
         self._orders = orders
         self._left_behind = 0
 
@@ -129,13 +129,13 @@ class _Departure:
 
     @property
     def exit_code(self) -> int:
-        """What this process ends with."""
+        """The process's exit code."""
         if self.is_broken:
             return BROKEN
         return CUT_SHORT if self.has_left_behind else 0
 
     def leave_behind(self, reason: str) -> None:
-        """Retire for a body that does not stop; after many there may be no thread left for the others."""
+        """Retire because of a body that does not stop; after many there may be no thread left for the others."""
         self._left_behind += 1
         if self._left_behind < MAX_LEFT_BEHIND:
             self.retire(reason)
@@ -143,7 +143,7 @@ class _Departure:
             self.give_up(reason)
 
     def retire(self, reason: str) -> None:
-        """Finish what is here, and have a successor from now on."""
+        """Finish the present runs; a successor starts now."""
         LOG.warning("child_retires", reason=reason)
         if not self.has_begun.is_set():
             self.has_begun.set()
@@ -151,17 +151,17 @@ class _Departure:
                 self._orders.send(RETIRES)
 
     def break_down(self, reason: str) -> None:
-        """Have this child's end taken for a crash, which counts against the run that it could not move."""
+        """End in a way that counts as a crash, against the run that could not be executed."""
         self.is_broken = True
         self.give_up(reason)
 
     def give_up(self, reason: str) -> None:
-        """The same where what is here had better go on elsewhere: it has a drain's time."""
+        """Retire, with the time limit of a drain: the present runs should resume elsewhere."""
         self.retire(reason)
         self.hurry()
 
     def hurry(self) -> None:
-        """Let what is here end within the time that a drain has."""
+        """Limit the present runs to the time of a drain."""
         self.has_begun.set()
         self.is_limited.set()
 
@@ -196,7 +196,7 @@ async def _serve(
             await _give_back(claimer, store, departure)
             await asyncio.wait([running], timeout=1)
     if shared.tracer is not None:
-        shared.tracer.close(SEND_SPANS_S)  # the loop has nothing else to do any more
+        shared.tracer.close(SEND_SPANS_S)  # the loop has nothing else to do
 
 
 def _make_shared(settings: ChildSettings, store: WorkerStore, bodies: Bodies) -> Shared:
@@ -212,6 +212,7 @@ def _make_shared(settings: ChildSettings, store: WorkerStore, bodies: Bodies) ->
         guard=lambda timeout_s: premises.around(render_guard(timeout_s)),
         meters=meters,
         tracer=open_tracer(settings.pool.otel, meters.spans_dropped.inc, has_authors=True),
+        keeps_queue=settings.pool.keeps_queue,
     )
 
 
@@ -222,15 +223,15 @@ async def _until_any(running: asyncio.Task[None], event: asyncio.Event) -> None:
 
 
 async def _has_ended(running: asyncio.Task[None], limit_s: float) -> bool:
-    """Wait until what is under way has come to its end; False: it takes longer."""
+    """Wait until the present runs have ended; False: they take longer."""
     ended, _ = await asyncio.wait([running], timeout=limit_s)
     for task in ended:
-        task.result()  # a defect of ours ends this process as a crash
+        task.result()  # a defect of this package ends the process as a crash
     return bool(ended)
 
 
 async def _give_back(claimer: Claimer, store: WorkerStore, departure: _Departure) -> None:
-    """Stop what is under way, and give its runs back; the parent does it at our end where something may still run."""
+    """Stop and release the present runs; if something may still run, the parent releases them after our exit."""
     stopped = await claimer.stop_all()
     LOG.info("drain_timeout", stopped=len(stopped), run_ids=stopped[:MAX_NAMED])
     if not departure.has_left_behind:
@@ -245,12 +246,12 @@ def _take_order(orders: Connection, departure: _Departure) -> None:
         if orders.poll() and orders.recv() == DRAIN:
             departure.hurry()
     except (EOFError, OSError):
-        # The parent is gone, and nobody would notice our death: what we hold is found by our pid.
+        # The parent is gone, and nobody would notice our death: our runs are found by our pid.
         os._exit(1)
 
 
 async def _watch(premises: Premises, departure: _Departure) -> None:
-    """Have this child replaced when bodies have used up what it lives on: the others would fail for that."""
+    """Replace this child when bodies have exhausted shared resources, which would make others fail."""
     while True:
         if premises.lacks_descriptors():
             departure.give_up("its bodies have left too many descriptors open")

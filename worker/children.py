@@ -1,8 +1,8 @@
 """The children of a pool: born into a slot, watched, replaced when they retire, and buried.
 
-A slot is a child's place in the memory that it shares with its parent. A child that retires (a body of it does not stop)
-keeps its own until it has finished what it has, for as long as that takes; its successor has another. So many may do that
-beside the others of a pool: then the oldest of them is drained.
+A slot is a child's place in the memory shared with its parent. A child that retires (one of its bodies does not stop)
+keeps its slot until its other work is finished, for as long as that takes; its successor gets another. The number of
+retired children is limited: beyond it the oldest is drained.
 """
 
 import asyncio
@@ -33,10 +33,10 @@ from worker.relay import Relay
 from worker.settings import DRAIN, MAX_RETIRED, MAX_SOLO, ChildSettings, PoolSettings
 
 SILENT_CHILD_S: Final = 20.0
-START_GRACE_S: Final = 60.0  # a child that has not beaten yet is still importing
+START_GRACE_S: Final = 60.0  # a child without a first heartbeat is still importing
 LATE: Final = "drain-timeout"
-LATE_S: Final = 5.0  # for a child that was told to end, after its drain's time
-LOOK_EVERY_S: Final = 0.1  # a body fills some hundred MiB in that time
+LATE_S: Final = 5.0  # for a child that was told to end, after its drain timeout
+LOOK_EVERY_S: Final = 0.1  # a body can fill some hundred MiB in that time
 RETRY_S: Final = 0.5
 MAX_WORD_BYTES: Final = 4_096
 
@@ -44,7 +44,7 @@ LOG: Final = structlog.get_logger(__name__)
 
 
 class Children:
-    """A pool's children, from their births to their burials."""
+    """A pool's children, from start to burial."""
 
     def __init__(
         self,
@@ -73,21 +73,21 @@ class Children:
             self._free.put_nowait(slot)
         self._living: dict[int, Child] = {}  # by slot
         self._dying: set[WorkerId] = set()  # those that are being buried
-        self._retired: list[Child] = []  # those that nobody has told to end; oldest first
+        self._retired: list[Child] = []  # those not told to end; oldest first
         self._endings: set[asyncio.Task[None]] = set()
         self._burial_complaint = Complaint()
 
     @property
     def worker_ids(self) -> set[WorkerId]:
-        """Those whose end is this pool's to see to."""
+        """The children that this pool must bury."""
         return {child.worker_id for child in self._living.values()} | self._dying
 
     def list_solo(self) -> list[Child]:
-        """List those for runs of their own, but for those that claim no more."""
+        """List those for runs of their own, except those that no longer claim."""
         return [child for child in self._living.values() if child.is_solo and not child.is_retired]
 
     async def start(self, *, is_solo: bool) -> Child:
-        """Start a child as soon as there is a slot; raises StoreError, OSError, EOFError where that cannot be done."""
+        """Start a child as soon as there is a slot; raises StoreError, OSError, EOFError if it cannot be started."""
         child = self._start_in(await self._free.get(), is_solo=is_solo)
         ending = asyncio.create_task(self._see_to_end(child), name=f"ending-{child.worker_id}")
         self._endings.add(ending)
@@ -100,18 +100,18 @@ class Children:
         return child
 
     def drain(self) -> None:
-        """Tell all of them to let their runs come to a pause, and to end."""
+        """Tell all of them to pause their runs and exit."""
         for child in self._living.values():
             self._drain(child)
 
     async def until_gone(self) -> None:
-        """Wait until all of them, told to drain, have been buried; no longer than a drain may take."""
+        """Wait until all draining children have been buried; no longer than a drain may take."""
         if self._endings:
             limit_s = self._settings.drain_timeout_s + 2 * LATE_S
             await asyncio.wait(self._endings, timeout=limit_s)
 
     async def beat(self) -> None:
-        """Write the heartbeats of all of them; kill those that others have given up for dead."""
+        """Write the heartbeats of all of them; kill those that others have declared dead."""
         known = [child for child in self._living.values() if child.is_registered]
         if not known:
             return
@@ -120,10 +120,10 @@ class Children:
         self._meters.count_beat()
         for child in known:
             if child.worker_id not in alive:
-                self._kill(child, "displaced")  # its runs have new owners: it must not go on
+                self._kill(child, "displaced")  # its runs have new owners: it must stop
 
     async def guard(self) -> None:
-        """Kill whoever is silent, has not ended in its time, or has grown beyond its limit; until cancelled."""
+        """Kill children that are silent, overdue to exit, or over their memory limit; until cancelled."""
         while True:
             now = time.monotonic()
             for child in list(self._living.values()):
@@ -131,7 +131,7 @@ class Children:
                     self._kill(child, "silent")
                 elif now > child.end_by:
                     self._kill(child, LATE)
-                elif self._is_large(child):  # its runs go on elsewhere, and are tried apart
+                elif self._is_large(child):  # its runs resume elsewhere, tried apart from others
                     self._kill(child, "memory")
             await asyncio.sleep(LOOK_EVERY_S)
 
@@ -155,7 +155,7 @@ class Children:
         self._free.put_nowait(slot)
 
     async def _introduce(self, child: Child) -> None:
-        """Listen to a child, and write down that it lives: before that it can claim nothing."""
+        """Listen to a child, and register it: before that it can claim nothing."""
         asyncio.get_running_loop().add_reader(child.orders.fileno(), self._hear, child)
         pid = child.process.pid or 0
         LOG.info("child_started", slot=child.slot, pid=pid, worker_id=str(child.worker_id))
@@ -171,8 +171,8 @@ class Children:
         child.is_registered = True
 
     def _hear(self, child: Child) -> None:
-        """Take in the one thing that a child says: that it retires."""
-        # Not recv(): half a message would hold up everybody.
+        """Handle a child's only message: that it retires."""
+        # Not recv(): half a message would block everything.
         try:
             word = os.read(child.orders.fileno(), MAX_WORD_BYTES)
         except OSError:
@@ -217,18 +217,18 @@ class Children:
             child.process.kill()
 
     async def _see_to_end(self, child: Child) -> None:
-        """Wait for a child's end, and do what there is to be done after it."""
+        """Wait for a child's exit, and clean up after it."""
         await processes.until_readable(child.process.sentinel)
         self._dying.add(child.worker_id)
         try:
             code, is_done = self._clear_after(child)
             level = LOG.info if is_done else LOG.error
             level("child_ended", slot=child.slot, worker_id=str(child.worker_id), exit_code=code)
-            # Of a child that was told to end none is to blame for that, though it did not stop in time.
+            # If a child was told to end, none of its runs is to blame, even if it did not stop in time.
             death = "drained" if is_done or child.killed_for == LATE else f"exit-{code}"
             burial = await self._bury(child, death, has_left_nothing=is_done and code == 0)
         finally:
-            self._dying.discard(child.worker_id)  # whoever was not buried is found by its pid
+            self._dying.discard(child.worker_id)  # unburied children are found by their pids
             self._let_go(child)
         self._meters.count_end(child.killed_for or ("exit" if is_done else "crash"), burial)
         if burial.handed_back or burial.failed:
@@ -240,10 +240,10 @@ class Children:
             LOG.error("child_end_failed", exc_info=error)
 
     def _clear_after(self, child: Child) -> tuple[int | None, bool]:
-        """Free what an ended child has held here; return its exit code, and whether it was done."""
+        """Free an ended child's resources here; return its exit code, and whether it ended as planned."""
         child.process.join()
         code = child.process.exitcode
-        is_done = self._beats[child.slot] == ENDED  # an exit code of 0 may be a body's too
+        is_done = self._beats[child.slot] == ENDED  # a body may cause an exit code of 0, too
         del self._living[child.slot]
         if child in self._retired:
             self._retired.remove(child)
@@ -256,7 +256,7 @@ class Children:
         return code, is_done
 
     async def _bury(self, child: Child, death: str, *, has_left_nothing: bool) -> Burial:
-        """Hand back a child's runs, for as long as it takes; of one that may have been registered unheard, others do it.
+        """Hand back a child's runs, however long it takes; if its registration was unconfirmed, other pools do it.
 
         `has_left_nothing`: no process that it started may be left behind.
         """
@@ -264,7 +264,7 @@ class Children:
         while not burial.is_all:
             try:
                 if not has_left_nothing and child.identity is not None:
-                    # A body may have closed what tells of its end.
+                    # A body may have closed the descriptor that signals its end.
                     await processes.end(child.identity)
                     await sweep(child.worker_id)
                 burial = (await self._store.bury(child.worker_id, death)).after(burial)

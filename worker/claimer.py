@@ -1,7 +1,7 @@
-"""Take due runs from the queues and give each an executor, for as long as there is room.
+"""Claim due runs from the queues and give each an executor, while there is room.
 
-Sleeps until a hint says that something is due, until the earliest due time, and never longer than a second: a lost hint
-costs that much.
+Sleeps until a hint says that a run is due, until the earliest due time, and at most a second, which is the cost of a
+lost hint.
 """
 
 import asyncio
@@ -18,18 +18,18 @@ from smithers.store.claims import ClaimedRun, ClaimKind
 from worker.executor import Executor, Shared
 from worker.loads import GONE, Loads
 
-MAX_CLAIM: Final = 16  # then whoever holds the fewest goes on
-# Tried together: what is poison takes so many with it, who are then tried one by one.
+MAX_CLAIM: Final = 16  # then the child with the fewest runs continues
+# Runs tried together: a poisonous one takes so many down with it, which are then tried one by one.
 MAX_SUSPECTS: Final = 32
 MAX_SLEEP_S: Final = 1.0
-TRIAL_SLEEP_S: Final = 0.25  # an acquittal tells nobody, and makes room for the next
+TRIAL_SLEEP_S: Final = 0.25  # an acquittal sends no hint, and makes room for the next
 NEWS_EVERY_S: Final = 1.0
 
 LOG: Final = structlog.get_logger(__name__)
 
 
 class Claimer:
-    """A child's claimer and the runs that it holds."""
+    """A child's claimer and its claimed runs."""
 
     def __init__(
         self,
@@ -42,9 +42,9 @@ class Claimer:
         slot: int,
         on_broken: Callable[[str], None],
     ) -> None:
-        """`is_solo`: for a run that wants a child of its own, or those under suspicion; `slot` is ours in `loads`.
+        """`is_solo`: for a run that needs a child of its own, or for suspects; `slot` is ours in `loads`.
 
-        `on_broken`: a run is held that nobody moves, until this child ends.
+        `on_broken`: called if a run is held that cannot be executed until this child ends.
         """
         self._shared = shared
         self._queues = queues
@@ -57,7 +57,7 @@ class Claimer:
         self._woken = asyncio.Event()
         self._complaint = Complaint()
         self._loop = asyncio.get_running_loop()
-        # When the next run is due that is parked already, by the loop's clock.
+        # When the next run that was parked here is due, by the loop's clock.
         self._known_due_at = 0.0
         self._sleep: asyncio.Timeout | None = None
         self._is_draining = False
@@ -69,11 +69,11 @@ class Claimer:
         return len(self._executors)
 
     def hear_due(self) -> None:
-        """Take a hint that there may be something to claim here."""
+        """Handle a hint that there may be runs to claim."""
         self._woken.set()
 
     def hear_news(self, run_ids: frozenset[str] | None) -> None:
-        """Take a hint that something has come to these runs; None: to any."""
+        """Handle a hint that there is news for these runs; None: for any."""
         for run_id, (executor, _) in self._executors.items():
             if run_ids is None or run_id in run_ids:
                 executor.hear_news()
@@ -94,12 +94,12 @@ class Claimer:
             news.cancel()
 
     async def release_all(self) -> None:
-        """Stop every executor where it stands and give the runs back."""
+        """Stop every executor at once and release the runs."""
         if stopped := await self.stop_all():
             await self._shared.store.release(stopped)
 
     async def stop_all(self) -> list[RunId]:
-        """Stop every executor where it stands, for good; return the runs, which are still this child's."""
+        """Stop every executor at once, for good; return the runs, which this child still owns."""
         self._is_stopped = True
         held = dict(self._executors)
         for _, task in held.values():
@@ -127,7 +127,7 @@ class Claimer:
         self._sleep = None
 
     async def _claim(self, group: asyncio.TaskGroup) -> bool:
-        """Claim from each queue; say whether one gave as much as was asked for."""
+        """Claim from each queue; say whether one delivered a full batch."""
         is_more = False
         for queue in self._queues:
             room = min(self._limit - self.active_count, MAX_CLAIM)
@@ -142,7 +142,7 @@ class Claimer:
         return is_more
 
     async def _claim_solo(self, group: asyncio.TaskGroup) -> bool:
-        """Claim suspects, or one run that wants its own process; drain when nothing is held or found. Say whether one was."""
+        """Claim suspects, or one run that needs its own process; drain if none is held or found. Say whether one was."""
         kind, room = self._choose_solo()
         for queue in self._queues if room > 0 else ():
             claimed = await self._shared.store.claim(queue, room, kind)
@@ -158,11 +158,11 @@ class Claimer:
         return False
 
     def _put_last(self, queue: str) -> None:
-        """Let the other queues go first next time: one that always has something would take all the room there is."""
+        """Let the other queues go first next time: one that always has due runs would take all the room."""
         self._queues = (*(one for one in self._queues if one != queue), queue)
 
     def _choose_solo(self) -> tuple[ClaimKind, int]:
-        """Choose what kind of run may be claimed beside those held, and how many; one with two dead owners is tried alone."""
+        """Choose which runs may be claimed beside those held, and how many; one with two dead owners is tried alone."""
         if not self._executors:
             return ClaimKind.SOLO, 1
         suspects = self._find_suspects()
@@ -194,27 +194,27 @@ class Claimer:
         run_id = executor.claim.run_id
         try:
             if before is not None:
-                await before  # and not only wait: it is stopped with us
+                await before  # and does not only wait: it is stopped with us
             due_ms = await executor.execute()
             if due_ms is not None:
                 self._expect(due_ms)
-        except Exception:  # the last line: one run never takes the others down
+        except Exception:  # last resort: one run never takes the others down
             LOG.exception("run_broke", run_id=run_id)
-            # It is still ours, and nobody moves it: this child ends, and its burial hands the run back.
+            # We still own it, but cannot execute it: this child ends, and its burial hands the run back.
             self._on_broken(f"run {run_id} broke its executor")
         finally:
             if executor in self._executors.get(run_id, ()):  # else it has been claimed again
                 del self._executors[run_id]
             self._tell_load()
             if self._is_solo or self._is_draining or self.active_count == self._limit - 1:
-                self._woken.set()  # there is room again; else nobody waited for it
+                self._woken.set()  # there is room again; otherwise nobody waited for it
 
     def _tell_load(self) -> None:
         if not self._is_solo and not self._is_draining:
             self._loads.tell(self._slot, self.active_count)
 
     def _expect(self, due_ms: int) -> None:
-        """Be awake when a run is due that was parked here; others find it by looking once a second."""
+        """Wake up when a run that was parked here is due; other children find it by polling once a second."""
         due_at = self._loop.time() + (due_ms - self._shared.clock.now_ms()) / 1000
         self._known_due_at = min(self._known_due_at, due_at)
         sleep = self._sleep
@@ -222,7 +222,7 @@ class Claimer:
             sleep.reschedule(due_at)
 
     async def _find_wake_time(self) -> float:
-        """Say when to look again, by the loop's clock: when the next run is due, in a second at the latest."""
+        """Return when to claim again, by the loop's clock: when the next run is due, in a second at the latest."""
         now = self._loop.time()
         if self._is_solo or self.active_count >= self._limit:
             return now + (TRIAL_SLEEP_S if self._find_suspects() else MAX_SLEEP_S)
@@ -233,7 +233,7 @@ class Claimer:
         return self._known_due_at
 
     async def _look_for_news(self) -> None:
-        """The net under hints: one query a second for all runs of this child."""
+        """The fallback for lost hints: one query a second for all runs of this child."""
         complaint = Complaint()
         while True:
             await asyncio.sleep(NEWS_EVERY_S)

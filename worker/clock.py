@@ -1,11 +1,11 @@
-"""The database's time, as well as a child can know it between two answers of the database."""
+"""An estimate of the database's time between two of its answers."""
 
 import time
 from collections.abc import Callable
 
 
 class DatabaseClock:
-    """Goes on from the last time that the database said, by this process's own steady clock."""
+    """The last time that the database reported, advanced by this process's monotonic clock."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
@@ -13,7 +13,7 @@ class DatabaseClock:
         self._heard_at = monotonic()
 
     def hear(self, now_ms: int) -> None:
-        """Take in what the database said."""
+        """Record a time that the database reported."""
         self._said_ms = now_ms
         self._heard_at = self._monotonic()
 

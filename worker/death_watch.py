@@ -1,9 +1,9 @@
-"""How a pool knows that a worker of another pool is dead, by what the database and the kernel say of it.
+"""How a pool decides that a worker of another pool is dead, from the database and the kernel.
 
-A process that is gone is dead at once. Silence and a lost session are believed only when they last: the database's clock
-may be set, and then every heartbeat looks old until the next one; a session may be on its way back. After an outage of the
-database everybody was silent and nobody is connected: a server's own start tells of it, but not that of a standby which
-has been up for days and is promoted. So what the watch itself could not see counts, too.
+A process that is gone is dead at once. Silence and a lost session count only if they last: the database's clock
+may be set, and then every heartbeat looks old until the next one; a session may be reconnecting. After an outage of the
+database all workers were silent and none is connected: a server's start time shows that, but not if a standby is promoted
+that has been up for days. Therefore the watch's own failed checks count as an outage, too.
 """
 
 import time
@@ -16,15 +16,15 @@ from smithers.ids import WorkerId
 from smithers.store.owners import LivingWorker
 from worker import processes
 
-SILENT_LOOKS: Final = 4  # in a row, of one a second; workers beat as often
+SILENT_LOOKS: Final = 4  # consecutive checks, one a second, as often as heartbeats
 DISCONNECTED_S: Final = 2.0
 SERVER_GRACE_S: Final = 10.0  # after a restart of Postgres nobody counts as disconnected
-LATE_S: Final = 5.0  # after the last look: there was an outage, of the database or of this pool
-OUTAGE_GRACE_S: Final = 10.0  # from the first look after an outage, for the others to come back
+LATE_S: Final = 5.0  # since the last check: there was an outage, of the database or of this pool
+OUTAGE_GRACE_S: Final = 10.0  # from the first check after an outage, for the others to reconnect
 
 
 class DeathWatch:
-    """One pool's view of the workers of others, from look to look."""
+    """One pool's view of other pools' workers, from check to check."""
 
     def __init__(self, pool_id: UUID, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._pool_id = pool_id
@@ -35,11 +35,11 @@ class DeathWatch:
         self._believes_at = float("-inf")  # from then on silence and lost sessions count
 
     def miss(self) -> None:
-        """Take in that the database could not be asked."""
+        """Record that the database could not be queried."""
         self._looked_at = float("-inf")
 
     def look(self, living: list[LivingWorker]) -> list[tuple[LivingWorker, str]]:
-        """Take in what the database says now; return who is dead, and how that is known."""
+        """Evaluate the database's answer; return the dead workers, and how their deaths were noticed."""
         now = self._monotonic()
         if now - self._looked_at > LATE_S:
             self._believes_at = now + OUTAGE_GRACE_S
@@ -60,7 +60,7 @@ class DeathWatch:
         return is_others and not worker.is_connected and worker.server_up_s >= SERVER_GRACE_S
 
     def _find_death(self, worker: LivingWorker, now: float) -> str | None:
-        """Say how it is known that a worker is dead; None: it may live."""
+        """Return how a worker's death was noticed; None: it may be alive."""
         if worker.death is not None:  # found by others, and not all of its runs were handed back
             return worker.death
         process = worker.process

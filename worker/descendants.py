@@ -1,8 +1,8 @@
-"""The processes that a body started by itself, past the tools: they end with its attempt when that is stopped.
+"""The processes that a body started itself, without the tools: they end with its attempt when that is stopped.
 
-What a plain function's thread has started is known to the kernel, which keeps each thread's children; what an async body
-starts through asyncio passes through the loop of the child (worker.loops). Both are taken with all that descends from them.
-A process that has cut itself loose from its parents (a double fork) belongs to nobody here: see docs/sandbox.md.
+For a plain function the kernel lists the children of its thread; processes that an async body starts through asyncio
+pass through the child's loop (worker.loops). Both include all descendants.
+A process that has detached itself from its parents (a double fork) is not covered: see docs/sandbox.md.
 """
 
 import asyncio
@@ -20,20 +20,20 @@ import structlog
 
 from smithers.ids import WorkerId
 
-MARK: Final = "SMITHERS_WORKER_ID"  # in the environment of whatever a worker's bodies start
+MARK: Final = "SMITHERS_WORKER_ID"  # in the environment of programs that a worker's bodies start
 LOOK_EVERY_S: Final = 0.02
 
 LOG: Final = structlog.get_logger(__name__)
 
-# Where the processes of the attempt under way are noted.
+# The processes of the current attempt.
 STARTED: Final[ContextVar["list[Process] | None"]] = ContextVar("smithers_started", default=None)
 
 
 class Process:
-    """A process that is held, so that its number cannot become another's."""
+    """A process held by a pidfd, so that its pid cannot become another's."""
 
     def __init__(self, pid: int) -> None:
-        """Hold it; ProcessLookupError where it is gone."""
+        """Open it; ProcessLookupError if it is gone."""
         self.pid = pid
         self._pidfd = os.pidfd_open(pid)
 
@@ -45,36 +45,36 @@ class Process:
         return not poll.poll(0)
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal, to this process or to none: one with another account's rights (setuid) takes none from us."""
+        """Send a signal, to this process or to none: a process of another user (setuid) refuses ours."""
         with suppress(ProcessLookupError, PermissionError):
             signal.pidfd_send_signal(self._pidfd, number)
 
     def close(self) -> None:
-        """Let go."""
+        """Close the descriptor."""
         os.close(self._pidfd)
 
 
 def mark_this_process(worker_id: WorkerId) -> None:
-    """Have all that this process starts from now on known as its own: programs by their environment, forks by a file."""
+    """Mark everything that this process starts from now on: programs by their environment, forks by a file."""
     os.environ[MARK] = str(worker_id)
     os.memfd_create(_mark(worker_id))  # stays open; a program does not inherit it, a fork does
 
 
 class ThreadChildren:
-    """What the calling thread starts from now on: it may have served others before."""
+    """The processes that the calling thread starts from now on: it may have served other attempts before."""
 
     def __init__(self) -> None:
         self._thread_id = threading.get_native_id()
         self._before = frozenset(_children_of_task(os.getpid(), self._thread_id))
 
     def find(self) -> list[Process]:
-        """Return what still lives of it; from any thread."""
+        """Return those still alive; from any thread."""
         pids = _children_of_task(os.getpid(), self._thread_id)
         return [held for pid in pids if pid not in self._before and (held := _hold(pid))]
 
 
 def note_started(started: Any) -> Any:
-    """Take note of a process for the attempt under way: what asyncio has answered to whoever started it."""
+    """Record a process that the current attempt started through asyncio."""
     processes = STARTED.get()
     if processes is not None:
         process = _hold(started[0].get_pid())
@@ -84,7 +84,7 @@ def note_started(started: Any) -> Any:
 
 
 async def end_all(processes: Iterable[Process], grace_s: float) -> None:
-    """Tell processes, and all below them, to end; kill those that still live after `grace_s`. Lets go of all of them."""
+    """Terminate processes and their descendants; kill those still alive after `grace_s`. Closes all of them."""
     held = list(processes)
     for process in held:  # grows while it is walked
         held += [child for pid in _living_children(process) if (child := _hold(pid))]
@@ -102,7 +102,7 @@ async def end_all(processes: Iterable[Process], grace_s: float) -> None:
 
 
 async def sweep(worker_id: WorkerId) -> None:
-    """Kill what the bodies of a dead worker have left on this host: its runs are about to be begun again."""
+    """Kill what a dead worker's bodies have left on this host: its runs are about to resume."""
     count = await asyncio.to_thread(_kill_marked, worker_id)
     if count:
         LOG.warning("strays_killed", worker_id=str(worker_id), count=count)
@@ -114,7 +114,7 @@ def _kill_marked(worker_id: WorkerId) -> int:
     for place in Path("/proc").iterdir():
         if not place.name.isdigit():
             continue
-        with suppress(OSError):  # gone meanwhile, or somebody else's
+        with suppress(OSError):  # gone meanwhile, or of another user
             if _has_mark(place, mark):
                 os.kill(int(place.name), signal.SIGKILL)
                 count += 1
@@ -126,7 +126,7 @@ def _mark(worker_id: WorkerId) -> str:
 
 
 def _has_mark(place: Path, mark: str) -> bool:
-    """Say whether a process, by its place in /proc, was started by such a worker."""
+    """Say whether a process, by its directory in /proc, was started by such a worker."""
     if mark.encode() in (place / "environ").read_bytes().split(b"\0"):
         return True
     with os.scandir(place / "fd") as entries:

@@ -1,4 +1,4 @@
-"""Describe a version of a workflow's source in a process that is thrown away: it executes the author's imports."""
+"""Describe a version of a workflow's source in a throwaway process, which executes the author's imports."""
 
 import asyncio
 import os
@@ -19,15 +19,15 @@ from worker.descendants import mark_this_process, sweep
 from worker.processes import die_with_parent, until_readable
 
 TIMEOUT_S: Final = 20.0
-EXIT_S: Final = 1.0  # for the end of a process that says nothing more
+EXIT_S: Final = 1.0  # for the exit of a process that has stopped answering
 MAX_ANSWER_BYTES: Final = 4_000_000
-END: Final = b"\n"  # the answer is one line: what the author's modules start may keep the pipe open
+END: Final = b"\n"  # one line: the author's processes may keep the pipe open
 
 
 async def describe_in_process(
     fork_server: ForkServerContext, bundle: str, export: str, *, root_dir: str
 ) -> str:
-    """Return a version's description as JSON; what befalls the process is part of it, as an accident."""
+    """Return a version's description as JSON; the process's abnormal end is part of it."""
     receiver, sender = fork_server.Pipe(duplex=False)
     mark = WorkerId(uuid4())  # of this process alone: no worker has it
     process = fork_server.Process(
@@ -65,7 +65,7 @@ async def _read(receiver: Connection) -> str:
 
 
 async def _find_end(process: ForkServerProcess) -> str:
-    """Say what became of a process that answers no more: it need not have ended."""
+    """Say what happened to a process that no longer answers: it may not have ended."""
     try:
         async with asyncio.timeout(EXIT_S):
             await until_readable(process.sentinel)
@@ -75,7 +75,7 @@ async def _find_end(process: ForkServerProcess) -> str:
 
 
 async def _end(process: ForkServerProcess, mark: WorkerId) -> None:
-    """Kill the process, and what the author's modules have started: in its group, or out of it by setsid."""
+    """Kill the process, and those that the author's modules have started: in its group, or outside it by setsid."""
     assert process.pid is not None
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -103,7 +103,7 @@ def _accident(error: str) -> Description:
 def _answer(
     bundle: str, export: str | None, root_dir: str, sender: Connection, mark: WorkerId
 ) -> None:
-    """Be the process that is thrown away."""
+    """Run in the throwaway process."""
     die_with_parent()
     os.setsid()
     mark_this_process(mark)
@@ -119,4 +119,4 @@ def _answer(
         description = _failure(error.reason)
     with os.fdopen(sender.fileno(), "wb", closefd=False) as out:
         out.write(description.to_json().encode() + END)
-    os._exit(0)  # threads that the author's modules started do not count
+    os._exit(0)  # do not wait for threads of the author's modules

@@ -1,4 +1,4 @@
-"""Say how an attempt ended: what its body returned or raised, as its run and its trace are told of it."""
+"""An attempt's end, from what its body returned or raised, as its run and its trace record it."""
 
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ MAX_ERROR_CHARS: Final = 8_000
 
 
 def end_returned(key: NodeKey, number: int, value: Any, model: Any) -> Finished | Failed:
-    """Return the end of an attempt whose body has returned; what does not fit `model` is a failure."""
+    """Return the end of an attempt whose body has returned; a value that does not fit `model` is a failure."""
     try:
         return Finished(key, number, encode_output(value, model))
     except InvalidOutput as error:
@@ -33,7 +33,7 @@ def end_raised(key: NodeKey, number: int, error: BaseException) -> Failed:
 
 
 def outcome_of(end: Happening) -> tuple[str, str | None]:
-    """Say how an attempt ended, and the name of its error: for traces, which hold no content."""
+    """Return how an attempt ended, and the name of its error: for traces, which contain no content."""
     match end:
         case Failed(_, _, problem):
             return AttemptState.FAILED, problem.name

@@ -1,7 +1,7 @@
-"""Move one run forward: plan a turn, commit it, perform what it starts, wait for what happens, again.
+"""Execute one run: plan a turn, commit it, perform its attempts, wait for reports, and repeat.
 
 One coroutine for each claimed run, and the only writer of its history while the lease holds. Each node starts when *it* is
-ready: whatever has happened while the last commit was under way goes into the next one, and nobody waits for a sibling.
+ready: everything that happens during a commit goes into the next one, and no node waits for a sibling.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ from worker.records import RunRecord
 from worker.rendering import render_guard
 from worker.workflows import Library, LoadFailed
 
-SURVIVE_S: Final = 2.0  # how long a run under suspicion is tried, at first
+SURVIVE_S: Final = 2.0  # how long a suspected run is tried, at first
 MAX_DOUBLINGS: Final = 10  # of that: by each attempt cut off before those deaths
 
 RUN_TOO_LARGE: Final = Problem(
@@ -60,7 +60,7 @@ LOG: Final = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
-    """What a child's executors share."""
+    """State that a child's executors share."""
 
     store: WorkerStore
     workflows: Library
@@ -71,15 +71,17 @@ class Shared:
     guard: Callable[[float], Guard] = render_guard  # bounds a render's time, in seconds
     # The context variables that a run's code sees; None: the child's own.
     variables_of: Callable[[ClaimedRun], Variables | None] = lambda _claim: None
+    keeps_queue: bool = False  # runs started by a run get its queue, whatever their workflows say
 
 
 class Executor:
-    """One claimed run on its way."""
+    """The execution of one claimed run."""
 
     def __init__(self, claim: ClaimedRun, shared: Shared) -> None:
         self.claim = claim
         self.last_seq = claim.last_seq
-        self._newest_signal = -1  # that the run's progress knows of; -1: none
+        # The newest event and the newest signal up to which the run's progress has all news; -1: none.
+        self._news_seq, self._newest_signal = claim.last_seq, -1
         self._shared = shared
         self._inbox = Inbox()
         self._loop = asyncio.get_running_loop()
@@ -112,15 +114,15 @@ class Executor:
 
     @property
     def attempt_count(self) -> int:
-        """How many attempts are under way."""
+        """The number of running attempts."""
         return self._attempts.count
 
     def hear_news(self) -> None:
-        """Take a hint that something has come to the run from outside."""
+        """Handle a hint that there is news for the run from outside."""
         self._inbox.hear_news()
 
     async def execute(self) -> int | None:
-        """Move the run forward until it ends, only waits remain, or somebody else has it; say when it is due again."""
+        """Execute the run until it ends, only waits remain, or another owner has it; return when it is due again."""
         self._record.begin()
         run: Progress | None = None
         try:
@@ -131,7 +133,7 @@ class Executor:
                 problem = RUN_TOO_LARGE
             except (StoreError, asyncio.CancelledError):
                 raise
-            except Exception as error:  # a defect of ours: this run fails by name, the others go on
+            except Exception as error:  # a defect of ours: this run fails, the others go on
                 LOG.exception("executor_broke", run_id=self.claim.run_id)
                 text = f"{type(error).__name__}: {text_of(error)}"[:2000]
                 problem = Problem("InternalError", text, "SERVER_ERROR")
@@ -154,7 +156,7 @@ class Executor:
             if turn.ending is not None:
                 return turn.ending.due_ms
             if self.is_suspect and not run.in_flight:
-                # What was in flight at its owner's death has ended here: it goes on among the others.
+                # What was in flight at its owner's death has ended here: it continues among the others.
                 await self._shared.store.release([self.claim.run_id])
                 return None
             self._perform(run, turn)
@@ -165,13 +167,13 @@ class Executor:
                 await self._acquit(run)
 
     async def _acquit(self, run: Progress) -> None:
-        """Lift the suspicion from a run that has been tried for a while and has not done it again."""
+        """Acquit a run that has been tried for a while without another crash."""
         await self._shared.store.acquit(self.claim.run_id, self.claim.epoch)
         self.is_suspect, self._acquit_at = False, float("inf")
         run.start_only(None)
 
     async def _fail_now(self, run: Progress, problem: Problem) -> None:
-        """Let the run fail whatever it was in the midst of, and whatever it has to clean up."""
+        """Fail the run at once, without its clean-up."""
         await self._attempts.drop()
         reports.refuse_turn(run, problem)
         for key in sorted(run.in_flight):
@@ -180,7 +182,7 @@ class Executor:
             pass
 
     async def _load_progress(self) -> Progress:
-        """Build the run's progress from its rows, and say how it comes to go on here."""
+        """Build the run's progress from its rows, and record how it came to be executed here."""
         claim, shared = self.claim, self._shared
         shared.clock.hear(claim.now_ms)
         facts, xml_hash, news = Facts(), None, None
@@ -231,7 +233,7 @@ class Executor:
             run.start_only(self._suspects)
 
     async def _renderer(self) -> tuple[Renderer, Problem | None]:
-        """Load the workflow and its input; what is wrong with either fails the run, not the child."""
+        """Load the workflow and its input; an error of either fails the run, not the child."""
         claim = self.claim
         try:
             library = self._shared.workflows
@@ -245,6 +247,7 @@ class Executor:
                 config_json=claim.config,
                 guard=self._shared.guard(workflow.render_timeout_s),
                 find_export=partial(library.find_export, claim.source_hash),
+                keeps_queue=self._shared.keeps_queue,
             )
         except LoadFailed as error:
             return self._idle_renderer(), error.problem
@@ -253,7 +256,7 @@ class Executor:
         return renderer, None
 
     def _idle_renderer(self) -> Renderer:
-        """Return what renders nothing, for a run that is only to fail."""
+        """Return a renderer that renders nothing, for a run that will only fail."""
         idle: Workflow[Any] = Workflow(name=self.claim.workflow_name, builder=lambda _ctx: [])
         return Renderer(
             run_id=self.claim.run_id,
@@ -264,7 +267,7 @@ class Executor:
         )
 
     async def _commit(self, run: Progress, turn: Turn) -> bool:
-        """Commit a turn; False: something came that it did not know of, and it is to be planned again."""
+        """Commit a turn; False: there is news that it did not take into account, and it must be planned again."""
         claim, shared = self.claim, self._shared
         self._commit_no += 1
         change = TurnCommit(
@@ -300,6 +303,8 @@ class Executor:
         written = len(turn.events) + (0 if turn.ending is None else len(turn.ending.events))
         if answer.last_seq != self.last_seq + written:
             self._inbox.has_news = True  # a gateway wrote in between
+        elif self._news_seq == self.last_seq:
+            self._news_seq = answer.last_seq
         self.last_seq = answer.last_seq
         self._record.tell(turn, run.committed.nodes, answer.now_ms)
         run.commit(answer.now_ms)
@@ -309,10 +314,10 @@ class Executor:
                 future.set_result(None)
 
     def _refuse(self, run: Progress, turn: Turn, error: StoreError) -> None:
-        """Let a run fail whose own values the database does not take; it stays alive for others."""
+        """Fail a run whose own values the database refuses; other runs are not affected."""
         LOG.error("commit_refused", run_id=self.claim.run_id, error=str(error))
         if self._is_refused:
-            # Still ours, and not to be moved by us: this child ends, and its burial hands the run to another.
+            # We still own it, but cannot execute it: this child ends, and its burial hands the run to another.
             raise StoreError(f"run {self.claim.run_id} cannot even be failed: {error}") from error
         self._is_refused = True
         reports.refuse_turn(run, _refused(turn, error))
@@ -331,7 +336,7 @@ class Executor:
             self._attempts.abort(abort.key, abort.reason)
 
     async def _await_reports(self, run: Progress) -> None:
-        """Wait until something has happened, and take all of it in."""
+        """Wait for reports or news, and apply them."""
         if self._inbox.is_empty:
             due_ms, wake_at = run.next_due_ms(), self._acquit_at
             if due_ms is not None:
@@ -350,7 +355,7 @@ class Executor:
     async def _reload_news(self, run: Progress) -> None:
         self._inbox.has_news = False
         news = await self._shared.store.load_news(
-            self.claim.run_id, run.waiting, after_signal=self._newest_signal
+            self.claim.run_id, after_seq=self._news_seq, after_signal=self._newest_signal
         )
         if news is None:
             raise LeaseLost(f"run {self.claim.run_id} is gone")
@@ -359,7 +364,8 @@ class Executor:
     def _apply_news(self, run: Progress, news: News) -> None:
         if news.epoch != self.claim.epoch:
             raise LeaseLost(f"run {self.claim.run_id} has another owner")
-        self.last_seq, self._newest_signal = news.last_seq, news.newest_signal
+        self.last_seq = self._news_seq = news.last_seq
+        self._newest_signal = news.newest_signal
         self._shared.clock.hear(news.now_ms)
         if news.is_cancelling:
             run.cancel()
@@ -373,7 +379,7 @@ class Executor:
 
 
 def _refused(turn: Turn, error: StoreError) -> Problem:
-    """Say what is wrong with a turn that the database does not take, without a word of the database's own."""
+    """Describe a turn that the database refuses, without text of the database."""
     if not isinstance(error, RunExists):
         kind = type(error.__cause__ or error).__name__
         text = f"the database rejected what the run produced: {kind}"

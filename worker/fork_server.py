@@ -1,8 +1,8 @@
-"""Where children come from: a fork server, which has loaded all that a child needs and has done nothing else.
+"""The fork server that children are forked from: it has loaded everything that a child needs and done nothing else.
 
 A fork of it takes milliseconds where a new interpreter takes half a second, and shares its memory. Forking is sound
-there and nowhere else: that process has one thread, no event loop, no connection, and never loads workflow code. It
-begins to load as soon as it is opened, beside whoever opens it.
+only there: that process has one thread, no event loop, no connection, and never loads workflow code. It
+begins to load as soon as it is opened, concurrently with its opener.
 """
 
 import multiprocessing

@@ -1,7 +1,7 @@
-"""End a fork of a child where it comes back from what an author wrote.
+"""End a fork of a child when it returns from the author's code.
 
-A body may fork, and do in the fork what it likes (multiprocessing does). What it must not do is return there: the fork has
-the child's event loop and the child's connections, and whatever it said on them would garble what the child says.
+A body may fork, and do anything in the fork (multiprocessing does). But it must not return there: the fork has
+the child's event loop and connections, and writing to them would corrupt the child's own messages.
 """
 
 import os
@@ -16,10 +16,10 @@ def end_fork(pid: int) -> None:
 
 
 class Steps(Coroutine[Any, Any, Any]):
-    """An author's coroutine, to be awaited or made a task: a fork of this process ends after the step that made it."""
+    """Wraps an author's coroutine or task: a fork of this process ends after the step that forked."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], *, is_task: bool = False) -> None:
-        """`is_task`: asyncio itself takes the steps, and would end its loop for a SystemExit: it gets a RuntimeError."""
+        """`is_task`: asyncio takes the steps, and a SystemExit would end its loop: it becomes a RuntimeError."""
         self._coroutine = coroutine
         self._is_task = is_task
         self._pid = os.getpid()
@@ -29,7 +29,7 @@ class Steps(Coroutine[Any, Any, Any]):
         return self._step(self._coroutine.send, value)
 
     def throw(self, *error: Any) -> Any:
-        """Take the next step by raising there."""
+        """Take the next step by raising in the coroutine."""
         return self._step(self._coroutine.throw, *error)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What an author's task and its function say of themselves before anything is called."""
+"""Inspect an author's task and its function before anything is called."""
 
 import inspect
 from collections.abc import Mapping
@@ -15,18 +15,18 @@ _EVALUATED: Final = "__smithers_annotations__"
 
 
 def is_async(do: Any) -> bool:
-    """Say whether it is to be awaited rather than called in a thread."""
+    """Say whether to await it rather than call it in a thread."""
     do = _unwrapped(do)
     return inspect.iscoroutinefunction(do) or inspect.iscoroutinefunction(type(do).__call__)
 
 
 def model_of(task: Task[Any]) -> Any:
-    """Return the model that a task's output must fit: its `output`, else what its function returns; None: any JSON."""
+    """Return the model that a task's output must fit: its `output`, else its function's return annotation; None: any JSON."""
     return task.output or _annotated(_unwrapped(task.do), "return")
 
 
 def taken_model(task: Task[Any], argument: str) -> Any:
-    """Return what an argument of a task's function, or of its prompt's, is annotated to be; None: any JSON."""
+    """Return the annotation of an argument of a task's function, or of its prompt's; None: any JSON."""
     do = _unwrapped(task.do if task.ask is None else task.ask.prompt)
     # The annotations of an object are those of its attributes.
     is_object = not (isinstance(do, type) or inspect.isroutine(do))
@@ -40,7 +40,7 @@ def _unwrapped(do: Any) -> Any:
 
 
 def _annotated(do: Any, name: str) -> Any:
-    """Return what a function's argument, or its `return`, is annotated to be, where pydantic can check it."""
+    """Return the annotation of a function's argument, or of its `return`, if pydantic can validate it."""
     try:
         annotation = getattr(do, "__annotations__", {}).get(name)
         if isinstance(annotation, str):

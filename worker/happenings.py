@@ -1,4 +1,4 @@
-"""What attempts report to their run's executor, and how the run takes it in."""
+"""Reports of attempts to their run's executor, and how they are applied to the run."""
 
 import asyncio
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ class Finished:
     key: NodeKey
     attempt: int
     output: str
-    cached: CachedOutput | None = None  # for others that would do the same
+    cached: CachedOutput | None = None  # for other nodes that would do the same
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An attempt raised, took too long, or returned what cannot be kept."""
+    """An attempt raised, took too long, or returned a value that cannot be stored."""
 
     key: NodeKey
     attempt: int
@@ -58,7 +58,7 @@ class Printed:
 
 @dataclass(frozen=True, slots=True)
 class Beaten:
-    """A body reported how far it is; `data` is JSON text."""
+    """A body reported its progress; `data` is JSON text."""
 
     key: NodeKey
     attempt: int
@@ -67,17 +67,17 @@ class Beaten:
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """A body called a tool, or the call is over."""
+    """A body called a tool, or the call has ended."""
 
     key: NodeKey
     attempt: int
     call: ToolCall
-    kept: asyncio.Future[None] | None  # to be told when the call's start is in the database
+    kept: asyncio.Future[None] | None  # completed when the call's start is committed
 
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """A model has used up tokens."""
+    """A model has used tokens."""
 
     key: NodeKey
     attempt: int
@@ -89,7 +89,7 @@ Happening = Finished | Failed | Aborted | Parked | Printed | Beaten | Called | U
 
 
 def apply_report(run: Progress, happening: Happening, now_ms: int) -> None:
-    """Let a run take in what has happened."""
+    """Apply a report to a run."""
     match happening:
         case Finished(key, _, output, cached):
             reports.finish_attempt(run, key, output, cached)

@@ -1,4 +1,4 @@
-"""The heartbeats of one attempt: the newest is what counts, and goes on once a second at the most."""
+"""The heartbeats of one attempt: only the newest counts, and is passed on at most once a second."""
 
 import asyncio
 import threading
@@ -15,7 +15,7 @@ MAX_BYTES: Final = 16_384
 
 
 class Heartbeats:
-    """What an attempt reports of itself; made and flushed in the loop's thread, beaten in any."""
+    """An attempt's heartbeats; created and flushed in the loop's thread, beaten in any."""
 
     def __init__(self, sink: Callable[[str], None]) -> None:
         """`sink` gets JSON text, in the loop's thread."""
@@ -23,19 +23,19 @@ class Heartbeats:
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._lock = threading.Lock()
-        self._newest: str | None = None  # and not handed on yet
-        self._is_awaited = False  # somebody will hand it on
+        self._newest: str | None = None  # not passed on yet
+        self._is_awaited = False  # passing it on is scheduled
         self._timer: asyncio.TimerHandle | None = None
-        self._heard_at = time.monotonic()  # of the last one, handed on or not; at first the start
+        self._heard_at = time.monotonic()  # of the last one, passed on or not; at first the start
         self._handed_on_at = float("-inf")
 
     @property
     def silent_s(self) -> float:
-        """How long none has come."""
+        """The time since the last one, in seconds."""
         return time.monotonic() - self._heard_at
 
     def beat(self, data: Any) -> None:
-        """Take one; raises InvalidOutput where it is too large."""
+        """Record one; raises InvalidOutput if it is too large."""
         text = to_json(data)
         if len(text) > MAX_BYTES:
             raise InvalidOutput(f"a heartbeat's data has at most {MAX_BYTES} bytes")
@@ -51,13 +51,13 @@ class Heartbeats:
             self._loop.call_soon_threadsafe(self._hand_on)
 
     def flush(self) -> None:
-        """Hand on what is left, at the attempt's end."""
+        """Pass on the rest, at the attempt's end."""
         if self._timer is not None:
             self._timer.cancel()
         self._hand_on_newest()
 
     def _hand_on(self) -> None:
-        """Hand on the newest now, or when a second is over."""
+        """Pass on the newest now, or when a second is over."""
         wait_s = self._handed_on_at + EVERY_S - time.monotonic()
         if wait_s > 0:
             self._timer = self._loop.call_later(wait_s, self._hand_on_newest)

@@ -1,4 +1,4 @@
-"""What has come to a run since it was last looked at: what its attempts report, and that there is news from outside."""
+"""A run's pending input: reports of its attempts, and the flag that there is news from outside."""
 
 import asyncio
 from contextlib import suppress
@@ -7,35 +7,35 @@ from worker.happenings import Happening
 
 
 class Inbox:
-    """One run's; used in the loop's thread."""
+    """One run's inbox; used in the loop's thread."""
 
     def __init__(self) -> None:
-        self.has_news = False  # something has come to the run's rows
+        self.has_news = False  # the run's rows have changed
         self._happenings: list[Happening] = []
         self._arrived = asyncio.Event()
 
     @property
     def is_empty(self) -> bool:
-        """Nothing has come."""
+        """Nothing is pending."""
         return not (self._happenings or self.has_news)
 
     def put(self, happening: Happening) -> None:
-        """Take what an attempt reports."""
+        """Add a report of an attempt."""
         self._happenings.append(happening)
         self._arrived.set()
 
     def hear_news(self) -> None:
-        """Take a hint that there is news."""
+        """Handle a hint that there is news."""
         self.has_news = True
         self._arrived.set()
 
     def take(self) -> list[Happening]:
-        """Hand over what was reported, in the order in which it came."""
+        """Return and clear the reports, in the order of their arrival."""
         happenings, self._happenings = self._happenings, []
         return happenings
 
     async def wait(self, until: float) -> None:
-        """Return when something has come; at `until` (s, the loop's clock) at the latest."""
+        """Wait for input; at the latest until `until` (s, the loop's clock)."""
         if not self.is_empty:
             return
         self._arrived.clear()

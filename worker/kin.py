@@ -1,4 +1,4 @@
-"""Say where to look for what a run's commit changes of other runs."""
+"""The hints about other runs that a run's commit changes."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from smithers.store.hints import Channel
 
 
 def kin_hints(claim: ClaimedRun, turn: Turn) -> Mapping[Channel, set[str]]:
-    """Return hints at the runs that a turn starts, and at the parent that waited for this one's end."""
+    """Return hints about the runs that a turn starts, and the parent that waited for this one's end."""
     ending, parent = turn.ending, claim.parent_run_id
     started = turn.children if ending is None else [*turn.children, ending.successor]
     queues: set[str] = {child.queue or claim.queue for child in started if child is not None}

@@ -16,7 +16,7 @@ LOG: Final = structlog.get_logger(__name__)
 
 
 async def keep_liveness(direct_dsn: str, pool_id: UUID) -> None:
-    """Hold the liveness lock; take it anew when its session has gone."""
+    """Hold the liveness lock; acquire it again when its session is lost."""
     complaint = Complaint()
     while True:
         try:

@@ -1,7 +1,7 @@
-"""The event loop of a child, on which the bodies of many runs work: a body can cancel its own tasks and nobody else's.
+"""The event loop of a child, shared by the bodies of many runs: a body can cancel only its own tasks.
 
 A body may cancel its own attempt's task, as its time limits do, and all tasks that it made. The child's own tasks and those
-of other attempts are deaf to it: `for task in asyncio.all_tasks(): task.cancel()` is common, and meant for one's own program.
+of other attempts ignore it: `for task in asyncio.all_tasks(): task.cancel()` is common, and meant for the body's own tasks.
 A body may await a task that another attempt made (a request that both want): cancelled, or out of asyncio.timeout, it waits
 no longer, and the task goes on. asyncio.gather, and wait_for before Python 3.12, cancel what they are given and wait for its
 end: there the body hears of its own cancellation when the other attempt's task is done.
@@ -17,15 +17,15 @@ import uvloop
 from worker.descendants import note_started
 from worker.forks import Steps
 
-# The task of the attempt that this code is a part of; None: it is the child's own.
+# The task of the attempt that this code belongs to; None: the child's own code.
 RUNNER: Final[ContextVar["asyncio.Task[Any] | None"]] = ContextVar("smithers_runner", default=None)
 
 
 class BodyLoop(uvloop.Loop):
-    """The loop of a child: it also notes which attempt started a process."""
+    """The loop of a child: it also records which attempt started a process."""
 
     def create_task(self, coro: Any, **options: Any) -> "asyncio.Task[Any]":
-        """Start a task: the child's own is kept from bodies, and a body's is kept from harm to the child."""
+        """Start a task: the child's own are protected from bodies, and the child from bodies' tasks."""
         is_body = RUNNER.get() is not None
         return KeptTask(Steps(coro, is_task=True) if is_body else coro, loop=self, **options)
 
@@ -45,7 +45,7 @@ class BodyLoop(uvloop.Loop):
 
 
 class KeptTask(asyncio.Task[Any]):
-    """A task that bodies cannot cancel, but for the one whose attempt it is, or is a part of."""
+    """A task that bodies cannot cancel, except the one to whose attempt it belongs."""
 
     def __init__(self, coro: Any, *, context: Context | None = None, **options: Any) -> None:
         self._maker = RUNNER.get()
@@ -54,10 +54,10 @@ class KeptTask(asyncio.Task[Any]):
         super().__init__(coro, context=self._variables, **options)
 
     def cancel(self, msg: Any | None = None) -> bool:
-        """Cancel; False, and nothing else, where a body asks that has no say in it."""
+        """Cancel; only return False if a foreign body asks."""
         if self._is_foreign():
             return False
-        # What it waits for is cancelled in its own name, whoever has asked: it may be another attempt's.
+        # What it awaits is cancelled on its behalf, whoever has asked: it may be another attempt's.
         asking = RUNNER.set(self._runner())
         try:
             return super().cancel(msg)
@@ -72,6 +72,6 @@ class KeptTask(asyncio.Task[Any]):
         return self._maker or self._variables.get(RUNNER)
 
     def _is_foreign(self) -> bool:
-        """Say whether a body has no say in this task."""
+        """Say whether the current body may not cancel this task."""
         asking = RUNNER.get()
         return asking is not None and asking is not self._runner()

@@ -1,4 +1,4 @@
-"""Count what a child does: everything that its commits say has happened, and what it takes up and lets go.
+"""Count what a child does: everything that its commits record, and its claims and releases.
 
 Only what was committed is counted: a turn that the database did not take has not happened. From the loop's thread only.
 """
@@ -34,7 +34,7 @@ ENDS: Final = (
 
 @dataclass(slots=True)
 class RunTimes:
-    """What durations of one claimed run are measured from."""
+    """The times from which durations of one claimed run are measured."""
 
     started_ms: int  # its first claim
     first_starts: dict[NodeKey, int] = field(default_factory=dict)  # of nodes that are tried again
@@ -72,14 +72,14 @@ class ChildMeters:
         self.lanes = LaneMeter(page)
 
     def count_claim(self, claim: ClaimedRun) -> RunTimes:
-        """Take in that a run was claimed."""
+        """Count a claim."""
         self._queue_wait.observe(max(0, claim.now_ms - claim.due_ms) / 1000)
         return RunTimes(claim.started_ms)
 
     def count_turn(
         self, turn: Turn, times: RunTimes, now_ms: int, before: Mapping[NodeKey, NodeFact]
     ) -> None:
-        """Take in that a turn was committed at the database's `now_ms`; `before`: the facts that it replaces."""
+        """Count a turn that was committed at the database's `now_ms`; `before`: the facts that it replaces."""
         self._count_events(turn.events)
         for end in turn.attempts:
             self._count_attempt(end, turn, times, now_ms)
@@ -160,21 +160,21 @@ class PoolMeters:
         self._ends = {end: page.counter(names.CHILDREN_ENDED, end) for end in ENDS}
 
     def hear_listening(self, is_connected: bool) -> None:
-        """Take in that the connection for hints is up, or gone."""
+        """Record that the connection for hints is up, or lost."""
         self._listening.set(time.monotonic() if is_connected else 0.0)
 
     def count_beat(self) -> None:
-        """Take in that the children's heartbeats are written."""
+        """Record that the children's heartbeats are written."""
         self._beat.set(time.monotonic())
 
     def count_burial(self, death: str, burial: Burial) -> None:
-        """Take in that a worker was given up for dead; `death`: how that was noticed, here or by its parent."""
+        """Count a worker that was declared dead; `death`: how that was noticed, here or by its parent."""
         counter = self._takeovers.get(death, self._takeovers["exit"])
         counter.inc(burial.handed_back)
         for event in burial.events:
             self._page.counter(names.EVENTS, event.value).inc()
 
     def count_end(self, reason: str, burial: Burial) -> None:
-        """Take in that a child of this pool has ended, one of ENDS, and what became of its runs."""
+        """Count a child of this pool that has ended, by one of ENDS, and what happened to its runs."""
         self.count_burial("exit", burial)
         self._ends[reason].inc()

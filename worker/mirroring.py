@@ -1,7 +1,7 @@
-"""Keep the server's database up to date with a workflow's own: whatever happens there is copied, so that lists show it.
+"""Mirror a workflow's own database to the server's, so that lists show its runs.
 
-Hints name the runs that moved; a slow walk over all runs finds those that no hint named, e.g. because nobody was there to
-hear it, and the starts that stopped half way. Any number of pools may try: one of them is the mirror.
+Hints name the runs that changed; a slow walk over all runs finds those whose hint was lost, e.g. because nobody was
+listening, and interrupted starts. Any number of pools may try: one of them is the mirror.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from worker.settings import PoolSettings
 
 BATCH: Final = 32  # runs in one copy
 WALK_PAGE: Final = 2_000
-WALK_EVERY_S: Final = 1.0  # between two pages of the walk; none after one that found something
+WALK_EVERY_S: Final = 1.0  # between two pages of the walk; no pause after one that found something
 RETRY_S: Final = 1.0
 REPORT_EVERY_S: Final = 10.0
 
@@ -30,10 +30,10 @@ LOG: Final = structlog.get_logger(__name__)
 
 
 class Mirror:
-    """The mirror of one database, or one that stands by."""
+    """The mirror of one database, active or standing by."""
 
     def __init__(self, name: str, *, own_dsn: str, own_direct_dsn: str, home_dsn: str) -> None:
-        """`name`: as the workflows name it. `home_dsn` is the server's database, direct."""
+        """`name`: the database's name in workflows. `home_dsn`: the server's database, direct."""
         self._name = name
         self._own_dsn = own_dsn
         self._own_direct_dsn = own_direct_dsn
@@ -42,11 +42,11 @@ class Mirror:
         self._moved: dict[RunId, None] = {}
         self._room = BATCH  # of the next copy: one run after a failure, then twice as many
         self._woken = asyncio.Event()
-        self._walked = RunId("")  # how far the walk has come
+        self._walked = RunId("")  # the position of the walk
         self._report = _Report(name)
 
     def hear(self, run_ids: frozenset[str] | None) -> None:
-        """Take a hint that these runs have new events; None: the walk finds which."""
+        """Handle a hint that these runs have new events; None: the walk finds them."""
         self._add(RunId(run_id) for run_id in run_ids or ())
         self._woken.set()
 
@@ -86,7 +86,7 @@ class Mirror:
                     await self._woken.wait()
 
     async def _walk(self, store: MirrorStore) -> bool:
-        """Look at the next page of all runs; say whether some were behind."""
+        """Check the next page of all runs; say whether some were behind."""
         behind, last = await store.find_behind(self._walked, WALK_PAGE)
         self._add(behind)
         self._walked = last or RunId("")
@@ -95,7 +95,7 @@ class Mirror:
         return bool(behind)
 
     async def _copy(self, store: MirrorStore, run_ids: list[RunId]) -> None:
-        """Copy a batch; where the database refuses it, run by run, and only the culprit stays behind."""
+        """Copy a batch; if the database refuses it, run by run, and only the culprit stays behind."""
         try:
             copied = await store.copy(run_ids)
         except StoreUnavailable:
@@ -120,7 +120,7 @@ class Mirror:
 
 @asynccontextmanager
 async def mirroring(settings: PoolSettings) -> AsyncIterator[None]:
-    """Mirror a pool's database until the block is left, where that is told."""
+    """Mirror a pool's database until the block is left, if configured."""
     async with ServiceLoops() as loops:
         if settings.mirror_dsn is not None and settings.mirror_name is not None:
             mirror = Mirror(
@@ -134,7 +134,7 @@ async def mirroring(settings: PoolSettings) -> AsyncIterator[None]:
 
 
 class _Report:
-    """Says now and then how far the mirror is behind."""
+    """Periodically logs how far the mirror is behind."""
 
     def __init__(self, name: str) -> None:
         self._name = name

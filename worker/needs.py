@@ -1,6 +1,6 @@
-"""What a body needs of other nodes: found by its names when an attempt starts, and read as their models within it.
+"""A body's inputs from other nodes: found when an attempt starts, and parsed with their models within it.
 
-A model is its author's code: what it takes, and what it raises, is the attempt's.
+A model is its author's code: its time and its errors count for the attempt.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from worker.functions import model_of, taken_model
 
 
 class Need(NamedTuple):
-    """A node's output, JSON text, and the model that it is read as; no text: it put nothing out."""
+    """A node's output, JSON text, and the model that parses it; no text: it has no output."""
 
     node_id: NodeId
     output: str | None
@@ -25,9 +25,9 @@ class Need(NamedTuple):
 
 
 def find_needs(run: Progress, task: Task[Any]) -> dict[str, Need]:
-    """Find what a task needs, by the names of its body's arguments.
+    """Find a task's needs, by the names of its body's arguments.
 
-    It is read as the model that it was made with; where its maker names none, as the body's argument is annotated.
+    An output is parsed with the model that produced it; if there is none, as the body's argument is annotated.
     """
     if not task.needs:
         return {}
@@ -44,12 +44,12 @@ def find_needs(run: Progress, task: Task[Any]) -> dict[str, Need]:
 
 
 def are_plain(needs: Mapping[str, Need]) -> bool:
-    """Say whether all of it is read without a line of its author's code."""
+    """Say whether parsing all of them runs none of the author's code."""
     return all(is_plain(need.model) for need in needs.values())
 
 
 def read_needs(needs: Mapping[str, Need]) -> dict[str, Any]:
-    """Return the arguments that a body gets; raise InvalidOutput, without the value, for what its model does not take."""
+    """Return a body's arguments; raise InvalidOutput, without the value, for one that its model rejects."""
     return {name: _read(need) for name, need in needs.items()}
 
 
@@ -62,7 +62,7 @@ def _read(need: Need) -> Any:
         wrong, details = say_misfits(error), misfits_of(error)
     except Exception as error:  # noqa: BLE001 - a validator raises whatever it likes, with what it was given
         wrong, details = type(error).__name__, None
-    # Outside of the clauses: what was raised there shows the value in its traceback.
+    # Outside the except clauses: their exception shows the value in its traceback.
     raise InvalidOutput(
         f"the output of {need.node_id} does not fit {name_of(need.model)}: {wrong}",
         details=details,

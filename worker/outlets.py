@@ -1,7 +1,7 @@
-"""What a child's descriptors 1 and 2 are given goes through its parent, which passes on so much and no more.
+"""Output to a child's descriptors 1 and 2 goes through its parent, which passes on a limited amount.
 
-There ends what no attempt can be found for: prints of a builder or of an import, of threads that a body made, of C code
-and of programs that a body starts; and the last words of a child that dies. The child's own log goes past it.
+This is output without an attempt: prints of a builder or of an import, of threads that a body made, of C code
+and of programs that a body starts; and the last words of a dying child. The child's own log bypasses it.
 """
 
 import asyncio
@@ -18,11 +18,11 @@ BYTES_PER_S: Final = 1 << 16
 DROPPED: Final = b"\n[a worker's code wrote more than is passed on: dropped]\n"
 
 _READ_BYTES: Final = 1 << 16
-_LAST_READS: Final = 32  # more than a pipe holds: strays may go on for ever
+_LAST_READS: Final = 32  # more than a pipe holds: stray processes may write for ever
 
 
 def divert(outlet: Connection) -> TextIO:
-    """Let this process's descriptors 1 and 2 lead to its parent; return what its own log is written to."""
+    """Redirect this process's descriptors 1 and 2 to its parent; return the stream for its own log."""
     log = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
     for number in (1, 2):
         os.dup2(outlet.fileno(), number)
@@ -42,7 +42,7 @@ class Outlet:
         asyncio.get_running_loop().add_reader(pipe.fileno(), self._pass_on)
 
     def close(self) -> None:
-        """Pass on what the child has left behind, and let go: whatever still writes there gets a SIGPIPE."""
+        """Pass on the child's remaining output, and close: later writers get a SIGPIPE."""
         for _ in range(_LAST_READS):
             if not self._pass_on():
                 break
@@ -50,12 +50,12 @@ class Outlet:
         self._pipe.close()
 
     def _pass_on(self) -> bool:
-        """Take a piece of what there is; say whether there may be more."""
+        """Pass on a piece; say whether there may be more."""
         try:
             text = os.read(self._pipe.fileno(), _READ_BYTES)
         except BlockingIOError:
             return False
-        if not text:  # nobody is left that could write
+        if not text:  # no writer is left
             asyncio.get_running_loop().remove_reader(self._pipe.fileno())
             return False
         now = time.monotonic()
@@ -72,7 +72,7 @@ class Outlet:
 
 
 def _write(text: bytes) -> None:
-    # Whoever sits there is shown what is written, and the terminal obeys nothing of it.
+    # On a terminal, control characters are escaped.
     if os.isatty(2):
         text = printable(text.decode(errors="replace")).encode()
     with suppress(OSError):  # nobody reads the pool's stderr either

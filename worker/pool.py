@@ -1,9 +1,9 @@
-"""The pool: a parent that spawns children, keeps as many at work as it was told to, and notices deaths.
+"""The pool: a parent that spawns children, keeps the configured number running, and notices deaths.
 
 It never loads workflow code, and neither does the fork server that its children come from. It hands a dead child's runs
 back at once (it sees the sentinel), writes all its children's heartbeats in one statement a second, kills a child that is
-silent for 20 s, buries the workers of others that are gone, and has sources described. It ends when told to (SIGTERM,
-SIGINT, or the end of its stdin) after its children have drained; whatever else ends here begins anew.
+silent for 20 s, buries dead workers of other pools, and has sources described. It ends when told to (SIGTERM,
+SIGINT, or the end of its stdin) after its children have drained; its other loops are restarted if they fail.
 """
 
 import asyncio
@@ -40,9 +40,9 @@ from worker.settings import MAX_SOLO, PoolSettings
 BEAT_EVERY_S: Final = 1.0
 WANTED_EVERY_S: Final = 2.0
 SPAWN_AGAIN_S: Final = 1.0
-BACK_OFF_S: Final = (0.0, 0.1, 0.5, 1.0, 5.0)  # before the successor of a child that left young
+BACK_OFF_S: Final = (0.0, 0.1, 0.5, 1.0, 5.0)  # pause before the successor of a short-lived child
 YOUNG_S: Final = 5.0
-NOT_NOW: Final = (StoreError, OSError, EOFError)  # no database, descriptor, fork: maybe soon
+NOT_NOW: Final = (StoreError, OSError, EOFError)  # no database, descriptor or fork: that may pass
 SOLO_PAUSE_S: Final = 0.2
 SOLO_START_S: Final = 10.0  # for a new one to claim its run: a second one would slow it down
 
@@ -78,15 +78,15 @@ class Pool:
 
     @property
     def pool_id(self) -> UUID:
-        """What its liveness lock is named for."""
+        """The id in the name of its liveness lock."""
         return self._children.pool_id
 
     def hear_sources(self, _hashes: frozenset[str] | None) -> None:
-        """Take a hint that somebody wants a source described."""
+        """Handle a hint that a source's description is requested."""
         self._wanted.set()
 
     def hear_due(self, queues: frozenset[str] | None) -> None:
-        """Take a hint that something became claimable: it is for one child, and may want one of its own."""
+        """Handle a hint that a run became claimable: it is for one child, and may need one of its own."""
         if queues is None:
             self._relay.pass_due_to_all()
         elif queues.isdisjoint(self._settings.queues):
@@ -96,17 +96,17 @@ class Pool:
         self._due.set()
 
     def hear_news(self, run_ids: frozenset[str] | None) -> None:
-        """Take a hint that something has come to runs: they may be a child's of this pool."""
+        """Handle a hint that there is news for runs: a child of this pool may own them."""
         self._relay.pass_news(run_ids)
 
     def drain(self) -> None:
-        """Let the children finish, and end."""
+        """Let the children finish, then end."""
         if not self._draining.is_set():
             LOG.info("pool_drains")
         self._draining.set()
 
     async def run(self) -> None:
-        """Keep the children alive until drained."""
+        """Supervise the children until drained."""
         async with ServiceLoops() as serving, ServiceLoops() as starting:
             serving.start(self._beat_for_all, name="beats")
             serving.start(self._children.guard, name="guard")
@@ -121,7 +121,7 @@ class Pool:
             await self._children.until_gone()
 
     async def _keep_child(self) -> None:
-        """Have one child at work, and after it the next, with a pause after each that left young."""
+        """Keep one child running, and replace it when it ends, with a pause after a short-lived one."""
         young_in_a_row = 0
         await self._has_looked.wait()
         while True:
@@ -143,7 +143,7 @@ class Pool:
             return None
 
     async def _look_for_solo(self) -> None:
-        """Give each run that wants it a child of its own, a few at a time."""
+        """Give each run that needs it a child of its own, a few at a time."""
         complaint = Complaint()
         await self._has_looked.wait()
         while True:
@@ -160,7 +160,7 @@ class Pool:
             starting = sum(now - child.started_at < SOLO_START_S for child in here)
             for _ in range(min(room, count - starting)):
                 await self._start_child(is_solo=True)
-            await asyncio.sleep(SOLO_PAUSE_S)  # hints come with every start; few of them are for us
+            await asyncio.sleep(SOLO_PAUSE_S)  # hints come with every start; few concern this loop
             with suppress(TimeoutError):
                 async with asyncio.timeout(BEAT_EVERY_S):
                     await self._due.wait()
@@ -176,7 +176,7 @@ class Pool:
                     LOG.warning("beat_failed", error=str(error))
 
     async def _watch_others(self) -> None:
-        """Look once a second for workers whose death nobody has noticed; the first look lets children be started."""
+        """Check once a second for dead workers that nobody has buried; children start after the first check."""
         complaint = Complaint()
         while True:
             try:
@@ -197,7 +197,7 @@ class Pool:
             raise
         others = [one for one in living if one.worker_id not in own]
         for worker, death in self._death_watch.look(others):
-            # Before others go on with what it has in flight.
+            # Before others resume its runs in flight.
             if processes.is_here(worker.process):
                 await processes.end(worker.process)
                 await sweep(worker.worker_id)
@@ -206,7 +206,7 @@ class Pool:
             log_burial(worker.worker_id, death, burial)
 
     async def _describe_wanted(self) -> None:
-        """Describe the sources that somebody asked for; one after another."""
+        """Describe the requested sources, one after another."""
         complaint = Complaint()
         while True:
             self._wanted.clear()
@@ -251,7 +251,7 @@ async def run_pool(settings: PoolSettings, fork_server: ForkServerContext) -> No
 
 
 def _read_stdin(loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
-    """Whoever started the pool holds the other end: its end is ours."""
+    """Watch stdin: the process that started the pool holds the other end, and its end is ours."""
     if not os.read(0, 4096):
         loop.remove_reader(0)
         pool.drain()

@@ -1,13 +1,13 @@
-"""What the bodies of a child share besides memory, and how it is put back after one that has changed it.
+"""The process state that the bodies of a child share besides memory, restored after a body that changed it.
 
 The directory, the umask, signals, the recursion limit, descriptors 0 to 2 and the standard streams belong to the process.
-A thread of bodies has a directory and a umask of its own where the kernel allows that (a container's default seccomp
-profile does not); all else is put back when an attempt has ended. An eighth of the descriptors is kept back until a body has
-used up the rest. What an author may have changed on purpose (the environment, imported modules and what was patched in them,
+A thread of bodies has a directory and a umask of its own if the kernel allows that (a container's default seccomp
+profile does not); all else is restored when an attempt ends. An eighth of the descriptors is reserved until a body has
+used up the rest. State that an author may change on purpose (the environment, imported and patched modules,
 the locale) is left alone.
 """
 
-# What signal wraps: its getsignal asks an enum first, which raises for each function.
+# What `signal` wraps: its getsignal tries an enum first, which raises for each function.
 import _signal  # type: ignore[import-not-found]  # typeshed leaves it out
 import ctypes
 import errno
@@ -23,7 +23,7 @@ from typing import Any, Final, TypeVar
 from smithers.engine.rendering import Guard
 
 MAX_USED: Final = 0.8  # of the descriptors that this process may have
-RESERVED: Final = 8  # one of so many is kept back
+RESERVED: Final = 8  # one of so many is reserved
 
 _CLONE_FS: Final = 0x200
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGCHLD)
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 
 class Premises:
-    """The state of this process before any body has run; made in the main thread. A block of it is an attempt."""
+    """The state of this process before any body has run; created in the main thread. A `with` block is an attempt."""
 
     def __init__(self, root_dir: Path) -> None:
         self._root_dir = str(root_dir)
@@ -48,7 +48,7 @@ class Premises:
         self._attempt_count = 0
 
     def __enter__(self) -> None:
-        """Begin an attempt, beside others; in the main thread, as its end."""
+        """Begin an attempt, beside others; in the main thread, like its end."""
         self._attempt_count += 1
 
     def __exit__(self, *_exc: object) -> None:
@@ -66,14 +66,14 @@ class Premises:
         return lowest > limit * MAX_USED
 
     def hear_error(self, error: BaseException) -> None:
-        """Let others have what was kept back, where a body found no descriptor any more."""
+        """Release the reserve for others, if a body found no free descriptor."""
         if isinstance(error, OSError) and error.errno == errno.EMFILE:
             with suppress(OSError, ValueError):  # a body may have changed the limits
                 resource.setrlimit(resource.RLIMIT_NOFILE, self._descriptors)
 
     def enter_thread(self) -> None:
-        """Give the calling thread a directory and a umask of its own, where that may be."""
-        ctypes.CDLL(None).unshare(_CLONE_FS)  # refused: they stay the process's
+        """Give the calling thread a directory and a umask of its own, if permitted."""
+        ctypes.CDLL(None).unshare(_CLONE_FS)  # refused: they remain the process's
         self._return()
 
     def call(self, body: Callable[[], Result]) -> Result:
@@ -81,13 +81,13 @@ class Premises:
         try:
             return body()
         except BaseException as error:
-            self.hear_error(error)  # at once: others are about to open something
+            self.hear_error(error)  # at once: others are about to open files
             raise
         finally:
             self._return()
 
     def around(self, guard: Guard) -> Guard:
-        """Have the same done after a builder."""
+        """Do the same after a builder."""
 
         def call(build: Callable[[], Any]) -> Any:
             try:
@@ -105,9 +105,9 @@ class Premises:
         for descriptor, spare in self._spares.items():
             try:
                 os.fstat(descriptor)
-            except OSError:  # closed: the next connection would get it, and all that is printed
+            except OSError:  # closed: the next connection would get it, and all printed text
                 os.dup2(spare, descriptor)
-        # Else one that is under way may have put them there for a while.
+        # Otherwise a running one may have set them temporarily.
         if not self._attempt_count:
             sys.stdout, sys.stderr = self._streams
 
@@ -116,5 +116,5 @@ class Premises:
         os.umask(self._umask)
         try:  # noqa: SIM105 - after each attempt: `suppress` is three calls more
             os.chdir(self._root_dir)
-        except OSError:  # the root may be gone
+        except OSError:  # the root may no longer exist
             pass

@@ -1,4 +1,4 @@
-"""Send what a task's body prints to its run, and everything else where it always went.
+"""Route what a task's body prints to its run, and everything else to the original streams.
 
 The streams of the process are replaced once. A write finds its attempt by a context variable, which threads and tasks that
 the body starts through asyncio inherit; what child processes write to descriptor 1 is not caught here.
@@ -14,8 +14,8 @@ from typing import Final, TextIO
 
 from smithers.texts import encodable
 
-MAX_PRINTED_CHARS: Final = 65_536  # of one attempt; the rest is dropped, and said to be
-MIN_LINE_CHARS: Final = 5  # what a shorter line counts as: each is an event
+MAX_PRINTED_CHARS: Final = 65_536  # of one attempt; the rest is dropped, which is reported
+MIN_LINE_CHARS: Final = 5  # the least that a line counts: each is an event
 
 PrintSink = Callable[[str, str], None]  # (text, stream); called from any thread
 
@@ -23,10 +23,10 @@ PRINTS: Final[ContextVar["Prints | None"]] = ContextVar("smithers_prints", defau
 
 
 class Prints:
-    """What one attempt has printed and not yet handed on."""
+    """Printed text of one attempt, not passed on yet."""
 
     def __init__(self, sink: PrintSink) -> None:
-        """`sink` gets whole lines, or what there is at a flush."""
+        """`sink` gets whole lines, or the rest at a flush."""
         self._sink = sink
         self._lock = threading.Lock()
         self._pending: dict[str, str] = {}
@@ -34,7 +34,7 @@ class Prints:
         self._is_cut = False
 
     def write(self, text: str, stream: str) -> None:
-        """Take text; lines that are complete go on at once."""
+        """Add text; complete lines are passed on at once."""
         with self._lock:
             if self._is_cut:
                 return
@@ -51,7 +51,7 @@ class Prints:
             self._sink(whole + newline, stream)
 
     def flush(self) -> None:
-        """Hand on what is left, at the attempt's end."""
+        """Pass on the rest, at the attempt's end."""
         with self._lock:
             pending, self._pending = self._pending, {}
         for stream, text in pending.items():
@@ -60,7 +60,7 @@ class Prints:
 
 
 class _Routed(io.TextIOBase):
-    """A process's stream that knows whose text it is given."""
+    """A process's stream that finds the attempt of each write."""
 
     def __init__(self, original: TextIO, stream: str) -> None:
         self._original = original
@@ -84,7 +84,7 @@ class _Routed(io.TextIOBase):
         if prints is not None:
             prints.write(text, self._stream)
         else:
-            with suppress(OSError):  # closed by some body: what is printed until it is back is lost
+            with suppress(OSError):  # closed by some body: the text is lost
                 self._original.write(text)
         return len(text)
 

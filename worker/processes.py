@@ -1,4 +1,4 @@
-"""What the kernel knows of a process: who it is across restarts, that it has ended, and that it dies with its parent."""
+"""What the kernel knows of a process: its identity across restarts, its end, and that it dies with its parent."""
 
 import asyncio
 import ctypes
@@ -12,13 +12,13 @@ from smithers.processes import find_process
 from smithers.store.owners import ProcessIdentity
 
 END_LIMIT_S: Final = 2.0
-OOM_SCORE: Final = "500"  # of 1000: before whatever is less than half of all memory larger
+OOM_SCORE: Final = "500"  # of 1000: before processes larger by less than half of all memory
 
 _PR_SET_PDEATHSIG: Final = 1
 
 
 def identify(pid: int) -> ProcessIdentity | None:
-    """Return what tells this process from every other; None where it is gone."""
+    """Return a process's unique identity; None if it is gone."""
     found = find_process(pid)
     if found is None:
         return None
@@ -28,31 +28,31 @@ def identify(pid: int) -> ProcessIdentity | None:
 
 
 def boot_id() -> str:
-    """Name this boot of this kernel."""
+    """Return the id of this boot of this kernel."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def pid_namespace() -> str:
-    """Name the namespace in which this process's pids mean something."""
+    """Return the id of this process's PID namespace."""
     return str(Path("/proc/self/ns/pid").readlink())
 
 
 def is_here(process: ProcessIdentity) -> bool:
-    """Say whether a pid of this identity means something to this process."""
+    """Say whether a pid of this identity is valid for this process."""
     return process.boot_id == boot_id() and process.pid_namespace == pid_namespace()
 
 
 async def end(process: ProcessIdentity) -> None:
-    """Kill a process of this host and wait for its end, two seconds at most; nothing where it is gone.
+    """Kill a process of this host and wait for its end, two seconds at most; do nothing if it is gone.
 
-    One of another account is left alone: it is fenced, and writes nothing.
+    One of another user is left alone: it is fenced, and writes nothing.
     """
     try:
         descriptor = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return
     try:
-        # Looked at after the descriptor was opened: this is the process that the descriptor is of.
+        # Checked after the descriptor was opened: it refers to this process.
         if identify(process.pid) != process:
             return
         with suppress(ProcessLookupError, PermissionError, TimeoutError):
@@ -64,7 +64,7 @@ async def end(process: ProcessIdentity) -> None:
 
 
 async def until_readable(descriptor: int) -> None:
-    """Wait until there is something to read: of a process, its end. One waits for each descriptor."""
+    """Wait until a descriptor is readable: for a pidfd, the process's end. One waiter for each descriptor."""
     loop, readable = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(descriptor, readable.set)
     try:
@@ -74,13 +74,13 @@ async def until_readable(descriptor: int) -> None:
 
 
 def volunteer_for_oom() -> None:
-    """Have the kernel take this process, and what it starts, before others of the host when memory is short."""
+    """Make the kernel kill this process, and those that it starts, before others when memory is short."""
     with suppress(OSError):  # a container may forbid it
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE, encoding="ascii")
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies; from the main thread, at the very start."""
+    """Make the kernel kill this process when its parent dies; call from the main thread, at the very start."""
     parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died between the two calls

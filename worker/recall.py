@@ -1,17 +1,17 @@
-"""What attempts called whose process died: taken for an attempt's own calls, as long as it goes the same way.
+"""Calls of attempts whose process died: recalled by a later attempt as long as it takes the same path.
 
-A call is known by the call within which it is made (its parent; most have none), its kind, name and input, and by its
-place: calls of one parent that were made one after another are known in that order. Where some were made at once, nobody
-can say which of them goes before which: those, from the first to the last that was made beside another, are known in any
-order. What a call has called is taken together with it.
+A call is identified by the call within which it is made (its parent; most have none), its kind, name and input, and its
+position: sequential calls of one parent are recalled in their order. Concurrent calls have no defined
+order: those, from the first to the last that was made beside another, are recalled in any
+order. A call's inner calls are recalled together with it.
 
-An attempt goes another way where it makes a call that is not the next of its parent. With calls that were made at once it
-does so only where none of them has been taken yet, or all have been: while some are left, a new call is only ahead of them.
-From there on what was done before is forgotten, but for calls of no parent whose effects must not be had twice: the first
-call of the same tool is not made, and told of them.
+An attempt takes another path when it makes a call that is not the next of its parent. With concurrent calls it
+does so only if none of them has been recalled yet, or all have been: while some are left, a new call only runs ahead of them.
+From there on the earlier calls are abandoned. For those without a parent whose effects must not happen twice, the first
+call of the same tool is not made, and its result lists them.
 
-Numbers tell a later attempt of it: what is made on another way is numbered on from what was taken, and so has the numbers
-of what was forgotten; what is made on the same way never has the number of a call that may still be taken.
+Numbers record this for later attempts: calls on another path are numbered on from the recalled ones, and so reuse the
+numbers of abandoned calls; calls on the same path never have the number of a call that may still be recalled.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,27 +35,27 @@ FORGOTTEN_CALLS: Final = (
     "This call was not made, because {name} was called before, by an attempt whose process died:\n{calls}\nThose effects "
     "stand. Call it again only if that is not what you are about to do."
 )
-MAX_FORGOTTEN: Final = 5  # the newest of a tool, told in an error's text
+MAX_FORGOTTEN: Final = 5  # the newest of a tool, listed in an error's text
 MAX_FORGOTTEN_CHARS: Final = 300  # of a call's input, and of its output
 NO_PARENT: Final = 0
 
 
 class NotMade(ToolError):
-    """Recorded of a call that was stopped before anything was done."""
+    """The recorded end of a call that was stopped before anything was done."""
 
     code = "TOOL_CALL_NOT_MADE"
 
 
 class Recalled(NamedTuple):
-    """A call that is not to be made, and how it ended; `loss`: or why that is not known."""
+    """A call that is not made, and how it ended; `loss`: or why that is unknown."""
 
     row: ToolCallRow
-    inner: tuple[ToolCallRow, ...] = ()  # what it has called, at any depth
+    inner: tuple[ToolCallRow, ...] = ()  # its inner calls, at any depth
     loss: CallLost | None = None
 
     @property
     def is_refused(self) -> bool:
-        """Say whether it has not been made, by this attempt or by an earlier one that was told so."""
+        """Say whether it was refused, by this attempt or by an earlier one."""
         return self.loss is not None or _code_of(self.row) == CallLost.code
 
 
@@ -63,15 +63,15 @@ class Recall:
     """The calls of a node's attempts that died, in the order in which this attempt asks for them; and its numbers."""
 
     def __init__(self, rows: Sequence[ToolCallRow]) -> None:
-        """Take the calls of all attempts, oldest first."""
+        """Load the calls of all attempts, oldest first."""
         self._places: dict[int, _Place] = {}
         self._forgotten: list[ToolCallRow] = []
-        self._last_no = 0  # the highest that this attempt has made or taken
+        self._last_no = 0  # the highest that this attempt has made or recalled
         if rows:  # most attempts are the first
             self._learn(row for row in rows if row.is_recallable)
 
     def take(self, start: CallStart, *, parent: int) -> Recalled | None:
-        """Return what came of a call; None: it is to be made, under the number that `number` gives it."""
+        """Return a call's recorded end; None: make it, under the number that `number` returns."""
         made = self._find(start, parent)
         if made is None:
             return self._take_forgotten(start)
@@ -84,7 +84,7 @@ class Recall:
         return Recalled(made, inner, loss)
 
     def number(self, start: CallStart, *, parent: int) -> int:
-        """Return the number of a call that is made: the one that it had where it is made again."""
+        """Return the number for a call: its earlier one if it is made again."""
         made = self._find(start, parent)
         if made is None:
             return self._next_number()
@@ -93,7 +93,7 @@ class Recall:
         return made.call_no
 
     def leave(self, call_no: int) -> None:
-        """Take note that a call is over: what it called before and not this time is nobody's any more."""
+        """Record that a call has ended: its earlier inner calls that it did not repeat are discarded."""
         self._pop_all(call_no)
 
     def _learn(self, rows: Iterable[ToolCallRow]) -> None:
@@ -103,7 +103,7 @@ class Recall:
         self._places, self._forgotten = history.lay_out(), history.forgotten
 
     def _find(self, start: CallStart, parent: int) -> ToolCallRow | None:
-        """Return what a call was before; where it is none, and that is another way, forget what lies ahead."""
+        """Return a call's earlier record; if there is none, and this is another path, abandon the calls ahead."""
         place = self._places.get(parent)
         if place is None:
             return None
@@ -113,7 +113,7 @@ class Recall:
         return made
 
     def _pop_all(self, parent: int) -> list[ToolCallRow]:
-        """Take out what is left of a call's calls, at any depth."""
+        """Remove the rest of a call's inner calls, at any depth."""
         place = self._places.pop(parent, None)
         rows = [] if place is None else list(place.rows.values())
         return rows + [inner for row in rows for inner in self._pop_all(row.call_no)]
@@ -134,9 +134,9 @@ class Recall:
         return Recalled(row, loss=loss)
 
     def _is_made_again(self, made: ToolCallRow, start: CallStart, parent: int) -> bool:
-        """Say whether a call that is known is made all the same.
+        """Say whether a recorded call is made again.
 
-        A question that failed is put again, but not where the agents went on from its failure.
+        A failed question is asked again, unless the agents went on after its failure.
         """
         if is_not_made(made):
             return True
@@ -148,32 +148,32 @@ class Recall:
 
 @dataclass(slots=True)
 class _Place:
-    """What was called within one call, or within none, and has not been taken yet; by number, in order."""
+    """The calls within one call, or within none, that have not been recalled yet; by number, in order."""
 
     rows: dict[int, ToolCallRow] = field(default_factory=dict)
-    at_once: range = range(0)  # the numbers of those that are known in any order
-    is_begun: bool = False  # one of those has been taken
+    at_once: range = range(0)  # the numbers of those that may be recalled in any order
+    is_begun: bool = False  # one of those has been recalled
     last_no: int = 0  # the highest that was made
 
     def widen(self, first: int, last: int) -> None:
-        """Take note that calls from here to there were made at once."""
+        """Record that the calls from here to there were concurrent."""
         low = min(self.at_once.start or first, first)
         self.at_once = range(low, max(self.at_once.stop, last + 1))
 
     @property
     def is_left(self) -> bool:
-        """Say whether it is another way to make a call that is not here."""
+        """Say whether a call that is not here means another path."""
         for number in self.rows:
             return number not in self.at_once or not self.is_begun
         return False
 
     @property
     def last_ahead(self) -> int:
-        """The highest number that may still be taken."""
+        """The highest number that may still be recalled."""
         return next(reversed(self.rows), 0)
 
     def find(self, start: CallStart) -> ToolCallRow | None:
-        """Return the first that a call may be taken for."""
+        """Return the first call that matches."""
         for number, row in self.rows.items():
             if _is_same(row, start):
                 return row
@@ -182,7 +182,7 @@ class _Place:
         return None
 
     def pop(self, made: ToolCallRow) -> None:
-        """Take one out, with what may have been called by those before it."""
+        """Remove one, with the possible inner calls of those before it."""
         self.is_begun = self.is_begun or made.call_no in self.at_once
         passed = takewhile(lambda row: row is not made, self.rows.values())
         for row in (made, *filter(_may_be_inner, passed)):
@@ -190,15 +190,15 @@ class _Place:
 
 
 class _History:
-    """What attempts made one after another of which each went on from the one before, or left its way."""
+    """The calls of successive attempts, each of which continued the previous one's path, or left it."""
 
     def __init__(self) -> None:
         self.forgotten: list[ToolCallRow] = []
         self._made: dict[int, ToolCallRow] = {}
-        self._beside: list[tuple[int, int, int]] = []  # parent, first, last of calls made at once
+        self._beside: list[tuple[int, int, int]] = []  # parent, first, last of concurrent calls
 
     def learn(self, attempt: Iterable[ToolCallRow]) -> None:
-        """Take the calls of the next attempt; where it left the others' way, forget what they did from there on."""
+        """Add the calls of the next attempt; if it left the others' path, abandon their calls from there on."""
         beside: list[tuple[int, int, int]] = []
         for row in attempt:
             known = self._made.get(row.call_no, row)
@@ -211,7 +211,7 @@ class _History:
         self._beside += beside
 
     def lay_out(self) -> dict[int, _Place]:
-        """Return what stands, by parent; what was recorded without one counts as if it had none."""
+        """Return the remaining calls by parent; one recorded without a parent counts as having none."""
         places: dict[int, _Place] = {}
         for number, row in sorted(self._made.items()):
             place = places.setdefault(row.parent_call_no or NO_PARENT, _Place())
@@ -251,12 +251,12 @@ def _is_same(made: ToolCallRow, start: CallStart) -> bool:
 
 
 def _may_be_inner(row: ToolCallRow) -> bool:
-    """Say whether a call may have been made by the tool before it: it was recorded without saying so."""
+    """Say whether a call may have been made by the tool before it: its record has no parent."""
     return row.parent_call_no is None and row.kind == "tool"
 
 
 def _is_told(row: ToolCallRow) -> bool:
-    """Say whether an agent that goes another way is told of a call: of those that a tool makes it never knew."""
+    """Say whether an agent on another path is told of a call: it never knew of those that a tool makes."""
     return (
         row.kind == "tool"
         and row.is_side_effect
@@ -267,10 +267,10 @@ def _is_told(row: ToolCallRow) -> bool:
 
 
 def _is_cut_off(row: ToolCallRow) -> bool:
-    """Say whether a call did not come to its end: its process died, or it was cancelled.
+    """Say whether a call did not complete: its process died, or it was cancelled.
 
-    One that was cancelled has not failed: what is raised from it would be no cancellation, and the agent that cancelled it
-    expects one.
+    A cancelled call has not failed: an error recalled from it would not be a cancellation, which the agent that cancelled it
+    expects.
     """
     return row.state == ToolCallState.STARTED or _read_error(row).get("name") == "CancelledError"
 

@@ -1,4 +1,4 @@
-"""Tell what the commits of one claimed run make true: counted for metrics, and as spans where traces are on."""
+"""Report one claimed run's commits: as metrics, and as spans if traces are on."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -18,7 +18,7 @@ LOG: Final = structlog.get_logger(__name__)
 
 
 class RunRecord:
-    """One claimed run, as telemetry has it."""
+    """One claimed run, for telemetry."""
 
     def __init__(self, claim: ClaimedRun, meters: ChildMeters, tracer: Tracer | None) -> None:
         self._claim = claim
@@ -31,16 +31,16 @@ class RunRecord:
             )
 
     def begin(self) -> None:
-        """Have what this asyncio task logs and traces stand below the run."""
+        """Make the run the context of this asyncio task's logs and spans."""
         if self.trace is not None:
             self.trace.make_current(self.trace.span)
 
     def lose(self) -> None:
-        """Take in that another owner has the run."""
+        """Record that another owner has the run."""
         self._meters.leases_lost.inc()
 
     def tell(self, turn: Turn, before: Mapping[NodeKey, NodeFact], now_ms: int) -> None:
-        """Take in that a turn was committed at the database's `now_ms`; `before`: the facts that it replaces."""
+        """Record a turn that was committed at the database's `now_ms`; `before`: the facts that it replaces."""
         self._meters.count_turn(turn, self._times, now_ms, before)
         if turn.ending is not None and turn.ending.error is not None:
             self._log_failure(turn.ending.error)
@@ -60,7 +60,7 @@ class RunRecord:
             self.trace.tell_run(ending.status, error_type, began_ms=began_ms, ended_ms=now_ms)
 
     def _log_failure(self, problem: Problem) -> None:
-        """Say that the run failed, and where; not its error's text, which may hold what it was given."""
+        """Log that the run failed, and where; without its error's text, which may contain inputs."""
         file, line = find_place(problem.traceback or "") or (None, None)
         LOG.info(
             "run_failed",

@@ -1,10 +1,10 @@
-"""Hints within a pool: its parent hears for all of its children, and passes on to each child what is for it.
+"""Hints within a pool: its parent listens for all of its children, and relays to each child what concerns it.
 
-Postgres wakes every session that listens, whatever to, at each notification in its database: so one of them listens. What
-has become due is for the child that holds the fewest runs; news are for those that hold any.
+Postgres wakes every listening session, whatever its channel, at each notification in its database: so only one listens.
+A run that has become due is for the child with the fewest runs; news are for those that hold any.
 
-What is passed on is a datagram, and may be lost like every hint: a child whose loop stands still, or whose socket is full,
-holds up neither its parent nor its siblings. Each child looks by itself once a second.
+A relayed hint is a datagram, and may be lost like every hint: a child whose loop is blocked, or whose socket is full,
+delays neither its parent nor its siblings. Each child polls by itself once a second.
 """
 
 import asyncio
@@ -17,8 +17,8 @@ from typing import Final
 from smithers.store.hints import Channel
 from worker.loads import Loads
 
-MAX_BYTES: Final = 16_384  # of a datagram; a payload of Postgres' has less than 8,000
-SECOND_LOOK_S: Final = 0.05  # for a child to hear what it is told; then its siblings look
+MAX_BYTES: Final = 16_384  # of a datagram; a payload of Postgres has less than 8,000
+SECOND_LOOK_S: Final = 0.05  # for a child to receive a hint; after that its siblings poll
 
 OnNews = Callable[[frozenset[str] | None], None]  # None: to any run
 
@@ -29,21 +29,21 @@ class Relay:
     def __init__(self, loads: Loads) -> None:
         self._loads = loads
         self._mouths: dict[int, socket.socket] = {}  # by slot
-        self._told_at: dict[int, float] = {}  # by slots whose child was not yet seen to hear it
+        self._told_at: dict[int, float] = {}  # by slots whose child has not been seen to receive it
 
     def open_ear(self, slot: int) -> socket.socket:
-        """Return the other end for the child that is about to begin in this slot."""
+        """Return the other end for the child that is about to start in this slot."""
         mouth, ear = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         mouth.setblocking(False)
         self._mouths[slot] = mouth
         return ear
 
     def close_mouth(self, slot: int) -> None:
-        """Let go of a child that has ended."""
+        """Close the socket of a child that has ended."""
         self._mouths.pop(slot).close()
 
     def pass_due(self) -> None:
-        """Say that something is due: to the child whose turn it is, and to those that are not compared."""
+        """Relay that a run is due: to the child whose turn it is, and to those that do not compete."""
         slot = self._loads.find_next()
         if slot is None:
             self.pass_due_to_all()
@@ -54,12 +54,12 @@ class Relay:
         self._expect_hearing(slot)
 
     def pass_due_to_all(self) -> None:
-        """Say that something may be due, to whoever has room."""
+        """Relay that a run may be due, to every child with room."""
         for slot in self._mouths:
             self._say(slot, Channel.DUE)
 
     def pass_news(self, run_ids: frozenset[str] | None) -> None:
-        """Say that something has come to these runs, or to any: to the children that hold some."""
+        """Relay that there is news for these runs, or any: to the children that hold some."""
         text = " ".join([Channel.NEWS, *(run_ids or ())])
         for slot in self._mouths:
             if not self._loads.is_idle(slot):
@@ -69,7 +69,7 @@ class Relay:
         packet = text.encode()
         if len(packet) > MAX_BYTES:
             packet = text.partition(" ")[0].encode()  # anything
-        with suppress(OSError):  # it is full, or its child has ended: they look by themselves
+        with suppress(OSError):  # it is full, or its child has ended: they poll by themselves
             self._mouths[slot].send(packet)
 
     def _expect_hearing(self, slot: int) -> None:
@@ -80,10 +80,10 @@ class Relay:
             self._told_at[slot] = time.monotonic()
 
     def _look_again(self, slot: int) -> None:
-        """Have the others look where a child did not hear that something is due: its loop stands still, or it ends."""
+        """Make the others poll if a child did not receive that a run is due: its loop is blocked, or it ends."""
         told_at = self._told_at[slot]
         left_s = told_at + SECOND_LOOK_S - time.monotonic()
-        if left_s > 0 and not self._loads.has_heard(slot, told_at):  # it heard the one before
+        if left_s > 0 and not self._loads.has_heard(slot, told_at):  # it received the previous one
             asyncio.get_running_loop().call_later(left_s, self._look_again, slot)
             return
         del self._told_at[slot]
@@ -99,7 +99,7 @@ def listen_to_parent(
     on_due: Callable[[], None],
     on_news: OnNews,
 ) -> None:
-    """Take in, from now on, in a child's event loop, what its parent passes on."""
+    """Receive the parent's hints from now on, in a child's event loop."""
     loop = asyncio.get_running_loop()
     ear.setblocking(False)
 
@@ -111,7 +111,7 @@ def listen_to_parent(
         if not packet:  # the parent is gone
             loop.remove_reader(ear.fileno())
             return
-        loads.beat(slot)  # a loop that hears is alive: the parent looks for that
+        loads.beat(slot)  # a loop that receives is alive, which the parent checks
         channel, *names = packet.decode().split(" ")
         if channel == Channel.DUE:
             on_due()

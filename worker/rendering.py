@@ -1,7 +1,7 @@
-"""Bound the time of builders and models: an alarm in the main thread, which code that never returns cannot miss.
+"""Limit the time of builders and models: an alarm in the main thread, which interrupts code that never returns.
 
-What is stuck in C code is not reached by it; the parent notices that its child no longer beats. An alarm that
-rings at any other time, because some body has set it, does nothing.
+It does not reach code stuck in C; the parent notices that its child is silent. An alarm at
+any other time, set by some body, does nothing.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Any, Final
 from smithers.engine.rendering import Guard
 from worker.forks import end_fork
 
-_AGAIN_S: Final = 0.1  # what swallows the first alarm gets another
+_AGAIN_S: Final = 0.1  # code that swallows the first alarm gets another
 
 
 class _RenderTimeout(BaseException):
@@ -21,17 +21,17 @@ class _RenderTimeout(BaseException):
 
 
 def install_alarm() -> None:
-    """Make SIGALRM harmless until a render is under way; call once, in the main thread."""
+    """Make SIGALRM harmless outside a render; call once, in the main thread."""
     signal.signal(signal.SIGALRM, _ignore)
 
 
 def render_guard(timeout_s: float) -> Guard:
-    """Return what calls an author's function and raises TimeoutError when it takes longer; for the main thread."""
+    """Return a caller of authors' functions that raises TimeoutError after this time; for the main thread."""
 
     def guard(build: Callable[[], Any]) -> Any:
         pid = os.getpid()
         try:
-            # Each time: a body may have put another in its place.
+            # Each time: a body may have replaced it.
             signal.signal(signal.SIGALRM, _ring)
             signal.setitimer(signal.ITIMER_REAL, timeout_s, _AGAIN_S)
             try:
@@ -50,7 +50,7 @@ def render_guard(timeout_s: float) -> Guard:
 def _silence() -> None:
     is_silent = False
     while not is_silent:
-        with suppress(_RenderTimeout):  # it rang while it was being taken away
+        with suppress(_RenderTimeout):  # it fired while it was being removed
             signal.signal(signal.SIGALRM, _ignore)
             signal.setitimer(signal.ITIMER_REAL, 0)
             is_silent = True
@@ -61,5 +61,5 @@ def _ring(_signal: int, _frame: object) -> None:
 
 
 def _ignore(_signal: int, _frame: object) -> None:
-    # Not SIG_IGN: what a body starts would inherit that, and `timeout` is deaf with it.
+    # Not SIG_IGN: a body's programs would inherit that, which breaks `timeout`.
     pass

@@ -1,4 +1,4 @@
-"""What a pool is told at its start; handed on to its children through the pipe, never through the environment."""
+"""A pool's settings; passed to its children through a pipe, never through the environment."""
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,10 +10,10 @@ import orjson
 from smithers.defaults import DEFAULT_QUEUE
 from smithers.telemetry.sheet import Sheet
 
-DRAIN: Final = "drain"  # what a child is told at the end
-RETIRES: Final = "retires"  # what it tells its parent when it claims no more, and goes when it has finished what it has
-MAX_SOLO: Final = 4  # children for a run of their own, or for suspects, beside the others of a pool
-# Children that finish what they have, beside those; the oldest of so many is drained.
+DRAIN: Final = "drain"  # tells a child to end
+RETIRES: Final = "retires"  # tells the parent: no more claims, the end after its runs
+MAX_SOLO: Final = 4  # children for a run of their own, or for suspects, beside the pool's others
+# Retired children, beside those; the oldest of so many is drained.
 MAX_RETIRED: Final = 4
 
 
@@ -26,15 +26,16 @@ class PoolSettings:
     root_dir: str
     worker_count: int
     runs_per_worker: int = 256
-    worker_memory_mib: int | None = None  # what a child may have; None: no limit
+    worker_memory_mib: int | None = None  # of a child; None: no limit
     queues: tuple[str, ...] = (DEFAULT_QUEUE,)
+    keeps_queue: bool = False  # what a run starts has the run's queue, whatever its workflow says
     drain_timeout_s: float = 30.0
     embedded_data_dir: str | None = None  # the pool's own share in an embedded Postgres
     allow_network: bool = False
     unsafe_tools: bool = False
     log_format: str = "json"
     log_level: str = "INFO"
-    # Inherited: where the server's processes count; None: a sheet of its own.
+    # Inherited: the metrics sheet of the server's processes; None: a sheet of its own.
     sheet_fd: int | None = None
     otel: dict[str, str] | None = field(default=None, repr=False)  # OTEL_*; None: no traces
     mirror_name: str | None = None  # whose pool this is: the name of a workflow's own database
@@ -42,7 +43,7 @@ class PoolSettings:
 
     @property
     def for_children(self) -> Self:
-        """The same without the address of another database."""
+        """Return the settings without the address of another database."""
         return replace(self, mirror_name=None, mirror_dsn=None)
 
     @property
@@ -51,12 +52,12 @@ class PoolSettings:
         return Path(self.root_dir)
 
     def to_json(self) -> bytes:
-        """Return the settings as they go through the pipe."""
+        """Return the settings as JSON for the pipe."""
         return orjson.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: bytes) -> Self:
-        """Read what to_json wrote."""
+        """Parse the result of to_json."""
         fields = orjson.loads(text)
         fields["queues"] = tuple(fields["queues"])
         return cls(**fields)
@@ -64,10 +65,10 @@ class PoolSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSettings:
-    """What a child is told through the pipe."""
+    """A child's settings, sent through the pipe."""
 
     worker_id: UUID
-    slot: int  # where in the shared array it beats
+    slot: int  # its place in the shared array of heartbeats
     is_solo: bool  # for one run that wants a child of its own, or for suspects
     pool: PoolSettings
-    sheet: Sheet  # where the server's processes count
+    sheet: Sheet  # the metrics sheet of the server's processes

@@ -1,4 +1,4 @@
-"""What a model says while it says it: gathered for a moment, and handed on a piece at a time."""
+"""A model's text while it is produced: gathered for a moment, and passed on in pieces."""
 
 import asyncio
 import threading
@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Final
 
 PAUSE_S: Final = 0.15  # between two pieces
-MAX_PIECE_CHARS: Final = 4_096  # a piece that is full goes at once
-MAX_SPOKEN_CHARS: Final = 262_144  # of one attempt; the rest is dropped, and said to be
+MAX_PIECE_CHARS: Final = 4_096  # a full piece is passed on at once
+MAX_SPOKEN_CHARS: Final = 262_144  # of one attempt; the rest is dropped, which is reported
 DROPPED: Final = "\n[more was said, and dropped]\n"
 
 
 class Speech:
-    """What is said in one attempt, and not handed on yet; made and flushed in the loop's thread, said in any."""
+    """Text of one attempt's models, not passed on yet; created and flushed in the loop's thread, added in any."""
 
     def __init__(self, sink: Callable[[str], None]) -> None:
         """`sink` gets a piece, in the loop's thread."""
@@ -26,7 +26,7 @@ class Speech:
         self._timer: asyncio.TimerHandle | None = None
 
     def say(self, text: str) -> None:
-        """Take text; it is handed on within a moment."""
+        """Add text; it is passed on within a moment."""
         with self._lock:
             if self._room <= 0 or not text:
                 return
@@ -37,7 +37,7 @@ class Speech:
             self._said.append(text)
             self._size += len(text)
             is_full_now = before < MAX_PIECE_CHARS <= self._size
-        # The loop is told of the first of a piece, and of its being full: not of each word.
+        # The loop is notified of a piece's beginning and of its being full, not of each word.
         if before > 0 and not is_full_now:
             return
         if threading.get_ident() == self._loop_thread:
@@ -46,7 +46,7 @@ class Speech:
             self._loop.call_soon_threadsafe(self._hand_on)
 
     def flush(self) -> None:
-        """Hand on what there is."""
+        """Pass on the rest."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -60,7 +60,7 @@ class Speech:
             self._sink(text[start : start + MAX_PIECE_CHARS])
 
     def _hand_on(self) -> None:
-        """Hand on a full piece now, and less in a moment."""
+        """Pass on a full piece now, and less in a moment."""
         if self._size >= MAX_PIECE_CHARS:
             self.flush()
         elif self._timer is None:

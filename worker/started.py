@@ -1,6 +1,6 @@
-"""What an attempt has started beside its own task: processes, and calls in the threads of the event loop.
+"""What an attempt has started besides its own task: processes, and calls in the event loop's threads.
 
-Both end with the attempt when it is stopped. A plain function's thread is not among them: whoever calls it there ends it.
+Both end with the attempt when it is stopped. A plain function's own thread is not among them: its caller ends it.
 """
 
 import asyncio
@@ -14,19 +14,19 @@ from worker.descendants import STARTED, Process, end_all
 from worker.premises import Premises
 from worker.threads import MAX_THREADS, STOP_GRACE_S, ThreadCall
 
-OUTLIVE_S: Final = 10.0  # for a call that a body has begun and not waited for
+OUTLIVE_S: Final = 10.0  # for a call that a body has started and not awaited
 
 Result = TypeVar("Result")
 Calls = dict["Future[Any]", ThreadCall]
 
-# The calls of the attempt under way that have not ended.
+# The unfinished calls of the current attempt.
 _CALLS: Final[ContextVar[Calls | None]] = ContextVar("smithers_loop_calls", default=None)
 
 
 class LoopThreads(ThreadPoolExecutor):
-    """The threads of a child's event loop: what an attempt calls there (asyncio.to_thread) is noted for it.
+    """The threads of a child's event loop: an attempt's calls there (asyncio.to_thread) are recorded for it.
 
-    A subclass, since an event loop takes no other executor.
+    A subclass, since an event loop accepts no other executor.
     """
 
     def __init__(self, premises: Premises) -> None:
@@ -36,7 +36,7 @@ class LoopThreads(ThreadPoolExecutor):
     def submit(
         self, function: Callable[..., Result], /, *args: Any, **kwargs: Any
     ) -> "Future[Result]":
-        """Have a thread call a function."""
+        """Call a function in a thread."""
         calls = _CALLS.get()
         if calls is None:
             return super().submit(function, *args, **kwargs)
@@ -51,24 +51,24 @@ class Started:
     """What one attempt has started."""
 
     def __init__(self, on_stuck: Callable[[], None]) -> None:
-        """`on_stuck` is told of a call that goes on when it should not."""
+        """`on_stuck` is called for a call that does not stop."""
         self.endings: list[asyncio.Task[None]] = []
         self._on_stuck = on_stuck
         self._processes: list[Process] = []
         self._calls: Calls = {}
 
     def note_here(self) -> None:
-        """Take note of what the calling task starts from now on."""
+        """Record what the calling task starts from now on."""
         STARTED.set(self._processes)
         _CALLS.set(self._calls)
 
     def stop(self) -> None:
-        """Begin to end what there is now; what the body starts after that, to clean up, has until close()."""
+        """Begin to stop what is running now; what the body starts after that, to clean up, has until close()."""
         ending = self._end(self._take_processes(), self._take_calls(), STOP_GRACE_S)
         self.endings.append(asyncio.get_running_loop().create_task(ending))
 
     async def close(self) -> None:
-        """Return when nothing of it is left; what a body that was not stopped leaves behind is its author's affair."""
+        """Return when nothing of it is left; an unstopped body's leftovers are its author's responsibility."""
         if self.endings:
             await asyncio.wait(self.endings)
             await self._end(self._take_processes(), self._take_calls(), 0)

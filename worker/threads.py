@@ -1,6 +1,6 @@
-"""Call what blocks in a thread, so that a cancellation is heard: it gets a second to end, with the processes it started.
+"""Make blocking calls in threads cancellable: a cancelled call gets a second to end, with the processes it started.
 
-A call that no thread has taken up yet is withdrawn instead: it never begins.
+A call that no thread has begun yet is withdrawn instead: it never begins.
 """
 
 import asyncio
@@ -18,20 +18,20 @@ from worker.forks import end_fork
 
 MAX_THREADS: Final = 512  # of each kind: bodies, imports, calls through the event loop, tools
 STOP_GRACE_S: Final = 1.0
-AFTER_KILL_S: Final = 0.5  # for a thread that waited for a process which did not hear
+AFTER_KILL_S: Final = 0.5  # for a thread that waited for a process which did not react
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class _Raised:
-    """What was raised in a thread; carried as a value, since a future refuses a StopIteration."""
+    """An exception raised in a thread; carried as a value, since a future refuses a StopIteration."""
 
     error: BaseException
 
 
 class NoThread(Exception):
-    """The system gives this process no more threads."""
+    """The system allows this process no more threads."""
 
 
 class ThreadCall:
@@ -42,12 +42,12 @@ class ThreadCall:
         submit: Callable[[Callable[[], Any]], "Future[Any]"],
         function: Callable[[], Any],
     ) -> None:
-        """`submit` has a thread call a function."""
-        self._children: ThreadChildren | None = None  # None: no thread has taken it up
+        """`submit` makes a thread call a function."""
+        self._children: ThreadChildren | None = None  # None: no thread has begun it
         self.future = submit(partial(self._call, function))
 
     async def end(self) -> None:
-        """Withdraw the call, or give it a second to end, with the processes that it has started; it may go on after that."""
+        """Withdraw the call, or give it a second to end, with the processes that it has started; it may run on after that."""
         if self.future.cancel() or self.future.done():
             return
         ended = asyncio.wrap_future(self.future)
@@ -68,7 +68,7 @@ class ThreadCall:
 
 
 def _look_at(ended: "asyncio.Future[Any]") -> None:
-    """Have asyncio not complain that nobody wants to know what was raised."""
+    """Retrieve the exception, so that asyncio does not complain."""
     if not ended.cancelled():
         ended.exception()
 
@@ -83,7 +83,7 @@ async def call_in_thread(
     """Return what a function returns, called in a thread with this task's context variables.
 
     On a cancellation `on_cancel` is called at once, the processes that the thread has started are ended, and `on_stuck` is
-    called where it still runs after that. Raises NoThread where no thread is to be had.
+    called if it still runs after that. Raises NoThread if no thread is available.
     """
     try:
         call = ThreadCall(threads.submit, partial(_catch, copy_context(), function))

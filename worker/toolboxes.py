@@ -1,7 +1,7 @@
-"""The tools of one attempt: they are numbered, recorded, and over when the attempt is.
+"""The tools of one attempt: their calls are numbered, recorded, and end with the attempt.
 
-A call that cannot be repeated waits until its start is in the database, and then is made; of every other, start and end go
-into whichever turn comes next. So a call costs one commit at the most that somebody waits for.
+A call that cannot be repeated is made when its start is committed; the start and end of every other go
+into the next turn. So a call waits for at most one commit.
 """
 
 import asyncio
@@ -37,29 +37,29 @@ from worker.threads import MAX_THREADS, call_in_thread
 
 MAX_DEPTH: Final = 16
 MAX_ERROR_CHARS: Final = 4_000
-MAX_PREVIOUS_CALLS: Final = 1_000  # told; more may be recalled
+MAX_PREVIOUS_CALLS: Final = 1_000  # listed; more may be recalled
 NOT_MADE: Final = "it was stopped before anything was done"
-CLOSE_S: Final = 4.0  # a second to be told, three to be killed
+CLOSE_S: Final = 4.0  # a second to stop, three to be killed
 
 Result = TypeVar("Result")
 FindOutput = Callable[[CallPlace], Awaitable[str | None]]
 
-# How many tools wait, each in a thread, for what is called here.
+# How many tools wait, each in a thread, for the current call.
 _DEPTH: Final[ContextVar[int]] = ContextVar("smithers_tool_depth", default=0)
 
 
 class ToolThreads:
     """Threads for tools, apart from those of bodies, each of which may wait for one.
 
-    A tool that calls another waits for it in its thread. The other gets one of those a step deeper: a thread waits only
-    for deeper ones, so that the deepest are always free to go on. Used in the loop's thread.
+    A tool that calls another waits for it in its thread. The other gets a thread one level deeper: a thread waits only
+    for deeper ones, so that the deepest can always proceed. Used in the loop's thread.
     """
 
     def __init__(self) -> None:
         self._depths: list[ThreadPoolExecutor] = []
 
     def at(self, depth: int) -> ThreadPoolExecutor:
-        """Return the threads of a depth, from 0; raise ToolError where tools call one another too deep."""
+        """Return the threads of a depth, from 0; raise ToolError if tools call one another too deep."""
         if depth >= MAX_DEPTH:
             raise ToolError(f"tools that are plain functions call one another {MAX_DEPTH} deep")
         while len(self._depths) <= depth:
@@ -69,7 +69,7 @@ class ToolThreads:
         return self._depths[depth]
 
     def close(self) -> None:
-        """Let the threads end that have nothing to do any more."""
+        """Let idle threads end."""
         for threads in self._depths:
             threads.shutdown(wait=False)
 
@@ -85,7 +85,7 @@ class Workshop:
 
 @contextmanager
 def open_workshop(settings: PoolSettings) -> Iterator[Workshop]:
-    """Lay out what a child's tools need; whatever is in a jail dies at the end."""
+    """Open what a child's tools need; jailed processes die at the end."""
     threads = ToolThreads()
     closed = find_closed(settings.root.resolve())
     with RootDirectory(settings.root, hidden=HIDDEN, closed=closed) as root:
@@ -103,26 +103,26 @@ def open_workshop(settings: PoolSettings) -> Iterator[Workshop]:
 
 
 class Desk(Protocol):
-    """Where a toolbox tells what becomes of an attempt's calls; in the loop's thread."""
+    """Where a toolbox reports an attempt's calls; in the loop's thread."""
 
     def take_call(self, call: ToolCall, kept: "asyncio.Future[None] | None") -> None:
-        """Take a call's newest state; `kept` where somebody waits for it to be in the database."""
+        """Record a call's newest state; `kept` if somebody waits for its commit."""
 
     def report_usage(self, usage: TokenUsage) -> None:
-        """Take what a model has used up."""
+        """Record a model's usage."""
 
     def may_ask(self) -> bool:
         """Say whether a model may be asked now."""
 
     def speak(self, text: str) -> None:
-        """Take what a model says."""
+        """Record a model's text."""
 
     def on_stuck(self) -> None:
-        """Hear that a call goes on though its attempt is over."""
+        """Handle a call that outlives its attempt."""
 
 
 class AttemptToolbox:
-    """What one attempt works with; see smithers.tools.toolbox.Toolbox."""
+    """One attempt's toolbox; see smithers.tools.toolbox.Toolbox."""
 
     def __init__(
         self,
@@ -135,6 +135,13 @@ class AttemptToolbox:
         self._workshop = workshop
         self._desk = desk
         self._previous_calls = previous_calls[-MAX_PREVIOUS_CALLS:]
+        # The same in each attempt that recalls the calls of those before it: agents are told of these in their prompts,
+        # and a question with another prompt is another question.
+        self._told_calls = tuple(
+            row
+            for row in previous_calls
+            if row.kind == "tool" and not (row.is_recallable or is_not_made(row))
+        )
         self._find_output = find_output
         self._recall = Recall(previous_calls)
         self._keys = CallKeys()
@@ -143,7 +150,7 @@ class AttemptToolbox:
         self._is_closed = False
         self._expected: set[object] = set()
         self._under_way: dict[int, _UnderWay] = {}
-        self._unkept: dict[int, ToolCall] = {}  # over, but whoever made it does not go on yet
+        self._unkept: dict[int, ToolCall] = {}  # ended, but its caller does not go on yet
         self._speech = Speech(desk.speak)
         self._waits: set[concurrent.futures.Future[Any]] = set()
 
@@ -154,20 +161,16 @@ class AttemptToolbox:
 
     @property
     def previous_calls(self) -> tuple[PreviousCall, ...]:
-        """What earlier attempts called."""
+        """The calls of earlier attempts."""
         return tuple(_to_previous(row) for row in self._previous_calls if row.kind == "tool")
 
     @property
     def told_calls(self) -> tuple[PreviousCall, ...]:
-        """What earlier attempts called that this one does not recall."""
-        return tuple(
-            _to_previous(row)
-            for row in self._previous_calls
-            if row.kind == "tool" and not (row.is_recallable or is_not_made(row))
-        )
+        """Earlier attempts' calls that this one does not recall."""
+        return tuple(map(_to_previous, self._told_calls))
 
     async def recall(self, start: CallStart) -> PreviousCall | None:
-        """Take a call for one that an attempt made whose process died; None: it is to be made."""
+        """Match a call with one that an attempt made whose process died; None: make it."""
         self._check_open()
         recalled = self._recall.take(start, parent=_parent())
         if recalled is None:
@@ -182,24 +185,24 @@ class AttemptToolbox:
         return _to_previous(row)
 
     def note_written(self, call: object) -> None:
-        """Take note of a call that is still to be made."""
+        """Record a created call that is still to be made."""
         self._expected.add(call)
 
     def note_made(self, call: object) -> None:
-        """Take note that it is made."""
+        """Record that it is made."""
         self._expected.discard(call)
 
     def check_all_made(self) -> None:
-        """Raise ToolError where a body has returned without making a call that it wrote down."""
+        """Raise ToolError if a body has returned without making a call that it created."""
         for call in self._expected:
             raise ToolError(
                 f"{call!r} was never made: await it, or ask for its result() in a plain function"
             )
 
     async def begin(self, start: CallStart) -> CurrentCall:
-        """Number a call and record its start; wait until that is kept where it could do harm twice.
+        """Number a call and record its start; wait for that commit if it must not be repeated.
 
-        Never returns for a question to a model where the run's budget is spent: the attempt is being stopped.
+        Never returns for a question to a model if the run's budget is spent: the attempt is being stopped.
         """
         self._check_open()
         is_held = start.kind == "model" and not self._desk.may_ask()
@@ -228,7 +231,7 @@ class AttemptToolbox:
         error: BaseException | None,
         until_kept: bool = False,
     ) -> "asyncio.Future[None]":
-        """Record how a call ended; what is returned is done when that is in the database, and waited for if `until_kept`."""
+        """Record how a call ended; the future is done when that is committed; the caller awaits it if `until_kept`."""
         ended = self._under_way.pop(call_no)
         self._recall.leave(call_no)
         self._speech.flush()
@@ -247,13 +250,13 @@ class AttemptToolbox:
         return kept
 
     def report_usage(self, usage: TokenUsage) -> None:
-        """Tell what a model used up."""
-        if not isinstance(usage, TokenUsage):  # what an author's agent says
+        """Report a model's usage."""
+        if not isinstance(usage, TokenUsage):  # reported by an author's agent
             raise TypeError(f"what a model used up is a TokenUsage, not {type(usage).__name__}")
         self._desk.report_usage(usage)
 
     def say(self, text: str) -> None:
-        """Pass on what a model is saying."""
+        """Emit a model's text."""
         self._speech.say(text)
 
     async def run_command(self, command: Command) -> CommandEnd:
@@ -261,7 +264,7 @@ class AttemptToolbox:
         return await self._workshop.commands.run(command)
 
     async def run_in_thread(self, function: Callable[[], Result]) -> Result:
-        """Call what blocks."""
+        """Call a blocking function."""
         depth = _DEPTH.get()
         threads = self._workshop.threads.at(depth)
         deeper = _DEPTH.set(depth + 1)
@@ -273,7 +276,7 @@ class AttemptToolbox:
             _DEPTH.reset(deeper)
 
     def wait_for(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        """Have the loop run this, and block until it is done."""
+        """Run this on the loop, and block until it is done."""
         if threading.get_ident() == self._loop_thread:
             coroutine.close()
             raise SmithersError("result() would block every run of this worker here: use await")
@@ -290,7 +293,7 @@ class AttemptToolbox:
             self._waits.discard(future)
 
     def stop(self) -> None:
-        """Let no further call be made, wake the threads that wait for one, and stop what is under way."""
+        """Refuse further calls, wake the threads that wait for one, and stop running ones."""
         self._is_closed = True
         for future in list(self._waits):
             future.cancel()
@@ -310,14 +313,14 @@ class AttemptToolbox:
                 self._desk.on_stuck()
 
     def _lose(self, made: ToolCallRow, start: CallStart, loss: CallLost) -> ToolCallRow:
-        """Record that a call was not made, and why, so that a further attempt is told the same."""
+        """Record that a call was not made, and why, so that later attempts get the same answer."""
         error = _error_json(loss)
         call = self._begun(start, made.call_no)._replace(state=ToolCallState.FAILED, error=error)
         self._desk.take_call(call, None)
         return replace(made, state=call.state, error=error)
 
     def _count_in(self, recalled: Recalled) -> None:
-        """Count what is recalled among the calls of this attempt; what was refused is still to be made, under its key."""
+        """Count a recalled call among the calls of this attempt; a refused one can still be made, with its key."""
         made = recalled.inner if recalled.is_refused else (recalled.row, *recalled.inner)
         for row in made:
             self._keys.take(row.tool_name, row.input)
@@ -345,7 +348,7 @@ class AttemptToolbox:
 
 @dataclass(frozen=True, slots=True)
 class _UnderWay:
-    """A call under way, the task that makes it, and when it began (monotonic)."""
+    """A running call, its task, and when it began (monotonic)."""
 
     call: ToolCall
     task: "asyncio.Task[Any]"
@@ -359,7 +362,7 @@ def _parent() -> int:
 
 
 def _to_previous(row: ToolCallRow) -> PreviousCall:
-    """Return a call of an earlier attempt as a body is told of it."""
+    """Return a call of an earlier attempt as a body sees it."""
     return PreviousCall(
         attempt=row.attempt,
         call_no=row.call_no,

@@ -1,4 +1,4 @@
-"""The workflows that a child has loaded: by the hash of their source, so that versions stand side by side."""
+"""The workflows that a child has loaded, by the hash of their source, so that versions coexist."""
 
 import asyncio
 from collections import OrderedDict
@@ -19,7 +19,7 @@ MAX_LOADED: Final = 256
 
 
 class LoadFailed(Exception):
-    """A workflow cannot be had from its stored source."""
+    """A workflow cannot be loaded from its stored source."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.message)
@@ -33,11 +33,11 @@ class Library(Protocol):
         """Return a workflow; raises LoadFailed."""
 
     def find_export(self, source_hash: SourceHash, workflow: Workflow[Any]) -> str | None:
-        """Say what another workflow of a loaded source is had by; None: by nothing."""
+        """Return the export of another workflow of a loaded source; None: it has none."""
 
 
 class Workflows:
-    """A child's loaded workflows: a Library of what is stored."""
+    """A child's loaded workflows: a Library of stored sources."""
 
     def __init__(self, store: WorkerStore, bodies: Bodies) -> None:
         self._store = store
@@ -60,7 +60,7 @@ class Workflows:
         return await asyncio.shield(task)
 
     def find_export(self, source_hash: SourceHash, workflow: Workflow[Any]) -> str | None:
-        """Say under which name of which module another workflow of a loaded version stands; None: under none."""
+        """Return the module and name of another workflow of a loaded version; None: it has none."""
         return find_export(source_hash, workflow)
 
     async def _load(self, source_hash: SourceHash, export: str | None) -> Workflow[Any]:
@@ -73,7 +73,7 @@ class Workflows:
             )
         try:
             async with asyncio.timeout(LOAD_TIMEOUT_S):
-                # In a thread: an import may take seconds, and other runs go on meanwhile.
+                # In a thread: an import may take seconds, and other runs continue meanwhile.
                 workflow = await self._bodies.call_in_thread(
                     partial(_import, text, export), where=f"the import of {source_hash[:12]}"
                 )

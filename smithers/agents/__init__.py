@@ -1,6 +1,6 @@
-"""Agents that answer tasks: what one of your own has to be, and what it is lent.
+"""Agents that answer tasks: the interface of an agent of your own, and what it can use.
 
-A pydantic-ai agent is given to a task as it is. See docs/agents.md.
+A pydantic-ai agent is passed to a task directly. See docs/agents.md.
 """
 
 from smithers.agents.agent import Agent, AgentAnswer, AgentTool

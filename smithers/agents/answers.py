@@ -1,4 +1,4 @@
-"""Have a task's question answered: agents in their order, answers that fit, and word of what must not be done twice."""
+"""Answer a task's question: agents in order, validated answers, and a list of calls that must not be repeated."""
 
 import sys
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ LOG: Final = structlog.get_logger(__name__)
 
 
 async def answer(ask: Ask, prompt: Any, model: Any) -> Any:
-    """Return the first agent's answer that fits `model` (None: any JSON); raises what the last agent has raised.
+    """Return the first agent's answer that fits `model` (None: any JSON); raises the last agent's error.
 
-    InvalidOutput: it answered, and after `ask.repairs` more answers still nothing fitted.
+    InvalidOutput: after `ask.repairs` more answers still none fitted.
     """
     if not isinstance(prompt, str):
         raise TypeError(f"a prompt is a text, not {type(prompt).__name__}")
@@ -66,7 +66,7 @@ async def _ask(given: Any, ask: Ask, prompt: str, model: Any, tools: Sequence[Ag
 
 
 async def _check(value: Any, model: Any) -> None:
-    """Raise InvalidOutput for what does not fit; a model that is its author's code does not hold up the loop."""
+    """Raise InvalidOutput for an answer that does not fit; a model with code of its author does not block the loop."""
     check = partial(encode_output, value, model)
     if is_quick(value, model):
         check()
@@ -75,7 +75,7 @@ async def _check(value: Any, model: Any) -> None:
 
 
 def _adapt(agent: Any, name: str, ask: Ask) -> Agent:
-    """Return an agent as this package knows them; whoever hands over one of pydantic-ai's has loaded that."""
+    """Return an agent of this package's interface; a caller with an agent of pydantic-ai has loaded that library."""
     library = sys.modules.get("pydantic_ai")
     if library is None or not isinstance(agent, library.agent.AbstractAgent):
         own: Agent = agent
@@ -95,7 +95,7 @@ def _describe_misfit(value: Any, error: InvalidOutput) -> str:
 
 
 def _tell(calls: Sequence[PreviousCall]) -> str:
-    """Write down the calls that must not be made again, as the end of a prompt."""
+    """Return the end of a prompt: the calls that must not be repeated."""
     done = [call for call in calls if call.is_side_effect and not call.is_idempotent]
     if not done:
         return ""

@@ -1,4 +1,4 @@
-"""Questions to models, each asked once: an answer is kept before anybody goes on with it."""
+"""Questions to models, each asked once: an answer is committed before it is used."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
@@ -14,9 +14,9 @@ CHAT: Final = "chat"
 
 
 def say(text: str) -> None:
-    """Pass on what a model is saying, as it says it: in a moment it is among the run's events, as NodeOutput.
+    """Emit text while a model produces it: soon it is among the run's events, as NodeOutput.
 
-    From any thread. Where this is called by `ask` of ask_model, an answer that is recalled is not said again.
+    Callable from any thread. If `ask` of ask_model calls this, a recalled answer is not emitted again.
     """
     find_toolbox().say(text)
 
@@ -28,10 +28,10 @@ async def ask_model(
     *,
     read_usage: Callable[[Any], TokenUsage | None] = lambda _answer: None,
 ) -> Any:
-    """Return a model's answer, as plain JSON; it is had from an attempt that died if that was given it.
+    """Return a model's answer, as plain JSON; if an attempt that died got it, the stored one.
 
-    `request`, which is JSON, says which question this is: it is recorded, and compared with what an earlier attempt asked
-    at this point. `ask` asks. `read_usage` reads from the answer what it has cost.
+    `request`, which is JSON, identifies the question: it is recorded, and compared with the question of an earlier attempt
+    at this point. `ask` asks it. `read_usage` reads the usage from the answer.
     """
     start = CallStart(
         tool_name=model,

@@ -1,8 +1,8 @@
 """Agents of pydantic-ai, made durable by its own interface for that.
 
-Each model request and each call of a function or MCP tool that the agent has by itself is an operation that pydantic-ai
-hands over instead of performing it: it is recorded as a call of the attempt, and made once. Only imported where an author
-has given such an agent: the library is the extra `agents`.
+Each model request and each call of a function or MCP tool of the agent itself is an operation that pydantic-ai
+delegates instead of performing it: it is recorded as a call of the attempt, and made once. Only imported if an author
+uses such an agent: the library is the extra `agents`.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ from smithers.tools.toolbox import CallStart
 from smithers.tree import Ask
 
 TOOLSET_ID: Final = "smithers"
-OVERRIDING: Final = "overriding"  # a model that Agent.override has put in the place of the agent's
+OVERRIDING: Final = "overriding"  # a model that Agent.override has substituted for the agent's
 NO_CONFIG: Final = RoleBasedOperationConfig[None](
     model=None, event=None, capability=None, tool=None
 )
@@ -61,7 +61,7 @@ Body = Callable[[], Awaitable[object]]
 
 
 class PydanticAgent:
-    """An agent of pydantic-ai as a smithers.agents.Agent; pydantic-ai gives an answer back that does not fit."""
+    """An agent of pydantic-ai as a smithers.agents.Agent; pydantic-ai itself returns answers that do not fit."""
 
     def __init__(self, agent: AbstractAgent[Any, Any], name: str, ask: Ask) -> None:
         self._agent = agent
@@ -69,7 +69,7 @@ class PydanticAgent:
         self._ask = ask
 
     async def run(self, prompt: str, *, output: Any, tools: Sequence[AgentTool]) -> AgentAnswer:
-        """Answer; `output` None: with what the agent was made to put out."""
+        """Answer; `output` None: with the agent's own output type."""
         digest = sha256(prompt.encode("utf-8", "replace")).hexdigest()
         given = [
             Tool.from_schema(partial(_call, tool), tool.name, tool.description, tool.parameters)
@@ -92,14 +92,14 @@ class PydanticAgent:
 
 
 class Durability(BaseDurabilityCapability[Any]):
-    """What hands a run's operations to the attempt that it is part of."""
+    """Delegates an agent run's operations to its attempt."""
 
     engine_spec = DurabilityEngineSpec(
         engine_name="Smithers",
         durable_unit_noun="call",
         durable_container_noun="attempt",
         codec=JSON_CODEC,
-        sequential_tools_in_durable_context=True,  # calls are known by their numbers
+        sequential_tools_in_durable_context=True,  # calls are identified by their numbers
     )
     in_durable_context = True
 
@@ -111,7 +111,7 @@ class Durability(BaseDurabilityCapability[Any]):
         is_streamed: bool,
         models: Mapping[str, Model] | None = None,
     ) -> None:
-        """`models`: those that may be asked besides the agent's own."""
+        """`models`: those that may be asked in addition to the agent's own."""
         handler = _pass_on if is_streamed else None
         super().__init__(name=name, models=models, event_stream_handler=handler)
         self._prompt_digest = prompt_digest
@@ -119,7 +119,7 @@ class Durability(BaseDurabilityCapability[Any]):
         self._turns = count(1)  # shared by the copies that pydantic-ai makes of this
 
     async def for_run(self, ctx: RunContext[Any]) -> AbstractCapability[Any]:
-        """Know the model of this run: `Agent.override` may have put it in the place of the agent's own."""
+        """Note the model of this run: `Agent.override` may have substituted it for the agent's own."""
         agent, model = ctx.agent, ctx.model
         if agent is None or not isinstance(model, Model):
             return self
@@ -134,12 +134,12 @@ class Durability(BaseDurabilityCapability[Any]):
         return knowing.for_agent(agent)
 
     def get_durable_operation_backend(self) -> DurableOperationBackend[None]:
-        """Return what performs operations."""
+        """Return the object that performs operations."""
         return Operations(self.name, self._prompt_digest, self._turns)
 
 
 class Operations(JournalCallableOperationBackend[None]):
-    """Performs operations as recorded calls; what is neither a model's nor a tool's is just performed."""
+    """Performs operations as recorded calls; an operation of neither a model nor a tool is performed directly."""
 
     def __init__(self, agent_name: str, prompt_digest: str, turns: Iterator[int]) -> None:
         super().__init__(agent_name=agent_name, config=NO_CONFIG)
@@ -173,7 +173,7 @@ class Operations(JournalCallableOperationBackend[None]):
                 return await body()
 
     async def _ask(self, model: str, request: dict[str, Any], body: Body) -> object:
-        """Ask a model; the table of prices, which the first look-up loads for half a second, is looked at in a thread."""
+        """Ask a model; the price is looked up in a thread, since the first look-up loads the table for half a second."""
         cost: Decimal | None = None
 
         async def ask() -> object:
@@ -196,7 +196,7 @@ class Operations(JournalCallableOperationBackend[None]):
 
 
 async def _pass_on(_ctx: RunContext[Any], events: AsyncIterable[AgentStreamEvent]) -> None:
-    """Pass on the text of a model's stream; pydantic-ai calls this while the question is asked, and not on a recall."""
+    """Emit the text of a model's stream; pydantic-ai calls this while the question is asked, not on a recall."""
     async for event in events:
         match event:
             case PartStartEvent(part=TextPart(content=text)):
@@ -208,7 +208,7 @@ async def _pass_on(_ctx: RunContext[Any], events: AsyncIterable[AgentStreamEvent
 
 
 async def _call_own_tool(name: str, arguments: object, body: Body) -> object:
-    """Call a tool that the agent has by itself; nobody says of it that it might be called twice."""
+    """Call a tool of the agent itself; it counts as not repeatable."""
     start = CallStart(
         tool_name=name,
         input=encode_output(arguments, what="the input"),
@@ -222,7 +222,7 @@ async def _call_own_tool(name: str, arguments: object, body: Body) -> object:
 
 
 async def _call(tool: AgentTool, /, **arguments: Any) -> Any:
-    """Call one of ours, whatever its parameters are called; what comes to nothing is told to the model."""
+    """Call one of our tools, whatever its parameters are called; an error is reported to the model."""
     try:
         return await tool.call(arguments)
     except ToolError as error:
@@ -230,14 +230,14 @@ async def _call(tool: AgentTool, /, **arguments: Any) -> Any:
 
 
 def _response_in(answer: object) -> dict[str, Any]:
-    """Return a model's response as pydantic-ai writes it; a streamed one lies deeper."""
+    """Return a model's response as pydantic-ai encodes it; a streamed one is nested deeper."""
     written = cast("dict[str, Any]", answer)
     response: dict[str, Any] = written.get("response", written)
     return response
 
 
 def _find_cost(answer: object) -> Decimal | None:
-    """Say what a response has cost in dollars; None where genai-prices does not know the model, or it has no name."""
+    """Return a response's cost in dollars; None if genai-prices does not know the model, or it has no name."""
     try:
         response = _RESPONSE.validate_python(_response_in(answer))
         return response.cost().total_price if response.model_name else None

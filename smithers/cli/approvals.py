@@ -1,4 +1,4 @@
-"""Answer what runs ask people: `approvals`, `approve`, `deny`, `answer`."""
+"""Answer runs' questions to people: `approvals`, `approve`, `deny`, `answer`."""
 
 import json
 import os
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 NodeArgument = Annotated[
     str, typer.Argument(metavar="NODE", help="The approval's node.", show_default=False)
 ]
-Note = Annotated[str | None, typer.Option("--note", metavar="TEXT", help="What to tell the run.")]
+Note = Annotated[str | None, typer.Option("--note", metavar="TEXT", help="A note for the run.")]
 Iteration = Annotated[
     int,
     typer.Option(
-        "--iteration", min=0, help="Of a node in a loop, or of a budget: how often it was granted."
+        "--iteration", min=0, help="For a node in a loop; for a budget, how often it was granted."
     ),
 ]
 By = Annotated[
@@ -43,7 +43,7 @@ def approvals(
     run: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RUN]", help="Only of this run, each question in full.", show_default=False
+            metavar="[RUN]", help="Only this run's, each question in full.", show_default=False
         ),
     ] = None,
     *,
@@ -51,7 +51,7 @@ def approvals(
     server: o.ServerUrl = None,
     token: o.Token = None,
 ) -> None:
-    """List what waits for somebody's decision, oldest first."""
+    """List pending approvals, oldest first."""
     with o.open_client(server, token) as client:
         asked = [one for one in client.list_approvals() if run in {None, one.run_id}]
     if as_json:
@@ -108,7 +108,7 @@ def approve(
     node: NodeArgument,
     *,
     select: Annotated[
-        str | None, typer.Option("--select", metavar="OPTION", help="Which of the options.")
+        str | None, typer.Option("--select", metavar="OPTION", help="The chosen option.")
     ] = None,
     rank: Annotated[
         str | None,
@@ -120,11 +120,11 @@ def approve(
     server: o.ServerUrl = None,
     token: o.Token = None,
 ) -> None:
-    """Say yes, or which; the run goes on by itself."""
+    """Approve, or choose; the run then resumes by itself."""
     if select is not None and rank is not None:
         raise CommandFailed(
             "--select and --rank answer different questions",
-            hint="smithers approvals --json says which was asked",
+            hint="smithers approvals --json shows which is required",
             exit_code=Exit.USAGE,
         )
     told = _told(text, iteration) | {"decided_by": _name(by)}
@@ -144,7 +144,7 @@ def deny(
     server: o.ServerUrl = None,
     token: o.Token = None,
 ) -> None:
-    """Say no; what that means for the run its workflow says."""
+    """Deny; the workflow says what that does to the run."""
     told = _told(text, iteration) | {"decided_by": _name(by)}
     with o.open_client(server, token) as client, _explained(run):
         client.deny(run, node, **told)
@@ -160,7 +160,7 @@ def answer(
         typer.Option(
             "--value",
             metavar="JSON",
-            help="What to fill in: JSON, @FILE, or @- for stdin.",
+            help="The form's value: JSON, @FILE, or @- for stdin.",
             show_default=False,
         ),
     ],
@@ -169,7 +169,7 @@ def answer(
     server: o.ServerUrl = None,
     token: o.Token = None,
 ) -> None:
-    """Fill in a form; the run goes on by itself."""
+    """Fill in a form; the run then resumes by itself."""
     filled_in = read_json("--value", value, example='"yes"')
     with o.open_client(server, token) as client, _explained(run):
         client.answer(run, node, filled_in, answered_by=_name(by), iteration=iteration)
@@ -192,5 +192,5 @@ def _explained(run: str) -> Iterator[None]:
         yield
     except Conflict as error:
         raise CommandFailed(
-            str(error), hint=f"smithers inspect {run} says where it is", exit_code=Exit.FAILED
+            str(error), hint=f"smithers inspect {run} shows its state", exit_code=Exit.FAILED
         ) from error

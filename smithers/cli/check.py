@@ -1,4 +1,4 @@
-"""`smithers check`: what the files below the root would make of the runs that wait, before anybody resumes one with them."""
+"""`smithers check`: what the files below the root would do to waiting runs, before anybody resumes one with them."""
 
 import asyncio
 from collections import Counter
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from smithers.workflow import Workflow
 
 PAGE: Final = 100
-UNCHANGED: Final = "its source is as it was"
+UNCHANGED: Final = "its source is unchanged"
 GONE: Final = "the file is gone: it keeps its own source"
 
 OnlyFile = Annotated[
@@ -39,10 +39,10 @@ def check(
     database_url: o.DatabaseUrl = None,
     data_dir: o.DataDir = None,
 ) -> None:
-    """Render every parked run by the files below the root, and say which go on, which change, which fail.
+    """Render every parked run with the files below the root, and say which go on, which change, which fail.
 
-    The files are imported here, as a worker would; no task is run, and nothing is written. A run keeps the source
-    that it has until it is resumed with another.
+    The files are imported here, as by a worker; no task is run, and nothing is written. A run keeps its source
+    until it is resumed with another.
     """
     from smithers.cli.up import place_below
 
@@ -66,7 +66,7 @@ def check(
     if counts["fails"]:
         raise CommandFailed(
             f"{counts['fails']} parked runs could not go on with this source",
-            hint="they keep theirs, unless they are resumed with this one",
+            hint="they keep their own, unless they are resumed with this one",
             exit_code=Exit.FAILED,
         )
 

@@ -1,9 +1,9 @@
-"""What a person or a program sees: data on stdout, talk on stderr, colour and tables on terminals only; and JSON flags.
+"""Output for people and programs: data on stdout, messages on stderr, colours and tables on terminals only; and JSON flags.
 
-`--json` prints what the server said, with the wire's names: one document, or for events one line each.
+`--json` prints the server's answer, with the API's names: one document, or for events one line each.
 
-Names, texts and errors come from workflows, tools and models: whatever is printed goes through `printable`, so that no
-terminal takes it for an order.
+Names, texts and errors come from workflows, tools and models: everything printed goes through `printable`, so that it
+cannot control a terminal.
 """
 
 import json
@@ -40,7 +40,7 @@ STYLES: Final = {
 
 
 class Exit(IntEnum):
-    """How a command ends, for the shell."""
+    """A command's exit code."""
 
     OK = 0
     FAILED = 1
@@ -52,7 +52,7 @@ class Exit(IntEnum):
 
 
 class CommandFailed(SmithersError):
-    """A command cannot do what it was asked: one sentence, and what to do about it."""
+    """A command cannot do what it was asked to: one sentence, and a hint at what to do."""
 
     def __init__(
         self, message: str, *, hint: str | None = None, exit_code: int = Exit.FAILED
@@ -65,7 +65,7 @@ class CommandFailed(SmithersError):
 def read_json(flag: str, text: str, *, example: str) -> Any:
     """Return the value of a flag that is JSON, `@FILE` that holds it, or `@-` for stdin; raise CommandFailed otherwise.
 
-    `example`: a JSON text, which the hint shows as a shell is told it.
+    `example`: a JSON text, which the hint shows quoted for a shell.
     """
     try:
         if text.startswith("@"):
@@ -76,20 +76,20 @@ def read_json(flag: str, text: str, *, example: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CommandFailed(
-            f"{flag} is no JSON: {error}",
+            f"{flag} is not JSON: {error}",
             hint=f"quote it for the shell: '{example}'",
             exit_code=Exit.USAGE,
         ) from error
 
 
 def heeded_signals(*numbers: signal.Signals) -> tuple[signal.Signals, ...]:
-    """Return the signals that a command acts upon: not SIGHUP where `nohup` has had it ignored."""
+    """Return the signals that a command handles: not SIGHUP if `nohup` has it ignored."""
     is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return tuple(number for number in numbers if number != signal.SIGHUP or not is_ignored)
 
 
 def in_full(error: Exception) -> str:
-    """Return what an error says, and what its details say was wrong or expected, a line for each."""
+    """Return an error's message, and the errors or expectations in its details, a line for each."""
     details = getattr(error, "details", None)
     told = details if isinstance(details, dict) else {}
     lines = [str(error), *(json.dumps(one, ensure_ascii=False) for one in told.get("errors") or ())]
@@ -99,7 +99,7 @@ def in_full(error: Exception) -> str:
 
 
 def open_console(*, is_stderr: bool = False) -> "Console":
-    """Return a console; it knows NO_COLOR, TERM=dumb and what is no terminal."""
+    """Return a console; it respects NO_COLOR and TERM=dumb, and detects terminals."""
     from rich.console import Console
 
     console = Console(stderr=is_stderr, highlight=False, soft_wrap=True)
@@ -109,7 +109,7 @@ def open_console(*, is_stderr: bool = False) -> "Console":
 
 
 def print_json(value: Any, *, is_line: bool = False) -> None:
-    """Print one document: indented for people, unless it is to be one line; on one line for programs."""
+    """Print one document: indented on a terminal, unless one line is requested; else on one line."""
     indent = 2 if sys.stdout.isatty() and not is_line else None
     typer.echo(printable(json.dumps(value, indent=indent, ensure_ascii=False)))
 
@@ -120,7 +120,7 @@ def print_line(text: str) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
-    """Print rows under their columns; what has a style by its word gets it. `empty`: what is said of no rows."""
+    """Print rows under their columns, with STYLES by word. `empty`: the message for no rows."""
     listed = [tuple(map(printable, row)) for row in rows]
     if not listed:
         note(empty)
@@ -154,12 +154,12 @@ def print_fields(fields: Iterable[tuple[str, str]]) -> None:
 
 
 def note(text: str) -> None:
-    """Say something that is no data."""
+    """Print a message to stderr."""
     typer.echo(printable(text), err=True)
 
 
 def log_to_stderr(options: "ServerOptions") -> None:
-    """Have what this process logs be talk as well, in the form that the settings want."""
+    """Log to stderr, in the format of the settings."""
     import smithers.telemetry.without_rich  # noqa: F401 - before structlog
     from smithers.telemetry.logs import configure_logging
 
@@ -167,7 +167,7 @@ def log_to_stderr(options: "ServerOptions") -> None:
 
 
 def complain(error: str, hint: str | None) -> None:
-    """Say on stderr what went wrong, and what to do."""
+    """Print an error and its hint to stderr."""
     from rich.text import Text
 
     console = open_console(is_stderr=True)

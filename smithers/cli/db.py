@@ -1,4 +1,4 @@
-"""`smithers db`: bring the schema up to date, say where it is, remove what ended long ago."""
+"""`smithers db`: migrate the schema, print its version, remove old runs."""
 
 import asyncio
 import os
@@ -35,7 +35,7 @@ def upgrade(
     database_url: o.DatabaseUrl = None,
     data_dir: o.DataDir = None,
 ) -> None:
-    """Bring the database's schema to what this version needs; harmless when it is there already, or newer."""
+    """Migrate the database's schema to what this version needs; harmless if it is current or newer."""
     given = o.looking_options({**locals(), "migrate": True})
     log_to_stderr(given)
     where, found = asyncio.run(_upgrade(given))
@@ -50,7 +50,7 @@ def current(
     data_dir: o.DataDir = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Say which schema the database has, and which one this version needs; fails where it is older."""
+    """Print the database's schema version, and the one that this version needs; fails if it is older."""
     given = o.looking_options(locals())
     log_to_stderr(given)
     found = asyncio.run(_find(given))
@@ -79,7 +79,7 @@ OlderThan = Annotated[
         show_default=False,
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say how much that would be.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count them.")]
 
 
 def prune(
@@ -91,9 +91,9 @@ def prune(
     data_dir: o.DataDir = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Remove runs that ended long ago, with all that belongs to them but their ids.
+    """Remove runs that ended long ago, with everything that belongs to them except their ids.
 
-    Beside a server that works: a few runs at a time. Runs that have not ended stay, however old they are.
+    Works beside a running server, a few runs at a time. Runs that have not ended stay, however old they are.
     """
     from smithers.settings.parsing import age
 
@@ -118,7 +118,7 @@ def prune(
 
 @asynccontextmanager
 async def find_existing(options: ServerOptions) -> AsyncIterator["Database"]:
-    """Join the database that a command only looks at; raise CommandFailed where there is none: it makes no new one."""
+    """Join an existing database for a command that only reads; raise CommandFailed if there is none."""
     from smithers.foundation import find_database
     from smithers.store.embedded import default_data_dir, has_database
 
@@ -126,7 +126,7 @@ async def find_existing(options: ServerOptions) -> AsyncIterator["Database"]:
         place = options.data_dir or default_data_dir(options.root_dir, environ=os.environ)
         if not has_database(place):
             raise CommandFailed(
-                f"there is no database of {options.root_dir} yet: {place} holds none",
+                f"there is no database for {options.root_dir} yet: {place} holds none",
                 hint="name the server's with --data-dir or --database-url",
             )
     async with find_database(options, os.environ) as database:

@@ -1,6 +1,6 @@
-"""Split a command in two: its work goes on in the background, and whoever started it is told where.
+"""Split a command in two: one half works in the background, the other reports where.
 
-A fork before anything is opened, and before there is a loop or a thread: the half in the background is the same command
+It forks before anything is opened, and before there is a loop or a thread: the background half is the same command
 with the same settings, without its terminal.
 """
 
@@ -19,7 +19,7 @@ Announce = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Background:
-    """What goes on in the background, for the half that does not."""
+    """The background process, as the foreground half knows it."""
 
     url: str
     pid: int
@@ -27,10 +27,10 @@ class Background:
 
 
 def detach(run_id: str) -> Announce | Background:
-    """Return in both halves: in the background what is to be told its URL, in the other what was told.
+    """Return in both halves: in the background a function to report the URL, in the foreground the reported values.
 
-    The background's stdout and stderr go to the log. The other half raises CommandFailed, with the background's exit
-    code, where that ended before it told anything; what it said until then is on stderr.
+    The background's stdout and stderr go to the log. The foreground raises CommandFailed, with the background's exit
+    code, if that ended before it reported a URL; its output until then is on stderr.
     """
     log = state_dir(os.environ) / "logs" / f"up-{run_id[:200]}.log"
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

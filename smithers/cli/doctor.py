@@ -1,4 +1,4 @@
-"""`smithers doctor`: look at whatever a server needs, and say what is wrong before a server has to."""
+"""`smithers doctor`: check everything that a server needs, and report problems before a server does."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ SKEW_S: Final = 1.0
 
 
 class Verdict(StrEnum):
-    """What came of a look."""
+    """The result of a check."""
 
     OK = "ok"
     WARNING = "warning"
@@ -33,7 +33,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """One thing that was checked."""
 
     name: str
     verdict: Verdict
@@ -88,7 +88,7 @@ async def _look(options: ServerOptions, address: ClientOptions) -> list[Finding]
 
 
 async def _try_sandbox(options: ServerOptions) -> list[Finding]:
-    """Run the commands of tools once: a server works without them, so this fails nothing."""
+    """Try to run tools' commands: a server works without them, so this fails nothing."""
     from worker.sandbox.commands import SandboxPolicy
     from worker.sandbox.probe import JAILED, probe_sandbox
 
@@ -96,13 +96,13 @@ async def _try_sandbox(options: ServerOptions) -> list[Finding]:
     verdict = Verdict.OK if found.standing == JAILED else Verdict.WARNING
     return [
         Finding("sandbox", verdict, found.standing),
-        # Most hosts give none: that is no fault.
+        # Most hosts have none: that is not a fault.
         Finding("sandbox", Verdict.OK, f"limits by cgroups: {found.cgroup_limits}"),
     ]
 
 
 def _judge(check: "DatabaseCheck", *, is_embedded: bool) -> Iterator[Finding]:
-    """Say of each thing that was measured whether a server can live with it."""
+    """Say of each measurement whether it is good enough for a server."""
     yield Finding("postgres", Verdict.OK, check.version)
     yield _judge_schema(check.revision, is_embedded=is_embedded)
     yield Finding(

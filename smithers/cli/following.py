@@ -1,7 +1,7 @@
-"""Follow a run to its end, and ask the person at the terminal what the run asks.
+"""Follow a run to its end, and ask its questions at the terminal.
 
-Ends in one of four ways: the run has ended; it goes on as another; it waits for something that cannot come from here; or
-somebody told us to leave. Between two questions the display has the terminal.
+Ends in one of four ways: the run has ended; it continues as another; it waits for something that cannot come from here; or
+it was told to stop. Between two questions the display has the terminal.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from smithers.texts import printable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What is said to a question."""
+    """The answer to a question."""
 
     is_approved: bool
     note: str | None = None
@@ -34,14 +34,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Followed:
-    """Where a run was left."""
+    """The run's state when following ended."""
 
     run: Run
-    questions: tuple[Approval, ...] = ()  # what it asks, and nobody here answers
-    successor: str | None = None  # the run that it goes on as
+    questions: tuple[Approval, ...] = ()  # its questions that nobody here answers
+    successor: str | None = None  # the run that continues it
 
 
-Ask = Callable[[Approval], Awaitable[Answer | None]]  # None: no answer can be had
+Ask = Callable[[Approval], Awaitable[Answer | None]]  # None: there is no answer
 
 
 async def follow(
@@ -67,20 +67,21 @@ async def follow(
 
 
 async def _find_stuck(client: AsyncClient, run: Run) -> Followed | None:
-    """Say where the run stands if only somebody else can move it; one whose last question was answered moves by itself."""
+    """Return the run if only somebody else can move it; one whose last question was answered moves by itself."""
     if run.status is RunStatus.WAITING_APPROVAL:
         asked = await client.list_approvals()
         questions = tuple(approval for approval in asked if approval.run_id == run.run_id)
         return Followed(run=run, questions=questions) if questions else None
     if run.status is not RunStatus.WAITING_EVENT:
         return None
-    why = await client.why(run.run_id)
-    is_moved = any(reason.kind == "subflow" for reason in why.reasons)  # by a child's end
-    return None if is_moved else Followed(run=run)
+    kinds = {reason.kind for reason in (await client.why(run.run_id)).reasons}
+    # A child's end moves it by itself; without a signal to wait for it has moved on since its status was read.
+    is_stuck = "signal" in kinds and "subflow" not in kinds
+    return Followed(run=run) if is_stuck else None
 
 
 async def _answer(client: AsyncClient, event: Event, display: Display, ask: Ask) -> None:
-    """Have an approval decided, if it still is one."""
+    """Decide an approval, if it is still open."""
     place = (event.run_id, event.node_id, event.iteration)
     for approval in await client.list_approvals():
         if (approval.run_id, approval.node_id, approval.iteration) != place:
@@ -97,7 +98,7 @@ async def _answer(client: AsyncClient, event: Event, display: Display, ask: Ask)
 async def _decide(client: AsyncClient, approval: Approval, answer: Answer) -> None:
     place = (approval.run_id, approval.node_id)
     user, iteration = os.environ.get("USER"), approval.iteration
-    with suppress(Conflict):  # somebody else was quicker, which the events will say
+    with suppress(Conflict):  # somebody else was faster, as the events will show
         if answer.is_approved:
             await client.approve(
                 *place,
@@ -112,7 +113,7 @@ async def _decide(client: AsyncClient, approval: Approval, answer: Answer) -> No
 
 
 async def approve_all(approval: Approval) -> Answer | None:
-    """Say yes to whatever is asked: take the first of the options, or all in their order; only a form is left open."""
+    """Approve everything: take the first option, or all in their order; only forms are left open."""
     options = approval.request_options or ()
     match approval.request_mode:
         case "approve":
@@ -130,7 +131,7 @@ async def leave_open(_approval: Approval) -> None:
 
 
 async def ask_at_terminal(approval: Approval) -> Answer | None:
-    """Show a question and read the answer; the end of the input is none, nor has a form any here."""
+    """Show a question and read the answer; at the end of the input, and for a form, there is none."""
     if approval.request_mode == "form":
         return None
     options = approval.request_options or ()
@@ -183,14 +184,14 @@ def _read_ranking(words: str, options: Sequence[str]) -> Answer | None:
 
 
 def _pick(words: str, options: Sequence[str]) -> list[str]:
-    """Return the options of these numbers; none where one of them is no option's."""
+    """Return the options with these numbers; none if a number is invalid."""
     numbers = [int(word) if word.isdecimal() else 0 for word in words.replace(",", " ").split()]
     if any(not 1 <= number <= len(options) for number in numbers):
         return []
     return [options[number - 1] for number in numbers]
 
 
-# By a question's mode: what is asked for, and how an answer is read; None: it is asked for again.
+# By a question's mode: the prompt, and the parser of the answer; None: ask again.
 _READERS: Final[Mapping[str, tuple[str, Callable[[str, Sequence[str]], Answer | None]]]] = {
     "approve": ("Approve? [y/n] ", _read_yes_or_no),
     "select": ("Which one? [1-{count}, n to deny] ", _read_choice),
@@ -199,13 +200,13 @@ _READERS: Final[Mapping[str, tuple[str, Callable[[str, Sequence[str]], Answer | 
 
 
 async def _read_line(prompt: str) -> str | None:
-    """Read a line without holding up the loop; a thread that reads could not be called back."""
+    """Read a line without blocking the loop; a reading thread could not be interrupted."""
     typer.echo(prompt, err=True, nl=False)
     loop = asyncio.get_running_loop()
     line: asyncio.Future[str | None] = loop.create_future()
 
     def read() -> None:
-        text = os.read(0, 65_536)  # a terminal gives whole lines
+        text = os.read(0, 65_536)  # a terminal delivers whole lines
         if not line.done():
             line.set_result(text.decode(errors="replace") if text else None)
 

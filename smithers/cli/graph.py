@@ -1,4 +1,4 @@
-"""`smithers graph FILE`: render a workflow's tree without running anything of it."""
+"""`smithers graph FILE`: render a workflow's tree without running any of its tasks."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +13,7 @@ from smithers.texts import printable
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-NAMES: Final = {"ralph": "loop", "wait-for-event": "signal"}  # the wire's words, and ours
+NAMES: Final = {"ralph": "loop", "wait-for-event": "signal"}  # the API's words, and ours
 SHOWN: Final = (
     "label",
     "title",
@@ -34,9 +34,9 @@ def graph(
     as_json: o.AsJson = False,
     root_dir: o.RootDir = None,
 ) -> None:
-    """Show a workflow's first tree: what there is to do before anything has come out.
+    """Show a workflow's first tree: the work to do before there is any output.
 
-    The file is imported here, as a worker would; none of its tasks is run.
+    The file is imported here, as by a worker; none of its tasks is run.
     """
     options = o.looking_options({"root_dir": root_dir or find_root(file)})
     tree = _render(options, place_below(options.root_dir, file), read_input(input_text))

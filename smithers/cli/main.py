@@ -1,4 +1,4 @@
-"""The `smithers` command: which commands there are, and how every one of them ends."""
+"""The `smithers` command: its subcommands, and how each of them ends."""
 
 import errno
 import inspect
@@ -34,14 +34,14 @@ app = typer.Typer(
 
 
 def _help(examples: Sequence[str], text: str) -> str:
-    """Put examples before the words; the mark keeps typer from filling their lines."""
+    """Put examples before the text; the backspace keeps typer from rewrapping them."""
     return "\n".join(["Examples:", "", "\b", *(f"  {line}" for line in examples), "", text])
 
 
 def _add(
     group: typer.Typer, command: Callable[..., None], *examples: str, name: str | None = None
 ) -> None:
-    """Add a command, whose help is its examples and its docstring."""
+    """Add a command; its help is its examples and its docstring."""
     text = inspect.cleandoc(command.__doc__ or "")
     group.command(name, help=_help(examples, text), short_help=text.partition("\n")[0])(command)
 
@@ -61,7 +61,7 @@ def smithers(
         typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
     ] = False,
 ) -> None:
-    """What stands before every command."""
+    """Options before every command."""
 
 
 def _add_running() -> None:
@@ -144,7 +144,7 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command and return its exit code; what was foreseen is a sentence and a hint, never a traceback."""
+    """Run a command and return its exit code; expected errors are a sentence and a hint, never a traceback."""
     try:
         code = app(arguments, prog_name="smithers", standalone_mode=False)
     except typer.Abort:
@@ -160,7 +160,7 @@ def _explain(error: Exception) -> int:
             note(error.format_message())  # no command was given: this is the help
             return Exit.USAGE
         case typer.TyperException():  # a usage error, whose own code, 2, says "cancelled" here
-            complain(error.format_message(), "smithers COMMAND --help says what there is")
+            complain(error.format_message(), "smithers COMMAND --help lists the options")
             return Exit.USAGE
         case InvalidSettings():
             for problem in error.problems:

@@ -1,11 +1,13 @@
-"""The command line's options, made from the table of settings: a flag's help, variable and default stand there only."""
+"""The command line's options, generated from the table of settings, the only place of flags' help and defaults."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from smithers.cli.console import CommandFailed, Exit, in_full
 from smithers.settings import (
     CLIENT_SETTINGS,
     SETTINGS,
@@ -18,11 +20,12 @@ from smithers.settings import (
 if TYPE_CHECKING:
     from smithers.client import Client
 
+NO_LISTS: Final = "DB_NOT_CONFIGURED"  # a 400 that no argument can fix
 _BY_FIELD: Final = {setting.field: setting for setting in (*SETTINGS, *CLIENT_SETTINGS)}
 
 
 def option(field: str) -> Any:
-    """Return the option for a setting; its value is read with all others, not by itself."""
+    """Return the option for a setting; its value is parsed together with all others."""
     return typer.Option(
         _BY_FIELD[field].flag,
         metavar=_BY_FIELD[field].metavar or None,
@@ -71,28 +74,35 @@ LogLevel = Annotated[Text, option("log_level")]
 
 ServerUrl = Annotated[Text, option("url")]
 Token = Annotated[Text, option("token")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with the names of the wire.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with the names of the HTTP API.")]
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="The run's id.", show_default=False)
 ]
 
 
 def server_options(flags: Mapping[str, Any], **decided: Mapping[str, Any]) -> ServerOptions:
-    """Read the settings of a command that serves: its flags, then the environment; `decided`: see read_server_options."""
+    """Read a serving command's settings: its flags, then the environment; `decided`: see read_server_options."""
     return read_server_options(flags, os.environ, **decided)
 
 
 def looking_options(flags: Mapping[str, Any]) -> ServerOptions:
-    """Read the settings of a command that serves nobody: its options, its log's, and the way past a pooler."""
+    """Read the settings of a command that serves nothing: its options, those of its log, and the direct URL."""
     used = {*flags, "log_format", "log_level"}
     if "database_url" in flags:
         used.add("database_direct_url")
     return read_server_options(flags, os.environ, used=used)
 
 
-def open_client(url: str | None, token: str | None) -> "Client":
-    """Open the conversation of an operating command."""
-    from smithers.client import Client
+@contextmanager
+def open_client(url: str | None, token: str | None) -> Iterator["Client"]:
+    """Open an operating command's client; raise CommandFailed for invalid settings."""
+    from smithers.client import BadRequest, Client, Unsendable
 
     options = read_client_options({"url": url, "token": token}, os.environ)
-    return Client(options.url, token=options.token)
+    try:
+        with Client(options.url, token=options.token) as client:
+            yield client
+    except (BadRequest, Unsendable) as error:
+        if getattr(error, "code", None) == NO_LISTS:
+            raise
+        raise CommandFailed(in_full(error), exit_code=Exit.USAGE) from error

@@ -1,6 +1,6 @@
-"""A run's progress as people see it: a live list of nodes on a terminal, a line for each thing that happens elsewhere.
+"""A run's progress for people: a live list of nodes on a terminal, elsewhere a line for each event.
 
-`Progress` is what the events say so far; the two displays show it. All of it goes to stderr: stdout is for the result.
+`Progress` is the state from the events so far; the two displays show it, on stderr: stdout is for the result.
 """
 
 import time
@@ -53,12 +53,12 @@ RUN_WORDS: Final = {
     "WorkflowReloaded": "goes on with its edited source",
 }
 REFRESHES_PER_S: Final = 12
-LINES_KEPT: Final = 8  # of the terminal's height, for what is not a node
+LINES_KEPT: Final = 8  # lines of the terminal that are not for nodes
 
 
 @dataclass(slots=True)
 class NodeLine:
-    """A node as it is shown."""
+    """A node as displayed."""
 
     name: str
     state: NodeState = NodeState.PENDING
@@ -68,14 +68,14 @@ class NodeLine:
     remark: str = ""
 
     def took_s(self, now_ms: float) -> float | None:
-        """How long the newest attempt has taken."""
+        """The duration of the newest attempt, in seconds."""
         if self.began_ms is None:
             return None
         return max((self.ended_ms or now_ms) - self.began_ms, 0) / 1000
 
 
 class Progress:
-    """What a run's events say so far."""
+    """A run's state from its events so far."""
 
     def __init__(self) -> None:
         self.nodes: dict[tuple[str, int], NodeLine] = {}
@@ -84,7 +84,7 @@ class Progress:
         self.last_ms = 0
 
     def take(self, event: "Event") -> NodeLine | None:
-        """Take an event in; return the node that it is about."""
+        """Apply an event; return its node."""
         self.began_ms = self.began_ms or event.timestamp_ms
         self.last_ms = event.timestamp_ms
         if event.type in RUN_WORDS:
@@ -111,7 +111,7 @@ class Progress:
         return node
 
     def count(self) -> str:
-        """Say how many nodes are where."""
+        """Count the nodes by state."""
         counts = Counter(node.state for node in self.nodes.values())
         return ", ".join(f"{counts[state]} {state}" for state in NodeState if counts[state])
 
@@ -134,7 +134,7 @@ def _remark(event: "Event") -> str:
 
 
 class PlainDisplay:
-    """One line for each thing that happens, with the seconds since the run's start."""
+    """One line for each event, with the seconds since the run's start."""
 
     def __init__(self) -> None:
         self.progress = Progress()
@@ -147,14 +147,14 @@ class PlainDisplay:
         self.end()
 
     def end(self) -> None:
-        """Show nothing any more."""
+        """End the display."""
 
     def say(self, text: str) -> None:
         """Say something that is no event."""
         self._console.print(printable(text), markup=False)
 
     def pause(self) -> None:
-        """Leave the terminal to somebody else; there is nothing to leave."""
+        """Release the terminal; does nothing here."""
 
     def unpause(self) -> None:
         """Take the terminal back."""
@@ -182,7 +182,7 @@ class PlainDisplay:
 
 
 class LiveDisplay:
-    """A list of nodes that is drawn anew as they move; what tasks print scrolls by above it."""
+    """A list of nodes that is redrawn as they change; tasks' output scrolls above it."""
 
     def __init__(self, title: str) -> None:
         self.progress = Progress()
@@ -211,21 +211,21 @@ class LiveDisplay:
         self.end()
 
     def end(self) -> None:
-        """Leave the last list on the screen."""
+        """End the display, and leave the last list on the screen."""
         self._live.stop()
 
     def say(self, text: str) -> None:
-        """Say something, above the list."""
+        """Print a message above the list."""
         self._console.print(printable(text), markup=False)
 
     def pause(self) -> None:
-        """Leave the terminal to a question: the list goes away, and comes back below it."""
+        """Release the terminal for a question: the list disappears, and reappears below it."""
         self._live.transient = True
         self._live.stop()
 
     def unpause(self) -> None:
-        """Draw again, below what was written meanwhile."""
-        self._live = self._make_live()  # one that was used would erase what stands above it
+        """Draw again, below the text written meanwhile."""
+        self._live = self._make_live()  # a used one would erase the lines above it
         self._live.start()
 
     def show(self, event: "Event") -> None:
@@ -282,15 +282,15 @@ class LiveDisplay:
         return Text(f"  {pretty if self._is_unicode else plain}", style=STYLES[node.state])
 
     def _took(self, node: NodeLine) -> str:
-        # The server's clock, carried on by ours since its last word.
+        # The server's clock: its last timestamp plus the time since then.
         took_s = node.took_s(time.time() * 1000)
         return "" if took_s is None else f"{took_s:.2f} s"
 
 
 def choose_lines(nodes: list[NodeLine], room: int) -> tuple[list[NodeLine], int]:
-    """Return the nodes for which there is room, in their order, and how many are not shown.
+    """Return the nodes that fit, in their order, and the number of the others.
 
-    What moves or needs somebody comes first, then what failed, then what ended last, then what has not begun.
+    Running nodes and those that need somebody come first, then failed ones, then the last to end, then those not begun.
     """
     if len(nodes) <= room:
         return nodes, 0
@@ -315,7 +315,7 @@ Display = PlainDisplay | LiveDisplay
 
 
 def open_display(title: str) -> Display:
-    """Return the display that this process's stderr is good for."""
+    """Return the display that suits this process's stderr."""
     console = open_console(is_stderr=True)
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveDisplay(title)

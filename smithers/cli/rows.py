@@ -10,12 +10,3 @@ async def find_queue(run_id: str, dsn: str) -> str | None:
 
     async with open_connection(dsn, role="up") as connection:
         return await reads.find_queue(connection, RunId(run_id))
-
-
-async def find_traceback(run_id: str, dsn: str) -> str | None:
-    """Return the traceback of what failed a run; None where there is none."""
-    from smithers.store import reads
-    from smithers.store.connections import open_connection
-
-    async with open_connection(dsn, role="up") as connection:
-        return await reads.find_traceback(connection, RunId(run_id))

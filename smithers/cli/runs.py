@@ -1,4 +1,4 @@
-"""Look at runs and steer them, over HTTP: `ps`, `inspect`, `why`, `events`, `frames`, `cancel`, `resume`."""
+"""Inspect and control runs, over HTTP: `ps`, `inspect`, `why`, `events`, `frames`, `cancel`, `resume`."""
 
 import json
 import time
@@ -61,7 +61,7 @@ def inspect(
     server: o.ServerUrl = None,
     token: o.Token = None,
 ) -> None:
-    """Show a run and its nodes, and the traceback of one that failed: that takes the scope `admin`."""
+    """Show a run and its nodes, and a failed run's traceback, which requires the scope `admin`."""
     with o.open_client(server, token) as client:
         found = client.get(run)
         nodes = client.list_nodes(run)
@@ -70,7 +70,7 @@ def inspect(
         return
     print_fields(_describe(found))
     print_line("")
-    # In the order in which they began; what has not, last, as the server lists it.
+    # In the order in which they began; the others last, as the server lists them.
     began = sorted(nodes, key=lambda node: (node.started_at_ms is None, node.started_at_ms or 0))
     print_table(
         ("NODE", "STATE", "ATTEMPT", "TOOK", "OUTPUT"),
@@ -89,7 +89,7 @@ def why(
     server: o.ServerUrl = None,
     token: o.Token = None,
 ) -> None:
-    """Say why a run does not move, and what would make it."""
+    """Say why a run does not progress, and what would unblock it."""
     with o.open_client(server, token) as client:
         found = client.why(run)
     if as_json:
@@ -101,14 +101,14 @@ def why(
         if reason.unblock:
             print_line(f"  {reason.unblock['command']}")
     if any(reason.kind == "approval" for reason in found.reasons):
-        note(f"what is asked, in full: smithers approvals {run}")
+        note(f"its questions in full: smithers approvals {run}")
 
 
 def events(
     run: o.RunArgument,
     *,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")
+        bool, typer.Option("--follow", "-f", help="Follow until the run has ended.")
     ] = False,
     node: Annotated[
         list[str] | None,
@@ -143,7 +143,7 @@ def frames(
     server: o.ServerUrl = None,
     token: o.Token = None,
 ) -> None:
-    """List a run's frames, newest first: each render whose tree was another one."""
+    """List a run's frames, newest first: each render whose tree changed."""
     with o.open_client(server, token) as client:
         found = client.list_frames(run, limit=limit)
     if as_json:
@@ -155,10 +155,10 @@ def frames(
 
 
 def cancel(run: o.RunArgument, *, server: o.ServerUrl = None, token: o.Token = None) -> None:
-    """Cancel a run; what is under way is stopped."""
+    """Cancel a run; running attempts are stopped."""
     with o.open_client(server, token) as client:
         client.cancel(run)
-    note(f"run {run} is cancelled, or will be as soon as its worker hears of it")
+    note(f"run {run} is cancelled, or will be as soon as its worker is notified")
 
 
 def resume(
@@ -166,19 +166,19 @@ def resume(
     *,
     workflow_path: Annotated[
         str | None,
-        typer.Option("--workflow", metavar="PATH", help="Go on by what this file says now."),
+        typer.Option("--workflow", metavar="PATH", help="Resume with this file as it is now."),
     ] = None,
     server: o.ServerUrl = None,
     token: o.Token = None,
 ) -> None:
-    """Have a failed or cancelled run go on; what has finished is not run again."""
+    """Resume a failed or cancelled run; finished tasks do not run again."""
     with o.open_client(server, token) as client:
         before = client.get(run).status
         if before in {RunStatus.FINISHED, RunStatus.CONTINUED}:
             raise CommandFailed(f"run {run} is {before}: nothing is left to do")
         client.resume(run, workflow_path=workflow_path)
     if workflow_path is not None or before in {RunStatus.FAILED, RunStatus.CANCELLED}:
-        note(f"run {run} goes on; follow it with: smithers events {run} -f")
+        note(f"run {run} is resumed; follow it with: smithers events {run} -f")
     else:
         note(f"run {run} is {before}: `smithers why {run}` says what it waits for")
 
@@ -238,7 +238,7 @@ def _node_row(node: "Node") -> tuple[str, ...]:
 
 
 def event_line(event: "Event") -> str:
-    """Write an event as a line for a person."""
+    """Format an event as a line for a person."""
     node = event.node_id or ""
     if event.iteration:
         node += f" · {event.iteration + 1}"
@@ -264,7 +264,7 @@ def _took(began_ms: int | None, ended_ms: int | None) -> str:
 
 
 def span(duration_s: float) -> str:
-    """Say how long, in the largest units that matter."""
+    """Format a duration in suitable units."""
     if duration_s < 10:
         return f"{max(duration_s, 0):.2f} s"
     if duration_s < 120:
@@ -276,11 +276,11 @@ def span(duration_s: float) -> str:
 
 
 def moment(ms: int) -> str:
-    """Say when, in this host's time."""
+    """Format a moment in this host's time zone."""
     return datetime.fromtimestamp(ms / 1000, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def clock(ms: int) -> str:
-    """Say at what time of the day, to the millisecond."""
+    """Format a time of day, to the millisecond."""
     at = datetime.fromtimestamp(ms / 1000, UTC).astimezone()
     return at.strftime("%H:%M:%S.") + f"{ms % 1000:03d}"

@@ -58,7 +58,7 @@ def serve(
 ) -> None:
     """Serve the workflows below the root: gateway and workers, on an embedded Postgres or a given one.
 
-    Ctrl-C or SIGTERM drains and ends; a second one does not wait.
+    Ctrl-C or SIGTERM drains and exits; a second one exits at once.
     """
     _run(_serve, o.server_options(locals()))
 
@@ -86,7 +86,7 @@ def gateway(
     log_format: o.LogFormat = None,
     log_level: o.LogLevel = None,
 ) -> None:
-    """Take requests only; workers on other hosts move the runs."""
+    """Serve requests only; workers on other hosts execute the runs."""
     given = o.server_options({**locals(), "workers": "0"})
     _require_database(given)
     _run(_serve, given)
@@ -117,7 +117,7 @@ def worker(
     log_format: o.LogFormat = None,
     log_level: o.LogLevel = None,
 ) -> None:
-    """Move runs only; gateways on other hosts take the requests."""
+    """Execute runs only; gateways on other hosts serve the requests."""
     given = o.server_options(locals())
     _require_database(given)
     _run(_work, given)
@@ -125,9 +125,9 @@ def worker(
 
 @contextmanager
 def stop_signals(hurry: Callable[[], None]) -> Iterator[asyncio.Event]:
-    """Yield an event that the first signal to stop sets; each one after it calls `hurry`.
+    """Yield an event that the first stop signal sets; each later one calls `hurry`.
 
-    SIGHUP is left ignored where `nohup` has had it ignored.
+    SIGHUP stays ignored if `nohup` has it ignored.
     """
     loop = asyncio.get_running_loop()
     heeded = heeded_signals(*STOP_SIGNALS)
@@ -197,7 +197,7 @@ async def _work_on(
     options: ServerOptions,
     work: Callable[["Foundation", asyncio.Event, Hurries], Coroutine[Any, Any, None]],
 ) -> None:
-    """Lay the foundation, and have `work` done on it; whoever is told to stop before it is laid just ends."""
+    """Lay the foundation, and do `work` on it; a stop signal before that ends the command."""
     from gateway.settings import InsecureSettings
     from smithers.foundation import lay_foundation
 
@@ -221,7 +221,7 @@ async def _work_on(
 async def _enter(
     stack: AsyncExitStack, opening: AbstractAsyncContextManager[Opened], stopping: asyncio.Event
 ) -> Opened | None:
-    """Enter a block, which the stack then holds; None: told to stop before that was done."""
+    """Enter a context manager on the stack; None: a stop signal came first."""
     own = asyncio.current_task()
     assert own is not None
     giving_up = asyncio.create_task(_cancel_at(stopping, own))
@@ -243,7 +243,7 @@ async def _cancel_at(stopping: asyncio.Event, task: "asyncio.Task[None]") -> Non
 async def _show_metrics(
     foundation: "Foundation", options: ServerOptions, stopping: asyncio.Event
 ) -> None:
-    """Have the metrics served until told to stop; then drain."""
+    """Serve the metrics until told to stop; then drain."""
     from gateway.metrics_site import open_metrics_site
     from smithers.server import find_sandbox, metrics_settings, url_of
 
@@ -257,13 +257,13 @@ async def _show_metrics(
 
 
 async def _drain(foundation: "Foundation") -> None:
-    """Let the runs that are here come to a pause, and the pools end."""
+    """Let running runs reach a pause, and the pools exit."""
     foundation.pools.drain()
     await foundation.pools.until_ended()
 
 
 def _announce(server: "Server", options: ServerOptions) -> None:
-    """Say where everything is: as a line of the log, or so that a person can read it."""
+    """Announce where everything is: as a log line, or as text for people."""
     from importlib.metadata import version
 
     import structlog
@@ -289,7 +289,7 @@ def _announce(server: "Server", options: ServerOptions) -> None:
 
 
 def _kept(options: ServerOptions) -> str:
-    """Say for how long runs are kept."""
+    """Say how long runs are kept."""
     if options.retention is None:
         return "every run, for ever"
     rest = int(options.retention.total_seconds())
@@ -312,4 +312,4 @@ def _say_stopping(options: ServerOptions) -> None:
     if options.log_format == "json":
         structlog.get_logger(__name__).info("server_stops", timeout_s=options.drain_timeout_s)
     else:
-        note("stopping: what is under way may finish; Ctrl-C again to hurry")
+        note("stopping: running work may finish; Ctrl-C again to stop at once")

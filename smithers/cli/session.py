@@ -1,7 +1,7 @@
-"""One run at the terminal, from its beginning to what the command returns.
+"""One run at the terminal, from its start to the command's exit code.
 
-Everything that the run needs is in this process and below it: a gateway on a free loopback port behind a token that nobody
-else knows, and a pool that claims only this run's queue. Somebody else may see and steer the run only where it is served.
+Everything that the run needs is in this process and its children: a gateway on a free loopback port with a secret token,
+and a pool that claims only this run's queue. Others can see and control the run only if it is served.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from smithers.cli.console import (
     note,
     print_json,
 )
-from smithers.cli.rows import find_queue, find_traceback
+from smithers.cli.rows import find_queue
 from smithers.settings import ServerOptions
 from smithers.states import RunStatus
 
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-DRAIN_S: Final = 2.0  # what is under way when we are told to leave is given back after this
+DRAIN_S: Final = 2.0  # after a stop signal, running work is released after this
 
 
 @dataclass(frozen=True, slots=True)
 class ServePlace:
-    """Where a run is served, and to whom."""
+    """Where a run is served, and with which token."""
 
     host: str
     port: int  # 0: any free one
@@ -52,17 +52,17 @@ class ServePlace:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """What the command was told, as a shell is told it once more."""
+    """The command's arguments, quoted for a shell, to repeat it."""
 
-    variables: tuple[str, ...]  # before the command: secrets, to be filled in
-    words: tuple[str, ...]  # flags, and their values quoted
+    variables: tuple[str, ...]  # before the command: secrets, to fill in
+    words: tuple[str, ...]  # flags, with quoted values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Errand:
-    """What is to be run."""
+    """The run that the command executes."""
 
-    file: str  # as the person wrote it
+    file: str  # as given by the person
     workflow_path: str  # below the root
     input: dict[str, Any]
     run_id: str
@@ -72,7 +72,7 @@ class Errand:
     again: Again
 
     def command(self, *flags: str, run_id: str | None = None) -> str:
-        """Return the command that goes on with the run; `flags`: switches to add."""
+        """Return the command that resumes the run; `flags`: switches to add."""
         run = run_id or self.run_id
         added = [flag for flag in flags if flag not in self.again.words]
         place = [shlex.quote(self.file), "--run-id", shlex.quote(run)]
@@ -82,7 +82,7 @@ class Errand:
 def run_errand(
     errand: Errand, options: ServerOptions, announce: Callable[[str], None] | None = None
 ) -> int:
-    """Run it, and return the command's exit code; `announce` is told once at which URL the run is served."""
+    """Run it, and return the command's exit code; `announce` gets the URL at which the run is served, once."""
     import uvloop
 
     log_to_stderr(options)
@@ -104,7 +104,7 @@ async def _run(
             start_server(options, environ=os.environ) as server,
             AsyncClient(server.url, token=options.auth_token) as client,
         ):
-            session = _Session(errand, server, client, display, str(options.own_queue))
+            session = _Session(errand, server, client, display)
             with session.signals():
                 if errand.is_resume:
                     await _refuse_others(errand, server.dsn, str(options.own_queue))
@@ -115,13 +115,13 @@ async def _run(
                     if url is not None and announce is not None:
                         announce(url)
                     await session.follow()
-            display.end()  # before the drain: its seconds are none of the run's
+            display.end()  # before the drain, whose seconds are not the run's
     return session.conclude()
 
 
 @contextmanager
 def _listening(place: ServePlace | None) -> Iterator[socket.socket | None]:
-    """Listen before the run is begun: the port may be taken."""
+    """Listen before the run begins: the port may be taken."""
     if place is None:
         yield None
         return
@@ -139,7 +139,7 @@ async def _serving(
     client: "AsyncClient",
     listener: socket.socket | None,
 ) -> AsyncIterator[str | None]:
-    """Serve the run where it was asked for, until the block is left; yield the URL."""
+    """Serve the run at the requested place, until the block is left; yield the URL."""
     if errand.serve is None or listener is None:
         yield None
         return
@@ -167,7 +167,7 @@ async def _serving(
 
 
 async def _refuse_others(errand: Errand, dsn: str, own_queue: str) -> None:
-    """Raise CommandFailed for a run that a server began: nobody here would ever claim it."""
+    """Raise CommandFailed for a run that a server began: no worker here would ever claim it."""
     queue = await find_queue(errand.run_id, dsn)
     if queue not in {None, own_queue}:
         raise CommandFailed(
@@ -196,7 +196,7 @@ async def _begin(errand: Errand, client: "AsyncClient") -> None:
 
 
 class _Session:
-    """One run at the terminal: who is asked, what the signals do to it, and how it ended."""
+    """One run at the terminal: its questions, the effect of signals, and its end."""
 
     def __init__(
         self,
@@ -204,11 +204,9 @@ class _Session:
         server: "Server",
         client: "AsyncClient",
         display: "Display",
-        own_queue: str,
     ) -> None:
         self._errand = errand
-        self._own_queue = own_queue
-        self._run_id = errand.run_id  # or what that goes on as
+        self._run_id = errand.run_id  # or its continuation
         self._display = display
         self._server = server
         self._client = client
@@ -218,26 +216,23 @@ class _Session:
         self._exit_code = Exit.OK  # of who was told to leave
         self._cancelling: asyncio.Task[None] | None = None
         self._left: Followed | None = None
-        self._traceback: str | None = None  # of what failed the run
 
     async def begin(self) -> None:
-        """Start the run, or have it go on."""
+        """Start the run, or resume it."""
         await _begin(self._errand, self._client)
         self._has_begun.set()
 
     async def follow(self) -> None:
-        """Follow the run until it has ended or waits, or somebody wants us to leave; a served one always until that."""
+        """Follow the run until it has ended or waits, or a stop signal comes; a served run always until that."""
         self._left = await _do_until(self._leaving, self._follow_on())
         if self._left is None:
             return
-        if self._left.run.status is RunStatus.FAILED:
-            self._traceback = await find_traceback(self._left.run.run_id, self._server.dsn)
         if self._errand.serve is not None and self._cancelling is None:
-            self._display.say(f"run {self._left.run.status}; it is served on until Ctrl-C")
+            self._display.say(f"run {self._left.run.status}; it stays served until Ctrl-C")
             await self._leaving.wait()
 
     async def _follow_on(self) -> "Followed":
-        """Follow the run, and what it goes on as wherever our own pool takes that."""
+        """Follow the run, and its continuations."""
         from smithers.cli import following
 
         while True:
@@ -248,13 +243,10 @@ class _Session:
                 self._choose_ask(),
                 until_ended=self._errand.serve is not None,
             )
-            successor = followed.successor
-            if successor is None:
+            if followed.successor is None:
                 return followed
-            if await find_queue(successor, self._server.dsn) != self._own_queue:
-                return followed
-            self._display.say(f"run {self._run_id} goes on as {successor}")
-            self._run_id = successor
+            self._display.say(f"run {self._run_id} goes on as {followed.successor}")
+            self._run_id = followed.successor
 
     def _choose_ask(self) -> "Ask":
         from smithers.cli import following
@@ -273,7 +265,7 @@ class _Session:
         return await _do_until(self._interrupted, following.ask_at_terminal(approval))
 
     def conclude(self) -> int:
-        """Say what came of it, and return the exit code."""
+        """Report the outcome, and return the exit code."""
         if self._left is None:
             self._say_how_to_go_on("released")
             return self._exit_code
@@ -282,22 +274,16 @@ class _Session:
             case RunStatus.FINISHED:
                 print_json(run.output)
                 return Exit.OK
-            case RunStatus.CONTINUED:
-                note(
-                    f"run {run.run_id} goes on as {self._left.successor}, in its workflow's own queue:"
-                )
-                note("`smithers serve` of this root does it")
-                return Exit.OK
             case RunStatus.CANCELLED:
                 self._say_how_to_go_on("cancelled")
                 return Exit.CANCELLED if self._cancelling is None else Exit.SIGINT
             case RunStatus.FAILED:
                 error = run.error or {}
-                if self._traceback is not None:
-                    note(self._traceback.rstrip())
+                if "traceback" in error:
+                    note(error["traceback"].rstrip())
                 raise CommandFailed(
                     f"the run failed: {error.get('name')}: {error.get('message')}",
-                    hint=f"mend it, then: {self._command('--resume')}",
+                    hint=f"fix it, then: {self._command('--resume')}",
                 )
             case _:
                 self._say_what_unblocks(run, self._left.questions)
@@ -344,7 +330,7 @@ class _Session:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Take the signals while the run is followed; those that come later hurry the drain."""
+        """Handle signals while the run is followed; later ones hurry the drain."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
         leaving = heeded_signals(signal.SIGTERM, signal.SIGHUP)
@@ -367,7 +353,7 @@ class _Session:
     async def _cancel(self) -> None:
         from smithers.client import ClientError
 
-        await self._has_begun.wait()  # before that, the server knows of no run
+        await self._has_begun.wait()  # before that, the server has no run
         try:
             await self._client.cancel(self._run_id)
         except ClientError as error:
@@ -382,7 +368,7 @@ class _Session:
 
 
 async def _do_until(event: asyncio.Event, doing: Coroutine[Any, Any, Result]) -> Result | None:
-    """Return what comes of doing something; None: the event came first, and it was stopped."""
+    """Return the result of an awaitable; None: the event came first, and it was cancelled."""
     task, waiting = asyncio.create_task(doing), asyncio.create_task(event.wait())
     await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()

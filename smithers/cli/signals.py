@@ -1,4 +1,4 @@
-"""`smithers signal`: send a run what it waits for."""
+"""`smithers signal`: send a run a signal."""
 
 from typing import Annotated
 
@@ -19,7 +19,7 @@ def signal(
         typer.Option(
             "--data",
             metavar="JSON",
-            help="What the signal carries: JSON, @FILE, or @- for stdin. [default: {}]",
+            help="The signal's data: JSON, @FILE, or @- for stdin. [default: {}]",
         ),
     ] = None,
     correlation_id: Annotated[
@@ -28,13 +28,13 @@ def signal(
     ] = None,
     signal_id: Annotated[
         str | None,
-        typer.Option("--id", metavar="ID", help="Sent twice under one id, it counts once."),
+        typer.Option("--id", metavar="ID", help="An id: a signal sent twice with it counts once."),
     ] = None,
     as_json: o.AsJson = False,
     server: o.ServerUrl = None,
     token: o.Token = None,
 ) -> None:
-    """Send a signal; one that nobody waits for yet is kept."""
+    """Send a signal; one that no node waits for yet is kept."""
     value = {} if data is None else read_json("--data", data, example='"yes"')
     with o.open_client(server, token) as client:
         record = client.signal(run, name, value, correlation_id=correlation_id, signal_id=signal_id)

@@ -1,4 +1,4 @@
-"""`smithers start`: have a server begin a run."""
+"""`smithers start`: start a run on a server."""
 
 from typing import Annotated
 

@@ -1,8 +1,8 @@
-"""`smithers up FILE`: run one workflow to its end, with everything that this needs, and leave nothing running.
+"""`smithers up FILE`: run one workflow to its end, with everything that it needs, and leave nothing running.
 
-It is a server of its own, on the same path as everybody: a gateway on a free loopback port behind a token that nobody else
-knows, a pool that claims only this run's queue, and the root's embedded database, or a given one. What it began is kept
-there: a run that was released, or that waits, is taken up again by --resume.
+It is a server of its own, on the usual path: a gateway on a free loopback port with a secret token, a pool that claims
+only this run's queue, and the root's embedded database, or a given one. Its runs are kept there: one that was released,
+or that waits, is resumed by --resume.
 """
 
 import os
@@ -27,7 +27,7 @@ from smithers.settings.parsing import database_url
 from smithers.store.dsn import has_password
 
 COUNTED: Final = re.compile(r"\+[0-9]+$")
-SERVING: Final = ("host", "port", "auth_token", "detach")  # flags that mean nothing without --serve
+SERVING: Final = ("host", "port", "auth_token", "detach")  # have no effect without --serve
 
 FileArgument = Annotated[
     str,
@@ -44,21 +44,19 @@ InputText = Annotated[
 ChosenId = Annotated[
     str | None, typer.Option("--run-id", metavar="ID", help="The run's id. [default: a new one]")
 ]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with the run of --run-id where it stopped.")
-]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume the run of --run-id.")]
 Yes = Annotated[
     bool,
-    typer.Option("--yes", "-y", help="Approve whatever is asked; a choice takes the first option."),
+    typer.Option("--yes", "-y", help="Approve everything; for a choice take the first option."),
 ]
 Serve = Annotated[
-    bool, typer.Option("--serve", help="Serve the run over HTTP, also after its end, until Ctrl-C.")
+    bool, typer.Option("--serve", help="Serve the run over HTTP, even after its end, until Ctrl-C.")
 ]
 WithMetrics = Annotated[
     bool, typer.Option("--metrics/--no-metrics", help="With --serve: serve /metrics as well.")
 ]
 Detach = Annotated[
-    bool, typer.Option("--detach", "-d", help="With --serve: go on in the background.")
+    bool, typer.Option("--detach", "-d", help="With --serve: run in the background.")
 ]
 
 
@@ -91,7 +89,7 @@ def up(
 
     Exit codes: 0 finished, 1 failed, 2 cancelled, 3 waits for somebody, 4 bad input, 130 Ctrl-C, 143 SIGTERM.
 
-    Ctrl-C cancels the run. SIGTERM releases it: --resume goes on with it.
+    Ctrl-C cancels the run. SIGTERM releases it: --resume resumes it.
     """
     raise typer.Exit(_up(file, locals()))
 
@@ -109,7 +107,7 @@ def _up(file: str, flags: Mapping[str, Any]) -> int:
         serve=_choose_place(flags, told),
         again=_repeat(flags),
     )
-    # The server of its own is nobody else's, wherever the run itself is served.
+    # Its own server is private, wherever the run itself is served.
     options = replace(told, host="127.0.0.1", port=0, auth_token=secrets.token_urlsafe())
     if not flags["detach"]:
         return run_errand(errand, options)
@@ -123,7 +121,7 @@ def _up(file: str, flags: Mapping[str, Any]) -> int:
 
 
 def _choose_place(flags: Mapping[str, Any], told: ServerOptions) -> ServePlace | None:
-    """Say where the run is served; raise CommandFailed for an open door, and for flags that would be ignored."""
+    """Return where the run is served; raise CommandFailed for an exposed host without a token, and for ignored flags."""
     if not flags["serve"]:
         given = [name for name in SERVING if flags[name]] + ["no-metrics"] * (not flags["metrics"])
         if given:
@@ -157,22 +155,22 @@ def _choose_id(given: str | None, *, is_resume: bool) -> str:
 
 
 def _read_options(flags: Mapping[str, Any], file: str, run_id: str) -> ServerOptions:
-    """Read what was told to a server that serves this one run."""
+    """Read the settings of a server that serves this one run."""
     root_dir = flags["root_dir"] or os.environ.get("SMITHERS_ROOT_DIR") or find_root(file)
     return o.server_options(
         {**flags, "root_dir": root_dir},
         defaults={"workers": 1, "log_level": "WARNING"},  # a run has one owner at a time
         fixed={
-            "own_queue": f"up-{COUNTED.sub('', run_id)}",  # also of what it goes on as
+            "own_queue": f"up-{COUNTED.sub('', run_id)}",  # also for its continuations
             "drain_timeout_s": DRAIN_S,
             "retention": None,  # the database may be a server's
-            "tokens_file": None,  # its gateway takes one token, which nobody else knows
+            "tokens_file": None,  # its gateway accepts one secret token
         },
     )
 
 
 def _repeat(flags: Mapping[str, Any]) -> Again:
-    """Return the command's own flags, quoted for a shell; a secret becomes a variable to fill in."""
+    """Return the command's own flags, quoted for a shell; secrets become variables to fill in."""
     variables = []
     words = [f"--{name}" for name in ("yes", "serve", "detach") if flags[name]]
     words += ["--no-metrics"] * (not flags["metrics"])
@@ -194,20 +192,20 @@ def _is_open_url(setting: Setting, given: str) -> bool:
 
 
 def find_root(file: str) -> str:
-    """Return the root for a file: the current directory if the file lies below it, else the file's own."""
+    """Return the root for a file: the current directory if the file is below it, else the file's own."""
     here = Path.cwd()
     path = _path_of(file)
     return str(here if path.is_relative_to(here) else path.parent)
 
 
 def place_below(root: Path, file: str) -> str:
-    """Return a workflow as the server names it; raise CommandFailed where it is not there or not below."""
+    """Return a workflow's path as the server names it; raise CommandFailed if it is missing or not below the root."""
     path = _path_of(file)
     if not path.is_file():
         raise CommandFailed(f"there is no file {file.partition(':')[0]}", exit_code=Exit.USAGE)
     if not path.is_relative_to(root):
         raise CommandFailed(
-            f"{path} does not lie below the root {root}",
+            f"{path} is not below the root {root}",
             hint="leave --root-dir out, or name a directory above the file",
             exit_code=Exit.USAGE,
         )
@@ -220,7 +218,7 @@ def _path_of(file: str) -> Path:
 
 
 def read_input(text: str | None) -> dict[str, Any]:
-    """Read --input; raise CommandFailed for what is no JSON object."""
+    """Read --input; raise CommandFailed for anything but a JSON object."""
     if text is None:
         return {}
     value = read_json("--input", text, example='{"topic": "foxes"}')

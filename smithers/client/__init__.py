@@ -1,7 +1,7 @@
-"""Talk to a server over HTTP: start, follow and steer runs.
+"""Talk to a server over HTTP: start, follow and control runs.
 
-Client is for plain code, AsyncClient for coroutines; both say the same. Answers are values, refusals exceptions (see
-smithers.client.errors). Knows nothing of the database and of workflow code: whatever it does, curl can do.
+Client is for synchronous code, AsyncClient for coroutines; both have the same methods. Answers are values, refusals are
+exceptions (see smithers.client.errors). It knows nothing of the database and workflow code: curl can do all of it.
 """
 
 from smithers.client.asynchronous import AsyncClient
@@ -15,6 +15,7 @@ from smithers.client.errors import (
     ServerFailed,
     ServerUnreachable,
     UnexpectedAnswer,
+    Unsendable,
 )
 from smithers.client.synchronous import Client
 from smithers.client.wire import (
@@ -56,6 +57,7 @@ __all__ = [
     "StreamToken",
     "ToolCall",
     "UnexpectedAnswer",
+    "Unsendable",
     "Why",
     "WorkflowSummary",
 ]

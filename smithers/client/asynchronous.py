@@ -25,7 +25,7 @@ from smithers.client.wire import (
 
 
 class AsyncClient:
-    """A conversation with one server; close it, or use it as an asynchronous context manager."""
+    """A client of one server; close it, or use it as an asynchronous context manager."""
 
     def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 30.0) -> None:
         self.url = url
@@ -58,7 +58,7 @@ class AsyncClient:
         budget: Mapping[str, float] | None = None,
         idempotency_key: str | None = None,
     ) -> str:
-        """Start a run and return its id; with an idempotency key asking twice starts one."""
+        """Start a run and return its id; with an idempotency key a repeated call starts only one."""
         return await self._send(
             calls.start(
                 workflow_path,
@@ -72,11 +72,11 @@ class AsyncClient:
         )
 
     async def resume(self, run_id: str, *, workflow_path: str | None = None) -> str:
-        """Have a failed or cancelled run go on; with a path, by what the file says now."""
+        """Resume a failed or cancelled run; with a path, using the file as it is now."""
         return await self._send(calls.resume(run_id, workflow_path=workflow_path))
 
     async def cancel(self, run_id: str) -> str:
-        """Cancel a run; what is under way is stopped."""
+        """Cancel a run; running attempts are stopped."""
         return await self._send(calls.cancel(run_id))
 
     async def get(self, run_id: str) -> Run:
@@ -84,7 +84,7 @@ class AsyncClient:
         return await self._send(calls.get(run_id))
 
     async def why(self, run_id: str) -> Why:
-        """Ask why a run does not move."""
+        """Return why a run does not progress."""
         return await self._send(calls.why(run_id))
 
     async def list_runs(
@@ -98,7 +98,7 @@ class AsyncClient:
         return await self._send_all(calls.list_nodes(run_id))
 
     async def get_node(self, run_id: str, node_id: str, *, iteration: int | None = None) -> Node:
-        """Read a node; without an iteration its newest."""
+        """Read a node; by default in its newest iteration."""
         return await self._send(calls.get_node(run_id, node_id, iteration=iteration))
 
     async def list_frames(
@@ -108,11 +108,11 @@ class AsyncClient:
         return await self._send(calls.list_frames(run_id, limit=limit, order=order))
 
     async def list_workflows(self) -> list[WorkflowSummary]:
-        """List all workflows that runs were started of, by name."""
+        """List all workflows with runs, by name."""
         return await self._send_all(calls.list_workflows())
 
     async def list_approvals(self) -> list[Approval]:
-        """List all that people are asked, oldest first."""
+        """List all open questions to people, oldest first."""
         return await self._send_all(calls.list_approvals())
 
     async def approve(
@@ -126,7 +126,7 @@ class AsyncClient:
         decided_by: str | None = None,
         iteration: int | None = None,
     ) -> str:
-        """Approve what a node asks; `selected`, `ranked`: where it asks for a choice."""
+        """Approve a node; `selected`, `ranked`: if it asks for a choice."""
         return await self._send(
             calls.decide(
                 run_id,
@@ -148,7 +148,7 @@ class AsyncClient:
         answered_by: str | None = None,
         iteration: int | None = None,
     ) -> str:
-        """Fill in a form; raises BadRequest, whose `details` say where, for a value that does not fit it."""
+        """Fill in a form; raises BadRequest, with the places in its `details`, for a value that does not fit."""
         return await self._send(
             calls.answer(run_id, node_id, value, answered_by=answered_by, iteration=iteration)
         )
@@ -162,7 +162,7 @@ class AsyncClient:
         decided_by: str | None = None,
         iteration: int | None = None,
     ) -> str:
-        """Deny what a node asks."""
+        """Deny a node."""
         return await self._send(
             calls.decide(
                 run_id,
@@ -183,7 +183,7 @@ class AsyncClient:
         correlation_id: str | None = None,
         signal_id: str | None = None,
     ) -> SignalRecord:
-        """Send a signal with any JSON value; with an id sending it twice is sending it once."""
+        """Send a signal with any JSON value; with an id a repeated call sends only one."""
         return await self._send(
             calls.signal(
                 run_id, signal_name, data, correlation_id=correlation_id, signal_id=signal_id
@@ -191,11 +191,11 @@ class AsyncClient:
         )
 
     async def stream_token(self, run_id: str) -> StreamToken:
-        """Have a token made that opens a run's event stream in a browser, for a few minutes."""
+        """Create a token that opens a run's event stream in a browser, for a few minutes."""
         return await self._send(calls.stream_token(run_id))
 
     async def is_ready(self) -> bool:
-        """Say whether the server takes requests; raises ServerUnreachable where there is none."""
+        """Say whether the server takes requests; raises ServerUnreachable if there is none."""
         try:
             return await self._send(calls.ready())
         except ServerFailed:
@@ -208,7 +208,7 @@ class AsyncClient:
         return await self.get(run_id)
 
     async def stream(self, run_id: str, *, after_seq: int = -1) -> AsyncGenerator[Event]:
-        """Yield a run's events, each once, in order, until it has ended; a stream that is cut is taken up again."""
+        """Yield a run's events, each once, in order, until it has ended; an interrupted stream is resumed."""
         place = streaming.Resumption(after_seq)
         while True:
             cut: Exception | None = None
@@ -225,7 +225,7 @@ class AsyncClient:
             await asyncio.sleep(place.pause_s(cut))
 
     async def list_events(self, run_id: str, *, after_seq: int = -1) -> AsyncGenerator[Event]:
-        """Yield the events that there are by now, and return; raises UnexpectedAnswer where they do not all come."""
+        """Yield the events stored so far, and return; raises UnexpectedAnswer if the server does not send them all."""
         last_seq = (await self.get(run_id)).last_seq
         if after_seq >= last_seq:
             return
@@ -238,7 +238,7 @@ class AsyncClient:
         raise streaming.ended_early(run_id, after_seq, last_seq)
 
     async def _connect(self, run_id: str, place: streaming.Resumption) -> AsyncGenerator[Event]:
-        """Yield what one connection brings, and note in `place` how far that is."""
+        """Yield the events of one connection, and record the position in `place`."""
         async with self._http.sse(
             calls.events_path(run_id),
             params={"afterSeq": place.seq},
@@ -264,7 +264,7 @@ class AsyncClient:
         return calls.read_answer(call, response.content, self.url)
 
     async def _send_all(self, call: Call[list[Item]]) -> list[Item]:
-        """Read all pages of a list."""
+        """Fetch all pages of a list."""
         items: list[Item] = []
         url: str | None = call.path
         while url is not None:

@@ -1,4 +1,4 @@
-"""The requests, as values: what is sent, and how its answer is read. Shared by the two clients, and without any I/O."""
+"""Requests as values: what is sent, and how its answer is parsed. Shared by both clients, without any I/O."""
 
 import json
 import re
@@ -11,10 +11,10 @@ import httpx2
 from pydantic import TypeAdapter
 
 from smithers.client.errors import (
-    ClientError,
     RequestRefused,
     ServerUnreachable,
     UnexpectedAnswer,
+    Unsendable,
     refusal,
 )
 from smithers.client.wire import (
@@ -35,10 +35,10 @@ from smithers.defaults import LOOPBACK_NAMES
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 
-# A stream keeps its connection for as long as its run takes, and a caller may follow any number of runs.
+# A stream occupies its connection for as long as its run takes, and a caller may follow any number of runs.
 LIMITS: Final = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
 
-# What HTTP takes as the value of a header: one line, without blanks at its ends.
+# A valid header value: one line, without blanks at its ends.
 _HEADER_VALUE: Final = re.compile(rb"[^\x00\s]+([ \t]+[^\x00\s]+)*")
 
 
@@ -54,15 +54,18 @@ class Call(Generic[Answer]):
     headers: Mapping[bytes, bytes] = field(default_factory=dict)
 
     def request_args(self, url: str) -> dict[str, Any]:
-        """Return what httpx's `request` takes, for this call's own path or a link to a further page of its answer."""
-        return {
-            "method": self.method,
-            "url": url,
-            # A link has its own.
-            "params": _given(self.params) if url == self.path else None,
-            "json": self.body,
-            "headers": self.headers,
-        }
+        """Return what httpx's `request` takes, for this call's own path or a link to a further page of its answer.
+
+        Raises Unsendable for parameters and bodies that cannot be encoded as UTF-8, or as JSON.
+        """
+        args: dict[str, Any] = {"method": self.method, "url": url, "headers": self.headers}
+        if url == self.path:  # a link has its own parameters
+            given = _given(self.params)
+            args["params"] = {name: _utf8(str(value)) for name, value in given.items()}
+        if self.body is not None:
+            args["content"] = _json(self.body)
+            args["headers"] = {**self.headers, b"Content-Type": b"application/json"}
+        return args
 
 
 _RUNS: Final = TypeAdapter(list[RunSummary])
@@ -73,17 +76,17 @@ _WORKFLOWS: Final = TypeAdapter(list[WorkflowSummary])
 
 
 def read_answer(call: Call[Answer], content: bytes, url: str) -> Answer:
-    """Read an answer's body; raise UnexpectedAnswer for one that no server of ours gives."""
+    """Parse an answer's body; raise UnexpectedAnswer for one that is not from a server of this kind."""
     try:
         return call.read(json.loads(content))
     except (ValueError, KeyError, TypeError) as error:
         raise UnexpectedAnswer(
-            f"what answers at {url} is not a smithers server: {call.path} gave something else"
+            f"{url} is not a smithers server: unexpected answer to {call.path}"
         ) from error
 
 
 def read_refusal(status: int, content: bytes) -> RequestRefused:
-    """Return the exception for an answer that is no 2xx, by its body."""
+    """Return the exception for a non-2xx answer, by its body."""
     try:
         body = json.loads(content)
     except ValueError:
@@ -141,7 +144,7 @@ def get(run_id: str) -> Call[Run]:
 
 
 def why(run_id: str) -> Call[Why]:
-    """Ask why a run does not move."""
+    """Read why a run does not progress."""
     return Call(method="GET", path=_run(run_id, "why"), read=Why.model_validate)
 
 
@@ -173,12 +176,12 @@ def list_frames(run_id: str, *, limit: int | None, order: str) -> Call[list[Fram
 
 
 def list_workflows() -> Call[list[WorkflowSummary]]:
-    """List the workflows that runs were started of."""
+    """List the workflows with runs."""
     return Call(method="GET", path="/v1/workflows", read=_WORKFLOWS.validate_python)
 
 
 def list_approvals() -> Call[list[Approval]]:
-    """List what people are asked, oldest first."""
+    """List open questions to people, oldest first."""
     return Call(
         method="GET",
         path="/v1/approvals",
@@ -196,7 +199,7 @@ def decide(
     iteration: int | None,
     decision: Mapping[str, Any] | None = None,
 ) -> Call[str]:
-    """Approve or deny what a node asks."""
+    """Approve or deny a node."""
     return Call(
         method="POST",
         path=_run(run_id, "nodes", node_id, "approve" if is_approved else "deny"),
@@ -213,7 +216,7 @@ def decide(
 
 
 def choice(selected: str | None, ranked: Sequence[str] | None) -> dict[str, Any] | None:
-    """Write a choice among options; None where there is none."""
+    """Return a choice among options as sent; None if there is none."""
     if selected is not None:
         return {"selected": selected}
     return None if ranked is None else {"ranked": list(ranked)}
@@ -254,56 +257,72 @@ def ready() -> Call[bool]:
 
 
 def stream_token(run_id: str) -> Call[StreamToken]:
-    """Have a token made for a run's stream."""
+    """Create a token for a run's stream."""
     path = _run(run_id, "events", "token")
     return Call(method="POST", path=path, body={}, read=StreamToken.model_validate)
 
 
 def events_path(run_id: str) -> str:
-    """Return where a run's stream is."""
+    """Return the path of a run's stream."""
     return _run(run_id, "events")
 
 
 def read_event(seq: str, data: str) -> Event:
-    """Read one event of a stream; raise UnexpectedAnswer for what no server of ours sends."""
+    """Parse one event of a stream; raise UnexpectedAnswer for one that is not from a server of this kind."""
     try:
         return Event.model_validate({**json.loads(data), STREAM_SEQ: int(seq)})
     except (ValueError, TypeError) as error:
-        raise UnexpectedAnswer(f"what came as event {seq!r} of a stream is none") from error
+        raise UnexpectedAnswer(f"event {seq!r} of a stream is malformed") from error
 
 
 def headers_for(token: str | None) -> dict[bytes, bytes]:
-    """Return the headers of every request; raise ClientError for a token that no header holds."""
+    """Return the headers of every request; raise Unsendable for a token that no header can contain."""
     if token is None:
         return {}
     return {b"Authorization": b"Bearer " + _header_value(token, "the token")}
 
 
 def is_loopback(url: str) -> bool:
-    """Say whether a URL stays on this host: a proxy of the environment is not for it then."""
+    """Say whether a URL stays on this host: then a proxy of the environment is not used."""
     return urlsplit(url).hostname in LOOPBACK_NAMES
 
 
 def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what is None: the server takes it as not given, but for values of the caller's own."""
+    """Omit None, which to the server means absent, except for values of the caller's own."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def _utf8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Unsendable(f"{text!r} cannot be sent: it is not valid UTF-8") from None
+    return text
+
+
+def _json(value: Any) -> bytes:
+    try:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return text.encode()
+    except (ValueError, RecursionError) as error:
+        raise Unsendable(f"this cannot be sent as JSON: {error}") from error
+
+
 def _header_value(text: str, what: str) -> bytes:
-    """Write text as a header's value, in UTF-8; what an environment held as other bytes goes out as those."""
+    """Encode a header's value in UTF-8; undecodable bytes of the environment are sent unchanged."""
     try:
         value = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        raise ClientError(f"{what} cannot be sent: it is no text in UTF-8") from None
+        raise Unsendable(f"{what} cannot be sent: it is not valid UTF-8") from None
     if not _HEADER_VALUE.fullmatch(value):
-        raise ClientError(
+        raise Unsendable(
             f"{what} cannot be sent: it is empty, begins or ends with a blank, or has a line end or a NUL in it"
         )
     return value
 
 
 def _run(*parts: str) -> str:
-    return "/v1/runs/" + "/".join(quote(part, safe="") for part in parts)
+    return "/v1/runs/" + "/".join(quote(_utf8(part), safe="") for part in parts)
 
 
 def _run_id(answer: Any) -> str:

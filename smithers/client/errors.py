@@ -1,14 +1,15 @@
-"""What may come of talking to a server, by what the caller can do about it.
+"""The errors of talking to a server, by what the caller can do about them.
 
 ClientError
-├── ServerUnreachable   nobody answers there; whether a request was carried out is not known
-├── UnexpectedAnswer    somebody answers, and it is no server of this kind
-└── RequestRefused      the server says no: `code` is its word for it
-    ├── AccessRefused   no token, a wrong one, or one that may not
+├── Unsendable          the caller's values cannot be sent
+├── ServerUnreachable   no answer; it is unknown whether the request was carried out
+├── UnexpectedAnswer    the answer is not from a server of this kind
+└── RequestRefused      the server refuses: `code` is its error code
+    ├── AccessRefused   no token, a wrong one, or one without the scope
     ├── NotFound        no such run, node or route
-    ├── Conflict        it is there, and in the wrong state: taken, ended, decided
+    ├── Conflict        it exists, but in the wrong state: taken, ended, decided
     ├── BadRequest      the request itself is wrong
-    └── ServerFailed    the server's fault: asking again may help
+    └── ServerFailed    the server failed: repeating the request may help
 """
 
 from typing import Any
@@ -17,25 +18,29 @@ from smithers.errors import SmithersError
 
 
 class ClientError(SmithersError):
-    """A request has no good answer; `hint` says what a person can do about it."""
+    """A request failed; `hint` says what a person can do about it."""
 
     hint: str | None = None
 
 
+class Unsendable(ClientError):
+    """The caller's values cannot be sent: nothing was sent."""
+
+
 class ServerUnreachable(ClientError):
-    """Nobody answers; whether the request was carried out is not known."""
+    """No answer; it is unknown whether the request was carried out."""
 
     hint = "start one with `smithers serve`, or name it with --server or SMITHERS_URL"
 
 
 class UnexpectedAnswer(ClientError):
-    """What answers there is no server of this kind, or a much newer one."""
+    """The answer is not from a server of this kind, or from a much newer one."""
 
     hint = "name the server with --server or SMITHERS_URL"
 
 
 class RequestRefused(ClientError):
-    """The server refused; `details` are what it adds for programs."""
+    """The server refused; `details` are for programs."""
 
     def __init__(self, message: str, *, code: str, status: int, details: Any = None) -> None:
         super().__init__(message)
@@ -45,7 +50,7 @@ class RequestRefused(ClientError):
 
 
 class AccessRefused(RequestRefused):
-    """No token, a wrong one, or one that may not."""
+    """No token, a wrong one, or one without the scope."""
 
     hint = "name the token with SMITHERS_API_KEY or --token"
 
@@ -61,15 +66,15 @@ class Conflict(RequestRefused):
 
 
 class BadRequest(RequestRefused):
-    """The request is wrong as it stands."""
+    """The request itself is wrong."""
 
 
 class ServerFailed(RequestRefused):
-    """The server could not: asking again may help."""
+    """The server failed: repeating the request may help."""
 
 
 def refusal(status: int, body: Any) -> RequestRefused:
-    """Return the exception for an answer that is no 2xx; `body` is its JSON, or None where it has none."""
+    """Return the exception for a non-2xx answer; `body` is its JSON, or None if it has none."""
     error = body.get("error") if isinstance(body, dict) else None
     error = error if isinstance(error, dict) else {}
     return _class_of(status)(

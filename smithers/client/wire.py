@@ -1,6 +1,6 @@
-"""What the server's answers hold, as values.
+"""The server's answers, as values.
 
-Fields are named as Python names them, and dumped `by_alias` as the wire does. What a newer server adds is kept.
+Fields have Python names, and are dumped `by_alias` with the names of the API. A newer server's additional fields are kept.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from pydantic.alias_generators import to_camel
 
 from smithers.states import AttemptState, NodeState, RunStatus
 
-# Where an event's number in the stream is added to what was sent: no field of the wire has this name.
+# The key under which an event's number in the stream is added: no field of the API has this name.
 STREAM_SEQ: Final = "stream:seq"
 
 
@@ -26,7 +26,7 @@ class _Wire(BaseModel):
 
 
 class RunState(_Wire):
-    """How a run is, beyond its status."""
+    """A run's state, beyond its status."""
 
     state: str
     blocked: Mapping[str, Any] | None = None
@@ -110,7 +110,7 @@ class Node(_Wire):
     output_bytes: int | None = None
     error: Mapping[str, Any] | None = None
     attempts: tuple[Attempt, ...] = ()
-    tool_calls: tuple[ToolCall, ...] = ()  # where one node is read: the newest hundred
+    tool_calls: tuple[ToolCall, ...] = ()  # only if one node is read: the newest hundred
 
 
 class Frame(_Wire):
@@ -124,7 +124,7 @@ class Frame(_Wire):
 
 
 class Approval(_Wire):
-    """What a person is asked."""
+    """A question to a person."""
 
     run_id: str
     node_id: str
@@ -137,14 +137,14 @@ class Approval(_Wire):
     request_mode: str = "approve"  # or select, rank, form
     request_options: tuple[str, ...] | None = None
     request_schema: Mapping[str, Any] | None = None  # of a form
-    # Why the last answer to a form would not do.
+    # Why the last answer to a form was rejected.
     request_errors: tuple[Mapping[str, Any], ...] | None = None
     requested_at_ms: int
     waiting_ms: int
 
 
 class WorkflowSummary(_Wire):
-    """A workflow that runs were started of, as its newest run has it."""
+    """A workflow with runs, as its newest run has it."""
 
     workflow_name: str
     workflow_path: str
@@ -157,7 +157,7 @@ class WorkflowSummary(_Wire):
 
 
 class Reason(_Wire):
-    """One thing that keeps a run from moving; `unblock` holds the command and the request that would help."""
+    """One thing that blocks a run; `unblock` has the command and the request that would help."""
 
     kind: str
     text: str
@@ -168,7 +168,7 @@ class Reason(_Wire):
 
 
 class Why(_Wire):
-    """Why a run does not move."""
+    """Why a run does not progress."""
 
     run_id: str
     status: RunStatus
@@ -177,7 +177,7 @@ class Why(_Wire):
 
 
 class SignalRecord(_Wire):
-    """A signal as the run keeps it."""
+    """A signal as it is stored."""
 
     run_id: str
     seq: int
@@ -187,16 +187,16 @@ class SignalRecord(_Wire):
 
 
 class StreamToken(_Wire):
-    """What opens one run's event stream in a URL, as `?token=`, until it expires."""
+    """A token that opens one run's event stream in a URL, as `?token=`, until it expires."""
 
     token: str
     expires_at_ms: int
 
 
 class Event(_Wire):
-    """A fact about a run; `seq` is its number in the stream, and no part of the wire's JSON.
+    """A fact about a run; `seq` is its number in the stream, and not part of the JSON that was sent.
 
-    The `seq` that some types have there, the number of a signal or of a call, is `field("seq")`.
+    The JSON field `seq` of some types, the number of a signal or of a call, is `field("seq")`.
     """
 
     seq: int = Field(validation_alias=STREAM_SEQ, exclude=True)
@@ -208,7 +208,7 @@ class Event(_Wire):
     attempt: int | None = None
 
     def field(self, name: str) -> Any:
-        """Return one of the fields that only some types have, by its name on the wire."""
+        """Return a field that only some types have, by its name in the API."""
         return (self.model_extra or {}).get(name)
 
     def to_wire(self) -> dict[str, Any]:

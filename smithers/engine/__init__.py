@@ -1,1 +1,1 @@
-"""Deciding, purely: what a tree and its facts make due."""
+"""Decide what a tree and its facts make due. Pure."""

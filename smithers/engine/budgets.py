@@ -1,4 +1,4 @@
-"""What a run's agents have used up of its budget: it is kept as the heartbeat of the budget's node. Pure."""
+"""How much of its budget a run's agents have used: stored as the heartbeat of the budget's node. Pure."""
 
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def find_place(run: "Progress") -> "LeafPlace | None":
-    """Find where the run's budget stands; None where it has none."""
+    """Find the place of the run's budget; None if it has none."""
     return None if run.rendered is None else run.rendered.mounted.budget
 
 
 def spent_of(run: "Progress") -> Spent:
-    """Return what was used up since the run began, or since a person last let it go on."""
+    """Return what was used since the run began, or since the last grant."""
     place = find_place(run)
     fact = None if place is None else run.facts.nodes.get(place.key)
     if fact is not None and fact.heartbeat is not None:
@@ -31,9 +31,9 @@ def spent_of(run: "Progress") -> Spent:
 
 
 def is_spent(run: "Progress", more_ms: int = 0) -> bool:
-    """Say whether no model is to be asked now; `more_ms`: what an attempt has taken since it was last counted.
+    """Say whether no model may be asked now; `more_ms`: an attempt's working time since it was last counted.
 
-    A run that is ending asks nobody: what its agents clean up has a time of its own.
+    A run that is ending asks nobody: its agents' clean-up has a time limit of its own.
     """
     budget = run.renderer.budget
     if budget is None or run.is_ending:
@@ -42,7 +42,7 @@ def is_spent(run: "Progress", more_ms: int = 0) -> bool:
 
 
 def spend(run: "Progress", spent: Spent) -> None:
-    """Count what was used up, where the run has a budget."""
+    """Count usage, if the run has a budget."""
     place = find_place(run)
     if place is not None and (fact := run.facts.nodes.get(place.key)) is not None:
         told = spent_of(run).plus(spent).to_wire()
@@ -50,14 +50,14 @@ def spend(run: "Progress", spent: Spent) -> None:
 
 
 def find_cost(run: "Progress", usage: TokenUsage) -> Decimal | None:
-    """Say what an answer has cost in dollars, by the author's price before all others; None: nobody knows."""
+    """Return an answer's cost in dollars, by the author's price before all others; None: unknown."""
     budget = run.renderer.budget
     price = None if budget is None else budget.prices.get(usage.model)
     return usage.cost if price is None else price.of(usage.input_tokens, usage.output_tokens)
 
 
 def refuse_unpriced(run: "Progress", model: str) -> None:
-    """Let a run fail that would spend money which nobody counts."""
+    """Fail a run that would spend money that cannot be counted."""
     place = find_place(run)
     fact = None if place is None else run.facts.nodes.get(place.key)
     if place is None or fact is None or fact.state.is_settled:
@@ -67,7 +67,7 @@ def refuse_unpriced(run: "Progress", model: str) -> None:
 
 
 def close(run: "Progress") -> None:
-    """Pass over, at the end of a run, the question that nobody had to be asked."""
+    """Skip, at the end of a run, the question that was never needed."""
     place = find_place(run)
     fact = None if place is None else run.facts.nodes.get(place.key)
     if place is not None and fact is not None and fact.state is NodeState.PENDING:

@@ -1,7 +1,7 @@
-"""Other runs that a run starts: a child whose end its node waits for, and what the run itself goes on as. Pure.
+"""Other runs that a run starts: children whose ends its nodes await, and its own continuation. Pure.
 
-Both are started in the commit that says so. A child's id is made of its parent's and its node's, so that no crash makes
-two of it, and such that a parent's id comes before its children's in every order of ids.
+Both are started in the commit that records them. A child's id is derived from its parent's and its node's, so that no
+crash starts it twice, and a parent's id sorts before its children's in every collation.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _COUNTED: Final = re.compile(r"(.*)\+([0-9]{1,9})")
 
 
 def start(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
-    """Start a node's child, or take it up again that ended badly before, and let the node wait for its end."""
+    """Start a node's child, or resume one that ended badly before, and let the node wait for its end."""
     key, element = leaf.key, leaf.element
     assert isinstance(element, Subflow)
     run.facts.ends.pop(key, None)  # of an earlier attempt
@@ -67,16 +67,17 @@ def _child_of(run: "Progress", key: NodeKey, element: Subflow[Any]) -> ChildStar
         workflow_name=workflow.name,
         workflow_export=export,
         input=given,
-        queue=workflow.queue,
+        queue=run.renderer.queue_of(workflow),
         is_solo=workflow.is_isolated,
     )
 
 
 def take_end(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
-    """Go on where a node's child has ended."""
-    end = run.facts.ends.get(leaf.key)
+    """Apply the end of a node's child."""
+    end = run.facts.ends.pop(leaf.key, None)
     element = leaf.element
     assert isinstance(element, Subflow)
+    # The end of an earlier attempt does not belong to the one that begins with this turn.
     if end is None or any(child.key == leaf.key for child in run.turn.children):
         return
     if _is_outdated(end, fact):
@@ -101,7 +102,7 @@ def take_end(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
 
 
 def withdraw(run: "Progress", key: NodeKey) -> None:
-    """Have a node's child cancelled; one that was to begin with this turn does not, and is not told of."""
+    """Cancel a node's child; one that would begin with this turn is not started, and not recorded."""
     turn = run.turn
     child = next((child for child in turn.children if child.key == key), None)
     if child is None:
@@ -120,7 +121,7 @@ def _is_outdated(end: EndFact, fact: NodeFact) -> bool:
 
 
 def go_on_as_new(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
-    """Keep what the run is to go on with; it ends when everything else has been stopped."""
+    """Store the state for the continuation; the run ends when everything else has been stopped."""
     element = leaf.element
     assert isinstance(element, ContinueAsNew)
     new_id = next_run_id(run.renderer.run_id)
@@ -139,7 +140,7 @@ def go_on_as_new(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
 
 
 def find_continuation(facts: Facts) -> NodeKey | None:
-    """Find where a run was to go on as another, whose earlier owner died before it did."""
+    """Find the ContinueAsNew of a run whose earlier owner died before it continued."""
     for key in sorted(facts.nodes):
         fact = facts.nodes[key]
         if fact.kind == CONTINUATION_KIND and fact.state is NodeState.FINISHED:
@@ -148,7 +149,7 @@ def find_continuation(facts: Facts) -> NodeKey | None:
 
 
 def end_continued(run: "Progress", key: NodeKey) -> Ending:
-    """Describe the end of a run that goes on as another."""
+    """Describe the end of a run that continues as another."""
     state = run.facts.nodes[key].output or "null"
     new_id = next_run_id(run.renderer.run_id)
     fields = {
@@ -161,7 +162,7 @@ def end_continued(run: "Progress", key: NodeKey) -> Ending:
         key=None,
         run_id=new_id,
         workflow_name=workflow.name,
-        queue=workflow.queue,
+        queue=run.renderer.queue_of(workflow),
         is_solo=workflow.is_isolated,
         carried=state,
         spent=None if run.renderer.budget is None else budgets.spent_of(run),
@@ -171,13 +172,13 @@ def end_continued(run: "Progress", key: NodeKey) -> Ending:
 
 
 def child_run_id(run_id: RunId, key: NodeKey) -> RunId:
-    """Name a node's child, whatever happens between two askings."""
+    """Return the id of a node's child; deterministic."""
     place = f"{key.node_id}/{key.iteration}".encode()
     return RunId(f"{run_id}.{hashlib.blake2b(place, digest_size=6).hexdigest()}")
 
 
 def next_run_id(run_id: RunId) -> RunId:
-    """Name what a run goes on as: `nightly`, `nightly+1`, `nightly+2`."""
+    """Return the id of a run's continuation: `nightly`, `nightly+1`, `nightly+2`."""
     counted = _COUNTED.fullmatch(run_id)
     if counted is None:
         return RunId(f"{run_id}+1")

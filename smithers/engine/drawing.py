@@ -1,4 +1,4 @@
-"""Draw a mounted tree as Smithers' wire has it: `{kind, tag, props, children}`, props texts, keys sorted. Pure."""
+"""Encode a mounted tree in Smithers' format: `{kind, tag, props, children}`, props texts, keys sorted. Pure."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ from smithers.tree import (
 
 
 def xml_of(mounted: Mounted, workflow_name: str) -> str:
-    """Return a mounted tree as the wire's JSON text, keys sorted; raise InvalidTree for a `meta` that is no JSON."""
+    """Return a mounted tree as JSON text, keys sorted; raise InvalidTree for a `meta` that is not JSON."""
     try:
         root = _element("workflow", {"name": workflow_name}, [_xml(mounted.tree, mounted, ())])
         if mounted.budget is not None:
@@ -76,7 +76,7 @@ def _xml(element: Element, mounted: Mounted, path: LoopPath) -> dict[str, Any]:
 
 
 def _try(element: Try | Saga, mounted: Mounted, path: LoopPath) -> dict[str, Any]:
-    """Draw the parts that have come up so far."""
+    """Encode the parts that are mounted so far."""
     try_id = TryId(scoped(element.id, path))
     phase = mounted.tries[try_id].fact.phase
 
@@ -177,7 +177,7 @@ def _task_props(task: Task[Any]) -> dict[str, str]:
 
 
 def _ask_props(ask: Ask) -> dict[str, str]:
-    """Say who is asked, and how much; what, is for those who may see the author's file."""
+    """Return the agents' names and the prompt's length; the prompt itself is only for readers of the author's file."""
     props = {"agent": ",".join(ask.names)}
     if isinstance(ask.prompt, str):
         props["promptLength"] = str(len(ask.prompt))

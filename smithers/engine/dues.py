@@ -6,27 +6,27 @@ from smithers.engine.facts import Facts, NodeKey
 
 
 class Dues:
-    """Moments, each with the node to be looked at then; one that is no longer its node's due time is stale, and dropped."""
+    """Due times of nodes; one that is no longer its node's due time is stale, and dropped."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, NodeKey]] = []
-        self._entries: set[tuple[int, NodeKey]] = set()  # each render tells of every wait again
+        self._entries: set[tuple[int, NodeKey]] = set()  # each render adds every wait again
 
     def add(self, due_ms: int, key: NodeKey) -> None:
-        """Have a node looked at when its time comes."""
+        """Add a node's due time."""
         if (due_ms, key) not in self._entries:
             self._entries.add((due_ms, key))
             heapq.heappush(self._heap, (due_ms, key))
 
     def take(self, now_ms: int, facts: Facts) -> list[NodeKey]:
-        """Hand over the nodes whose time has come, earliest first."""
+        """Remove and return the nodes that are due, earliest first."""
         taken = []
         while (due_ms := self.next_ms(facts)) is not None and due_ms <= now_ms:
             taken.append(self._pop())
         return taken
 
     def next_ms(self, facts: Facts) -> int | None:
-        """Return the earliest moment that still counts."""
+        """Return the earliest valid due time."""
         while self._heap:
             due_ms, key = self._heap[0]
             fact = facts.nodes.get(key)

@@ -1,4 +1,4 @@
-"""Say whether a run leaves its worker after this turn, and how: over, or parked with nothing but waits. Pure."""
+"""Decide whether a run leaves its worker after this turn, and how: ended, or parked with only waits left. Pure."""
 
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +16,7 @@ STAY_MS: Final = 5_000  # a back-off up to this long is waited out in memory
 
 
 def end_or_park(run: "Progress", now_ms: int) -> Ending | None:
-    """Let the run leave its worker, ended or parked; None while there is something to do or to wait for here."""
+    """Let the run leave its worker, ended or parked; None while there is work, or a wait in memory."""
     if run.in_flight or run.turn.timeouts or run.is_cleaning:
         return None
     if run.is_ending:
@@ -30,7 +30,7 @@ def end_or_park(run: "Progress", now_ms: int) -> Ending | None:
 
 
 def find_failure(facts: Facts) -> Problem | None:
-    """Find what an earlier owner of the run, who died before its end, let it fail for."""
+    """Find the failure recorded by an earlier owner that died before the run's end."""
     for turned in facts.tries.values():
         if turned.phase in (TryPhase.RAISED, TryPhase.BROKEN):
             return turned.problem
@@ -57,7 +57,7 @@ def _park(run: "Progress", now_ms: int) -> Ending | None:
 
 
 def _end(run: "Progress", status: RunStatus) -> Ending:
-    for key in sorted(run.waiting | run.lost):
+    for key in sorted(run.waiting | run.facts.lost):
         run.cancel_node(key, run.facts.nodes[key], run.reason)
     if status is RunStatus.CONTINUED and run.continuation is not None:
         return children.end_continued(run, run.continuation)
@@ -72,7 +72,7 @@ def _end(run: "Progress", status: RunStatus) -> Ending:
 
 
 def _output_key(run: "Progress") -> NodeKey | None:
-    """Find whose output is the run's: the node that the workflow names, else the tree's last finished task."""
+    """Find the node whose output is the run's: the one that the workflow names, else the tree's last finished task."""
     assert run.rendered is not None
     mounted, wanted = run.rendered.mounted, run.renderer.workflow.output_node
     if wanted is not None:

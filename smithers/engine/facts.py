@@ -1,7 +1,7 @@
-"""The facts of a run: what its rows say of nodes, loops, decisions and signals, as plain values.
+"""The facts of a run: its rows of nodes, loops, decisions and signals, as plain values.
 
-A fact is never changed, only replaced. Nodes are found by their exact key, and by the id that the author wrote, under
-which one node may have many keys: one for each iteration of its loops.
+A fact is never changed, only replaced. Nodes are found by their exact key, and by the id that the author wrote, for
+which there may be many keys: one for each iteration of its loops.
 """
 
 from dataclasses import dataclass, field
@@ -13,23 +13,23 @@ from smithers.states import ApprovalStatus, NodeState, RunStatus, TryPhase
 from smithers.texts import encodable
 from smithers.tree import SCOPE_MARK
 
-# Why a node was passed over: its branch was not taken, or it left the tree. It may be mounted again.
+# Why a node was skipped: its branch was not taken, or it left the tree. It may be mounted again.
 UNCHOSEN: Final = '{"unchosen":true}'
-# A failure that the tree moves on past. Every other failed node fails its run, also when another process takes it up.
+# A tolerated failure. Every other failed node fails its run, even if another process takes it up.
 TOLERATED: Final = '{"tolerated":true}'
-# Why a node is pending again: its attempt stopped before a question to a model that the budget has no room for.
+# Why a node is pending again: its attempt stopped before a question to a model for which the budget has no room.
 PARKED: Final = '{"parked":true}'
 
 
 class NodeKey(NamedTuple):
-    """Where a node stands in a run: its id with its outer loops' path, and its innermost loop's iteration."""
+    """A node's key in a run: its id with its outer loops' path, and its innermost loop's iteration."""
 
     node_id: NodeId
     iteration: int
 
 
 class Problem(NamedTuple):
-    """An error as the wire shows it; the traceback is for operators, and never on a stream."""
+    """An error as the API shows it; the traceback is for operators, and never on a stream."""
 
     name: str
     message: str
@@ -39,12 +39,12 @@ class Problem(NamedTuple):
 
     @classmethod
     def of(cls, error: InvalidInput | InvalidOutput) -> Self:
-        """Return what a value is refused for."""
+        """Return the problem of a refused value."""
         return cls(type(error).__name__, str(error), error.code, error.details)
 
     def to_wire(self) -> dict[str, Any]:
         """Return `{name, message, code?, details?}`."""
-        message = encodable(self.message)  # file names may hold anything
+        message = encodable(self.message)  # file names may contain anything
         wire: dict[str, Any] = {"name": self.name, "message": message}
         if self.code is not None:
             wire["code"] = self.code
@@ -54,7 +54,7 @@ class Problem(NamedTuple):
 
 
 class NodeFact(NamedTuple):
-    """What is known of one node."""
+    """The state of one node."""
 
     state: NodeState
     kind: str = "task"
@@ -63,11 +63,11 @@ class NodeFact(NamedTuple):
     failures: int = 0  # failed attempts of this era: what retries count
     output: str | None = None  # JSON text
     error: Problem | None = None
-    due_ms: int | None = None  # when a timer fires, a wait runs out, a back-off ends
+    due_ms: int | None = None  # when a timer fires, a wait expires, a back-off ends
     started_ms: int | None = None
     wait: str | None = None  # what it waits for, UNCHOSEN, TOLERATED or PARKED: JSON text
-    heartbeat: str | None = None  # the newest that its body reported: JSON text
-    loop: str | None = None  # the innermost loop that it stands in, whose iteration its key has
+    heartbeat: str | None = None  # its body's newest heartbeat: JSON text
+    loop: str | None = None  # its innermost loop, whose iteration is in its key
 
     def but(self, **changes: Any) -> "NodeFact":
         """Return the same fact with these fields changed."""
@@ -76,7 +76,7 @@ class NodeFact(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LoopFact:
-    """Where a loop is."""
+    """The state of a loop."""
 
     iteration: int = 0
     is_done: bool = False
@@ -84,29 +84,27 @@ class LoopFact:
 
 @dataclass(frozen=True, slots=True)
 class TryFact:
-    """Where a Try or a Saga is, from when its turn has come."""
+    """The state of a Try or a Saga, from when its turn has come."""
 
     phase: TryPhase = TryPhase.BODY
     is_done: bool = False
-    problem: Problem | None = None  # what went wrong in it
+    problem: Problem | None = None  # the error that it caught
 
 
 @dataclass(frozen=True, slots=True)
 class EndFact:
-    """How a node's child has ended."""
+    """How a node's child ended."""
 
     run_id: RunId
     status: RunStatus
     output: str | None  # JSON text
     error: Problem | None
-    cancel_asked_ms: int | None = (
-        None  # when its cancel was asked for; known of one that was cancelled
-    )
+    cancel_asked_ms: int | None = None  # when its cancel was requested; known for a cancelled one
 
 
 @dataclass(frozen=True, slots=True)
 class ApprovalFact:
-    """What became of a question."""
+    """The outcome of a question."""
 
     status: ApprovalStatus
     note: str | None = None
@@ -117,7 +115,7 @@ class ApprovalFact:
 
 @dataclass(frozen=True, slots=True)
 class SignalFact:
-    """A signal that came and that no node has taken yet."""
+    """A received signal that no node has taken yet."""
 
     seq: int
     name: str
@@ -127,7 +125,7 @@ class SignalFact:
 
 @dataclass(slots=True)
 class Facts:
-    """All that is known of a run, at one point of its history."""
+    """The state of a run, at one point of its history."""
 
     nodes: dict[NodeKey, NodeFact] = field(default_factory=dict)
     loops: dict[LoopId, LoopFact] = field(default_factory=dict)
@@ -135,21 +133,23 @@ class Facts:
     signals: list[SignalFact] = field(default_factory=list)
     tries: dict[TryId, TryFact] = field(default_factory=dict)
     ends: dict[NodeKey, EndFact] = field(default_factory=dict)  # of children that nodes wait for
+    # Nodes whose attempts died with their process, and that have not begun again.
+    lost: set[NodeKey] = field(default_factory=set)
     _keys: dict[str, list[NodeKey]] = field(default_factory=dict)
 
     def put(self, key: NodeKey, fact: NodeFact) -> None:
-        """Take in what is now known of a node."""
+        """Set a node's fact."""
         if key not in self.nodes:
             self._keys.setdefault(written_id(key.node_id), []).append(key)
         self.nodes[key] = fact
 
     def forget(self, key: NodeKey) -> None:
-        """Take back what was never committed."""
+        """Remove a fact that was never committed."""
         if self.nodes.pop(key, None) is not None:
             self._keys[written_id(key.node_id)].remove(key)
 
     def copy(self) -> "Facts":
-        """Return the same facts, to be changed apart."""
+        """Return an independent copy."""
         keys = {written: [*known] for written, known in self._keys.items()}
         return Facts(
             {**self.nodes},
@@ -158,11 +158,12 @@ class Facts:
             [*self.signals],
             {**self.tries},
             {**self.ends},
+            {*self.lost},
             keys,
         )
 
     def loop_paths(self) -> dict[str, tuple[str, ...]]:
-        """Say in which loops, outermost first, what stands in any stands, by the ids that an author wrote."""
+        """Map each id inside a loop, as an author wrote it, to its loops, outermost first."""
         of_tries = {written_id(try_id): tuple(loops_around(try_id)) for try_id in self.tries}
         return of_tries | {
             written: (*loops_around(key.node_id), loop)
@@ -188,7 +189,7 @@ def loops_around(node_id: NodeId | TryId) -> list[str]:
 
 
 def place_in_time(key: NodeKey) -> tuple[int, ...]:
-    """Order the keys of one id: by the iterations of its loops, outermost first."""
+    """Sort key for the keys of one id: the iterations of its loops, outermost first."""
     _, _, scope = key.node_id.partition(SCOPE_MARK)
     outer = (int(part.rpartition("=")[2]) for part in scope.split(",")) if scope else ()
     return (*outer, key.iteration)

@@ -1,6 +1,6 @@
-"""Drawn trees as rows: whole every so often, otherwise as a difference.
+"""Encoded trees as rows: periodically whole, otherwise as a difference.
 
-A difference is what stands between the longest common start and the longest common end of two texts: one changed place
+A difference is the text between the longest common prefix and the longest common suffix of two texts: one change
 costs its own length, however large the tree. Pure.
 """
 
@@ -24,7 +24,7 @@ def hash_of(xml_json: str) -> str:
 
 
 def next_frame(frame_no: int, xml_json: str, previous: str | None) -> FrameDraft:
-    """Describe a tree's row: as a difference to the one before, unless a whole one is due or not much longer."""
+    """Return a tree's row: as a difference to the one before, unless a whole one is due or not much longer."""
     if previous is not None and frame_no % KEYFRAME_EVERY != 1:
         body = make_delta(previous, xml_json)
         if len(body) * 2 < len(xml_json):
@@ -33,29 +33,29 @@ def next_frame(frame_no: int, xml_json: str, previous: str | None) -> FrameDraft
 
 
 class FrameLog:
-    """The newest frame of a run, and what the next one is compared with."""
+    """The newest frame of a run, with which the next one is compared."""
 
     def __init__(self, frame_no: int, xml_hash: str | None) -> None:
-        """Take up after a frame of which only number and hash are known: the next one will be whole."""
+        """Continue after a frame of which only number and hash are known: the next one will be whole."""
         self.frame_no = frame_no
         self._hash = xml_hash
         self._xml: str | None = None
         self._next_xml: str | None = None
 
     def next(self, xml_json: str) -> FrameDraft | None:
-        """Describe a tree's row; None where the tree is what it was."""
+        """Return a tree's row; None if the tree is unchanged."""
         if hash_of(xml_json) == self._hash:
             return None
         self._next_xml = xml_json
         return next_frame(self.frame_no + 1, xml_json, self._xml)
 
     def commit(self, frame: FrameDraft) -> None:
-        """Take in that the frame that was described last is stored."""
+        """Record that the last returned frame is committed."""
         self.frame_no, self._hash, self._xml = frame.frame_no, frame.xml_hash, self._next_xml
 
 
 def make_delta(previous: str, current: str) -> str:
-    """Return `[start, end, middle]` as JSON text: keep so many characters of both ends, and put middle between."""
+    """Return `[start, end, middle]` as JSON text: keep this many characters of both ends, and put middle between."""
     shorter = min(len(previous), len(current))
     start = _common(shorter, lambda size: previous[:size] == current[:size])
     rest = shorter - start

@@ -1,4 +1,4 @@
-"""Give every leaf of a rendered tree its place: its key, its order, what it waits for.
+"""Give every leaf of a rendered tree its place: its key, its order, its dependencies.
 
 Pure. A mounted tree lives until the next render; the schedule keeps its cursors on the places.
 """
@@ -30,17 +30,17 @@ MAX_LEAVES: Final = 100_000
 
 
 class Fate(Enum):
-    """What becomes of what stands at a place."""
+    """What happens to the nodes at a place."""
 
     LIVE = "live"
-    LATER = "later"  # nobody knows yet whether its turn comes
+    LATER = "later"  # whether its turn comes is not known yet
     UNCHOSEN = "unchosen"  # the other branch was taken
-    DEAD = "dead"  # its Try has gone on past it: what is under way is stopped
+    DEAD = "dead"  # its Try has gone on: running nodes are stopped
     STOPPED = "stopped"  # the run is ending
 
 
 class TryPart(Enum):
-    """What a part of a Try or a Saga is for."""
+    """The role of a part of a Try or a Saga."""
 
     BODY = "body"
     CATCH = "catch"
@@ -77,7 +77,7 @@ class LeafPlace:
     position: int  # depth first, left to right: who goes first when not all may
     parent: "GroupPlace | None" = None
     is_reached: bool = False  # everything before it is settled
-    # Reached, what it waits for is there, and its groups have room: may begin.
+    # Reached, its dependencies are settled, and its groups have room: it may begin.
     is_open: bool = False
     is_closed: bool = False
     unmet_count: int = 0
@@ -85,11 +85,11 @@ class LeafPlace:
 
 @dataclass(eq=False, slots=True)
 class GroupPlace:
-    """A group of the mounted tree. What stands in order is reached one by one, what does not at once."""
+    """A group of the mounted tree. Ordered children are reached one by one, others at once."""
 
     children: "list[LeafPlace | GroupPlace]"
     is_ordered: bool = True
-    limit: int | None = None  # how many children may be under way
+    limit: int | None = None  # how many children may run
     parent: "GroupPlace | None" = None
     loop: "LoopPlace | None" = None  # this group is that loop's body
     try_place: "TryPlace | None" = None  # this group is that Try, whose parts are its children
@@ -98,13 +98,13 @@ class GroupPlace:
     unclosed_count: int = 0  # children that are reached and not closed
     open_count: int = 0  # open leaves at any depth
     busy_count: int = 0  # children with open leaves; counted where there is a limit
-    # A heap of the children that there is no room for yet, by a leaf's position; and of this child, the leaves.
+    # A heap of the children without room yet, by a leaf's position; and of this child, the leaves.
     held: "list[tuple[int, LeafPlace | GroupPlace]]" = field(default_factory=list)
     held_here: list[LeafPlace] = field(default_factory=list)
     is_closed: bool = False
 
     def take_held_here(self) -> list[LeafPlace]:
-        """Hand over the leaves in this child that wait for room in its parent."""
+        """Remove and return the leaves in this child that wait for room in its parent."""
         held, self.held_here = self.held_here, []
         return held
 
@@ -130,14 +130,14 @@ class TryPlace:
 
     @property
     def has_cleanup(self) -> bool:
-        """Something is to be done in the end, whatever happens."""
+        """Whether it must do something at the end, whatever happens."""
         if isinstance(self.element, Try):
             return bool(self.element.finally_)
         return any(step.undo for step in self.element.steps)
 
 
 class Part(NamedTuple):
-    """A part of a Try or a Saga: what it does, about a failure, in the end."""
+    """A part of a Try or a Saga: its body, its reaction to a failure, or its end."""
 
     place: TryPlace
     name: TryPart
@@ -156,30 +156,30 @@ class Mounted:
     loops: dict[LoopId, LoopPlace] = field(default_factory=dict)
     tries: dict[TryId, TryPlace] = field(default_factory=dict)
     budget: LeafPlace | None = None  # where the run has one
-    # Leaves that are under way and to be stopped: what stands after them waits until they are.
+    # Running leaves that must be stopped: what follows them waits until they are.
     dying: dict[NodeKey, LeafPlace] = field(default_factory=dict)
     stopped: dict[NodeKey, Leaf] = field(default_factory=dict)  # leaves of a run that is ending
 
     def has(self, key: NodeKey) -> bool:
-        """Say whether a node has a place in the tree, whatever becomes of it there."""
+        """Say whether a node has a place in the tree, whatever its fate."""
         return (
             key in self.leaves or key in self.unchosen or key in self.dying or key in self.stopped
         )
 
     def find_element(self, key: NodeKey) -> Leaf | None:
-        """Find what an author wrote for a node that has a place in the tree, whatever becomes of it there."""
+        """Find the author's element for a node with a place in the tree, whatever its fate."""
         place = self.leaves.get(key) or self.dying.get(key)
         return self.unchosen.get(key) or self.stopped.get(key) if place is None else place.element
 
     def dependencies(self, leaf: Leaf, facts: Facts) -> list[NodeKey | str]:
-        """List what a leaf waits for: keys, or written ids that are neither mounted nor known."""
+        """List a leaf's dependencies: keys, or written ids that are neither mounted nor known."""
         wanted = [*leaf.depends_on]
         if isinstance(leaf, Task):
             wanted += leaf.needs.values()
         return [self.resolve(node_id, facts) for node_id in wanted]
 
     def resolve(self, node_id: str, facts: Facts) -> NodeKey | str:
-        """Find the node that an author means: the mounted one, else the newest known, else only its id."""
+        """Resolve an id that an author wrote: the mounted node, else the newest known, else only the id."""
         if (key := self.keys.get(node_id)) is not None:
             return key
         known = facts.keys_of(node_id)
@@ -187,12 +187,12 @@ class Mounted:
 
 
 def is_cleaning(fact: TryFact) -> bool:
-    """Say whether a Try does what is to be done in the end: that is not stopped with what stands around it."""
+    """Say whether a Try is cleaning up: that is not stopped with its surroundings."""
     return not fact.is_done and fact.phase in _CLEANING
 
 
 def scoped(written: str, path: LoopPath) -> str:
-    """Add a loops' path to an id, as it stands on the wire: `x@@outer=0,middle=1`."""
+    """Add a loops' path to an id, as in the API: `x@@outer=0,middle=1`."""
     if not path:
         return written
     return written + SCOPE_MARK + ",".join(f"{loop}={iteration}" for loop, iteration in path)
@@ -210,8 +210,7 @@ def mount(
 ) -> Mounted:
     """Place a whole tree; raise DuplicateNodeId, or InvalidTree for one too deep or too large.
 
-    `budget`: the run's, which stands beside the tree. `is_stopped`: the run is ending, and only what cleans up is placed
-    to go on.
+    `budget`: the run's, which is outside the tree. `is_stopped`: the run is ending, and only clean-up may go on.
     """
     root = GroupPlace(children=[])
     mounted = Mounted(root=root, tree=tree)
@@ -256,7 +255,7 @@ class _Mounting:
                 self._place_leaf(element, parent, path)
 
     def place_budget(self, budget: Budget) -> None:
-        """Give a budget its place in no order: nothing waits for it, and each grant is an iteration of it."""
+        """Place a budget outside any order: nothing waits for it, and each grant is an iteration of it."""
         mounted = self.mounted
         if budget.id in mounted.keys or budget.id in self.try_names:
             raise DuplicateNodeId(f"a node of the tree has the budget's id {budget.id!r}")

@@ -1,4 +1,4 @@
-"""How a leaf that is no attempt comes to a state: it waits, finishes, is skipped, fails. Pure; works on a run's Progress."""
+"""State changes of a leaf other than by attempts: it waits, finishes, is skipped, fails. Pure; works on a run's Progress."""
 
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ def wait(
     now_ms: int,
     timeout_s: float | None,
 ) -> None:
-    """Let a node wait, for `timeout_s` at most."""
+    """Let a node wait, for at most `timeout_s`."""
     due_ms = None if timeout_s is None else moment_after(now_ms, timeout_s)
     run.put(key, fact.but(state=state, due_ms=due_ms))
     if due_ms is not None:
@@ -28,14 +28,14 @@ def wait(
 
 
 def finish(run: "Progress", key: NodeKey, fact: NodeFact, output: str | None) -> None:
-    """Let a node finish; `output` is JSON text, or None where it puts nothing out."""
+    """Let a node finish; `output` is JSON text, or None if it has none."""
     run.put(key, fact.but(state=NodeState.FINISHED, output=output, due_ms=None))
     run.say(EventType.NODE_FINISHED, key, attempt=max(fact.attempt, 1))
     run.settle(key)
 
 
 def skip(run: "Progress", key: NodeKey, fact: NodeFact) -> None:
-    """Pass a node over for good."""
+    """Skip a node for good."""
     run.put(key, fact.but(state=NodeState.SKIPPED, due_ms=None))
     run.say(EventType.NODE_SKIPPED, key)
     run.settle(key)
@@ -44,7 +44,7 @@ def skip(run: "Progress", key: NodeKey, fact: NodeFact) -> None:
 def fail(
     run: "Progress", key: NodeKey, fact: NodeFact, problem: Problem, *, is_tolerated: bool = False
 ) -> None:
-    """Let a node fail, and what it stands in with it unless the tree moves on past it."""
+    """Let a node fail, and propagate the failure unless it is tolerated."""
     fact = fact.but(state=NodeState.FAILED, error=problem, due_ms=None)
     run.say(EventType.NODE_FAILED, key, attempt=max(fact.attempt, 1), error=problem.to_wire())
     put_failed(run, key, fact, problem, is_tolerated=is_tolerated)
@@ -53,7 +53,7 @@ def fail(
 def put_failed(
     run: "Progress", key: NodeKey, fact: NodeFact, problem: Problem, *, is_tolerated: bool
 ) -> None:
-    """Write down that a node has failed, and let its failure go up to whoever takes it."""
+    """Record that a node has failed, and propagate its failure to the Try that catches it."""
     if not is_tolerated:
         leaf = run.find_leaf(key)
         is_tolerated = tries.fail_at(run, None if leaf is None else leaf.parent, problem)

@@ -1,4 +1,4 @@
-"""What a new tree says of nodes: pending, passed over, gone; and what a leaf does whose turn has come. Pure."""
+"""The effect of a new tree on nodes: pending, skipped, gone; and of a leaf's turn. Pure."""
 
 import re
 from functools import lru_cache
@@ -20,7 +20,7 @@ _KIND: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")  # HumanTask: human-task
 
 
 def record_places(run: "Progress", rendered: Rendered, before: Rendered | None) -> None:
-    """Write down what the new tree says of nodes that have not run; `before`: the tree that it follows here."""
+    """Record the new tree's effect on nodes that have not run; `before`: the previous tree here."""
     mounted = rendered.mounted
     was_mounted = before.mounted.leaves if before is not None else {}
     _stop_leaves(run, mounted)
@@ -42,21 +42,21 @@ def record_places(run: "Progress", rendered: Rendered, before: Rendered | None) 
         run.say(EventType.NODE_PENDING, key)
     for key, unchosen in mounted.unchosen.items():
         _pass_over(run, key, run.facts.nodes.get(key) or _new_fact(unchosen, mounted))
-    # After a take-up nobody knows what was mounted: whatever is not settled is looked at.
+    # After a take-up it is unknown what was mounted: every unsettled node is checked.
     for key in [*was_mounted] if before is not None else sorted(run.facts.nodes):
         if not mounted.has(key):
             _pass_over(run, key, run.facts.nodes.get(key))
 
 
 def _is_back(fact: NodeFact, *, was_mounted: bool) -> bool:
-    """Say whether a node that was passed over, or stopped when it left the tree, stands in it again."""
+    """Say whether a node that was skipped, or stopped when it left the tree, is in it again."""
     if fact.state is NodeState.SKIPPED:
         return fact.wait == UNCHOSEN
     return fact.state is NodeState.CANCELLED and not was_mounted
 
 
 def _fits(element: Leaf, fact: NodeFact) -> bool:
-    """Say whether a node may go on waiting: its author may have put another kind in its place."""
+    """Say whether a node may go on waiting: its author may have replaced it by another kind."""
     return fact.kind == _kind_of(element) and waits.fits(element, fact.state)
 
 
@@ -65,7 +65,7 @@ def _pass_over(run: "Progress", key: NodeKey, fact: NodeFact | None) -> None:
         return
     if key in run.in_flight:
         _abort(run, key, "unmounted")
-    elif fact.state.is_waiting or key in run.lost:
+    elif fact.state.is_waiting or key in run.facts.lost:
         run.cancel_node(key, fact, "unmounted")
     elif fact.state is NodeState.PENDING:
         run.put(key, fact.but(state=NodeState.SKIPPED, wait=UNCHOSEN, due_ms=None))
@@ -78,7 +78,7 @@ def _abort(run: "Progress", key: NodeKey, reason: str) -> None:
 
 
 def open_leaf(run: "Progress", leaf: LeafPlace, now_ms: int) -> None:
-    """Begin with a leaf whose turn has come."""
+    """Open a leaf whose turn has come."""
     key, element = leaf.key, leaf.element
     fact = run.facts.nodes[key]
     if key in run.in_flight or fact.state.is_settled or fact.state.is_waiting:
@@ -94,12 +94,12 @@ def open_leaf(run: "Progress", leaf: LeafPlace, now_ms: int) -> None:
 
 
 def turn_loop(run: "Progress", loop: LoopPlace) -> None:
-    """Decide what follows an iteration that has ended, by the `until` of a render that knew all of it."""
+    """Decide what follows an ended iteration, by the `until` of a render that saw all of it."""
     element, iteration = loop.element, loop.fact.iteration
     if not element.until and iteration + 1 < element.max_iterations:
         fact = LoopFact(iteration + 1, is_done=False)
     elif not element.until and element.on_max_reached is OnMaxReached.FAIL:
-        # Not done: who takes the run up, or resumes it with more iterations, comes to this place again.
+        # Not done: a new owner, or a resume with more iterations, comes to this place again.
         text = f"loop {element.id!r} did not come to its end in {element.max_iterations} iterations"
         tries.fail_at(run, loop.group, Problem("LoopExhausted", text, "LOOP_EXHAUSTED"))
         return
@@ -125,13 +125,13 @@ def _lacks_needs(run: "Progress", element: Leaf) -> bool:
 def _stop_leaves(run: "Progress", mounted: Mounted) -> None:
     for key in mounted.dying:
         _abort(run, key, "aborted")
-    # Nobody is to decide what no longer counts.
-    for key in sorted(run.waiting & mounted.stopped.keys()):
+    # Withdraw questions that no longer count; do not restart what died.
+    for key in sorted((run.waiting | run.facts.lost) & mounted.stopped.keys()):
         run.cancel_node(key, run.facts.nodes[key], run.reason)
 
 
 def _pending(fact: NodeFact, leaf: Leaf) -> NodeFact:
-    """Return the fact of a node that is to begin as what stands there now; it may have been of another kind."""
+    """Return the fact of a node that will begin as the tree's present element; it may have been of another kind."""
     return fact.but(state=NodeState.PENDING, kind=_kind_of(leaf), label=leaf.label, wait=None)
 
 

@@ -1,10 +1,10 @@
-"""A run's way through its tree: what has happened goes in, turns come out. Pure: no clock, no I/O, no randomness.
+"""A run's progress through its tree: reports and news go in, turns come out. Pure: no clock, no I/O, no randomness.
 
-The executor tells what happened (reports, a decision came, time passed), then asks for the turn: everything
-to be committed together, and what may start once it is. Facts are taken in at once, so that one turn holds a result and
-all that follows from it; what task bodies read (`committed`) follows only when the commit is known to have happened.
+The executor applies what happened (reports, a decision, time passing), then asks for the turn: everything
+that is committed together, and what may start afterwards. Facts are updated at once, so that one turn contains a result and
+its consequences; the facts that task bodies read (`committed`) are updated only after the commit is confirmed.
 
-Building a progress from the facts of any commit and going on gives the same history as never having stopped.
+Building a progress from the facts of any commit and continuing gives the same history as an uninterrupted run.
 """
 
 from collections.abc import Iterable, Mapping
@@ -37,8 +37,8 @@ from smithers.events import EventType
 from smithers.states import NodeState, RunStatus
 
 DEFAULT_CONCURRENCY: Final = 32
-MAX_RENDERS: Final = 100  # in one turn: the rest follows in the next, and others get theirs
-CLEAN_UP_MS: Final = 60_000  # what a run that is ending has for it, in all
+MAX_RENDERS: Final = 100  # in one turn: the rest follows in the next, after other runs
+CLEAN_UP_MS: Final = 60_000  # the total time of a run's clean-up
 
 
 class Progress:
@@ -54,19 +54,18 @@ class Progress:
         frame_no: int = 0,
         xml_hash: str | None = None,
     ) -> None:
-        """Take up a run. `facts` and `committed` hold the same and are not the same object; both are kept and changed."""
+        """Take up a run. `facts` and `committed` are equal but separate objects; both are kept and changed."""
         self.facts = facts
         self.committed = committed
         self.renderer = renderer
         self.is_cancelling = False
         self.failure: Problem | None = find_failure(facts)
-        self.continuation: NodeKey | None = find_continuation(facts)  # it goes on as another run
-        self.is_cut_short = False  # the turn has grown long: there is more to be planned at once
+        self.continuation: NodeKey | None = find_continuation(facts)  # it continues as another run
+        self.is_cut_short = False  # the turn has grown long: there is more to plan at once
         self.in_flight: set[NodeKey] = set()
-        self.lost: set[NodeKey] = set()  # their attempts died with their process; not begun again
         self.waiting = {key for key, fact in facts.nodes.items() if fact.state.is_waiting}
         self.open_tries = {key for key, fact in facts.tries.items() if not fact.is_done}
-        self.is_stopped = False  # the run is ending, and what has something to clean up does that
+        self.is_stopped = False  # the run is ending, and its Trys and Sagas clean up
         self.turn = Turn()
         self.rendered: Rendered | None = None
         self.schedule: Schedule | None = None
@@ -83,16 +82,16 @@ class Progress:
     # What happened.
 
     def take_up(self, before: RunStatus, *, is_new: bool) -> None:
-        """Go on where the last owner left the run; its attempts died with it.
+        """Continue where the last owner left the run; its attempts died with it.
 
-        `before`: the status in which the run was claimed. `is_new`: nobody has claimed it before.
+        `before`: the status in which the run was claimed. `is_new`: it is claimed for the first time.
         """
         is_new_era = before is RunStatus.QUEUED and not is_new
         if before.is_parked or is_new_era:
             self.note(EventType.RUN_STARTED)
             self.turn.status = RunStatus.RUNNING
         if is_new_era:
-            # What had failed is tried again.
+            # Failed nodes are tried again.
             self.turn.tries.update(tries.reopen(self.facts))
             self.open_tries.update(self.turn.tries)
             self.failure = find_failure(self.facts)
@@ -101,15 +100,15 @@ class Progress:
                 reports.lose_attempt(self, key)
 
     def note(self, event: EventType, **fields: Any) -> None:
-        """Add an event of the run itself, e.g. that it goes on after a death."""
+        """Add an event of the run itself, e.g. that it resumes after a death."""
         self.turn.events.append(EventDraft(event, fields))
 
     def start_only(self, keys: set[NodeKey] | None) -> None:
-        """Start nothing but these (None: everything again): what is under suspicion of a crash is tried alone."""
+        """Start only these (None: everything again): suspects of a crash are tried alone."""
         self.ready.only = keys
 
     def cancel(self) -> None:
-        """Take in that the run is to be cancelled: the only end that it may still have."""
+        """Begin to cancel the run: no other end is possible any more."""
         self.is_cancelling = True
 
     def take_news(
@@ -119,17 +118,17 @@ class Progress:
         ends: dict[NodeKey, EndFact],
         signals: Iterable[SignalFact],
     ) -> None:
-        """Take in what has come for the nodes that wait, and the signals that are new: each is told once.
+        """Apply news: each decision, end and signal is passed once.
 
-        Earlier decisions stay known, for a task that is tried again, and earlier signals until a node takes them.
+        Earlier decisions stay known, for a task that is tried again, and ends and signals until a node takes them.
         """
         self.facts.approvals.update(approvals)
-        self.facts.ends = ends
+        self.facts.ends.update(ends)
         self.facts.signals.extend(signals)
         waits.take_all(self)
 
     def pass_time(self, now_ms: int) -> None:
-        """Take in what has become due: timers, waits' time-outs, back-offs' ends."""
+        """Apply what has become due: timers, waits' time-outs, back-offs' ends."""
         if self.rendered is None:
             return
         for key in self._dues.take(now_ms, self.facts):
@@ -144,8 +143,9 @@ class Progress:
     # The turn.
 
     def plan(self, now_ms: int) -> Turn:
-        """Say what is due by all that happened; the same happenings give the same turn."""
+        """Return the turn that follows from everything that happened; deterministic."""
         turn = self.turn
+        self.is_cut_short = False
         if not self.is_ending:
             try:
                 self._go_on(now_ms)
@@ -155,17 +155,17 @@ class Progress:
             self._clean_up(now_ms)
             kept = self.rendered.mounted.leaves if self.is_cleaning and self.rendered else {}
             turn.aborts = [Abort(key, self.reason) for key in sorted(self.in_flight - kept.keys())]
-        else:  # but for what came back into the tree
+        else:  # except nodes that came back into the tree
             turn.aborts = [abort for abort in turn.aborts if self.find_leaf(abort.key) is None]
         turn.ending = end_or_park(self, now_ms)
         return turn
 
     def retract_ending(self) -> None:
-        """Take back the end of a turn that was not committed, because something came that it did not know of."""
+        """Revert the end in a turn that was not committed because of news that it did not take into account."""
         self.turn.ending = None
 
     def drop_turn(self) -> Turn:
-        """Hand over a turn that cannot be kept, and forget it; what has something to clean up cannot do it either."""
+        """Return and drop a turn that cannot be committed; clean-up is not possible either."""
         dropped, self.turn = self.turn, Turn()
         self.in_flight -= dropped.started
         for key in dropped.nodes:
@@ -180,7 +180,7 @@ class Progress:
         return dropped
 
     def commit(self, now_ms: int) -> None:
-        """Take in that the turn was committed, at the database's time."""
+        """Record that the turn was committed, at the database's time."""
         turn, self.turn = self.turn, Turn()
         for key, fact in turn.nodes.items():
             known = fact
@@ -191,7 +191,7 @@ class Progress:
         self.committed.loops.update(turn.loops)
         self.committed.tries.update(turn.tries)
         for change in turn.approvals:
-            self.facts.approvals.pop(change.key, None)  # asked anew: an older answer is none
+            self.facts.approvals.pop(change.key, None)  # asked again: older answers are void
         if turn.frame is not None:
             self._frames.commit(turn.frame)
 
@@ -201,7 +201,7 @@ class Progress:
         return self._frames.frame_no if self.turn.frame is None else self.turn.frame.frame_no
 
     def next_due_ms(self) -> int | None:
-        """Say when time alone makes something due; 0 where the last turn was cut short."""
+        """Return when time alone makes something due; 0 if the last turn was cut short."""
         if self.is_cut_short:
             return 0
         due_ms = self._dues.next_ms(self.facts)
@@ -209,33 +209,33 @@ class Progress:
             return due_ms
         return self._cleanup_ends_ms if due_ms is None else min(due_ms, self._cleanup_ends_ms)
 
-    # What the modules beside this one work with.
+    # Used by the sibling modules.
 
     @property
     def is_ending(self) -> bool:
-        """Nothing starts any more."""
+        """Whether the run is ending: nothing starts any more."""
         return self.is_cancelling or self.failure is not None or self.continuation is not None
 
     @property
     def last_status(self) -> RunStatus:
-        """How a run that is ending will have ended."""
+        """The final status of a run that is ending."""
         if self.is_cancelling:
             return RunStatus.CANCELLED
         return RunStatus.CONTINUED if self.failure is None else RunStatus.FAILED
 
     @property
     def reason(self) -> str:
-        """Why what is under way is stopped where the run is ending."""
+        """The reason for stopping running nodes when the run is ending."""
         status = self.last_status
         return "aborted" if status is RunStatus.CONTINUED else f"run-{status}"
 
     @property
     def is_cleaning(self) -> bool:
-        """The run is ending, and has not done yet what is to be done in the end."""
+        """Whether the run is ending, and has not finished its clean-up."""
         return self.is_stopped and self.schedule is not None and not self.schedule.is_done
 
     def overtake(self) -> None:
-        """Have the tree mounted anew before anything else begins: a Try has turned."""
+        """Remount the tree before anything else begins: a Try has changed phase."""
         self._is_overtaken = self._needs_render = True
 
     def find_leaf(self, key: NodeKey) -> LeafPlace | None:
@@ -243,7 +243,7 @@ class Progress:
         return None if self.rendered is None else self.rendered.mounted.leaves.get(key)
 
     def put(self, key: NodeKey, fact: NodeFact) -> None:
-        """Write down what is now known of a node; a builder that asked about it renders again."""
+        """Set a node's fact; a builder that has read it renders again."""
         before = self.facts.nodes.get(key)
         self.facts.put(key, fact)
         self.turn.nodes[key] = fact
@@ -252,7 +252,7 @@ class Progress:
         else:
             self.waiting.discard(key)
         if fact.state is not NodeState.PENDING:
-            self.lost.discard(key)
+            self.facts.lost.discard(key)
         if self.rendered is None or (before is not None and before.state is fact.state):
             return
         reads, node_id = self.rendered.reads, written_id(key.node_id)
@@ -266,35 +266,35 @@ class Progress:
         self.turn.events.append(EventDraft(event, {**node, **fields}))
 
     def settle(self, key: NodeKey) -> None:
-        """Let the tree move on past a node; the facts say that it is settled, or cancelled and gone."""
+        """Let the tree go on after a node; the facts say that it is settled, or cancelled and gone."""
         self._is_render_fresh = False
         self.rest.leave(key, is_settled=self.facts.nodes[key].state.is_settled)
         if self.schedule is not None:
             self.schedule.settle(key)
 
     def fail(self, problem: Problem) -> None:
-        """Let the run fail, unless something else has failed it before."""
+        """Fail the run, unless something else has failed it before."""
         self.failure = self.failure or problem
 
     def at(self, due_ms: int, key: NodeKey) -> None:
-        """Have a node looked at when its time comes."""
+        """Schedule a check of a node at its due time."""
         self._dues.add(due_ms, key)
 
     def ask_render(self) -> None:
-        """Have the builder called again, whatever it has asked about."""
+        """Call the builder again, whatever it has read."""
         self._needs_render = True
 
     def make_ready(self, leaf: LeafPlace) -> None:
-        """Let a task start as soon as the run has room; one whose turn has not come is left to its opening."""
+        """Let a task start as soon as the run has room; one whose turn has not come starts when it is opened."""
         if leaf.is_open:
             self.ready.add(leaf)
 
     def is_just_asked(self, key: NodeKey) -> bool:
-        """Say whether a question is so new that nobody can have seen it: it is not committed."""
+        """Say whether a question is not committed yet, so that nobody can have seen it."""
         return any(change.key == key and change.request for change in self.turn.approvals)
 
     def cancel_node(self, key: NodeKey, fact: NodeFact, reason: str) -> None:
-        """Write down that a node will not go on, and withdraw what it asked of the outside."""
+        """Cancel a node, and withdraw its question or wait."""
         waits.withdraw(self, key, fact)
         self.put(key, fact.but(state=NodeState.CANCELLED, due_ms=None))
         self.say(EventType.NODE_CANCELLED, key, reason=reason)
@@ -302,8 +302,7 @@ class Progress:
     # Inside.
 
     def _go_on(self, now_ms: int) -> None:
-        self.is_cut_short, renders = False, 0
-        is_moving = True
+        renders, is_moving = 0, True
         while is_moving and self._may_go_on:
             if self._needs_render:
                 self.is_cut_short = renders >= MAX_RENDERS
@@ -311,28 +310,27 @@ class Progress:
                     return
                 renders += 1
                 self._render()
-                # That may have ended waits, and made the tree out of date again: nothing begins by it then.
+                # That may have ended waits, and made the tree outdated again: then nothing starts from it.
                 continue
             assert self.schedule is not None
+            # First: no row records that a loop has failed the run, so a new owner must find that before anything starts.
+            if self._turn(self.schedule):
+                continue
             self._open(self.schedule, now_ms)
             self.pass_time(now_ms)
-            self._turn(self.schedule)
             is_moving = self.schedule.has_news or self._needs_render
             if not is_moving and self._may_go_on:
                 self.ready.start(self, now_ms)
                 is_moving = self._needs_render
 
     def _open(self, schedule: Schedule, now_ms: int) -> None:
-        for place in schedule.take_reached_tries():
-            if self._may_begin:
-                tries.enter(self, place)
         for leaf in schedule.take_opened():
             if self._may_begin:
                 places.open_leaf(self, leaf, now_ms)
 
     @property
     def _may_begin(self) -> bool:
-        # Else what stands behind a node that failed would: a failed node is settled, too.
+        # Otherwise nodes after a failed one would start: a failed node is settled, too.
         return self._may_go_on and not self._is_overtaken
 
     @property
@@ -340,7 +338,7 @@ class Progress:
         return (self.failure is None and self.continuation is None) or self.is_stopped
 
     def _clean_up(self, now_ms: int) -> None:
-        """Do what is to be done in the end, within its time; a tree that cannot be had has nothing to do."""
+        """Clean up, within the time limit; without a tree there is nothing to clean up."""
         if not (self.open_tries or self.is_stopped):
             return
         ends_ms = self._cleanup_ends_ms
@@ -376,7 +374,7 @@ class Progress:
         waits.watch_all(self)
 
     def _record_frame(self, xml: str) -> None:
-        """Keep the last tree of a turn, if it is another than that of the turn before."""
+        """Record the last tree of a turn, if it differs from that of the turn before."""
         events = self.turn.events
         if self.turn.frame is not None:
             events.remove(self.turn.frame.event)
@@ -384,15 +382,19 @@ class Progress:
         if self.turn.frame is not None:
             events.append(self.turn.frame.event)
 
-    def _turn(self, schedule: Schedule) -> None:
-        """Go on with the loops and Trys whose parts have ended, by a render that knew all that they brought."""
+    def _turn(self, schedule: Schedule) -> bool:
+        """Begin Trys; continue loops and Trys that a render saw end. Say whether to render before anything else."""
+        for place in schedule.take_reached_tries():
+            if self._may_begin:
+                tries.enter(self, place)
         loops, ended_tries = schedule.take_ended_loops(), schedule.take_ended_tries()
-        # A tree that is to be mounted anew says then what has ended in it.
+        # A tree that will be remounted shows then what has ended in it.
         if self._is_overtaken or not (loops or ended_tries):
-            return
+            return self._needs_render
         self._needs_render = True
-        if self._is_render_fresh:  # else a loop's `until`, or a Try's body, may be another now
+        if self._is_render_fresh:  # otherwise a loop's `until`, or a Try's body, may have changed
             for loop in loops:
                 places.turn_loop(self, loop)
             for place in ended_tries:
                 tries.end_phase(self, place)
+        return True

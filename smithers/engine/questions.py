@@ -38,7 +38,7 @@ TIMEOUT_USER: Final = f"{SERVERS_OWN}timeout"
 
 
 def ask(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
-    """Put a leaf's question to people."""
+    """Ask people a leaf's question."""
     element = leaf.element
     timeout_s = None if isinstance(element, Task) else getattr(element, "timeout_s", None)
     request = _request(run, element)
@@ -50,7 +50,7 @@ def ask(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
 
 
 def is_let_through(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> bool:
-    """Say whether a task's gate is open; ask where nobody has been asked yet."""
+    """Say whether a task's gate is open; ask if nobody has been asked yet."""
     decision = run.facts.approvals.get(leaf.key)
     if decision is not None and decision.status is ApprovalStatus.APPROVED:
         return True
@@ -59,7 +59,7 @@ def is_let_through(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int
 
 
 def apply_decision(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
-    """Go on where a person has decided."""
+    """Apply a person's decision."""
     decision = run.facts.approvals.get(leaf.key)
     if decision is None or decision.status not in (ApprovalStatus.APPROVED, ApprovalStatus.DENIED):
         return
@@ -82,7 +82,7 @@ def apply_decision(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
 
 
 def run_out(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
-    """Take in that a question's time has come: a time-out is one more decision, and the first decision wins."""
+    """Time a question out: a time-out is one more decision, and the first decision wins."""
     if run.is_just_asked(leaf.key):
         run.at(fact.due_ms or now_ms, leaf.key)
     elif leaf.key not in run.turn.timeouts:
@@ -131,7 +131,7 @@ def _take_answer(
         filled_in = decode_output(answer.decision or "null")
         output = run.renderer.encode(filled_in, form.output, what="the form")
     except InvalidOutput as error:
-        # The model knows more than its schema: the same person, or another, is asked again and told why.
+        # The model is stricter than its schema: the question is asked again, with the errors.
         again = {**_request(run, form), "errors": error.details or [{"msg": str(error)}]}
         _put_request(run, key, again)
         run.put(key, fact)
@@ -141,9 +141,9 @@ def _take_answer(
 
 
 def _put_request(run: "Progress", key: NodeKey, request: dict[str, Any]) -> None:
-    # An answer to an earlier asking is no answer to this one.
+    # An answer to an earlier question does not answer this one.
     run.facts.approvals.pop(key, None)
-    # Not orjson: a form's schema may bound a number beyond 64 bits.
+    # Not orjson: a form's schema may contain a number beyond 64 bits.
     text = to_json(request, inf_nan_mode="null").decode()
     run.turn.approvals.append(ApprovalChange(key, text))
 
@@ -154,7 +154,7 @@ def _say_asked(run: "Progress", key: NodeKey) -> None:
 
 
 def _request(run: "Progress", element: object) -> dict[str, Any]:
-    """Build what is shown to whoever is asked, and what an answer is held against."""
+    """Build the request: what people are shown, and what an answer is validated against."""
     match element:
         case Approval():
             request: dict[str, Any] = {"title": element.title, "summary": element.summary}
@@ -180,7 +180,7 @@ def _request(run: "Progress", element: object) -> dict[str, Any]:
 
 
 def _schema(run: "Progress", form: HumanTask[Any]) -> Any:
-    """Make a form's schema: its author's code has a say in that, and has a render's time."""
+    """Make a form's schema, which may run its author's code: within a render's time."""
     model: Any = form.output
 
     def make() -> Any:
@@ -209,10 +209,10 @@ def _denial(decision: ApprovalFact) -> Problem:
 
 
 def _decision_json(decision: ApprovalFact, fact: NodeFact, *, is_approved: bool) -> str:
-    """Write a decision down as the answer to what was asked; the tree of now may offer other options."""
+    """Encode a decision as the answer to its question; the present tree may offer other options."""
     asked = {} if fact.wait is None else orjson.loads(fact.wait)
     mode = asked.get("mode") if is_approved else None
-    # Whoever took the decision down has held it against the question.
+    # The decision was validated against the question when it was recorded.
     chosen = decode_output(decision.decision or "null")
     moment = decision.decided_ms
     return ApprovalDecision(

@@ -1,4 +1,4 @@
-"""The tasks whose turn has come: those that stand first in the tree start first, as the run has room. Pure."""
+"""The tasks whose turn has come: they start in tree order, as the run has room. Pure."""
 
 import heapq
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ class Ready:
 
     @property
     def is_held(self) -> bool:
-        """Not everything that is due may start here."""
+        """Whether only some due tasks may start here."""
         return self.only is not None
 
     def add(self, leaf: LeafPlace) -> None:
@@ -37,7 +37,7 @@ class Ready:
         self._heap.clear()
 
     def start(self, run: "Progress", now_ms: int) -> None:
-        """Start what may start; where the budget is spent, agents wait, and a person is asked."""
+        """Start what may start; if the budget is spent, agents wait, and a person is asked."""
         held_back: list[tuple[int, NodeKey]] = []
         while self._heap and len(run.in_flight) < self._max_concurrency:
             position, key = heapq.heappop(self._heap)
@@ -63,9 +63,9 @@ class Ready:
 
 
 def _needs_budget(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> bool:
-    """Say whether a task asks models; one whose process died goes on first with what it was answered before."""
+    """Say whether a task asks models; one whose process died first recalls its stored answers."""
     is_agents = isinstance(leaf.element, Task) and leaf.element.ask is not None
-    return (is_agents and leaf.key not in run.lost) or fact.wait == PARKED
+    return (is_agents and leaf.key not in run.facts.lost) or fact.wait == PARKED
 
 
 def _ask_for_more(run: "Progress", now_ms: int) -> None:

@@ -1,7 +1,7 @@
-"""Call a builder until what it was told of the loops' places is what its tree says. Pure, but for the builder.
+"""Call a builder until the loops' places that it was given agree with its tree. Pure, except for the builder.
 
-A builder's reads depend on which loops a node stands in, and that is known only once the tree is mounted. So a render
-whose tree puts a node that was read somewhere else than thought is done again; the facts are the same, so nothing is
+A builder's reads depend on which loops a node is in, and that is known only once the tree is mounted. So a render
+whose tree has a node that was read in another place than assumed is repeated; the facts are the same, so nothing is
 decided twice.
 """
 
@@ -44,7 +44,7 @@ Guard = Callable[[Callable[[], Any]], Any]
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A mounted tree and what its builder asked about."""
+    """A mounted tree and its builder's reads."""
 
     mounted: Mounted
     reads: Reads
@@ -53,7 +53,7 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renderer:
-    """What stays the same from render to render of one run."""
+    """What the renders of one run share."""
 
     run_id: RunId
     workflow: Workflow[Any]
@@ -65,6 +65,11 @@ class Renderer:
     # Of the budget, by the run that this one goes on for.
     spent: Spent = field(default_factory=Spent)
     find_export: FindExport = attrgetter("name")
+    keeps_queue: bool = False  # what the run starts has its queue, whatever its workflow says
+
+    def queue_of(self, workflow: Workflow[Any]) -> str | None:
+        """Return the queue for a run of a workflow that this run starts; None: this run's."""
+        return None if self.keeps_queue else workflow.queue
 
     def render(
         self,
@@ -73,10 +78,10 @@ class Renderer:
         *,
         is_stopped: bool = False,
     ) -> Rendered:
-        """Render by these facts; raise WorkflowError, with the author's traceback, for what is no tree.
+        """Render with these facts; raise WorkflowError, with the author's traceback, if there is no tree.
 
         `loop_paths`: the loops in which each node stood that was ever mounted, as far as is known. `is_stopped`: the
-        run is ending, and only what cleans up is to go on.
+        run is ending, and only clean-up may go on.
         """
         for _ in range(MAX_PASSES):
             rendered = self._render_once(facts, loop_paths, is_stopped=is_stopped)
@@ -88,7 +93,7 @@ class Renderer:
         raise RenderFailed("the tree moves its nodes into other loops at each render")
 
     def problem_of(self, error: WorkflowError) -> Problem:
-        """Return what a tree cannot be had for, and where its author finds that, or else where the builder begins."""
+        """Return why there is no tree, and the place of the error in the author's file, else where the builder begins."""
         shown = author_traceback(error.__cause__ or error, within=self.workflow.builder)
         place, text = find_place(shown), text_of(error)
         if place is not None:
@@ -96,7 +101,7 @@ class Renderer:
         return Problem(type(error).__name__, text, error.code, traceback=shown)
 
     def encode(self, value: Any, model: Any = None, *, what: str = "the output") -> str:
-        """Return a value as its model writes it, JSON text; raise InvalidOutput, which calls it `what`, where it does not.
+        """Return a value as its model encodes it, JSON text; raise InvalidOutput, which calls it `what`, if that fails.
 
         A model is its author's code, and the caller waits: it has a render's time.
         """
@@ -156,8 +161,9 @@ def build_renderer(
     config_json: str,
     guard: Guard,
     find_export: FindExport = attrgetter("name"),
+    keeps_queue: bool = False,
 ) -> Renderer:
-    """Return the renderer of a run by what its row holds; raise InvalidInput where its input does not fit."""
+    """Return the renderer of a run from its row; raise InvalidInput if its input does not fit."""
     auth = orjson.loads(auth_json) if auth_json else {}
     config = orjson.loads(config_json)
     return Renderer(
@@ -170,6 +176,7 @@ def build_renderer(
         budget=_budget_under(workflow.budget, config.get("budget")),
         spent=Spent.of(config.get(SPENT)),
         find_export=find_export,
+        keeps_queue=keeps_queue,
     )
 
 
@@ -189,7 +196,7 @@ def _read_input(workflow: Workflow[Any], input_json: str, guard: Guard) -> Any:
 
 
 def _budget_under(budget: Budget | None, limits: Mapping[str, Any] | None) -> Budget | None:
-    """Return a workflow's budget with the limits that its run was started with, where they are the narrower ones."""
+    """Return a workflow's budget, narrowed by the limits that its run was started with."""
     if not limits:
         return budget
     return Budget(**limits) if budget is None else budget.narrowed(Budget(**limits))
@@ -201,7 +208,7 @@ def _is_as_told(
     told: Mapping[str, tuple[str, ...]],
     found: Mapping[str, tuple[str, ...]],
 ) -> bool:
-    """Say whether the builder would read the same of a node now that its loops are known."""
+    """Say whether the builder would read the same for a node now that its loops are known."""
     if node_id not in found or told.get(node_id) == found[node_id]:
         return True
     known = facts.keys_of(node_id)

@@ -1,4 +1,4 @@
-"""Take in what attempts report: how they ended, what they printed, called and said of themselves. Pure."""
+"""Apply attempts' reports: their ends, output, calls and heartbeats. Pure."""
 
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
@@ -20,18 +20,18 @@ HEARTBEAT_TIMEOUT: Final = "HEARTBEAT_TIMEOUT"
 
 
 def lose_attempt(run: "Progress", key: NodeKey) -> None:
-    """Take in that an attempt's process died: the node is due again, and its retries are not touched."""
+    """Record that an attempt's process died: the node is due again, and uses up no retry."""
     fact = run.facts.nodes[key]
     end = AttemptEnd(key, fact.attempt, AttemptState.LOST, fact.started_ms, None)
     run.turn.attempts.append(end)
     run.put(key, fact.but(state=NodeState.PENDING))
-    run.lost.add(key)
+    run.facts.lost.add(key)
 
 
 def finish_attempt(
     run: "Progress", key: NodeKey, output: str, cached: CachedOutput | None = None
 ) -> None:
-    """Take in an attempt's result, JSON text; `cached`: what others may have of it."""
+    """Record an attempt's result, JSON text; `cached`: the output for reuse."""
     if cached is not None:
         run.turn.cached.append(cached)
     fact = _end_attempt(run, key, AttemptState.FINISHED, None)
@@ -41,7 +41,7 @@ def finish_attempt(
 
 
 def fail_attempt(run: "Progress", key: NodeKey, problem: Problem, now_ms: int) -> None:
-    """Take in that an attempt failed: again after a back-off, or the node has failed."""
+    """Record that an attempt failed: retry after a back-off, or fail the node."""
     fact = _end_attempt(run, key, AttemptState.FAILED, problem)
     leaf = run.find_leaf(key)
     task = leaf.element if leaf is not None and isinstance(leaf.element, Task) else None
@@ -51,7 +51,7 @@ def fail_attempt(run: "Progress", key: NodeKey, problem: Problem, now_ms: int) -
     run.say(EventType.NODE_FAILED, key, attempt=fact.attempt, error=problem.to_wire())
     fact = fact.but(failures=failures, error=problem)
     if task is not None and failures <= task.retries:
-        # Nothing starts any more: the other retries are for a resume.
+        # Nothing starts any more: the remaining retries are for a resume.
         if run.is_ending and not run.is_cleaning:
             run.put(key, fact.but(state=NodeState.PENDING))
             return
@@ -66,7 +66,7 @@ def fail_attempt(run: "Progress", key: NodeKey, problem: Problem, now_ms: int) -
 
 
 def abort_attempt(run: "Progress", key: NodeKey, reason: str) -> None:
-    """Take in that an attempt was stopped on purpose."""
+    """Record that an attempt was stopped on purpose."""
     fact = _end_attempt(run, key, AttemptState.CANCELLED, None)
     run.cancel_node(key, fact, reason)
     if run.find_leaf(key) is None:
@@ -80,9 +80,9 @@ def abort_attempt(run: "Progress", key: NodeKey, reason: str) -> None:
 
 
 def park_attempt(run: "Progress", key: NodeKey, took_ms: int) -> None:
-    """Take in that an attempt stopped before a question to a model: the next one goes on from its calls.
+    """Record that an attempt stopped before a question to a model: the next one recalls its calls.
 
-    `took_ms`: since it was last counted. Its retries are not touched.
+    `took_ms`: since it was last counted. No retry is used up.
     """
     budgets.spend(run, Spent(took_ms=took_ms))
     leaf = run.find_leaf(key)
@@ -96,18 +96,18 @@ def park_attempt(run: "Progress", key: NodeKey, took_ms: int) -> None:
 
 
 def record_output(run: "Progress", key: NodeKey, attempt: int, text: str, stream: str) -> None:
-    """Take in what a body has printed."""
+    """Record a body's printed output."""
     run.say(EventType.NODE_OUTPUT, key, attempt=attempt, text=encodable(text), stream=stream)
 
 
 def record_heartbeat(run: "Progress", key: NodeKey, attempt: int, data: str) -> None:
-    """Take in what a body has reported of itself, JSON text."""
+    """Record a body's heartbeat, JSON text."""
     run.put(key, run.facts.nodes[key].but(heartbeat=data))
     run.say(EventType.TASK_HEARTBEAT, key, attempt=attempt)
 
 
 def record_tool_call(run: "Progress", key: NodeKey, attempt: int, call: ToolCall) -> None:
-    """Take in that a body has begun or ended a call of a tool or a model; only a tool's are events."""
+    """Record that a body has begun or ended a call of a tool or a model; only a tool's are events."""
     run.turn.tool_calls[key, attempt, call.call_no] = call
     if call.kind != "tool":
         return
@@ -122,7 +122,7 @@ def record_tool_call(run: "Progress", key: NodeKey, attempt: int, call: ToolCall
 def record_usage(
     run: "Progress", key: NodeKey, attempt: int, usage: TokenUsage, took_ms: int
 ) -> None:
-    """Take in what a model has used up; `took_ms`: since the attempt was last counted."""
+    """Record a model's usage; `took_ms`: since the attempt was last counted."""
     cost = budgets.find_cost(run, usage)
     run.say(
         EventType.TOKEN_USAGE_REPORTED,
@@ -141,9 +141,9 @@ def record_usage(
 
 
 def refuse_turn(run: "Progress", problem: Problem) -> None:
-    """Take back a turn that the database does not take, and let the run fail for it, whatever it failed for before.
+    """Revert a turn that the database refuses, and fail the run with that error, instead of any earlier one.
 
-    What had come out and cannot be kept counts as failed; what was to be started is not.
+    Results that cannot be stored count as failed; starts of the turn are dropped.
     """
     refused = run.drop_turn()
     run.failure = problem

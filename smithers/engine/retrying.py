@@ -5,7 +5,7 @@ from typing import Final
 
 from smithers.tree import Retry
 
-# Three centuries: what is longer is no number of milliseconds for a database.
+# Three centuries: longer times in milliseconds do not fit the database.
 LONGEST_S: Final = 1e10
 
 
@@ -29,5 +29,5 @@ def backoff_ms(retry: Retry, failures: int, seed: str) -> int:
 
 
 def moment_after(now_ms: int, pause_s: float) -> int:
-    """Return when a pause that begins now is over."""
+    """Return when a pause that begins now ends."""
     return now_ms + round(min(pause_s, LONGEST_S) * 1000)

@@ -1,10 +1,10 @@
-"""Say which leaves of a mounted tree are open: their turn has come, and the groups around them have room.
+"""Determine which leaves of a mounted tree are open: their turn has come, and their groups have room.
 
-A leaf's turn has come when everything before it is settled and what it waits for is there. Pure, and incremental:
+A leaf's turn has come when everything before it is settled and its dependencies are met. Pure, and incremental:
 settling a node costs the places above it and those that waited for it, whatever the size of the tree. Building a
-schedule from all the facts at once gives the same open leaves as settling them one by one; a property test holds the
-two together. Leaves that had room keep it, the rest is given in tree order; a leaf that waits for others takes none, so
-that tasks which depend on each other may stand in a parallel in any order.
+schedule from all the facts at once gives the same open leaves as settling them one by one, which a property test
+checks. Leaves that had room keep it, the rest is given in tree order; a leaf that waits for others takes none, so
+that tasks which depend on each other may be in a parallel in any order.
 """
 
 import heapq
@@ -18,12 +18,12 @@ class Schedule:
     """The cursors on one mounted tree."""
 
     def __init__(self, mounted: Mounted, facts: Facts) -> None:
-        """Open what is open by these facts."""
+        """Open the leaves that these facts make open."""
         self.mounted = mounted
         self._facts = facts
         self._waiting_on: dict[NodeKey | str, list[LeafPlace]] = {}
-        self._reached: list[LeafPlace] = []  # nothing keeps them but, perhaps, room
-        self._freed: list[GroupPlace] = []  # had room given back
+        self._reached: list[LeafPlace] = []  # they wait for nothing, except perhaps room
+        self._freed: list[GroupPlace] = []  # groups whose room was released
         self._ended_loops: list[LoopPlace] = []
         self._reached_tries: list[TryPlace] = []
         self._ended_tries: list[TryPlace] = []
@@ -37,11 +37,11 @@ class Schedule:
 
     @property
     def has_news(self) -> bool:
-        """Something was opened or has ended that nobody has taken yet."""
+        """Whether there are opened leaves or ended parts that were not taken yet."""
         return bool(self._reached or self._freed or self._ended_loops or self._ended_tries)
 
     def take_opened(self) -> list[LeafPlace]:
-        """Hand over the leaves that have become open since the last call, in tree order."""
+        """Return the leaves that have become open since the last call, in tree order."""
         opened: list[LeafPlace] = []
         queue: list[tuple[int, LeafPlace]] = []
         for leaf in self._begun:
@@ -54,29 +54,29 @@ class Schedule:
             _, leaf = heapq.heappop(queue)
             self._try(leaf, opened, queue)
             around = leaf.parent
-            while around is not None:  # the room that it was offered and did not take
+            while around is not None:  # the room that it was offered and did not use
                 _offer_room(around, queue)
                 around = around.parent
         opened.sort(key=lambda leaf: leaf.position)
         return opened
 
     def take_ended_loops(self) -> list[LoopPlace]:
-        """Hand over the loops whose iteration has ended since the last call: each needs a render to go on."""
+        """Return the loops whose iteration has ended since the last call: each needs a render to go on."""
         ended, self._ended_loops = self._ended_loops, []
         return ended
 
     def take_reached_tries(self) -> list[TryPlace]:
-        """Hand over the Trys and Sagas whose turn has come since the last call."""
+        """Return the Trys and Sagas whose turn has come since the last call."""
         reached, self._reached_tries = self._reached_tries, []
         return reached
 
     def take_ended_tries(self) -> list[TryPlace]:
-        """Hand over the Trys and Sagas whose phase has ended since the last call: each needs a render to go on."""
+        """Return the Trys and Sagas whose phase has ended since the last call: each needs a render to go on."""
         ended, self._ended_tries = self._ended_tries, []
         return ended
 
     def blocked(self) -> list[tuple[NodeKey, list[str]]]:
-        """List the leaves whose turn has come and that still wait for others, with the others' names."""
+        """List the leaves whose turn has come but that still wait for others, with the others' names."""
         waits: dict[NodeKey, list[str]] = {}
         for wanted, leaves in self._waiting_on.items():
             name = wanted if isinstance(wanted, str) else wanted.node_id
@@ -85,7 +85,7 @@ class Schedule:
         return sorted(waits.items())
 
     def settle(self, key: NodeKey) -> None:
-        """Take in that a node is settled now, or gone for good; the facts say so already."""
+        """Record that a node is settled, or gone for good; the facts already say so."""
         for waiting in self._waiting_on.pop(key, ()):
             waiting.unmet_count -= 1
             if waiting.unmet_count == 0 and not waiting.is_closed:
@@ -99,7 +99,7 @@ class Schedule:
             self._give_room_back(leaf)
         self._child_closed(leaf)
 
-    # Order: who is reached, what has closed.
+    # Order: which children are reached, which have closed.
 
     def _child_closed(self, child: LeafPlace) -> None:
         parent = child.parent
@@ -110,7 +110,7 @@ class Schedule:
             parent = parent.parent
 
     def _advance(self, group: GroupPlace) -> bool:
-        """Reach as many children as the group's order lets; say whether the whole group has closed."""
+        """Reach as many children as the group's order allows; say whether the whole group has closed."""
         children = group.children
         if group.try_place is not None and not group.next_index:
             self._reached_tries.append(group.try_place)
@@ -123,7 +123,7 @@ class Schedule:
         if group.unclosed_count or group.next_index < len(children):
             return False
         if group.loop is not None and not group.loop.fact.is_done:
-            # Stays open: whether another iteration follows is said at a render.
+            # Stays open: a render decides whether another iteration follows.
             self._ended_loops.append(group.loop)
             return False
         if group.try_place is not None and not group.try_place.fact.is_done:
@@ -133,7 +133,7 @@ class Schedule:
         return True
 
     def _reach(self, leaf: LeafPlace) -> bool:
-        """Let a leaf's turn come; say whether it is settled already."""
+        """Start a leaf's turn; say whether it is already settled."""
         leaf.is_reached = True
         fact = self._facts.nodes.get(leaf.key)
         if fact is not None and fact.state.is_settled:
@@ -152,7 +152,7 @@ class Schedule:
         return False
 
     def _is_out_of_the_way(self, key: NodeKey) -> bool:
-        """Say whether nobody waits for a node any more: it is settled, or was cancelled and left the tree."""
+        """Say whether a node no longer blocks others: it is settled, or was cancelled and left the tree."""
         fact = self._facts.nodes.get(key)
         if fact is None:
             return False
@@ -163,12 +163,12 @@ class Schedule:
         fact = self._facts.nodes.get(leaf.key)
         return fact is not None and (fact.attempt > 0 or fact.state is not NodeState.PENDING)
 
-    # Room: who of the reached may begin.
+    # Room: which of the reached leaves may begin.
 
     def _try(
         self, leaf: LeafPlace, opened: list[LeafPlace], queue: list[tuple[int, LeafPlace]]
     ) -> None:
-        """Give a leaf room in all its groups, or none, and let it wait at the innermost that has none."""
+        """Give a leaf room in all its groups, or in none, and queue it at the innermost group without room."""
         if leaf.is_closed or leaf.is_open:
             return
         child: LeafPlace | GroupPlace = leaf
@@ -204,14 +204,14 @@ class Schedule:
 
 
 def _hold(group: GroupPlace, child: LeafPlace | GroupPlace, leaf: LeafPlace) -> None:
-    """Let a leaf wait until the group has room for the child that it stands in."""
+    """Queue a leaf until the group has room for its child."""
     if isinstance(child, GroupPlace):
         child.held_here.append(leaf)
     heapq.heappush(group.held, (leaf.position, child))
 
 
 def _offer_room(group: GroupPlace, queue: list[tuple[int, LeafPlace]]) -> None:
-    """Let the first child that a group holds try again, where the group has room."""
+    """Let the first queued child of a group try again, if the group has room."""
     while group.held and (group.limit is None or group.busy_count < group.limit):
         _, child = heapq.heappop(group.held)
         leaves = [child] if isinstance(child, LeafPlace) else child.take_held_here()

@@ -1,9 +1,9 @@
-"""What a failure does to the Trys and Sagas around it, and how they go on from phase to phase. Pure; works on a Progress.
+"""How failures propagate through Trys and Sagas, and how these change phases. Pure; works on a Progress.
 
-A failure goes up from where it happened: the innermost Try whose body it is in takes it, and turns to its catch or, with
-none, to its finally, after which it goes on up; a Saga turns to undoing. What nobody takes fails the run. Where a part is
-given up, or the whole run, what is under way in it is stopped, and what stands in it and has something to clean up does that
-first, the innermost before what is around it.
+A failure propagates up the tree: the innermost Try whose body contains it catches it, and turns to its catch or, without
+one, to its finally, after which the failure propagates further; a Saga turns to undoing. A failure that nothing catches
+fails the run. When a part is abandoned, or the whole run, everything running in it is stopped, and nested Trys and Sagas
+clean up first, the innermost before the outer ones.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def fail_at(run: "Progress", group: GroupPlace | None, problem: Problem) -> bool:
-    """Let what stands in a group fail; say whether the run goes on."""
+    """Propagate a failure from a group; say whether the run goes on."""
     passed: list[TryPlace] = []
     while group is not None:
         if group.part is not None:
@@ -44,20 +44,20 @@ def fail_at(run: "Progress", group: GroupPlace | None, problem: Problem) -> bool
                     return True  # it has gone on past this part
         group = group.parent
     if run.is_stopped or run.continuation is not None:
-        return True  # it was to end in any case
+        return True  # it was ending in any case
     run.fail(problem)
     for place in passed:
-        # A saga is looked at again by whoever takes the run up.
+        # A new owner of the run checks a saga again.
         if isinstance(place.element, Try):
             _put(run, place, TryFact(TryPhase.RAISED, is_done=True, problem=problem))
     return False
 
 
 def enter(run: "Progress", place: TryPlace) -> None:
-    """Write down that a Try's turn has come: from now on it has something to clean up.
+    """Record that a Try's turn has come: from now on it must clean up.
 
-    A saga that was undone while the run was ending is not done: where its turn comes again, it undoes what is left, and
-    hands its failure on.
+    A saga that was undone while the run was ending is not completed: when its turn comes again, it undoes what is left, and
+    propagates its failure.
     """
     fact = run.facts.tries.get(place.try_id)
     if fact is None:
@@ -71,7 +71,7 @@ def enter(run: "Progress", place: TryPlace) -> None:
 
 
 def end_phase(run: "Progress", place: TryPlace) -> None:
-    """Go on with a Try all of whose parts that go on have ended; one that has turned meanwhile does not."""
+    """End the phase of a Try whose active parts have ended, unless it has changed phase meanwhile."""
     fact = run.facts.tries.get(place.try_id, TryFact())
     if fact != place.fact:
         return
@@ -88,7 +88,7 @@ def end_phase(run: "Progress", place: TryPlace) -> None:
 
 
 def stop_all(run: "Progress") -> None:
-    """Let everything that has something to clean up turn to it: the run is ending."""
+    """Turn every Try and Saga to its clean-up: the run is ending."""
     assert run.rendered is not None
     for place in run.rendered.mounted.tries.values():
         if _is_given_up_with(run, place, None):
@@ -96,7 +96,7 @@ def stop_all(run: "Progress") -> None:
 
 
 def _end_of(run: "Progress", place: TryPlace) -> Problem:
-    """Say what a run that has not failed does to a Try or a Saga; a resume fails for what it has done to a saga."""
+    """Return what ending a run that has not failed does to a Try or a Saga; a resume fails for an undone saga."""
     text = "the run is ending"
     if isinstance(place.element, Saga):
         why = "was cancelled" if run.is_cancelling else "went on as a new one"
@@ -105,7 +105,7 @@ def _end_of(run: "Progress", place: TryPlace) -> Problem:
 
 
 def reopen(facts: Facts) -> dict[TryId, TryFact]:
-    """Take back the failures of an earlier era, which is tried again; what a saga has undone stays undone."""
+    """Clear the failures of an earlier era, to try again; what a saga has undone stays undone."""
     again = {TryPhase.FAILED, TryPhase.RAISED}
     reopened = [try_id for try_id, fact in facts.tries.items() if fact.phase in again]
     for try_id in reopened:
@@ -120,24 +120,23 @@ def _answer_of(place: TryPlace) -> TryPhase:
 
 
 def _hand_on(run: "Progress", place: TryPlace, fact: TryFact) -> None:
-    """Let the failure of a Try that has cleaned up go on to what stands around it, or a Saga go on."""
-    element = place.element
-    if (
-        isinstance(element, Saga)
-        and element.on_failure is OnFailure.CONTINUE
-        and not run.is_stopped
-    ):
+    """Propagate the failure of a Try that has cleaned up, or let a Saga go on."""
+    element, was_ending = place.element, run.is_ending
+    if isinstance(element, Saga) and element.on_failure is OnFailure.CONTINUE and not was_ending:
         _turn(run, place, TryFact(TryPhase.CAUGHT, is_done=True, problem=fact.problem))
         return
     _turn(run, place, TryFact(fact.phase, is_done=True, problem=fact.problem))
     assert fact.problem is not None
-    if not fail_at(run, place.group.parent, fact.problem):
-        raised = TryPhase.RAISED if isinstance(element, Try) else TryPhase.BROKEN
-        _put(run, place, TryFact(raised, is_done=True, problem=fact.problem))
+    if fail_at(run, place.group.parent, fact.problem):
+        return
+    if isinstance(element, Try):
+        _put(run, place, TryFact(TryPhase.RAISED, is_done=True, problem=fact.problem))
+    elif not was_ending:  # otherwise a new owner of the run checks it again
+        _put(run, place, TryFact(TryPhase.BROKEN, is_done=True, problem=fact.problem))
 
 
 def _turn(run: "Progress", place: TryPlace, fact: TryFact) -> None:
-    """Go to another phase; where that gives parts up, what stands in them is stopped."""
+    """Change the phase; if that abandons parts, stop everything in them."""
     assert run.rendered is not None
     if fact.problem is not None:
         for other in run.rendered.mounted.tries.values():
@@ -157,9 +156,9 @@ def _stop(run: "Progress", place: TryPlace, problem: Problem) -> None:
 
 
 def _is_given_up_with(run: "Progress", place: TryPlace, outer: TryPlace | None) -> bool:
-    """Say whether a Try stands in what another gives up, or the run (None).
+    """Say whether a Try is in a part that another abandons, or the run (None).
 
-    One that stands in what is done in the end belongs to that: it goes on.
+    A Try inside clean-up belongs to the clean-up: it goes on.
     """
     group = place.group.parent
     while group is not None:

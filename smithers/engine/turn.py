@@ -1,4 +1,4 @@
-"""One turn of a run: everything that is to be committed together, and what may start once it is."""
+"""One turn of a run: everything that is committed together, and what may start afterwards."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,20 +42,20 @@ class FrameDraft(NamedTuple):
 
     @property
     def event(self) -> EventDraft:
-        """The event that tells of it."""
+        """The event that records it."""
         fields = {"frameNo": self.frame_no, "xmlHash": self.xml_hash}
         return EventDraft(EventType.FRAME_COMMITTED, fields)
 
 
 class ApprovalChange(NamedTuple):
-    """A question asked (with its request as JSON text), or withdrawn (with none)."""
+    """A question asked (with its request as JSON text), or withdrawn (without one)."""
 
     key: NodeKey
     request: str | None
 
 
 class ToolCall(NamedTuple):
-    """A call that a body made of a tool or a model, begun or over; input, output and error are JSON texts."""
+    """A body's call of a tool or a model, begun or ended; input, output and error are JSON texts."""
 
     call_no: int  # counts an attempt's calls, from 1
     kind: Literal["tool", "model"]
@@ -68,12 +68,12 @@ class ToolCall(NamedTuple):
     error: str | None = None
     took_ms: int = 0  # since it began
     parent_call_no: int = 0  # within which it was made; 0: none
-    beside_call_no: int | None = None  # its parent's oldest that was under way when it began
+    beside_call_no: int | None = None  # its parent's oldest call that was running when it began
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenUsage:
-    """What a model took in and put out, and what that cost in dollars where it is known; raises TypeError, ValueError."""
+    """A model's tokens in and out, and their cost in dollars if it is known; raises TypeError, ValueError."""
 
     agent: str
     model: str
@@ -82,7 +82,7 @@ class TokenUsage:
     cost: Decimal | None = None
 
     def __post_init__(self) -> None:
-        # Here, where whoever says so can be told: it is added up where only the run could fail for it.
+        # Validated here, where its author gets the error: adding it up later could only fail the run.
         names, counts = (self.agent, self.model), (self.input_tokens, self.output_tokens)
         cost = Decimal() if self.cost is None else self.cost
         if not (
@@ -96,7 +96,7 @@ class TokenUsage:
 
 
 class CachedOutput(NamedTuple):
-    """An output that others may have instead of making it again."""
+    """An output that other nodes may reuse."""
 
     key: NodeKey
     cache_key: str
@@ -105,9 +105,9 @@ class CachedOutput(NamedTuple):
 
 
 class ChildStart(NamedTuple):
-    """A run that is to begin with the turn; what is None it has from this one."""
+    """A run that begins with the turn; fields that are None are inherited from this run."""
 
-    key: NodeKey | None  # whose child it is; None: this run goes on as it
+    key: NodeKey | None  # the node whose child it is; None: it continues this run
     run_id: RunId
     workflow_name: str
     queue: str | None
@@ -119,14 +119,14 @@ class ChildStart(NamedTuple):
 
 
 class Start(NamedTuple):
-    """An attempt to be made once the turn is committed."""
+    """An attempt to start once the turn is committed."""
 
     leaf: LeafPlace
     attempt: int
 
 
 class Abort(NamedTuple):
-    """An attempt to be stopped, and what its NodeCancelled will say."""
+    """An attempt to stop, and the reason for its NodeCancelled."""
 
     key: NodeKey
     reason: str
@@ -134,19 +134,19 @@ class Abort(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """The run leaves its worker: parked or over."""
+    """The run leaves its worker: parked or ended."""
 
     status: RunStatus
     events: tuple[EventDraft, ...]
     due_ms: int | None = None
     error: Problem | None = None
     output: NodeKey | None = None
-    successor: ChildStart | None = None  # what the run goes on as
+    successor: ChildStart | None = None  # the run's continuation
 
 
 @dataclass(slots=True)
 class Turn:
-    """What has come up since the last commit."""
+    """All changes since the last commit."""
 
     events: list[EventDraft] = field(default_factory=list)
     nodes: dict[NodeKey, NodeFact] = field(default_factory=dict)
@@ -160,7 +160,7 @@ class Turn:
     tool_calls: dict[tuple[NodeKey, int, int], ToolCall] = field(default_factory=dict)
     cached: list[CachedOutput] = field(default_factory=list)
     children: list[ChildStart] = field(default_factory=list)
-    abandoned: list[NodeKey] = field(default_factory=list)  # whose children nobody waits for now
+    abandoned: list[NodeKey] = field(default_factory=list)  # their children are not awaited
     frame: FrameDraft | None = None
     status: RunStatus | None = None  # the run goes on, under another status
     starts: list[Start] = field(default_factory=list)
@@ -171,7 +171,7 @@ class Turn:
 
     @property
     def is_empty(self) -> bool:
-        """Nothing to write down."""
+        """Whether there is nothing to commit."""
         return not (
             self.events
             or self.nodes

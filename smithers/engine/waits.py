@@ -1,4 +1,4 @@
-"""Leaves that need the outside: how they begin to wait, and what ends it. Pure; works on one run's Progress."""
+"""Leaves that wait for something outside the run: how waits begin and end. Pure; works on one run's Progress."""
 
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def begin(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
-    """Let a wait whose turn has come begin; one whose signal is there already, or whose time has passed, ends at once."""
+    """Begin a wait whose turn has come; one whose signal is already there, or whose time has passed, ends at once."""
     match leaf.element:
         case Approval() | HumanTask():
             questions.ask(run, leaf, fact, now_ms)
@@ -48,7 +48,7 @@ def begin(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None
 
 
 def take_all(run: "Progress") -> None:
-    """Go on where what a node waits for has come; the first in the tree is served first."""
+    """Apply what nodes wait for, if it has arrived; the first in the tree is served first."""
     leaves = [leaf for key in run.waiting if (leaf := run.find_leaf(key)) is not None]
     for leaf in sorted(leaves, key=lambda leaf: leaf.position):
         fact = run.facts.nodes[leaf.key]
@@ -66,7 +66,7 @@ def take_all(run: "Progress") -> None:
 
 
 def watch_all(run: "Progress") -> None:
-    """Have each wait looked at when its time comes, also where its author has put something before it since it began."""
+    """Schedule each wait's due time, even if its author has put something before it since it began."""
     for key in run.waiting:
         due_ms = run.facts.nodes[key].due_ms
         if due_ms is not None and run.find_leaf(key) is not None:
@@ -74,7 +74,7 @@ def watch_all(run: "Progress") -> None:
 
 
 def take_signal(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> bool:
-    """Go on where the signal has come: the oldest that fits and that no node has taken."""
+    """Apply a signal that has arrived: the oldest that matches and that no node has taken."""
     element = leaf.element
     assert isinstance(element, Signal)
     for signal in run.facts.signals:
@@ -85,7 +85,7 @@ def take_signal(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> bool:
 
 
 def run_out(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
-    """Take in that a wait's time has come: a timer fires, a question counts as denied, a signal is given up."""
+    """Time a wait out: a timer fires, a question counts as denied, a signal is no longer awaited."""
     match leaf.element:
         case Timer():
             _fire(run, leaf.key, fact, now_ms)
@@ -96,7 +96,7 @@ def run_out(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> No
 
 
 def withdraw(run: "Progress", key: NodeKey, fact: NodeFact) -> None:
-    """Take back what a node has asked of the outside."""
+    """Withdraw a node's question or wait."""
     if fact.state is NodeState.WAITING_APPROVAL:
         run.turn.approvals.append(ApprovalChange(key, None))
     elif fact.state is NodeState.WAITING_EVENT and fact.kind == "subflow":
@@ -106,7 +106,7 @@ def withdraw(run: "Progress", key: NodeKey, fact: NodeFact) -> None:
 
 
 def fits(leaf: Leaf, state: NodeState) -> bool:
-    """Say whether a leaf may be in a waiting state: not where its author has put another kind in its place."""
+    """Say whether a leaf may be in a waiting state: not if its author has replaced it by another kind."""
     match state:
         case NodeState.WAITING_APPROVAL:
             is_gate = isinstance(leaf, Task) and leaf.needs_approval
@@ -120,7 +120,7 @@ def fits(leaf: Leaf, state: NodeState) -> bool:
 
 
 def find_parked_status(run: "Progress") -> RunStatus | None:
-    """Say how a run is parked that has only waits left; None where it has none."""
+    """Return the status of a parked run that has only waits left; None if it has none."""
     states = {run.facts.nodes[key].state for key in run.waiting}
     for state, status in (
         (NodeState.WAITING_APPROVAL, RunStatus.WAITING_APPROVAL),
@@ -150,7 +150,7 @@ def _set_timer(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) ->
     element = leaf.element
     assert isinstance(element, Timer)
     if element.until is not None:
-        # Calendars end before the database's moments do: nobody could be shown one beyond.
+        # Calendars end before the database's timestamps do: a later one could not be displayed.
         longest_ms = moment_after(now_ms, LONGEST_S)
         due_ms, kind = min(round(element.until.timestamp() * 1000), longest_ms), "absolute"
     else:

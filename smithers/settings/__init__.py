@@ -1,6 +1,6 @@
-"""What the commands are told: flags over environment over defaults, read once into a frozen value.
+"""The commands' settings: flags over environment over defaults, read once into a frozen value.
 
-Every bad one is reported at once, by the name under which it was given; what may hold a secret is never quoted.
+All invalid ones are reported together, by the name under which they were given; values that may be secret are never quoted.
 """
 
 from smithers.settings.limits import Limits

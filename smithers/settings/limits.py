@@ -1,4 +1,4 @@
-"""How much one HTTP process takes on: what is beyond that is refused before it is accepted."""
+"""The limits of one HTTP process: a request beyond them is refused before it is accepted."""
 
 from dataclasses import dataclass, field, fields
 from typing import Final
@@ -15,13 +15,13 @@ def _limit(default: int, told: str) -> int:
 class Limits:
     """Limits by name; the names that people write have dashes."""
 
-    connections: int = _limit(10_000, "Connections; those beyond are answered once, and closed.")
-    requests: int = _limit(2_000, "Requests under way, streams excepted.")
-    streams: int = _limit(8_000, "Event streams that are open.")
-    streams_per_run: int = _limit(5_000, "Of them, of one run.")
-    streams_per_credential: int = _limit(5_000, "Of them, opened with one token.")
-    body_bytes: int = _limit(64 * 1024 * 1024, "Bytes of request bodies under way.")
-    queued_runs: int = _limit(50_000, "Runs in the database that no worker has taken up yet.")
+    connections: int = _limit(10_000, "Connections; further ones are answered once and closed.")
+    requests: int = _limit(2_000, "Requests in progress, except streams.")
+    streams: int = _limit(8_000, "Open event streams.")
+    streams_per_run: int = _limit(5_000, "Open event streams of one run.")
+    streams_per_credential: int = _limit(5_000, "Open event streams of one token.")
+    body_bytes: int = _limit(64 * 1024 * 1024, "Bytes of request bodies in progress.")
+    queued_runs: int = _limit(50_000, "Runs in the database that no worker has claimed yet.")
 
 
 def name_of_limit(field_name: str) -> str:

@@ -1,4 +1,4 @@
-"""What a server and an operating command are told, as frozen values with their defaults, which the table tells people."""
+"""The settings of a server and of an operating command, as frozen values with their defaults; the table documents them."""
 
 import os
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ DEFAULT_URL: Final = "http://127.0.0.1:7331"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
-    """What a server is told: where it listens, what it serves, where its data are, and its limits."""
+    """A server's settings: where it listens, what it serves, where its data are, and its limits."""
 
     root_dir: Path = field(default_factory=Path.cwd)
     host: str = "127.0.0.1"
     port: int = 7331  # 0: any free one
     database_url: str | None = field(default=None, repr=False)  # None: an embedded Postgres
     database_direct_url: str | None = field(default=None, repr=False)
-    no_database: bool = False  # nothing is kept past the process
+    no_database: bool = False  # nothing is kept after the process ends
     workflow_databases: Mapping[str, str] = field(default_factory=dict, repr=False)  # URLs, by name
     data_dir: Path | None = None  # of the embedded Postgres; None: in the user's state directory
     migrate: bool = False
@@ -39,20 +39,20 @@ class ServerOptions:
     runs_per_worker: int = 256
     worker_memory_mib: int | None = None  # None: no limit
     queues: tuple[str, ...] = (DEFAULT_QUEUE,)
-    own_queue: str | None = None  # all that is started here goes there, and nothing else is claimed
+    own_queue: str | None = None  # the queue of all runs started here, and the only one claimed
     allow_network: bool = False
     unsafe_tools: bool = False
     pass_env: tuple[str, ...] = ()
     retention: timedelta | None = timedelta(days=30)  # after a run's end; None: runs are kept
-    metrics_port: int = 9464  # of a process that takes no requests; 0: any free one
-    otel: bool = False  # traces: where to, the OTEL_* variables say
+    metrics_port: int = 9464  # of a process without a gateway; 0: any free one
+    otel: bool = False  # traces; the OTEL_* variables say where to
     log_format: str = "json"
     log_level: str = "INFO"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientOptions:
-    """What an operating command is told: which server, and with which token."""
+    """An operating command's settings: which server, and with which token."""
 
     url: str = DEFAULT_URL
     token: str | None = field(default=None, repr=False)

@@ -1,4 +1,4 @@
-"""Read what a person wrote for a setting: a value, or a ValueError whose text says what would be right."""
+"""Parse the text of a setting: a value, or a ValueError whose text says what is allowed."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
-    """Return what reads a whole number within bounds."""
+    """Return a parser of a whole number within bounds."""
 
     def read(text: str) -> int:
         problem = f"must be a whole number from {low} to {high}"
@@ -31,7 +31,7 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 
 
 def seconds(text: str) -> float:
-    """Read a number of seconds, a day at the most."""
+    """Read a number of seconds, at most a day."""
     problem = "must be a number of seconds from 0 to 86400"
     try:
         value = float(text)
@@ -43,7 +43,7 @@ def seconds(text: str) -> float:
 
 
 def seconds_above_0(text: str) -> float:
-    """Read the seconds of a limit that nothing could keep to if it were 0."""
+    """Read the seconds of a limit that cannot be 0."""
     problem = "must be a number of seconds above 0, up to 86400"
     try:
         value = seconds(text)
@@ -63,7 +63,7 @@ def age(text: str) -> timedelta:
 
 
 def age_or_off(text: str) -> timedelta | None:
-    """Read a length of time, or that there is none."""
+    """Read a length of time, or `off`."""
     if text == "off":
         return None
     try:
@@ -73,7 +73,7 @@ def age_or_off(text: str) -> timedelta | None:
 
 
 def one_of(choices: Sequence[str], fold: Callable[[str], str]) -> Callable[[str], str]:
-    """Return what reads one of some words, however they are capitalised."""
+    """Return a parser of one of some words, in any capitalization."""
 
     def read(text: str) -> str:
         if fold(text) not in choices:
@@ -115,7 +115,7 @@ def file(text: str) -> Path:
 
 
 def database_url(text: str) -> str:
-    """Read the URL of a Postgres; it is not quoted."""
+    """Read the URL of a Postgres; errors do not quote it."""
     try:
         return check_dsn(text)
     except InvalidDatabaseUrl as error:
@@ -123,7 +123,7 @@ def database_url(text: str) -> str:
 
 
 def named_database(text: str) -> tuple[str, str]:
-    """Read `NAME=URL` of a workflow's own database; it is not quoted."""
+    """Read `NAME=URL` of a workflow's own database; errors do not quote it."""
     name, _, url = text.partition("=")
     if not NAME.fullmatch(name):
         raise ValueError("must be NAME=URL, the name as in @workflow(database=NAME)")

@@ -1,4 +1,4 @@
-"""Read all settings at once: flags over environment over defaults, every bad one reported by its name."""
+"""Read all settings at once: flags over environment over defaults, every invalid one reported by its name."""
 
 import sys
 from collections.abc import Container, Mapping, Sequence
@@ -23,7 +23,7 @@ OF_A_DATABASE: Final = frozenset({"database_url", "database_direct_url", "data_d
 
 
 class InvalidSettings(SmithersError):
-    """Some settings are not what they must be; `problems` has a line for each."""
+    """Some settings are invalid; `problems` has a line for each."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("; ".join(problems))
@@ -38,10 +38,10 @@ def read_server_options(
     defaults: Mapping[str, Any] = NOTHING,
     fixed: Mapping[str, Any] = NOTHING,
 ) -> ServerOptions:
-    """Read what a server is told; raise InvalidSettings with all that is wrong.
+    """Read a server's settings; raise InvalidSettings with all errors.
 
-    All by field. `flags`: None where not given; `used`: the command reads no others; `defaults`: what the command decides
-    where nobody else did; `fixed`: what it decides whatever anybody says.
+    All by field. `flags`: None if not given; `used`: the only settings that the command reads; `defaults`: the command's
+    own; `fixed`: values that nothing overrides.
     """
     # The environment's direct URL goes with the environment's database.
     if flags.get("database_url"):
@@ -73,7 +73,7 @@ def read_server_options(
 
 
 def read_client_options(flags: Mapping[str, Any], environ: Mapping[str, str]) -> ClientOptions:
-    """Read what an operating command is told; raise InvalidSettings with all that is wrong."""
+    """Read an operating command's settings; raise InvalidSettings with all errors."""
     values, problems = _read(CLIENT_SETTINGS, flags, environ)
     if problems:
         raise InvalidSettings(problems)
@@ -81,7 +81,7 @@ def read_client_options(flags: Mapping[str, Any], environ: Mapping[str, str]) ->
 
 
 def _contradictions(flags: Mapping[str, Any]) -> list[str]:
-    """Name the flags that speak of a database although there is to be none; variables simply do not count."""
+    """Name the flags of a database that contradict --no-database; variables are ignored."""
     given = [
         setting.flag
         for setting in SETTINGS
@@ -91,7 +91,7 @@ def _contradictions(flags: Mapping[str, Any]) -> list[str]:
 
 
 def _databases_in(environ: Mapping[str, str]) -> dict[str, str]:
-    """Find the variables that hold the URL of a Postgres: a workflow may name any but the server's own."""
+    """Find the variables with the URL of a Postgres: a workflow may name any but the server's own."""
     found: dict[str, str] = {}
     for name, value in environ.items():
         if not name.startswith("SMITHERS_") and name not in {"DATABASE_URL", "DATABASE_DIRECT_URL"}:
@@ -121,7 +121,7 @@ def _read(
 def _find(
     setting: Setting, flags: Mapping[str, Any], environ: Mapping[str, str]
 ) -> tuple[str, list[str]]:
-    """Return the name under which a setting was given, and what; an empty text is as good as none."""
+    """Return the name under which a setting was given, and its value; an empty text counts as absent."""
     given = flags.get(setting.field)
     if given:
         texts = ["true"] if given is True else list(given) if setting.is_many else [given]

@@ -1,4 +1,4 @@
-"""The only list of flags and variables: the options of the command line, docs/settings.md and errors come from it."""
+"""The only list of flags and variables: command-line options, docs/settings.md and errors come from it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One setting: a field of an options value, and how a person gives it."""
+    """One setting: a field of an options value, and its flag and variable."""
 
     field: str
     flag: str
     metavar: str
     help: str
-    read: Callable[[str], Any]  # raises ValueError, whose text says what would be right
+    read: Callable[[str], Any]  # raises ValueError, whose text says what is allowed
     default: str  # for people
     env: str | None = None
     is_secret: bool = False
@@ -59,7 +59,7 @@ SETTINGS: Final = (
         metavar="NAME",
         read=word,
         default="127.0.0.1",
-        help="The address to listen on. One that others reach needs a token.",
+        help="The address to listen on. One that other hosts can reach needs a token.",
     ),
     Setting(
         field="port",
@@ -96,7 +96,7 @@ SETTINGS: Final = (
         read=switch,
         is_switch=True,
         default="off",
-        help="Keep nothing past the end of the process; runs and approvals cannot be listed.",
+        help="Keep nothing after the process ends; runs and approvals cannot be listed.",
     ),
     Setting(
         field="workflow_databases",
@@ -115,7 +115,7 @@ SETTINGS: Final = (
         metavar="DIR",
         read=new_directory,
         default="$XDG_STATE_HOME/smithers/<hash of the root>",
-        help="Where the embedded Postgres keeps its data; never below the root.",
+        help="Where the embedded Postgres stores its data; never below the root.",
     ),
     Setting(
         field="migrate",
@@ -152,7 +152,7 @@ SETTINGS: Final = (
         read=switch,
         is_switch=True,
         default="off",
-        help="Listen where others reach it without any token.",
+        help="Allow an address that other hosts can reach without any token.",
     ),
     Setting(
         field="max_body_bytes",
@@ -184,7 +184,7 @@ SETTINGS: Final = (
         metavar="SECONDS",
         read=seconds,
         default="30",
-        help="How long what is under way may take at a stop.",
+        help="How long a stop waits for requests and runs in progress.",
     ),
     Setting(
         field="http_workers",
@@ -192,7 +192,7 @@ SETTINGS: Final = (
         metavar="N",
         read=whole(1, 256),
         default="1",
-        help="How many processes take requests, on one port.",
+        help="How many processes serve requests, on one port.",
     ),
     Setting(
         field="limits",
@@ -202,7 +202,7 @@ SETTINGS: Final = (
         read=limits,
         is_many=True,
         default="docs/settings.md lists them",
-        help="How much one of them takes on: NAME=N,…; may be repeated.",
+        help="Limits of one HTTP process: NAME=N,…; may be repeated.",
     ),
     Setting(
         field="workers",
@@ -218,7 +218,7 @@ SETTINGS: Final = (
         metavar="N",
         read=whole(1, 100_000),
         default="256",
-        help="How many runs one worker moves at a time.",
+        help="How many runs one worker executes at a time.",
     ),
     Setting(
         field="worker_memory_mib",
@@ -226,8 +226,8 @@ SETTINGS: Final = (
         metavar="MIB",
         read=whole(128, 1 << 24),
         default="no limit",
-        help="How much memory one worker may have before it is killed, and its runs go on in others; what it starts does "
-        "not count.",
+        help="How much memory one worker may use before it is killed and its runs continue in others; processes that it "
+        "starts do not count.",
     ),
     Setting(
         field="queues",
@@ -254,7 +254,7 @@ SETTINGS: Final = (
         read=switch,
         is_switch=True,
         default="off",
-        help="Run the commands of tools without a jail: they may touch all that workers may.",
+        help="Run tools' commands without a jail: they may touch everything that workers may.",
     ),
     Setting(
         field="pass_env",
@@ -272,7 +272,7 @@ SETTINGS: Final = (
         metavar="AGE",
         read=age_or_off,
         default="30d",
-        help="How long a run is kept after its end: a number with s, m, h, d or w, or off for ever.",
+        help="How long a run is kept after its end: a number with s, m, h, d or w, or off to keep it for ever.",
     ),
     Setting(
         field="metrics_port",
@@ -280,7 +280,7 @@ SETTINGS: Final = (
         metavar="PORT",
         read=whole(0, 65_535),
         default="9464",
-        help="Of `worker`: where it serves /health, /ready and /metrics; 0 takes a free one.",
+        help="The port on which `worker` serves /health, /ready and /metrics; 0 takes a free one.",
     ),
     Setting(
         field="otel",
@@ -290,7 +290,7 @@ SETTINGS: Final = (
         read=truth,
         is_switch=True,
         default="off",
-        help="Tell traces to a collector over OTLP, as the OTEL_* variables say.",
+        help="Export traces over OTLP, as the OTEL_* variables say.",
     ),
     Setting(
         field="log_format",
@@ -299,7 +299,7 @@ SETTINGS: Final = (
         metavar="FORMAT",
         read=one_of(LOG_FORMATS, str.lower),
         default="pretty on a terminal, else json",
-        help="How logs look: json or pretty.",
+        help="The format of logs: json or pretty.",
     ),
     Setting(
         field="log_level",
@@ -308,7 +308,7 @@ SETTINGS: Final = (
         metavar="LEVEL",
         read=one_of(LOG_LEVELS, str.upper),
         default="INFO",
-        help="What is logged: DEBUG, INFO, WARNING, ERROR or CRITICAL.",
+        help="The lowest level that is logged: DEBUG, INFO, WARNING, ERROR or CRITICAL.",
     ),
 )
 
@@ -330,6 +330,6 @@ CLIENT_SETTINGS: Final = (
         read=word,
         default="none",
         is_secret=True,
-        help="The token to show it. Other users of the host see flags: prefer the variable.",
+        help="The token to send. Other users of the host see flags: prefer the variable.",
     ),
 )

@@ -1,6 +1,6 @@
-"""Open files beneath a root directory, whatever is swapped under our feet meanwhile.
+"""Open files beneath a root directory, whatever is swapped concurrently.
 
-Guarantees: what is read lies beneath the root at the moment it is opened, is a regular file with
+Guarantees: a file that is read is beneath the root at the moment it is opened, is a regular file with
 one name, is no larger than asked, and did not change while it was read. One descriptor of the root
 is held, so a root that is renamed or replaced later stays the same directory here.
 
@@ -30,7 +30,7 @@ RESOLVE_BENEATH: Final = 0x08
 RESOLVE_ATTEMPTS: Final = 64
 READ_ATTEMPTS: Final = 4
 
-# What a component that is no directory, or a name that no file can have, answers.
+# The errors for a component that is not a directory, and for an impossible name.
 ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 REFUSED: Final = frozenset({errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
 
@@ -49,14 +49,14 @@ def _beneath(flags: int) -> OpenHow:
     return OpenHow(flags | os.O_CLOEXEC, 0, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)
 
 
-# A FIFO must not block us, a terminal must not become ours; both are refused once they are seen.
+# A FIFO must not block, a terminal must not become ours; both are refused after opening.
 TO_READ: Final = _beneath(os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
 TO_LOOK: Final = _beneath(os.O_PATH)
 
 
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
-    """Equal identities: the same file, unchanged, as far as its times are fine enough to tell."""
+    """Equal identities: the same file, unchanged, within the resolution of its timestamps."""
 
     device: int
     inode: int
@@ -66,7 +66,7 @@ class FileIdentity:
 
     @classmethod
     def of(cls, status: os.stat_result) -> Self:
-        """Take the identity out of what fstat(2) said."""
+        """Return the identity from a result of fstat."""
         return cls(
             status.st_dev,
             status.st_ino,
@@ -78,14 +78,14 @@ class FileIdentity:
 
 @dataclass(frozen=True, slots=True)
 class FileContent:
-    """A whole file, and which file it was."""
+    """A whole file, and its identity."""
 
     content: bytes
     identity: FileIdentity
 
 
 def beneath(relative: str) -> str:
-    """Bring a path into its one spelling, or raise OutsideRoot.
+    """Return a path's canonical spelling, or raise OutsideRoot.
 
     `..` is refused even where it would stay inside: after a link it means something else than it
     says. A path that no file can have raises SourceNotFound.
@@ -111,9 +111,9 @@ class RootDirectory:
     def __init__(
         self, path: Path, *, hidden: str | None = None, closed: Iterable[Path] = ()
     ) -> None:
-        """Open the directory; an OSError tells that there is none.
+        """Open the directory; raises OSError if there is none.
 
-        What lies below the directory `hidden`, or is it, is not found, also where a link leads there. In `closed`, real paths
+        The directory `hidden` and files below it are not found, not even through a link. Below `closed`, real paths
         below this one, nothing is changed.
         """
         self.path = path.resolve(strict=True)
@@ -138,15 +138,15 @@ class RootDirectory:
         self.close()
 
     def close(self) -> None:
-        """Give the descriptor back; a second call does nothing."""
+        """Close the descriptor; a second call does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
     def read(self, relative: str, *, max_bytes: int) -> FileContent:
-        """Read a regular file and say which it was; raises OutsideRoot, SourceNotFound, SourceUnreadable.
+        """Read a regular file and its identity; raises OutsideRoot, SourceNotFound, SourceUnreadable.
 
-        A file that is written to meanwhile is read again a few times, then refused.
+        A file that changes while it is read is read again a few times, then refused.
         """
         path = beneath(relative)
         for _ in range(READ_ATTEMPTS):
@@ -162,13 +162,13 @@ class RootDirectory:
     def open(self, relative: str, flags: int) -> int:
         """Open what a path leads to (`""`: the root); the caller closes it. Raises as read does.
 
-        Nothing is made by it: with O_CREAT the root would be no bound for a link that leads nowhere yet.
+        It creates nothing: with O_CREAT a dangling link could lead outside the root.
         """
         assert not flags & os.O_CREAT
         return self._open(beneath(relative) if relative else ".", _beneath(flags))
 
     def open_to_change(self, relative: str) -> int:
-        """Open a directory (`""`: the root) in which something is to be changed; raises as open does."""
+        """Open a directory (`""`: the root) to change something in it; raises like open."""
         fd = self.open(relative, os.O_RDONLY | os.O_DIRECTORY)
         if any(self._is_in(fd, place) for place in self._closed):
             os.close(fd)
@@ -178,7 +178,7 @@ class RootDirectory:
         return fd
 
     def find_identity(self, relative: str) -> FileIdentity | None:
-        """Say which regular file a path leads to now, without reading it; None if to none.
+        """Return the identity of the regular file that a path leads to, without reading it; None if there is none.
 
         Raises OutsideRoot, SourceUnreadable.
         """
@@ -240,7 +240,7 @@ class RootDirectory:
         try:
             os.close(self._open_resolved(b".", TO_LOOK))
         except OSError as error:
-            if error.errno in REFUSED:  # EPERM: how old seccomp filters refuse what they know not
+            if error.errno in REFUSED:  # EPERM: how old seccomp filters refuse unknown calls
                 return False
             os.close(self._fd)
             raise

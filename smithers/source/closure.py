@@ -3,8 +3,8 @@
 The gateway calls this; nothing of what is read is ever executed here. A bundle holds what was read:
 the bytes that were hashed are the bytes that are stored. The files are read one after another, so a
 bundle may mix two states of a deploy in progress, but never half a file that does not parse.
-Imports are found wherever they stand, in functions, in `try` and under `TYPE_CHECKING` too.
-What no import statement names (`importlib.import_module`, data files) is not part of a bundle.
+Imports are found everywhere, in functions, in `try` and under `TYPE_CHECKING` too.
+Files that no import statement names (`importlib.import_module`, data files) are not part of a bundle.
 """
 
 import hashlib
@@ -49,12 +49,12 @@ class SourceBundle:
     """One version of a workflow's source."""
 
     entry: str  # the entry file's path below the root, with `/`
-    workflow_name: str | None  # which one of the file was asked for; says nothing of the version
+    workflow_name: str | None  # the requested workflow of the file; not part of the version
     modules: Mapping[str, str]  # path below the root -> text; the entry and the packages above too
     source_hash: SourceHash  # the sha-256, in hex, of entry and modules; see hash_source
 
     def to_json(self) -> str:
-        """Write what the hash covers: equal hashes, equal text, whichever name was asked for."""
+        """Encode what the hash covers: equal hashes, equal text, whichever name was requested."""
         modules = dict(sorted(self.modules.items()))
         return json.dumps({"entry": self.entry, "modules": modules}, ensure_ascii=False)
 
@@ -99,12 +99,12 @@ class SourceReader:
     def __init__(self, root: RootDirectory) -> None:
         self._root = root
         self._files = _FileCache(root)
-        # Those who read one version take turns: the second finds what the first has parsed.
+        # Concurrent reads of one version are serialized: the second finds what the first has parsed.
         self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         self._turns_lock = threading.Lock()
 
     def read(self, workflow_path: str) -> SourceBundle:
-        """Read a bundle; blocks on the disk and on who else reads it, and raises as read_bundle."""
+        """Read a bundle; blocks on the disk and on other readers of it, and raises like read_bundle."""
         known = self.find(workflow_path)
         if known is not None:
             return known
@@ -114,9 +114,9 @@ class SourceReader:
             return self._walk(workflow_path, self._files.read)
 
     def find(self, workflow_path: str) -> SourceBundle | None:
-        """Return the bundle that `read` would, where all of its files are remembered and unchanged; else None.
+        """Return the bundle that `read` would, if all of its files are cached and unchanged; else None.
 
-        It looks at each file's times and at no content, and waits for no thread. Raises as read_bundle.
+        It checks each file's timestamps but no contents, and waits for no thread. Raises like read_bundle.
         """
         try:
             return self._walk(workflow_path, self._files.recall)
@@ -136,7 +136,7 @@ class SourceReader:
 
 
 def split_reference(workflow_path: str) -> tuple[str, str | None]:
-    """Split `path.py:name`; raises SourceUnreadable for what is no Python file, or no workflow's name."""
+    """Split `path.py:name`; raises SourceUnreadable for anything but a Python file and a workflow's name."""
     if workflow_path.endswith(".py"):
         return workflow_path, None
     path, _, name = workflow_path.rpartition(":")
@@ -145,7 +145,7 @@ def split_reference(workflow_path: str) -> tuple[str, str | None]:
         raise SourceUnreadable(f"a workflow's name in {path} has at most {longest}")
     if path.endswith(".py") and name:
         return path, name
-    beneath(workflow_path)  # a path that leads out is that before it is anything else
+    beneath(workflow_path)  # OutsideRoot takes precedence over other errors
     raise SourceUnreadable(f"{workflow_path!r} names no .py file (path.py or path.py:name)")
 
 
@@ -158,11 +158,11 @@ class _CachedFile:
 
 
 class _NotKnown(Exception):
-    """A file is not remembered, or has changed since."""
+    """A file is not cached, or has changed since."""
 
 
 class _FileCache:
-    """Parsed files by path, the least recently used dropped first. The lock is held for no file's time."""
+    """Parsed files by path, the least recently used dropped first. The lock is never held while a file is read."""
 
     def __init__(self, root: RootDirectory) -> None:
         self._root = root
@@ -171,7 +171,7 @@ class _FileCache:
         self._size_bytes = 0
 
     def read(self, path: str) -> ParsedSource:
-        """Parse a file, or remember it; raises what opening and parsing raise."""
+        """Parse a file, or return it from the cache; raises what opening and parsing raise."""
         with self._lock:
             known = self._look_up(path)
         if known is not None and self._is_unchanged(path, known):
@@ -188,7 +188,7 @@ class _FileCache:
         return source
 
     def recall(self, path: str) -> ParsedSource:
-        """Return a file that is remembered and unchanged; raises _NotKnown for any other, and where the lock is held."""
+        """Return a cached, unchanged file; raises _NotKnown for any other, and if the lock is held."""
         if not self._lock.acquire(blocking=False):
             raise _NotKnown
         try:

@@ -1,7 +1,7 @@
-"""Say what a version of a workflow's source is, without running it: for a throwaway process.
+"""Describe a version of a workflow's source, without running it: for a throwaway process.
 
-What an author got wrong is part of the answer, never an exception. The answer fits into the
-database and into a response: no NUL, no lone surrogate, no path outside the root, no endless text.
+An author's errors are part of the answer, never exceptions. The answer fits into the
+database and into a response: no NUL, no lone surrogate, no path outside the root, bounded text.
 """
 
 import json
@@ -24,24 +24,24 @@ ESCAPED_NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What a start needs to know of a workflow; where `error` is set, nothing else is."""
+    """What a start needs to know about a workflow; if `error` is set, nothing else is."""
 
     workflow_name: str | None
-    input_schema: dict[str, Any] | None  # JSON Schema; None where any object is taken
+    input_schema: dict[str, Any] | None  # JSON Schema; None: any object
     queue: str | None
     isolation: str | None
     database: str | None
-    error: str | None  # what an answer says; it names file and line
-    traceback: str | None = None  # for whoever runs the server: it quotes the source
-    is_accident: bool = False  # the error befell the process that looked, whatever the source is
+    error: str | None  # for HTTP answers; it names file and line
+    traceback: str | None = None  # for operators: it quotes the source
+    is_accident: bool = False  # the describing process failed, independent of the source
 
     def to_json(self) -> str:
-        """Write the description as one JSON object."""
+        """Return the description as one JSON object."""
         return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what to_json wrote."""
+        """Parse the result of to_json."""
         return cls(**json.loads(text))
 
 

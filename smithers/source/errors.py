@@ -3,12 +3,12 @@
 SourceError
 ├── OutsideRoot        the path leads out of the root: 400 WORKFLOW_PATH_OUTSIDE_ROOT
 ├── SourceNotFound     there is no such file
-├── SourceUnreadable   it is there, but no regular file, too large, or not to be opened
-├── SourceBroken       it is not Python: half written, wrong encoding, a syntax error
-├── ImportFailed       it is Python, and raised when it was imported
-└── WorkflowNotFound   it was imported, and holds no workflow, or several and none was named
+├── SourceUnreadable   it exists, but is not a regular file, too large, or cannot be opened
+├── SourceBroken       it is not valid Python: half written, wrong encoding, a syntax error
+├── ImportFailed       it raised when it was imported
+└── WorkflowNotFound   it was imported, but has no workflow, or several and none was named
 
-`reason` may be shown to whoever asked: it names files relative to the root only.
+`reason` may be shown to the caller: it names files relative to the root only.
 """
 
 from smithers.errors import SmithersError
@@ -31,15 +31,15 @@ class OutsideRoot(SourceError):
 
 
 class SourceNotFound(SourceError):
-    """No file of this name lies below the root."""
+    """There is no file of this name below the root."""
 
 
 class SourceUnreadable(SourceError):
-    """Something of this name is there, but it cannot be taken as a source file."""
+    """The name exists, but is not usable as a source file."""
 
 
 class SourceBroken(SourceError):
-    """A file is not Python (any more, or yet): it may be half written."""
+    """A file is not valid Python; it may be half written."""
 
     def __init__(self, message: str, *, file: str, line: int | None) -> None:
         place = file if line is None else f"{file}, line {line}"
@@ -62,7 +62,7 @@ class ImportFailed(SourceError):
 
 
 class WorkflowNotFound(SourceError):
-    """The module holds no workflow of that name, or several and none was named."""
+    """The module has no workflow of that name, or several and none was named."""
 
     def __init__(self, reason: str, *, candidates: tuple[str, ...]) -> None:
         super().__init__(reason)

@@ -1,6 +1,6 @@
 """Load a stored version of a workflow's source into this process: for children, never a gateway.
 
-A version is loaded as a whole or not at all: when its entry fails, nothing of it stays behind.
+A version is loaded as a whole or not at all: if its entry fails, nothing of it remains.
 """
 
 import sys
@@ -15,7 +15,7 @@ from smithers.workflow import Workflow
 
 
 def load_module(bundle: SourceBundle) -> ModuleType:
-    """Execute a bundle's entry, or find it executed already; raises SourceBroken, ImportFailed.
+    """Execute a bundle's entry, unless it was executed already; raises SourceBroken, ImportFailed.
 
     Executes the author's code in the calling thread, for as long as that takes. Of several threads
     with the same bundle one executes it and the others wait.
@@ -23,13 +23,13 @@ def load_module(bundle: SourceBundle) -> ModuleType:
     while True:
         version = _version(bundle)
         with version.lock:
-            # Whoever had the lock before may have failed, and taken the version away.
+            # The previous holder of the lock may have failed, and removed the version.
             if sys.modules.get(version.package.__name__) is not version.package:
                 continue
             try:
                 return version.load(bundle.entry)
             except BaseException as error:
-                # All of them: sys.exit() in a module is one more failure, not a wish to end here.
+                # All of them: sys.exit() in a module is one more failure, and must not end this process.
                 failure = _failure(error, version)
                 version.unload()
                 raise failure from error
@@ -47,7 +47,7 @@ def load_workflow(bundle: SourceBundle, export: str | None) -> Workflow[Any]:
 
 
 def find_export(source_hash: str, workflow: Workflow[Any]) -> str | None:
-    """Say where a loaded version has a workflow, as load_workflow takes it; the entry's name for it comes first.
+    """Return where a loaded version has a workflow, as load_workflow takes it; the entry's name for it comes first.
 
     None: no module has it under a name. Its builder does not tell: a decorator may have put a function of another module
     in the author's place.
@@ -90,7 +90,7 @@ def _named(found: dict[str, Workflow[Any]], name: str) -> list[Workflow[Any]]:
 
 
 def _distinct(found: dict[str, Workflow[Any]], module: ModuleType) -> list[Workflow[Any]]:
-    """Leave out what was imported from elsewhere, and second names of the same workflow."""
+    """Omit imported workflows, and second names of the same workflow."""
     own = [
         each
         for each in found.values()
@@ -118,7 +118,7 @@ def _version(bundle: SourceBundle) -> LoadedVersion:
 
 
 def _failure(error: BaseException, version: LoadedVersion) -> SourceError:
-    """Say in our words why a module could not be executed; before the version is unloaded."""
+    """Describe why a module could not be executed; before the version is unloaded."""
     suffix = version.file_suffix
     if isinstance(error, SyntaxError) and (error.filename or "").endswith(suffix):
         file = str(error.filename).removesuffix(suffix)

@@ -1,4 +1,4 @@
-"""Say which file below the root an import means; one answer for the closure and for the loader.
+"""Resolve an import to a file below the root, in the same way for the closure and for the loader.
 
 Both ask the same functions, the closure about the disk, the loader about the stored modules, so
 that what was found is what is loaded. The rules are Python's for a script: beside the entry file
@@ -32,18 +32,18 @@ def below(directory: str, name: str) -> str:
 
 
 def directory_of(path: str) -> str:
-    """Name the directory that a path lies in."""
+    """Return the directory of a path."""
     return path.rpartition("/")[0]
 
 
 def search_places(entry: str) -> tuple[str, ...]:
-    """Name the directories that absolute imports are looked up in, in their order."""
+    """List the directories in which absolute imports are looked up, in order."""
     beside = directory_of(entry)
     return (beside, "") if beside else ("",)
 
 
 def ancestors(path: str) -> Iterator[str]:
-    """Name the directories above a path, outermost first, the root left out."""
+    """List the directories above a path, outermost first, without the root."""
     parts = path.split("/")[:-1]
     return ("/".join(parts[: depth + 1]) for depth in range(len(parts)))
 
@@ -68,7 +68,7 @@ def find_start(
     search: tuple[str, ...],
     has_file: HasFile,
 ) -> str | None:
-    """Find the directory that an import's first name is to be looked up in; None: not local.
+    """Find the directory in which to look up an import's first name; None: not local.
 
     Raises ImportError for a relative import that climbs above the root.
     """
@@ -87,7 +87,7 @@ def files_of(
     search: tuple[str, ...],
     has_file: HasFile,
 ) -> Iterator[str]:
-    """Name the files that an import may load, the packages on the way included.
+    """List the files that an import may load, including the packages on the way.
 
     The names of a star import are the package's own business: see the closure.
     """

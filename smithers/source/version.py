@@ -66,7 +66,7 @@ class LoadedVersion:
         self._ready: dict[str, ModuleType] = {}
 
     def load(self, file: str) -> ModuleType:
-        """Execute a module and the packages above it, or find it executed already."""
+        """Execute a module and the packages above it, unless they were executed already."""
         if (ready := self._ready.get(file)) is not None:
             return ready
         with self.lock:
@@ -76,11 +76,11 @@ class LoadedVersion:
             if (started := self._started.get(file)) is not None:
                 return started
             module = self._execute(file)
-            # A package may have put something in its place that takes no attributes.
+            # A package may have replaced itself by an object that takes no attributes.
             with contextlib.suppress(AttributeError):
                 above = self._load_directory(directory_of(place))
                 setattr(above, place.rpartition("/")[2], module)
-            # Last: others see it from here on, without the lock.
+            # Last: from here on others see it, without the lock.
             self._ready[file] = module
             return module
 
@@ -89,7 +89,7 @@ class LoadedVersion:
         return sorted(self._ready.items(), key=lambda ready: ready[0] != self.bundle.entry)
 
     def unload(self) -> None:
-        """Forget the version's modules; what still runs keeps its own and may import more."""
+        """Remove the version's modules; running code keeps its own and may import more."""
         inside = self.package.__name__ + "."
         for name in [name for name in sys.modules if name.startswith(inside)]:
             sys.modules.pop(name, None)
@@ -101,7 +101,7 @@ class LoadedVersion:
     def find_import(
         self, importer: str, name: str, names: Sequence[str], level: int
     ) -> ModuleType | None:
-        """Do what `__import__` does, for the version's modules; None: it is none of them."""
+        """Implement `__import__` for the version's modules; None: it is not one of them."""
         start = find_start(
             ImportStatement(level, name, tuple(names)),
             importer=importer,
@@ -157,7 +157,7 @@ class LoadedVersion:
     def _execute(self, file: str) -> ModuleType:
         text = self.bundle.modules[file]
         filename = file + self.file_suffix
-        # No time of change: linecache then never asks the disk, which may hold another version.
+        # No mtime: linecache then never reads the disk, which may have another version.
         lines = list(io.StringIO(text))
         linecache.cache[filename] = (len(text), None, lines, filename)
         code = compile_source(text, filename)
@@ -166,11 +166,11 @@ class LoadedVersion:
         try:
             exec(code, vars(module))  # noqa: S102  executing the author's module is what this is for
         except BaseException:
-            # As the import statement does it: what raised was never imported.
+            # Like the import statement: a module that raised was never imported.
             del self._started[file]
             sys.modules.pop(name, None)
             raise
-        # A module may put something else in its place.
+        # A module may replace itself.
         return sys.modules.get(name, module)
 
     def _create(self, name: str, *, file: str | None) -> ModuleType:

@@ -1,4 +1,4 @@
-"""Read outputs that earlier executions have left for others; they are written with the turns that made them."""
+"""Read cached outputs of earlier executions; they are written with the turns that produced them."""
 
 from typing import Final
 
@@ -14,7 +14,7 @@ WHERE cache_key = $1 AND (expires_at IS NULL OR expires_at > smithers.clock())
 
 
 async def find_cached(pool: asyncpg.Pool, cache_key: str) -> str | None:
-    """Read an output that an earlier execution has left, and whose time is not over."""
+    """Read a cached output that has not expired."""
     with driver_errors():
         output: str | None = await pool.fetchval(FIND_CACHED, cache_key)
     return output

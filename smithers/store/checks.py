@@ -1,4 +1,4 @@
-"""Measure a database as a server would use it: for people who ask what is wrong, never on a hot path."""
+"""Measure a database as a server would use it: for diagnosis, never on a hot path."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ READ_ROOM: Final = """
            (SELECT count(*) - 1 FROM pg_stat_activity WHERE backend_type = 'client backend')::int AS taken"""
 
 # -- name: touch
-# A transaction that has something to write to the disk, and leaves nothing: the id alone is in the log.
+# A transaction that must be flushed to disk but leaves no row: only its id is in the WAL.
 TOUCH: Final = "SELECT pg_current_xact_id()"
 
 # -- name: send_hint
@@ -34,7 +34,7 @@ SEND_HINT: Final = "SELECT pg_notify($1, '')"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """How many connections a Postgres allows, and how many others have."""
+    """How many connections a Postgres allows, and how many others use."""
 
     allowed: int
     taken: int
@@ -42,7 +42,7 @@ class Room:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseCheck:
-    """What was found."""
+    """The results."""
 
     version: str
     revision: str | None  # of the schema; None: there is none
@@ -50,7 +50,7 @@ class DatabaseCheck:
     max_connections: int
     skew_s: float  # how far the database's clock is ahead of this host's
     commit_s: float
-    hint_s: float | None  # from a notification to its arrival; None: it did not come
+    hint_s: float | None  # from a notification to its arrival; None: it did not arrive
 
 
 async def check_database(dsn: str, direct_dsn: str) -> DatabaseCheck:
@@ -91,7 +91,7 @@ async def read_room(dsn: str) -> Room:
 
 
 async def _time_hint(direct_dsn: str) -> float | None:
-    """Listen, notify, and wait for what was said."""
+    """Listen, notify, and wait for the notification."""
     connection = await connect_listening(direct_dsn, role="doctor")
     try:
         heard = asyncio.Event()

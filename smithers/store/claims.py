@@ -1,4 +1,4 @@
-"""Take runs that are due, and give them back."""
+"""Claim due runs, and release them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ class ClaimKind(StrEnum):
 
     MANY = "many"  # those that share a child
     SOLO = "solo"  # one that wants a child of its own, or is under suspicion
-    SUSPECT = "suspect"  # one that is under suspicion, beside others that were and are not any more
-    FIRST_TIME = "first-time"  # those that one death has brought under suspicion: tried together
+    SUSPECT = "suspect"  # a suspect, beside others that have been acquitted
+    FIRST_TIME = "first-time"  # suspects after one death: tried together
 
 
 _SHARING: Final = "NOT is_solo AND crash_count = 0"  # each the predicate of an index
 _ALONE: Final = "(is_solo OR crash_count > 0)"
 _SUSPECT: Final = "NOT is_solo AND crash_count > 0"
 
-# The priorities that wait in these queues, most urgent first: one step of the index for each. With it a claim goes to
-# what is due at each priority; a walk over the whole queue would pass every timer of the future.
+# The priorities of the runs in these queues, most urgent first: one step of the index for each. With it a claim reads the
+# due runs of each priority; a walk over the whole queue would pass every future timer.
 _LEVELS: Final = """
 levels (queue, priority) AS (
     SELECT q.queue, n.priority FROM unnest($1::text[]) AS q (queue) CROSS JOIN LATERAL (
@@ -41,10 +41,11 @@ levels (queue, priority) AS (
         ORDER BY r.priority DESC LIMIT 1) AS n)"""
 
 # -- name: claim_runs
-# SKIP LOCKED: rivals pass one another instead of queueing. MATERIALIZED: an IN (... LIMIT) may run twice and exceed its
-# limit. A test EXPLAINs it: it reads what it takes, by runs_claimable_idx. The worker's row is held FOR KEY SHARE: whoever
-# buries a worker holds it for update, so a buried worker never owns a run. No event here: the first commit after the
-# claim says what it is. Runs that need a child of their own, or are under suspicion, are not for this claim.
+# SKIP LOCKED: rivals skip each other's rows instead of queueing. MATERIALIZED: an IN (... LIMIT) may run twice and exceed its
+# limit. A test EXPLAINs it: it reads only the rows that it claims, by runs_claimable_idx. The worker's row is locked FOR KEY
+# SHARE, a burial locks it FOR UPDATE, so a buried worker never owns a run. No event here: the first commit after the
+# claim records it. A resumed run stays `queued` until that commit, which begins its era: if its owner dies before that, the
+# next one sees the same. Suspects, and runs that need a child of their own, are not claimed here.
 CLAIM_RUNS: Final = """
 WITH RECURSIVE alive AS MATERIALIZED (
     SELECT worker_id FROM smithers.workers WHERE worker_id = $3 AND dead_at IS NULL FOR KEY SHARE),
@@ -60,7 +61,7 @@ due AS MATERIALIZED (
 claimed AS (
     UPDATE smithers.runs AS r SET
         owner_id = $3, epoch = epoch + 1, commit_no = 0, due_at = NULL,
-        status = CASE WHEN status = 'queued' THEN 'running' ELSE status END,
+        status = CASE WHEN status = 'queued' AND era = 0 THEN 'running' ELSE status END,
         started_at = coalesce(started_at, smithers.clock())
     FROM due WHERE r.run_id = due.run_id
     RETURNING r.run_id, r.epoch, due.status_before, smithers.to_ms(due.due_at) AS due_ms,
@@ -73,15 +74,15 @@ FROM claimed AS c JOIN smithers.run_requests AS q ON q.run_id = c.run_id
 """.replace("LEVELS", _LEVELS)
 
 # -- name: claim_solo_run
-# The same for one run that is to have this child to itself.
+# The same for one run that gets this child to itself.
 CLAIM_SOLO_RUN: Final = CLAIM_RUNS.replace(_SHARING, _ALONE)
 
 # -- name: claim_suspect_run
-# The same for a child that has acquitted those it tried: none that wants to stay alone.
+# The same for a child that has acquitted the runs it tried: no run that needs a child of its own.
 CLAIM_SUSPECT_RUN: Final = CLAIM_RUNS.replace(_SHARING, _SUSPECT)
 
 # -- name: claim_first_time_suspects
-# The same for a child that tries several together: each was in flight in one dead child, none in two.
+# The same for a child that tries several suspects together: each was in flight in one dead child, none in two.
 CLAIM_FIRST_TIME_SUSPECTS: Final = CLAIM_RUNS.replace(_SHARING, "NOT is_solo AND crash_count = 1")
 
 _CLAIMS: Final = {
@@ -92,8 +93,8 @@ _CLAIMS: Final = {
 }
 
 # -- name: release_unknown
-# After a claim whose answer was lost: what it took is this worker's, and nobody moves it. Known are those that were
-# answered and have not committed yet. The lock waits for a claim that is still on its way through the server.
+# After a claim whose answer was lost: the runs that it took are this worker's, but nobody executes them. Known ones, which
+# were answered and have not committed yet, are excluded. The lock waits for a claim that the server is still executing.
 HOLD_WORKER: Final = "SELECT FROM smithers.workers WHERE worker_id = $1 FOR UPDATE"
 RELEASE_UNKNOWN: Final = """
 UPDATE smithers.runs SET owner_id = NULL, due_at = smithers.clock()
@@ -103,7 +104,7 @@ WHERE owner_id = $1 AND commit_no = 0 AND NOT EXISTS (
 """
 
 # -- name: count_solo_runs
-# How many children of their own are wanted right now; nobody needs to know of more than so many.
+# How many runs need a child of their own right now, up to a limit.
 COUNT_SOLO_RUNS: Final = """
 WITH RECURSIVE LEVELS
 SELECT count(*) FROM (
@@ -127,7 +128,7 @@ SELECT smithers.to_ms(min(d.due_at)) - smithers.to_ms(smithers.clock()) FROM lev
 """.replace("LEVELS", _LEVELS)
 
 # -- name: release_runs
-# Give runs back that are to go on elsewhere, e.g. on a drain: due at once, and no news.
+# Release runs that should resume elsewhere, e.g. on a drain: due at once, without an event.
 RELEASE_RUNS: Final = """
 UPDATE smithers.runs SET owner_id = NULL, due_at = smithers.clock()
 WHERE owner_id = $1 AND run_id = ANY ($2)
@@ -135,13 +136,13 @@ RETURNING queue
 """
 
 # -- name: acquit_run
-# A run that was tried alone and did not kill its owner again is one among others.
+# A run that was tried and did not kill its owner again is treated like any other.
 ACQUIT_RUN: Final = """
 UPDATE smithers.runs SET crash_count = 0 WHERE run_id = $1 AND epoch = $2 AND owner_id = $3
 """
 
 # -- name: find_news
-# The safety net under hints, one query for all of a child's runs: which have been written to by others, or been lost.
+# The fallback for lost hints, one query for all of a child's runs: which have been written to by others, or been lost.
 FIND_NEWS: Final = """
 SELECT k.run_id FROM unnest($2::text[], $3::bigint[]) AS k (run_id, last_seq)
 LEFT JOIN smithers.runs AS r ON r.run_id = k.run_id
@@ -159,8 +160,8 @@ class ClaimedRun:
     era: int
     last_seq: int
     last_frame_no: int
-    crash_count: int  # owners that died in a row with this run in flight
-    is_solo: bool  # has a child of its own by its workflow's wish, not for suspicion
+    crash_count: int  # consecutive owners that died with this run in flight
+    is_solo: bool  # has a child of its own because of its workflow, not as a suspect
     is_cancelling: bool
     lost_heartbeat_ms: int | None  # set: its last owner died
     workflow_name: str
@@ -175,12 +176,12 @@ class ClaimedRun:
     started_ms: int  # its first claim
     now_ms: int
     queue: str
-    parent_run_id: RunId | None  # who waits for its end
-    carried: str | None  # JSON: the state that it goes on with for another
+    parent_run_id: RunId | None  # the run that waits for its end
+    carried: str | None  # JSON: the state carried over by ContinueAsNew
 
     @property
     def is_new(self) -> bool:
-        """Nothing is known of it but its start."""
+        """Whether it has no history except its start."""
         return self.last_seq == 0
 
 
@@ -192,7 +193,7 @@ async def claim_runs(
     limit: int,
     kind: ClaimKind,
 ) -> list[ClaimedRun]:
-    """Take up to `limit` runs that are due, most urgent first."""
+    """Claim up to `limit` due runs, most urgent first."""
     with driver_errors():
         rows = await connection.fetch(_CLAIMS[kind], [queue], limit, worker_id)
     return [
@@ -204,7 +205,7 @@ async def claim_runs(
 async def release_unknown(
     connection: asyncpg.Connection, worker_id: WorkerId, known: Mapping[RunId, Epoch]
 ) -> None:
-    """Give back what a claim took whose answer never came."""
+    """Release the runs of a claim whose answer was lost."""
     with driver_errors():
         async with transaction(connection):
             await connection.execute(HOLD_WORKER, worker_id)
@@ -212,7 +213,7 @@ async def release_unknown(
 
 
 async def count_solo_runs(pool: asyncpg.Pool, queues: tuple[str, ...]) -> int:
-    """Say how many runs of these queues are due and want a child of their own; 16: or more."""
+    """Return how many runs of these queues are due and need a child of their own; 16: or more."""
     with driver_errors():
         count: int = await pool.fetchval(COUNT_SOLO_RUNS, list(queues))
     return count
@@ -226,14 +227,14 @@ async def find_next_due_ms(connection: asyncpg.Connection, queue: str) -> int | 
 
 
 async def release_runs(pool: asyncpg.Pool, worker_id: WorkerId, run_ids: list[RunId]) -> list[str]:
-    """Give runs back that others are to go on with; return their queues."""
+    """Release runs for others to resume; return their queues."""
     with driver_errors():
         rows = await pool.fetch(RELEASE_RUNS, worker_id, run_ids)
     return [row["queue"] for row in rows]
 
 
 async def acquit_run(pool: asyncpg.Pool, worker_id: WorkerId, run_id: RunId, epoch: Epoch) -> None:
-    """Lift the suspicion that a run kills its owners."""
+    """Acquit a run of killing its owners."""
     with driver_errors():
         await pool.execute(ACQUIT_RUN, run_id, epoch, worker_id)
 
@@ -241,7 +242,7 @@ async def acquit_run(pool: asyncpg.Pool, worker_id: WorkerId, run_id: RunId, epo
 async def find_news(
     pool: asyncpg.Pool, worker_id: WorkerId, cursors: dict[RunId, int]
 ) -> list[RunId]:
-    """Say which of a child's runs others have written to, by the last seq that it knows of each."""
+    """Return which of a child's runs others have written to, by the last seq that it knows of each."""
     with driver_errors():
         rows = await pool.fetch(FIND_NEWS, worker_id, list(cursors), list(cursors.values()))
     return [row["run_id"] for row in rows]

@@ -1,12 +1,12 @@
-"""Commit turns, and tell of them: many runs' changes in one call of `commit_turns_v4`, each run's fate its own.
+"""Commit turns and notify others: many runs' changes in one call of `commit_turns_v4`, with an outcome for each run.
 
-The lane gathers what is ready while the last group was under way. A run that lost its lease, or whose row a gateway holds
-right now, does not touch the others; neither does a value that Postgres refuses: the group is then done again run by run,
-and only the culprit is told. Where the connection broke, nobody knows whether the group was kept: it is sent again, and the
-run's row, which holds the number of its owner's last commit, tells a repetition from news.
+The lane gathers turns while the last group is being committed. A run that lost its lease, or whose row a gateway has
+locked, does not affect the others; neither does a value that Postgres refuses: the group is then committed run by run,
+and only the culprit fails. If the connection broke, it is unknown whether the group was committed: it is sent again, and the
+run's row, which has the number of its owner's last commit, distinguishes a repetition.
 
-A group that the database gives up for its length is sent again run by run. A turn that is given up alone goes over a
-connection of its own, where it has far longer and holds nobody up; given up there too, it is refused.
+A group that the database aborts because it takes too long is sent again run by run. A turn that is aborted alone goes over
+a connection of its own, with a far longer time-out, and delays nobody; if it is aborted there too, it is refused.
 """
 
 import asyncio
@@ -32,28 +32,28 @@ from smithers.store.lanes import Lane
 
 RETRY_PAUSE_S: Final = 0.2  # while the database is away
 PATIENT_S: Final = 300.0  # for a turn that is too long for a call
-LOCKED_PAUSE_S: Final = 0.005  # about a gateway's commit, which holds the row
+LOCKED_PAUSE_S: Final = 0.005  # about the duration of a gateway's commit, which holds the row
 
 # -- name: commit_turns
-# One round trip and one flush for all; see migrations/functions/commit_turns_v3.sql for when it is answered,
-# commit_turns_v2.sql for how others are told, and commit_group_v3.sql for the why of its order.
+# One round trip and one flush for all; see migrations/functions/commit_turns_v3.sql for when it answers,
+# commit_turns_v2.sql for how it notifies others, and commit_group_v3.sql for the reason of its order.
 COMMIT_TURNS: Final = """
 CALL smithers.commit_turns_v4(
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, NULL, NULL, NULL)"""
 
 
 class Outcome(StrEnum):
-    """What became of one run's turn."""
+    """The outcome of one run's turn."""
 
     COMMITTED = "committed"
-    STALE = "stale"  # something came that the plan did not know of: nothing was written
+    STALE = "stale"  # there is news that the plan did not take into account: nothing was written
     LOST = "lost"
     LOCKED = "locked"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOrigin:
-    """What a run was started with, for those that it starts; the texts are JSON."""
+    """A run's own start parameters, inherited by the runs that it starts; the texts are JSON."""
 
     workflow_path: str
     workflow_export: str | None
@@ -73,9 +73,9 @@ class TurnCommit:
     epoch: Epoch
     commit_no: int  # counts this owner's commits of the run, from 1
     frame_no: int
-    expected_seq: int | None  # set where what came meanwhile would change the turn: parks, ends
+    expected_seq: int | None  # set if news would change the turn: parks, ends
     is_cancelling: bool
-    is_cleared: bool  # what was in flight when an owner died has ended
+    is_cleared: bool  # the attempts in flight when an owner died have ended
     turn: Turn
     origin: RunOrigin
     has_cleanup: bool = False  # a cancel must let the owner clean up first
@@ -85,7 +85,7 @@ class TurnCommit:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What the database said to a turn."""
+    """The database's answer to a turn."""
 
     outcome: Outcome
     last_seq: int
@@ -93,7 +93,7 @@ class Committed:
 
 
 class Committer:
-    """A child's one way to write to its runs."""
+    """A child's only way to write to its runs."""
 
     def __init__(self, dsn: str, *, worker_id: WorkerId) -> None:
         self._worker_id = worker_id
@@ -112,9 +112,9 @@ class Committer:
         await self.lane.__aexit__(*exc)
 
     async def commit(self, change: TurnCommit) -> Committed:
-        """Commit one turn; waits for as long as the database is away.
+        """Commit one turn; waits while the database is away.
 
-        Raises LeaseLost where another owner has the run, StoreError where the database refuses the turn's values, or
+        Raises LeaseLost if another owner has the run, StoreError if the database refuses the turn's values, or
         cannot commit it within PATIENT_S.
         """
         lane = self.lane
@@ -167,8 +167,8 @@ async def _commit_group(
     for number, change in enumerate(changes, start=1):
         try:
             rows.add(number, change)
-        except (TypeError, ValueError) as error:  # half of a surrogate pair: UTF-8 has none
-            raise StoreError(f"a value of run {change.run_id} is no JSON: {error}") from error
+        except (TypeError, ValueError) as error:  # an unpaired surrogate, which UTF-8 cannot encode
+            raise StoreError(f"a value of run {change.run_id} is not JSON: {error}") from error
     answer = await connection.fetchrow(
         COMMIT_TURNS, worker_id, *rows.columns(), *pack_hints(_hints(changes))
     )
@@ -181,7 +181,7 @@ async def _commit_group(
 
 
 def _hints(changes: Sequence[TurnCommit]) -> dict[Channel, set[str]]:
-    """Say of what the group is to tell; who looks for what was not committed finds nothing new."""
+    """Return the group's hints; a hint about an uncommitted turn leads to nothing new."""
     hints: dict[Channel, set[str]] = {Channel.EVENTS: {change.run_id for change in changes}}
     for change in changes:
         for channel, names in change.hints.items():
@@ -190,7 +190,7 @@ def _hints(changes: Sequence[TurnCommit]) -> dict[Channel, set[str]]:
 
 
 class _Rows:
-    """A group's changes as the arrays that the function takes; the order of fields is that of its types."""
+    """A group's changes as the function's arrays; the order of fields is that of its types."""
 
     def __init__(self) -> None:
         self.runs: list[tuple[Any, ...]] = []
@@ -339,7 +339,7 @@ def _child_row(number: int, change: TurnCommit, child: ChildStart) -> tuple[Any,
 
 
 def _config_of(child: ChildStart, origin: RunOrigin) -> str:
-    """Return a run's config for another: what is spent of a budget goes to the one that goes on for it, and to no child."""
+    """Return a run's config for another: the spent budget is passed to its continuation, not to children."""
     config = orjson.loads(origin.config)
     config.pop(SPENT, None)
     if child.spent is not None:
@@ -348,7 +348,7 @@ def _config_of(child: ChildStart, origin: RunOrigin) -> str:
 
 
 def problem_json(problem: Problem | None) -> str | None:
-    """Return a problem as it is kept: what the wire shows, and the traceback for operators."""
+    """Return a problem as stored: the API's fields, and the traceback for operators."""
     if problem is None:
         return None
     kept = problem.to_wire()

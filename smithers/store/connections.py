@@ -1,16 +1,17 @@
-"""Open connections to Postgres the way each use wants them, and turn the driver's errors into ours.
+"""Open connections to Postgres for each kind of use, and translate the driver's errors.
 
-Three kinds. A *hot* connection is dedicated and kept; its plans are made once, and may use only what stays right when a table
-has grown: see docs/adr/0007-plans-made-once.md. The *pool* is for cold queries, none of which may leave a state behind in
-its session (a lock, a setting, a listener): it is given back as it is. A *listening* connection is direct: LISTEN is
-silently lost through a pooler in transaction mode.
+There are three kinds. A *hot* connection is dedicated and kept; its plans are made once, and must stay good when a table
+has grown: see docs/adr/0007-plans-made-once.md. The *pool* is for cold queries, none of which may leave state behind in
+its session (a lock, a setting, a listener): connections are not reset. A child's pool makes its plans once, too. A
+*listening* connection is direct: LISTEN is silently lost through a pooler in transaction mode.
 
-TCP does not see a peer that stalls: here, and nowhere else, is said how long a connection may take to open, to come
-free, to answer, and to be cleaned up. Clean-up never raises: what was answered stands, and so does a cancellation.
+TCP does not detect a stalled peer: only this module sets how long a connection may take to open, to become
+free, to answer, and to be cleaned up. Clean-up never raises: an answer stands, and so does a cancellation.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, Literal
 
@@ -20,6 +21,8 @@ from smithers.errors import (
     AnswerTooLarge,
     CallTooLong,
     Deadlocked,
+    DiskFull,
+    ReadOnly,
     RowsHeld,
     StoreError,
     StoreStarting,
@@ -28,18 +31,18 @@ from smithers.errors import (
 from smithers.store.dsn import InvalidDatabaseUrl, check_dsn, describe_dsn, statement_cache_size
 from smithers.store.refusals import LivesElsewhere, RunExists
 
-# A run's name is asked for that another has, or had until retention removed it (see tombstones_v1.sql).
+# The requested run id belongs to another run, or did until retention removed it (see tombstones_v1.sql).
 RUN_ID_CONSTRAINTS: Final = ("runs_pkey", "tombstones_pkey")
 COMMAND_TIMEOUT_S: Final = 30.0
-# The server gives up first: its answer tells a long call from a peer that stalls.
+# The server times out first: its answer distinguishes a long call from a stalled peer.
 SERVER_SHARE: Final = 0.8
 CONNECT_TIMEOUT_S: Final = 10.0
-ACQUIRE_TIMEOUT_S: Final = 15.0  # until one of a pool's is free, and was opened if need be
-PROVE_TIMEOUT_S: Final = 2.0  # for a session that is asked for nothing but an answer
-END_TIMEOUT_S: Final = 5.0  # for what a pool's connections still do at its end
-MAX_QUERIES: Final = 50_000  # then a connection is opened anew
+ACQUIRE_TIMEOUT_S: Final = 15.0  # until a connection of a pool is free, or was opened
+PROVE_TIMEOUT_S: Final = 2.0  # for a session that only has to answer
+END_TIMEOUT_S: Final = 5.0  # for the remaining calls of a pool's connections at its end
+MAX_QUERIES: Final = 50_000  # then a connection is replaced
 IDLE_S: Final = 300.0
-# A rollback, a goodbye: one round trip; then it is dropped.
+# A rollback, or closing: one round trip; then it is dropped.
 CLEAN_UP_TIMEOUT_S: Final = 2.0
 
 _GUARDS: Final = {
@@ -59,12 +62,12 @@ PLANS_MADE_ONCE: Final = {
 # -- name: prove
 PROVE: Final = "SELECT 1"
 
-# Nothing that the statement or its values are to blame for: the same call may succeed later, or elsewhere.
+# Not caused by the statement or its values: the same call may succeed later, or elsewhere.
 _GONE: Final = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # the driver's own confusion, when the server ends a session in the midst of a call
+    asyncpg.InternalClientError,  # the driver's inconsistent state after the server ended a session during a call
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # shut down, crashed, not up yet, cancelled
     asyncpg.PostgresSystemError,
@@ -73,25 +76,28 @@ _GONE: Final = (
     asyncpg.InvalidCatalogNameError,
     asyncpg.ObjectNotInPrerequisiteStateError,  # closed for maintenance
     asyncpg.TransactionRollbackError,
-    asyncpg.ReadOnlySQLTransactionError,  # what was the primary until just now
     asyncpg.IdleInTransactionSessionTimeoutError,
 )
 
 
 @contextmanager
 def driver_errors() -> Iterator[None]:
-    """Raise StoreUnavailable, or a kind of it, for what a repetition may cure, StoreError for the rest; see also refusals."""
+    """Raise StoreUnavailable, or a subclass, if a repetition may succeed, StoreError otherwise; see also refusals."""
     try:
         yield
     except asyncpg.CannotConnectNowError as error:
         raise StoreStarting("the database is starting, or recovering") from error
     except asyncpg.QueryCanceledError as error:
-        raise CallTooLong("the database has given up a call that took too long") from error
+        raise CallTooLong("the database aborted a call that took too long") from error
     except asyncpg.DeadlockDetectedError as error:
-        raise Deadlocked("two calls have waited for each other's rows") from error
+        raise Deadlocked("two calls waited for each other's rows") from error
     except asyncpg.LockNotAvailableError as error:
-        raise RowsHeld("another call has the rows, and keeps them") from error
-    except asyncpg.ProtocolViolationError as error:  # a pooler's word for a parameter of ours
+        raise RowsHeld("another transaction holds the rows") from error
+    except asyncpg.DiskFullError as error:
+        raise DiskFull(f"the database has no room on its disk: {type(error).__name__}") from error
+    except asyncpg.ReadOnlySQLTransactionError as error:  # the former primary
+        raise ReadOnly(f"the database takes no writes: {type(error).__name__}") from error
+    except asyncpg.ProtocolViolationError as error:  # a pooler's error for a parameter of ours
         told = (
             f"the connection was refused: {error}; docs/scaling.md says what a pooler must let pass"
         )
@@ -104,7 +110,7 @@ def driver_errors() -> Iterator[None]:
 
 @contextmanager
 def opening_errors(dsn: str) -> Iterator[None]:
-    """Say of a connection that does not open where it was to lead, and what is in its way; never a user or a password."""
+    """Describe a connection that does not open: its destination and the reason; never a user or a password."""
     place = describe_dsn(dsn)
     try:
         yield
@@ -127,14 +133,14 @@ def opening_errors(dsn: str) -> Iterator[None]:
 
 
 def _refusal(error: asyncpg.PostgresError) -> Exception:
-    """Say what it means that Postgres does not do what it was told."""
+    """Return the error for a statement that Postgres refuses."""
     match error:
         case asyncpg.CheckViolationError():  # the schema has one: that mirrors are read-only
             return LivesElsewhere()
         case asyncpg.UniqueViolationError() if error.constraint_name in RUN_ID_CONSTRAINTS:
             return RunExists()
         case asyncpg.ProgramLimitExceededError() if "NOTIFY queue" in str(error):
-            # What is told after a commit that stands: see commit_turns_v3.sql.
+            # An error after a commit that stands: see commit_turns_v3.sql.
             return StoreUnavailable("the database cannot notify: its queue is full")
         case asyncpg.ProgramLimitExceededError():
             return AnswerTooLarge(f"it is more than the database puts into one value: {error}")
@@ -144,16 +150,34 @@ def _refusal(error: asyncpg.PostgresError) -> Exception:
 
 class _PooledConnection(asyncpg.Connection):
     def get_reset_query(self) -> str:
-        """Leave out what would undo a session's state, in a round trip before the answer is handed on: nobody leaves any."""
+        """Return no reset query, which would cost a round trip: no query leaves state in a session."""
         return ""
+
+
+class _Acquiring(asyncpg.pool.PoolAcquireContext):
+    """Reports how long a call waited for its connection, whether it got one or not."""
+
+    def __init__(self, pool: "Pool", timeout: float) -> None:
+        super().__init__(pool, timeout)
+        self._on_wait = pool.on_wait
+
+    async def __aenter__(self) -> Any:
+        began = time.perf_counter()
+        try:
+            return await super().__aenter__()
+        finally:
+            if self._on_wait is not None:
+                self._on_wait(time.perf_counter() - began)
 
 
 class Pool(asyncpg.Pool):  # a subclass: the driver takes no defaults for these two
     """Connections for cold queries; a call waits for one, and gives it back, within a time."""
 
+    on_wait: Callable[[float], None] | None = None  # called with every wait, in seconds
+
     def acquire(self, *, timeout: float | None = None) -> Any:
-        """Take a connection, now or as soon as one is free."""
-        return super().acquire(timeout=timeout or ACQUIRE_TIMEOUT_S)
+        """Acquire a connection, as soon as one is free."""
+        return _Acquiring(self, timeout or ACQUIRE_TIMEOUT_S)
 
     async def release(
         self,
@@ -161,7 +185,7 @@ class Pool(asyncpg.Pool):  # a subclass: the driver takes no defaults for these 
         *,
         timeout: float | None = None,  # noqa: ASYNC109 - the driver's
     ) -> None:
-        """Give a connection back; the driver drops one that does not let itself be reset."""
+        """Release a connection; the driver drops one that cannot be reset."""
         with suppress(*_GONE):
             await super().release(connection, timeout=timeout or CLEAN_UP_TIMEOUT_S)
 
@@ -173,7 +197,7 @@ async def transaction(
     isolation: Literal["read_committed", "repeatable_read"] = "read_committed",
     readonly: bool = False,
 ) -> AsyncIterator[None]:
-    """Commit at the end of the block, or roll back; a connection that does not let itself be rolled back is dropped."""
+    """Commit at the end of the block, or roll back; a connection that cannot be rolled back is dropped."""
     begun = connection.transaction(isolation=isolation, readonly=readonly)
     await begun.start()
     try:
@@ -203,7 +227,7 @@ async def connect(
     settings: dict[str, str] | None = None,
     limit_s: float | None = None,
 ) -> asyncpg.Connection:
-    """Open one connection; `role` is what pg_stat_activity shows it for, `limit_s` how long a call may take."""
+    """Open one connection; `role` is its name in pg_stat_activity, `limit_s` how long a call may take."""
     limit_s = limit_s or COMMAND_TIMEOUT_S
     checked = check_dsn(dsn)
     with driver_errors(), opening_errors(checked):
@@ -218,7 +242,7 @@ async def connect(
 
 @asynccontextmanager
 async def open_connection(dsn: str, *, role: str) -> AsyncIterator[asyncpg.Connection]:
-    """Open one connection for as long as the block takes."""
+    """Open one connection for the duration of the block."""
     connection = await connect(dsn, role=role)
     try:
         yield connection
@@ -241,9 +265,9 @@ async def connect_listening(dsn: str, *, role: str) -> asyncpg.Connection:
 
 
 async def prove(connection: asyncpg.Connection) -> None:
-    """Have the server answer over a session that is seldom used; raises StoreUnavailable where the session has ended.
+    """Probe a rarely used session; raises StoreUnavailable if it has ended.
 
-    An end is not always heard of: where what lies between has lost the connection, neither FIN nor RST comes.
+    A lost connection is not always reported: if a middlebox has dropped it, neither FIN nor RST arrives.
     """
     with driver_errors():
         async with asyncio.timeout(PROVE_TIMEOUT_S):
@@ -251,7 +275,9 @@ async def prove(connection: asyncpg.Connection) -> None:
 
 
 @asynccontextmanager
-async def open_pool(dsn: str, *, role: str, max_size: int) -> AsyncIterator[Pool]:
+async def open_pool(
+    dsn: str, *, role: str, max_size: int, settings: dict[str, str] | None = None
+) -> AsyncIterator[Pool]:
     """Open a pool for cold queries."""
     pool = Pool(
         check_dsn(dsn),
@@ -265,14 +291,14 @@ async def open_pool(dsn: str, *, role: str, max_size: int) -> AsyncIterator[Pool
         timeout=CONNECT_TIMEOUT_S,
         command_timeout=COMMAND_TIMEOUT_S,
         statement_cache_size=statement_cache_size(dsn),
-        server_settings=_told(role, COMMAND_TIMEOUT_S),
+        server_settings={**_told(role, COMMAND_TIMEOUT_S), **(settings or {})},
     )
     with driver_errors():
         await pool
     try:
         yield pool
     finally:
-        # A query that hangs must not hold up the end of the process.
+        # A hanging query must not delay the end of the process.
         try:
             async with asyncio.timeout(END_TIMEOUT_S):
                 await pool.close()

@@ -1,8 +1,8 @@
-"""Keep versions of workflows' sources, and what a throwaway process found out about them.
+"""Store versions of workflows' sources, and their descriptions by throwaway processes.
 
-A row of a description that is null asks the pool to make it; whoever asks first writes the row. What was described never
-changes: a changed file is another source hash. A failure may be one of the surroundings, a file that was missing or memory
-that was short: it is asked for again when it has aged, and at once where it was an accident of the process that looked.
+A null description requests it from the pool; the first requester writes the row. A description never
+changes: a changed file has another source hash. A failure may be due to the environment, a missing file or a lack of
+memory: it is requested again when it has aged, and at once if the describing process died.
 """
 
 import json
@@ -15,12 +15,12 @@ import asyncpg
 from smithers.ids import RunId, SourceHash
 from smithers.store.connections import driver_errors
 
-BELIEVED: Final = timedelta(seconds=10)  # how long a failure answers all who start the version
+BELIEVED: Final = timedelta(seconds=10)  # how long a failure answers all starts of the version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DescriptionRow:
-    """What a start needs to know of a workflow; where `error` is set, nothing else is."""
+    """What a start needs to know about a workflow; if `error` is set, nothing else is."""
 
     workflow_name: str | None
     input_schema: str | None  # JSON Schema, as text; None: any object
@@ -32,7 +32,7 @@ class DescriptionRow:
 
 @dataclass(frozen=True, slots=True)
 class WantedDescription:
-    """A version that somebody wants to start and that nobody has described."""
+    """A version whose description is requested."""
 
     source_hash: SourceHash
     workflow_export: str  # '': the file's only workflow
@@ -41,7 +41,7 @@ class WantedDescription:
 
 @dataclass(frozen=True, slots=True)
 class RunSource:
-    """What a run is a run of."""
+    """A run's workflow."""
 
     source_hash: SourceHash
     bundle: str  # JSON
@@ -49,7 +49,7 @@ class RunSource:
 
 
 # -- name: keep_source
-# One that is there is made young again, or retention might take it before the start that it is kept for.
+# An existing one gets a new timestamp; otherwise retention might remove it before the start that it is stored for.
 KEEP_SOURCE: Final = """
     INSERT INTO smithers.workflow_sources AS s (source_hash, bundle) VALUES ($1, $2)
     ON CONFLICT (source_hash) DO UPDATE SET created_at = smithers.clock()
@@ -63,8 +63,8 @@ FIND_DESCRIPTION: Final = """
     SELECT description FROM smithers.workflow_descriptions WHERE source_hash = $1 AND workflow_export = $2"""
 
 # -- name: want_description
-# The null row is the request; an older one, or an answer, stands, but for a failure that nobody needs to believe any more.
-# json, not jsonb: that would look into texts which nobody asks for.
+# The null row is the request; an older request, or an answer, is kept, except for a failure that has expired.
+# json, not jsonb, which would parse texts that are not needed.
 WANT_DESCRIPTION: Final = """
     INSERT INTO smithers.workflow_descriptions AS d (source_hash, workflow_export) VALUES ($1, $2)
     ON CONFLICT (source_hash, workflow_export) DO UPDATE SET description = NULL, created_at = smithers.clock()
@@ -72,7 +72,7 @@ WANT_DESCRIPTION: Final = """
         AND (d.description::json ->> 'is_accident' = 'true' OR d.created_at < smithers.clock() - $3::interval)"""
 
 # -- name: list_wanted_descriptions
-# Asked for and not made yet, oldest first. Two pools may make the same one: the same source describes the same.
+# Requested and not answered yet, oldest first. Two pools may describe the same one: the result is the same.
 LIST_WANTED_DESCRIPTIONS: Final = """
 SELECT d.source_hash, d.workflow_export, s.bundle
 FROM smithers.workflow_descriptions AS d JOIN smithers.workflow_sources AS s ON s.source_hash = d.source_hash
@@ -80,7 +80,7 @@ WHERE d.description IS NULL ORDER BY d.created_at LIMIT 20
 """
 
 # -- name: put_description
-# Its time is that of the answer from now on: a failure is believed for a while (see want_description).
+# Its timestamp becomes that of the answer: a failure counts for a limited time (see want_description).
 PUT_DESCRIPTION: Final = """
 UPDATE smithers.workflow_descriptions SET description = $3, created_at = smithers.clock()
 WHERE source_hash = $1 AND workflow_export = $2 AND description IS NULL
@@ -95,13 +95,13 @@ FIND_RUN_SOURCE: Final = """
 async def keep_source(
     pool: asyncpg.Pool | asyncpg.Connection, source_hash: SourceHash, bundle: str
 ) -> None:
-    """Store a version; one that is there already stays."""
+    """Store a version, unless it is stored already."""
     with driver_errors():
         await pool.execute(KEEP_SOURCE, source_hash, bundle)
 
 
 async def find_source(pool: asyncpg.Pool, source_hash: SourceHash) -> str | None:
-    """Read a version's bundle; None where it was never stored."""
+    """Read a version's bundle; None if it was never stored."""
     with driver_errors():
         bundle: str | None = await pool.fetchval(FIND_SOURCE, source_hash)
     return bundle
@@ -117,7 +117,7 @@ async def find_description(
 
 
 def read_description(text: str) -> DescriptionRow:
-    """Read what the throwaway process has written, JSON text; what it does not say is None."""
+    """Parse the throwaway process's answer, JSON text; missing fields are None."""
     stored: dict[str, Any] = json.loads(text)
     schema = stored.get("input_schema")
     return DescriptionRow(
@@ -131,9 +131,9 @@ def read_description(text: str) -> DescriptionRow:
 
 
 async def want_description(pool: asyncpg.Pool, source_hash: SourceHash, export: str) -> bool:
-    """Ask the pool for a description, unless it is asked for or there; say whether that was done.
+    """Request a description, unless it is requested or there; say whether that was done.
 
-    A failure is there for BELIEVED after it was found, an accident only for those who wait for it.
+    A failure counts for BELIEVED after it was found; a death of the process only for those who wait for it.
     """
     with driver_errors():
         done: str = await pool.execute(WANT_DESCRIPTION, source_hash, export, BELIEVED)
@@ -148,7 +148,7 @@ async def list_wanted_descriptions(pool: asyncpg.Pool) -> list[WantedDescription
 
 
 async def put_description(pool: asyncpg.Pool, wanted: WantedDescription, description: str) -> None:
-    """Write down what a version is, JSON text; the first answer stands."""
+    """Store a version's description, JSON text; the first answer stands."""
     with driver_errors():
         await pool.execute(PUT_DESCRIPTION, wanted.source_hash, wanted.workflow_export, description)
 

@@ -1,4 +1,4 @@
-"""Read a database URL once, and say where it leads; a name or a password never appears in a log or an error."""
+"""Parse a database URL once, and say where it leads; a user or a password never appears in a log or an error."""
 
 import re
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _ESCAPED: Final = (
 
 
 class InvalidDatabaseUrl(StoreError):
-    """What was given as a database URL is none; `problem` says it without a subject, and without quoting."""
+    """A database URL is invalid; `problem` says why, without a subject and without quoting it."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"a database URL {problem}")
@@ -28,7 +28,7 @@ class InvalidDatabaseUrl(StoreError):
 
 
 def check_dsn(dsn: str) -> str:
-    """Return the URL as asyncpg reads it; raise InvalidDatabaseUrl without quoting its secrets.
+    """Return the URL as asyncpg parses it; raise InvalidDatabaseUrl without quoting its secrets.
 
     The driver's own errors quote what it could not read, which may be a piece of a password.
     """
@@ -55,7 +55,7 @@ def check_dsn(dsn: str) -> str:
 
 
 def _hosts(parts: SplitResult, query: Mapping[str, str]) -> list[str]:
-    """Return the hosts, each as it was written; the driver goes by the first of the places that says any."""
+    """Return the hosts, each as it was written; the driver uses the first part of the URL that names any."""
     named = parts.netloc.rpartition("@")[2] or query.get("host")
     return named.split(",") if named else []
 
@@ -70,7 +70,7 @@ def _is_port(text: str) -> bool:
 
 
 def statement_cache_size(dsn: str) -> int:
-    """Return how many statements a connection is to keep prepared; raises InvalidDatabaseUrl."""
+    """Return how many statements a connection keeps prepared; raises InvalidDatabaseUrl."""
     text = dict(parse_qsl(urlsplit(dsn).query)).get(_CACHE_SIZE, str(_DEFAULT_CACHE_SIZE))
     if not (text.isascii() and text.isdigit()):
         raise InvalidDatabaseUrl(f"must have a whole number as its {_CACHE_SIZE}")
@@ -78,7 +78,7 @@ def statement_cache_size(dsn: str) -> int:
 
 
 def unprepared(dsn: str) -> str:
-    """Return the URL with the word that no statement is kept prepared, unless it says itself how many are."""
+    """Return the URL with a statement cache of 0, unless it sets one itself."""
     parts = urlsplit(dsn)
     if _CACHE_SIZE in dict(parse_qsl(parts.query)):
         return dsn

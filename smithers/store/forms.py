@@ -1,4 +1,4 @@
-"""What people fill in: read the form, and write its answer down once.
+"""Forms: read a form, and store its answer once.
 
 The value is held against the form's schema by the caller, between the two; an answer to a form that was put anew
 meanwhile is written to none.
@@ -24,20 +24,20 @@ ANSWER_FORM: Final = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wake:
-    """Whom to tell: the run's owner, or, where nobody owns it, whoever claims from its queue."""
+    """Whom to notify: the run's owner, or, if it has none, claimers of its queue."""
 
-    is_new: bool  # false: it was answered so before, and nothing was written
+    is_new: bool  # false: it had the same answer before, and nothing was written
     queue: str | None
     is_owned: bool
 
 
 class FormChanged(StoreError):
-    """The form was put anew since it was read: read it again."""
+    """The form was asked again since it was read: read it again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What somebody filled in; `user` and `scopes` are the credential's, None where the server has none."""
+    """A completed form; `user` and `scopes` are the credential's, None if the server has no tokens."""
 
     run_id: RunId
     node_id: NodeId
@@ -49,7 +49,7 @@ class Answer:
 
 
 async def read_form(pool: asyncpg.Pool, answer: Answer) -> str:
-    """Read what an answer is for, as JSON; raises NodeNotFound, NodeNotWaiting, NotAllowed."""
+    """Read a form's request, as JSON; raises NodeNotFound, NodeNotWaiting, NotAllowed."""
     with driver_errors():
         row = await pool.fetchrow(READ_FORM, *_place(answer), answer.user, answer.scopes)
     if row is None or row["outcome"] not in {"asked", "answered"}:
@@ -59,9 +59,9 @@ async def read_form(pool: asyncpg.Pool, answer: Answer) -> str:
 
 
 async def answer_form(pool: asyncpg.Pool, answer: Answer, request: str) -> Wake:
-    """Write an answer down; `request`: what it was held against.
+    """Store an answer; `request`: what it was validated against.
 
-    The same value again is no news; raises FormChanged, and NodeNotWaiting for another value.
+    Repeating the same value changes nothing; raises FormChanged, and NodeNotWaiting for another value.
     """
     with driver_errors():
         row = await pool.fetchrow(

@@ -1,4 +1,4 @@
-"""Read how many runs are where: what metrics say of the database."""
+"""Read the counts of runs by state, for the metrics of the database."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -11,17 +11,17 @@ from smithers.store.connections import driver_errors
 MAX_QUEUES: Final = 64
 
 # -- name: count_open_runs
-# By the index of runs by status, and by it alone: what has ended is not looked at, however much of it there is.
+# By the index of runs by status only: ended runs are not read, however many there are.
 COUNT_OPEN_RUNS: Final = """
 SELECT status, count(*) AS run_count FROM smithers.runs
 WHERE status IN ('queued', 'running', 'waiting-approval', 'waiting-event', 'waiting-timer') GROUP BY status
 """
 
 # -- name: measure_queues
-# What is due and unclaimed: each half has the predicate of an index. Longest queues first: nobody looks at more. Each
-# `smithers up` has a queue of its own, named by its run, whose id would become a label: they are measured as one, `up`.
-# Mirrors are due to nobody here. One that says `queued` was never claimed where its run lives, unless the run was resumed
-# there: then nothing tells since when it waits.
+# Runs that are due and unclaimed: each half has the predicate of an index. Longest queues first: only those are shown. Each
+# `smithers up` has a queue of its own, named after its run, whose id would become a label: they are measured as one, `up`.
+# Mirrors cannot be claimed here. One that says `queued` was never claimed where its run lives, unless the run was resumed
+# there: then it is unknown since when it waits.
 MEASURE_QUEUES: Final = """
 SELECT CASE WHEN starts_with(queue, 'up-') THEN 'up' ELSE queue END AS queue, count(*) AS run_count,
     extract(epoch FROM smithers.clock() - min(since))::float8 AS oldest_s FROM (
@@ -44,7 +44,7 @@ FROM smithers.approvals WHERE status = 'requested'
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """How many wait, and how long the oldest has."""
+    """How many wait, and for how long the oldest."""
 
     count: int
     oldest_s: float
@@ -52,7 +52,7 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gauges:
-    """Where the runs are that have not ended."""
+    """Counts of the runs that have not ended."""
 
     runs: dict[RunStatus, int]
     queues: dict[str, Backlog]  # due and unclaimed; at most MAX_QUEUES of them

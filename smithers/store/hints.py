@@ -1,10 +1,10 @@
-"""Hints between processes: after a commit, "look here". Truth is in the rows; a lost hint costs a slow poll's pause.
+"""Hints between processes: after a commit, where to look. Truth is in the rows; a lost hint costs one polling interval.
 
 Never sent inside a transaction that matters: a notifying commit takes a lock for the whole cluster and holds it over the
-flush, which ends group commit. One connection of a gateway, or of a pool's parent, both listens and notifies; what piled
-up while the last NOTIFY was under way goes out in one. What a child's commit changes is told in the commit's own round
-trip, after it (see migrations/functions/commit_turns_v2.sql); what else a child has to tell is rare, and goes over a
-connection that it has. Postgres wakes all who listen at every notification: a child hears through its parent.
+flush, which prevents group commit. One connection of a gateway, or of a pool's parent, both listens and notifies; hints
+that arrive during a NOTIFY are sent together in the next one. A child's commit sends its hints in the commit's own round
+trip, after it (see migrations/functions/commit_turns_v2.sql); a child's other hints are rare, and use an existing
+connection. Postgres wakes all listeners at every notification: a child receives hints through its parent.
 """
 
 import asyncio
@@ -23,17 +23,17 @@ from smithers.store.connections import connect_listening, driver_errors, prove
 LOG: Final = structlog.get_logger(__name__)
 MAX_PAYLOAD_BYTES: Final = 7_900  # Postgres refuses 8,000
 RECONNECT_PAUSE_S: Final = 0.2
-PROVE_EVERY_S: Final = 10.0  # while there is nothing to say
+PROVE_EVERY_S: Final = 10.0  # while there are no hints
 
 # -- name: notify
-# It waits for no flush, and fails for no full queue; see migrations/functions/commit_turns_v2.sql.
+# It does not wait for a flush, nor fail if the queue is full; see migrations/functions/commit_turns_v2.sql.
 NOTIFY: Final = "SELECT smithers.notify_v1($1, $2)"
 
 
 class Channel(StrEnum):
-    """What a hint is about; the payload is a list of names, separated by spaces."""
+    """The subject of a hint; the payload is a list of names, separated by spaces."""
 
-    EVENTS = "smithers_events"  # run ids with new events: for whoever streams them
+    EVENTS = "smithers_events"  # run ids with new events: for streams
     DUE = "smithers_due"  # queues in which a run became claimable
     NEWS = "smithers_news"  # run ids that were decided, signalled or cancelled: for their owners
     SOURCES = "smithers_sources"  # source hashes to describe, or that have been described
@@ -58,10 +58,10 @@ class Hints:
         self._complaint = Complaint()
         self._has_complained = False  # since it was last connected
         self.is_connected = False
-        self.watch: Callable[[bool], None] | None = None  # told when the connection is up, or gone
+        self.watch: Callable[[bool], None] | None = None  # called on connect and loss
 
     def listen(self, listeners: Mapping[Channel, Listener]) -> Self:
-        """Add who is told of incoming hints. Call it before entering: `async with hints.listen({...})`."""
+        """Add callbacks for incoming hints. Call it before entering: `async with hints.listen({...})`."""
         self._listeners.update(listeners)
         return self
 
@@ -73,7 +73,7 @@ class Hints:
         await self._loops.stop()
 
     def send(self, channel: Channel, names: Iterable[str]) -> None:
-        """Say soon, on the channel, that something happened to these; returns at once."""
+        """Send a hint about these on the channel, soon; returns at once."""
         self._pending.setdefault(channel, set()).update(names)
         self._arrived.set()
 
@@ -99,7 +99,7 @@ class Hints:
             self.watch(is_connected)
 
     async def _serve(self, connection: asyncpg.Connection) -> None:
-        # Nothing is raised when a listening connection dies: only this callback tells.
+        # Nothing is raised when a listening connection dies: only this callback is called.
         connection.add_termination_listener(lambda _connection: self._arrived.set())
         with driver_errors():
             for channel, listener in self._listeners.items():
@@ -123,7 +123,7 @@ class Hints:
                     await notify(connection, pending)
                 except StoreUnavailable:
                     for channel, names in pending.items():
-                        self.send(channel, names)  # the next connection says it
+                        self.send(channel, names)  # the next connection sends it
                     raise
 
 
@@ -137,19 +137,19 @@ def _hear(listener: Listener) -> Callable[[object, int, str, object], None]:
 async def notify(
     connection: asyncpg.Connection | asyncpg.Pool, hints: Mapping[Channel, Iterable[str]]
 ) -> None:
-    """Say all of this now, over a connection outside of a transaction; raises StoreError."""
+    """Send all of these hints now, over a connection outside a transaction; raises StoreError."""
     with driver_errors():
         await connection.fetch(NOTIFY, *pack_hints(hints))
 
 
 def pack_hints(hints: Mapping[Channel, Iterable[str]]) -> tuple[list[str], list[str]]:
-    """Return the channels and payloads of the notifications that say all of this."""
+    """Return the channels and payloads of the notifications for these hints."""
     packed = [(channel, text) for channel in hints for text in _payloads(hints[channel])]
     return [channel for channel, _ in packed], [text for _, text in packed]
 
 
 def _payloads(names: Iterable[str]) -> list[str]:
-    """Pack names into as few payloads as Postgres takes."""
+    """Pack names into as few payloads as Postgres allows."""
     lines: list[list[str]] = []
     room_bytes = 0
     for name in sorted(names):

@@ -1,9 +1,9 @@
-"""Natural batching: what came in while the last call was under way goes out together in the next one.
+"""Natural batching: items that arrive during a call are sent together in the next one.
 
 There is no timer. At low load a batch is one item and waits for nothing; at high load batches grow by themselves. A timer
-of 2 ms was measured to cost six times the rate at low load and to gain nothing at high load.
+of 2 ms reduced the rate sixfold at low load, and gained nothing at high load.
 
-A lane keeps one hot connection, opens it anew when it is gone, and never runs two batches at once on it.
+A lane keeps one hot connection, reopens it when it is lost, and never runs two batches on it concurrently.
 """
 
 import asyncio
@@ -29,8 +29,9 @@ HELD_S: Final = 10.0  # as long as any call waits for a lock
 MIN_PAUSE_S: Final = 0.005  # about a worker's commit
 MAX_PAUSE_S: Final = 0.5
 
-# Takes a lane's role, how many items went out, and for how many seconds the first had waited and the call took.
-Meter = Callable[[str, int, float, float], None]
+# Takes a lane's role, how many items went out, for how many seconds the first had waited and the call took, and why the
+# database did not take them; None: it did.
+Meter = Callable[[str, int, float, float, StoreUnavailable | None], None]
 
 
 class Lane(Generic[Item, Result]):
@@ -47,9 +48,9 @@ class Lane(Generic[Item, Result]):
         max_batch: int = MAX_BATCH,
         limit_s: float | None = None,
     ) -> None:
-        """`flush` answers one result for each item, in order; an exception there is that item's alone.
+        """`flush` returns one result for each item, in order; an exception among them is that item's alone.
 
-        `limit_s`: how long a call may take, by default as long as any.
+        `limit_s`: how long a call may take, by default the usual limit.
         """
         self._dsn = dsn
         self._role = role
@@ -64,7 +65,7 @@ class Lane(Generic[Item, Result]):
         self._loops = ServiceLoops()
         self._waiting_since = 0.0
         self._complaint = Complaint()
-        self.meter: Meter | None = None  # told of every batch
+        self.meter: Meter | None = None  # called for every batch
 
     async def __aenter__(self) -> Self:
         self._loops.start(self._run, name=f"lane-{self._role}")
@@ -81,9 +82,9 @@ class Lane(Generic[Item, Result]):
     async def submit(self, item: Item) -> Result:
         """Put an item on the lane and wait for its result.
 
-        Where `flush` says that others have the item's rows, it goes out again, up to HELD_S, while the lane serves the rest.
-        Raises what `flush` says of this item, and StoreUnavailable where the connection broke: whether the item was
-        kept is then not known. So it does once the lane is closed.
+        If `flush` reports that others hold the item's rows, it is sent again, up to HELD_S, while the lane serves the rest.
+        Raises what `flush` returns for this item, and StoreUnavailable if the connection broke: then it is unknown whether
+        the item was committed. Also raises that once the lane is closed.
         """
         give_up_at, pause_s = time.monotonic() + HELD_S, MIN_PAUSE_S
         while True:
@@ -115,13 +116,17 @@ class Lane(Generic[Item, Result]):
             if batch:
                 began, since = time.perf_counter(), self._waiting_since
                 self._waiting_since = began  # of those that this batch has no room for: about
-                await self._flush_batch(batch)
+                failure = await self._flush_batch(batch)
                 if self.meter is not None:
                     took_s = time.perf_counter() - began
-                    self.meter(self._role, len(batch), began - since, took_s)
+                    self.meter(self._role, len(batch), began - since, took_s, failure)
 
-    async def _flush_batch(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+    async def _flush_batch(
+        self, batch: list[tuple[Item, asyncio.Future[Result]]]
+    ) -> StoreUnavailable | None:
+        """Answer all of a batch; return why the database did not take it, if so."""
         results: Sequence[Result | Exception]
+        failure = None
         try:
             with driver_errors():
                 if self._connection is None or self._connection.is_closed():
@@ -133,10 +138,11 @@ class Lane(Generic[Item, Result]):
             self._room = min(2 * self._room, self._max_batch)
         except StoreUnavailable as error:
             self._begin_anew(error)
+            failure = error
             results = [error] * len(batch)
         except Exception as error:  # noqa: BLE001 - the lane outlives any batch; the submitters are told
             if not isinstance(error, StoreError):
-                self._drop_connection()  # whatever it is in the midst of
+                self._drop_connection()  # even in the middle of a call
             results = [error] * len(batch)
         except asyncio.CancelledError:
             for _, future in batch:
@@ -149,10 +155,11 @@ class Lane(Generic[Item, Result]):
                 future.set_exception(result)
             else:
                 future.set_result(result)
+        return failure
 
     def _begin_anew(self, error: StoreUnavailable) -> None:
-        """Have the next item go out over a new connection, and log why: those who submit try again, or tell no reason."""
-        # It may be that all of a batch together take too long, whenever they are tried: each will be on its own.
+        """Send the next item over a new connection, and log why: submitters retry, or do not report a reason."""
+        # A batch may always take too long as a whole: send each item on its own.
         self._room = 1
         self._drop_connection()
         if self._complaint.may_be_said():
@@ -169,9 +176,9 @@ async def each_on_its_own(
     items: Sequence[Item],
     call: Callable[[Link, Sequence[Item]], Awaitable[Sequence[Result | Exception]]],
 ) -> Sequence[Result | Exception]:
-    """Call once for all items; where the database refuses that, once for each: only the culprit fails.
+    """Call once for all items; if the database refuses that, once for each: only the culprit fails.
 
-    So it is where others have the rows of one: whoever sent it asks again.
+    The same if others hold the rows of one: its sender retries.
     """
     try:
         with driver_errors():

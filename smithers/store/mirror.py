@@ -1,12 +1,12 @@
-"""Copy what happens in a workflow's own database to the server's, so that lists show it: in order, each event once.
+"""Copy changes in a workflow's own database to the server's, so that lists show them: in order, each event once.
 
-A run's position is the last event that its mirror has; it is written with the rows that it stands for, in one transaction,
-so that a copy that was killed goes on where it stopped. One mirror at a time: the session that writes holds a lock for as
-long as it lives, and what it writes dies with it; one that says nothing any more is ended by the server. The rows of a
-copy come from one snapshot. Those that may change are replaced whole, by what their new events name; after a resume, which
-names no nodes, and at its end all of the run's are. However many they are, a page of them at a time is in memory, and each
-page has a time of its own. All rows of a large run take turns with the other runs: its position stays where it is until the
-last of them is copied, and what changes meanwhile is named by events after that position.
+A run's position is the last event that its mirror has; it is written with the corresponding rows, in one transaction,
+so that an interrupted copy resumes where it stopped. One mirror at a time: the writing session holds a lock for as
+long as it lives, and its transaction dies with it; a silent one is ended by the server. The rows of a
+copy come from one snapshot. Mutable rows named by new events are replaced as a whole; after a resume, which
+names no nodes, and at its end, all of the run's are. Only a page of them at a time is in memory, and each
+page has its own time-out. A large run's rows alternate with other runs: its position does not change until the
+last of them is copied, and changes meanwhile are named by events after that position.
 """
 
 import asyncio
@@ -29,13 +29,13 @@ from smithers.store.starts import start_runs
 
 PAGE_EVENTS: Final = 200  # of each run
 PAGE_KEYS: Final = 1_000
-PAGE_BYTES: Final = 4 << 20  # of the rows that are held at once; one that is larger goes alone
+PAGE_BYTES: Final = 4 << 20  # of the rows in memory; a larger row goes alone
 MAX_STARTS: Final = 20
-ABANDONED_S: Final = 60.0  # longer than any call that a living gateway may still wait for
+ABANDONED_S: Final = 60.0  # longer than any pending call of a living gateway
 LOCK_AGAIN_S: Final = 1.0
 STEP_S: Final = 25.0  # for one page of a copy, or one look
 TURN_S: Final = 1.0  # for all rows of large runs, before the others have their turn
-# For a session to say nothing, e.g. because the mirror's host is gone: longer than two steps, each of which uses it.
+# The limit of a session's silence, e.g. if the mirror's host is gone: longer than two steps, each of which uses it.
 IDLE_S: Final = 60.0
 FIRST: Final = ("", -1)  # before every node
 NOWHERE: Final = (-1, 0)  # the position and the era of a run that has no mirror yet
@@ -44,7 +44,7 @@ NOWHERE: Final = (-1, 0)  # the position and the era of a run that has no mirror
 LOCK_MIRROR: Final = "SELECT pg_try_advisory_lock(hashtextextended('smithers mirror of ' || $1, 0))"
 
 # -- name: page_runs
-# A walk over all runs by their key: what finds the copies that no hint asked for.
+# A walk over all runs by their key, which finds the runs whose hints were lost.
 PAGE_RUNS: Final = """
     SELECT run_id, last_seq FROM smithers.runs WHERE run_id > $1 AND database IS NULL ORDER BY run_id LIMIT $2"""
 
@@ -71,7 +71,7 @@ READ_RUNS: Final = """
     WHERE r.last_seq > c.seq AND r.database IS NULL"""
 
 # -- name: read_events
-# A page of each run: so many, or so many bytes, but the first in any case.
+# A page of each run, limited by number and bytes, but with at least one event.
 READ_EVENTS: Final = """
     SELECT e.run_id, e.seq, e.epoch, e.payload
     FROM unnest($1::text[], $2::bigint[]) AS c (run_id, seq) CROSS JOIN LATERAL (
@@ -81,8 +81,8 @@ READ_EVENTS: Final = """
     WHERE e.bytes_before < $4 ORDER BY e.run_id, e.seq"""
 
 # -- name: replace_runs
-# An owner, its heartbeat and a due time are of the other database: here nobody claims the run. While there is more to
-# copy it has not ended. An id that belongs to a run of this database, or of a third, is left alone, and not returned.
+# The owner, its heartbeat and the due time are not copied: here no worker may claim the run. While there is more to
+# copy, it is shown as not ended. An id that belongs to a run of this database, or of a third, is skipped, and not returned.
 DELETE_RUNS: Final = "DELETE FROM smithers.runs WHERE run_id = ANY ($2::text[]) AND database = $1"
 INSERT_RUNS: Final = """
     INSERT INTO smithers.runs SELECT r.*
@@ -95,7 +95,7 @@ INSERT_RUNS: Final = """
     ON CONFLICT DO NOTHING RETURNING run_id"""
 
 # -- name: insert_events
-# Without ON CONFLICT: an event that is there already is a second mirror, whose whole copy is refused.
+# Without ON CONFLICT: an existing event means that there is a second mirror, whose whole copy is refused.
 INSERT_EVENTS: Final = """
     INSERT INTO smithers.events (run_id, seq, epoch, payload)
     SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[])"""
@@ -103,7 +103,7 @@ INSERT_EVENTS: Final = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copied:
-    """What one copy did."""
+    """The result of one copy."""
 
     event_count: int
     lag_ms: int  # how old the oldest of them was, by the other database's clock
@@ -112,7 +112,7 @@ class Copied:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Changes:
-    """What is to be copied of some runs: a page of their events, and what these name."""
+    """Changes to copy of some runs: a page of their events, and the rows that these name."""
 
     runs: Sequence[asyncpg.Record]
     events: Sequence[asyncpg.Record]
@@ -123,7 +123,7 @@ class _Changes:
 
 @dataclass(frozen=True, slots=True)
 class _Sweep:
-    """How far the copy of all rows of a run has come."""
+    """The progress of copying all rows of a run."""
 
     # The run's era, and whether it is over: in another one the copy begins anew.
     stage: tuple[int, bool]
@@ -139,7 +139,7 @@ async def _step() -> AsyncIterator[None]:
 
 
 class MirrorStore:
-    """Both databases as a mirror uses them: reads in one, writes in the other."""
+    """A mirror's two databases: it reads from one, and writes to the other."""
 
     def __init__(self, own: asyncpg.Connection, home: asyncpg.Connection, name: str) -> None:
         self._own = own
@@ -148,7 +148,7 @@ class MirrorStore:
         self._sweeps: dict[str, _Sweep] = {}  # by run: of those that wait for another turn
 
     async def copy(self, run_ids: Sequence[RunId]) -> Copied:
-        """Copy what is new of some runs, a page of events of each at the most, in one transaction; raises StoreError."""
+        """Copy changes of some runs, at most a page of events of each, in one transaction; raises StoreError."""
         async with _step():
             rows = await self._home.fetch(READ_POSITIONS, self._name, run_ids)
         positions = {row["run_id"]: (row["mirrored_seq"], row["era"]) for row in rows}
@@ -171,7 +171,7 @@ class MirrorStore:
         )
 
     async def find_behind(self, after: RunId, limit: int) -> tuple[list[RunId], RunId | None]:
-        """Look at the next runs by id; return those with more events than their mirrors, and where to go on."""
+        """Check the next runs by id; return those with more events than their mirrors, and the next position."""
         async with _step():
             page = await self._own.fetch(PAGE_RUNS, after, limit)
             behind = await self._home.fetch(
@@ -199,7 +199,7 @@ class MirrorStore:
     async def _read(
         self, run_ids: Sequence[RunId], positions: Mapping[str, tuple[int, int]]
     ) -> _Changes | None:
-        """Read what has happened in some runs since; None: nothing."""
+        """Read the changes of some runs; None: there are none."""
         seqs = [positions.get(run_id, NOWHERE)[0] for run_id in run_ids]
         runs = await self._own.fetch(READ_RUNS, run_ids, seqs)
         if not runs:
@@ -219,7 +219,7 @@ class MirrorStore:
         return _Changes(runs=runs, events=events, named=named, new=new, whole=whole)
 
     async def _write(self, changes: _Changes) -> tuple[frozenset[str], frozenset[str]]:
-        """Write a copy; return the runs that it was written of, and those that wait until all their rows are copied."""
+        """Write a copy; return the runs written, and those that wait until all their rows are copied."""
         # Of a copy that fails nothing is there.
         sweeps, self._sweeps = self._sweeps, {}
         swept_at_once = changes.whole - sweeps.keys()
@@ -374,7 +374,7 @@ class _Named:
 
 @asynccontextmanager
 async def open_mirror(own_dsn: str, home_dsn: str, name: str) -> AsyncIterator[MirrorStore]:
-    """Be the mirror of a database; wait while another session is. `home_dsn` must be direct, for the lock is a session's.
+    """Become the mirror of a database; wait while another session is. `home_dsn` must be direct: the lock is a session's.
 
     Raises StoreError.
     """

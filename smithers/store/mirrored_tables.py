@@ -8,12 +8,12 @@ from functools import reduce
 from typing import Final
 
 # -- name: weigh_rows
-# Which rows there are for these keys, and their size. octet_length does not read what is stored outside of its row.
+# The existing rows for these keys, and their size. octet_length does not read TOASTed values.
 _WEIGH: Final = """
     SELECT T_KEY, WEIGHT AS byte_count FROM unnest(ARRAYS) AS k (KEY) JOIN smithers.TABLE AS t ON (T_KEY) = (K_KEY)"""
 
 # -- name: weigh_all
-# The same for all rows of these runs, a page at a time, each run's from the row on after the one that is named.
+# The same for all rows of these runs, a page at a time, each run's from the row after the given one.
 _WEIGH_ALL: Final = """
     SELECT n.* FROM unnest($1::text[], $2::text[], $3::integer[]) AS k (run_id, node_id, iteration) CROSS JOIN LATERAL (
         SELECT T_KEY, WEIGHT AS byte_count FROM smithers.TABLE AS t

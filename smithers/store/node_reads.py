@@ -1,4 +1,4 @@
-"""Read what hangs on a run: its nodes with their attempts, its frames, the approvals that are open."""
+"""Read a run's details: its nodes with their attempts, its frames, the open approvals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class NodeRow:
     output: str | None  # None also where it is larger than was asked for
     output_bytes: int | None
     error: str | None
-    attempts: tuple[AttemptRow, ...]
+    attempts: tuple[AttemptRow, ...]  # the newest hundred, oldest first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ class ApprovalPlace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApprovalRow:
-    """A question that nobody has answered yet."""
+    """An open question."""
 
     run_id: RunId
     node_id: NodeId
@@ -92,8 +92,8 @@ class ApprovalRow:
 
 
 # -- name: list_nodes
-# One run's nodes in the order in which they came into being; a page begins after a place. It ends where its texts would
-# be more than a page holds, but never before its first node; how long a text is is known without fetching it.
+# One run's nodes in the order of their creation; a page begins after a place. It ends before its texts would
+# exceed a page's size, but never before its first node; a text's length is known without fetching it.
 LIST_NODES: Final = """
     SELECT n.node_id, n.iteration, n.kind, n.label, n.state, n.attempt, n.created_at,
            smithers.to_ms(n.created_at) AS created_ms, smithers.to_ms(n.started_at) AS started_ms,
@@ -104,8 +104,10 @@ LIST_NODES: Final = """
         SELECT f.*, count(*) OVER () AS found_count, row_number() OVER so_far AS number, sum(
             coalesce(octet_length(f.wait), 0) + coalesce(octet_length(f.error), 0)
             + CASE WHEN octet_length(f.output) <= $2 THEN octet_length(f.output) ELSE 0 END
-            + (SELECT coalesce(sum(octet_length(a.error)), 0) FROM smithers.attempts a
-               WHERE a.run_id = f.run_id AND a.node_id = f.node_id AND a.iteration = f.iteration)
+            + (SELECT coalesce(sum(octet_length(a.error)), 0) FROM (
+                SELECT a.error FROM smithers.attempts a
+                WHERE a.run_id = f.run_id AND a.node_id = f.node_id AND a.iteration = f.iteration
+                ORDER BY a.attempt DESC LIMIT 100) a)
         ) OVER so_far AS byte_count
         FROM (
             SELECT * FROM smithers.nodes n
@@ -119,7 +121,7 @@ LIST_NODES: Final = """
     ORDER BY n.created_at, n.node_id, n.iteration"""
 
 # -- name: find_nodes
-# Two spellings of one id, as it stands in a path: raw and decoded; the raw one first.
+# Two spellings of one id in a path: raw and decoded; the raw one first.
 FIND_NODES: Final = """
     SELECT n.node_id, n.iteration, n.kind, n.label, n.state, n.attempt, n.created_at,
            smithers.to_ms(n.created_at) AS created_ms, smithers.to_ms(n.started_at) AS started_ms,
@@ -131,36 +133,45 @@ FIND_NODES: Final = """
     LIMIT 1"""
 
 # -- name: list_attempts
+# The newest hundred of each node, since a node may be retried without limit. list_nodes counts the same ones.
 LIST_ATTEMPTS: Final = """
     SELECT a.node_id, a.iteration, a.attempt, a.state, smithers.to_ms(a.started_at) AS started_ms,
            smithers.to_ms(a.finished_at) AS finished_ms, a.error
-    FROM smithers.attempts a
-    JOIN unnest($2::text[], $3::integer[]) AS n(node_id, iteration)
-        ON a.node_id = n.node_id AND a.iteration = n.iteration
-    WHERE a.run_id = $1
+    FROM unnest($2::text[], $3::integer[]) AS n(node_id, iteration)
+    CROSS JOIN LATERAL (
+        SELECT * FROM smithers.attempts a
+        WHERE a.run_id = $1 AND a.node_id = n.node_id AND a.iteration = n.iteration
+        ORDER BY a.attempt DESC LIMIT 100) a
     ORDER BY a.node_id, a.iteration, a.attempt"""
 
 # -- name: list_frames
-# The page, and what must be read before it: everything from the last keyframe at or below its lowest frame.
+# The page, and what must be read before it: everything from the last keyframe at or below its lowest frame. It ends where
+# its rows would be more than a page holds, but never before its first frame.
 LIST_FRAMES: Final = """
     WITH page AS MATERIALIZED (
-        SELECT min(p.frame_no) AS low, max(p.frame_no) AS high FROM (
-            (SELECT f.frame_no FROM smithers.frames f
-             WHERE $4 AND f.run_id = $1 AND f.frame_no > $2 AND f.frame_no < $3 ORDER BY f.frame_no LIMIT $5)
-            UNION ALL
-            (SELECT f.frame_no FROM smithers.frames f
-             WHERE NOT $4 AND f.run_id = $1 AND f.frame_no > $2 AND f.frame_no < $3 ORDER BY f.frame_no DESC LIMIT $5)
-        ) p)
+        SELECT min(p.frame_no) AS low, max(p.frame_no) AS high, max(p.found_count) AS found_count FROM (
+            SELECT f.frame_no, count(*) OVER () AS found_count, row_number() OVER so_far AS number,
+                sum(f.byte_count) OVER so_far AS byte_count
+            FROM (
+                (SELECT f.frame_no, octet_length(f.body) AS byte_count FROM smithers.frames f
+                 WHERE $4 AND f.run_id = $1 AND f.frame_no > $2 AND f.frame_no < $3 ORDER BY f.frame_no LIMIT $5)
+                UNION ALL
+                (SELECT f.frame_no, octet_length(f.body) FROM smithers.frames f
+                 WHERE NOT $4 AND f.run_id = $1 AND f.frame_no > $2 AND f.frame_no < $3 ORDER BY f.frame_no DESC LIMIT $5)
+            ) f
+            WINDOW so_far AS (ORDER BY CASE WHEN $4 THEN f.frame_no ELSE -f.frame_no END)
+        ) p
+        WHERE p.byte_count <= $6 OR p.number = 1)
     SELECT f.frame_no, smithers.to_ms(f.created_at) AS created_ms, f.xml_hash, f.encoding, f.body,
-           f.frame_no >= page.low AS is_in_page
+           f.frame_no >= page.low AS is_in_page, page.found_count
     FROM page JOIN smithers.frames f ON f.run_id = $1 AND f.frame_no <= page.high AND f.frame_no >= (
         SELECT max(k.frame_no) FROM smithers.frames k
         WHERE k.run_id = $1 AND k.encoding = 'keyframe' AND k.frame_no <= page.low)
     ORDER BY f.frame_no"""
 
 # -- name: list_approvals
-# Walks approvals_open_idx; everything else is by a primary key, and after the page is cut. It ends where what is asked would
-# be more than a page holds, but never before its first approval.
+# Walks approvals_open_idx; everything else is by a primary key, after the page is cut. It ends before its requests would
+# exceed a page's size, but never before its first approval.
 LIST_APPROVALS: Final = """
     SELECT a.run_id, a.node_id, a.iteration, q.workflow_name, r.status AS run_status, n.label, a.request,
            a.requested_at, smithers.to_ms(a.requested_at) AS requested_ms,
@@ -199,7 +210,7 @@ async def list_nodes(
     max_bytes: int,
     page_bytes: int,
 ) -> tuple[list[NodeRow], bool]:
-    """List a run's nodes with their attempts, and say whether there may be more of them.
+    """List a run's nodes with their attempts, and say whether there may be more.
 
     Outputs larger than `max_bytes` are left out. There are at most `limit` nodes, and one or more whose outputs, errors
     and waits are `page_bytes` together.
@@ -229,7 +240,7 @@ async def find_node(
     iteration: int | None,
     max_bytes: int,
 ) -> NodeRow | None:
-    """Read the node of the first of these ids that there is; without an iteration, its newest."""
+    """Read the node of the first of these ids that exists; by default in its newest iteration."""
     with driver_errors():
         async with pool.acquire() as connection:
             rows = await connection.fetch(FIND_NODES, run_id, max_bytes, node_ids, iteration)
@@ -238,14 +249,22 @@ async def find_node(
 
 
 async def list_frames(
-    pool: asyncpg.Pool, run_id: RunId, *, above: int, below: int, is_ascending: bool, limit: int
-) -> tuple[list[FrameRow], int]:
-    """List frames, oldest first, and how many of the first ones only lead up to the page.
+    pool: asyncpg.Pool,
+    run_id: RunId,
+    *,
+    above: int,
+    below: int,
+    is_ascending: bool,
+    limit: int,
+    page_bytes: int,
+) -> tuple[list[FrameRow], int, bool]:
+    """List frames, oldest first; how many of the first ones are only the base of the page; whether there may be more.
 
-    The page are at most `limit` frames between `above` and `below`: the oldest of them, or the newest.
+    The page is at most `limit` frames between `above` and `below`, the oldest of them or the newest, and one or more whose
+    rows are `page_bytes` together.
     """
     with driver_errors():
-        rows = await pool.fetch(LIST_FRAMES, run_id, above, below, is_ascending, limit)
+        rows = await pool.fetch(LIST_FRAMES, run_id, above, below, is_ascending, limit, page_bytes)
     frames = [
         FrameRow(
             frame_no=row["frame_no"],
@@ -256,7 +275,9 @@ async def list_frames(
         )
         for row in rows
     ]
-    return frames, sum(not row["is_in_page"] for row in rows)
+    lead_count = sum(not row["is_in_page"] for row in rows)
+    found_count = rows[0]["found_count"] if rows else 0
+    return frames, lead_count, found_count == limit or len(rows) - lead_count < found_count
 
 
 async def list_approvals(

@@ -1,8 +1,8 @@
-"""What comes from outside and changes a run: decisions, signals, cancels, resumes.
+"""Changes of a run from outside: decisions, signals, cancels, resumes.
 
-Each is one call of one SQL function, which takes the run's row first, reads under the lock, writes, and wakes the run in
-the same transaction. Who wins a race is decided there; here its word becomes a value or an exception. Decisions and
-signals share a lane: what is queued is written in one transaction, and the workers concerned are notified in the same round
+Each is one call of one SQL function, which locks the run's row first, reads under the lock, writes, and wakes the run in
+the same transaction. It decides races; here its answer becomes a value or an exception. Decisions and
+signals share a lane: queued ones are written in one transaction, and the workers concerned are notified in the same round
 trip. No call there waits for a locked row: its item is sent again with the next batch.
 """
 
@@ -30,7 +30,7 @@ from smithers.store.refusals import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """An answer to an approval; `user` and `scopes` are the credential's, None where the server has none."""
+    """An answer to an approval; `user` and `scopes` are the credential's, None if the server has no tokens."""
 
     run_id: RunId
     node_id: NodeId
@@ -46,7 +46,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignalSent:
-    """A signal as its sender put it."""
+    """A signal as it was sent."""
 
     run_id: RunId
     signal_name: str
@@ -58,9 +58,9 @@ class SignalSent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignalRecord:
-    """A signal as it stands in the run's row of signals."""
+    """A signal as it is stored."""
 
-    is_new: bool  # false: its sender's id came before, and this is the first record
+    is_new: bool  # false: its sender's id was used before, and this is the first record
     seq: int  # numbers the run's signals from 0
     signal_name: str
     correlation_id: str | None
@@ -68,10 +68,10 @@ class SignalRecord:
 
 
 class CancelOutcome(StrEnum):
-    """How far a cancel got at once."""
+    """The immediate result of a cancel."""
 
-    CANCELLED = "cancelled"  # nobody held the run: it has ended
-    # Its owner, or who claims it next, must end it, and may commit no other end.
+    CANCELLED = "cancelled"  # no worker held the run: it has ended
+    # Its owner, or the next one, must end it, and may commit no other end.
     REQUESTED = "requested"
 
 
@@ -79,7 +79,7 @@ class ResumeOutcome(StrEnum):
     """What a resume found."""
 
     RESUMED = "resumed"
-    ACTIVE = "active"  # on its way, or goes on by itself
+    ACTIVE = "active"  # active, or it resumes by itself
     FINISHED = "finished"  # nothing to do
 
 
@@ -101,12 +101,12 @@ DEADLOCK_TRIES: Final = 3
 OutsideLane = Lane[Decision | SignalSent, bool | SignalRecord]
 
 # -- name: decide_approvals
-# Each sees what those before it in the batch did; see migrations/functions/outside_v4.sql, and 0010.
+# Each sees the effects of those before it in the batch; see migrations/functions/outside_v4.sql, and 0010.
 DECIDE_APPROVALS: Final = "CALL smithers.decide_and_tell_v3($1::smithers.decision_v1[], NULL)"
 
 # -- name: asks_yes_or_no
-# Whether a question is open that this credential may decide, and has no options; nothing else makes a choice among them a
-# misfit, and the decision itself says what it is.
+# Whether there is an open question that this credential may decide, and that has no options: only then a choice is a
+# misfit. In all other cases the decision itself reports the error.
 ASKS_YES_OR_NO: Final = """
     SELECT EXISTS (SELECT FROM smithers.approvals AS a
         WHERE a.run_id = $1 AND a.node_id = $2 AND a.iteration = $3 AND a.status = 'requested'
@@ -128,7 +128,7 @@ def open_outside_lane(dsn: str) -> OutsideLane:
 
 
 async def decide(lane: OutsideLane, decision: Decision) -> bool:
-    """Decide an approval, and tell who goes on; False: it was decided so before, and nothing was written.
+    """Decide an approval, and notify the run's worker; False: it was decided so before, and nothing was written.
 
     Raises NodeNotFound, NodeNotWaiting, NotAllowed, DecisionMisfit.
     """
@@ -136,14 +136,14 @@ async def decide(lane: OutsideLane, decision: Decision) -> bool:
 
 
 async def asks_yes_or_no(pool: asyncpg.Pool, decision: Decision) -> bool:
-    """Say whether a question is open there that offers nothing to choose from."""
+    """Say whether there is an open question without options."""
     place = (decision.run_id, decision.node_id, decision.iteration)
     with driver_errors():
         return bool(await pool.fetchval(ASKS_YES_OR_NO, *place, decision.user, decision.scopes))
 
 
 async def send_signal(lane: OutsideLane, signal: SignalSent) -> SignalRecord:
-    """Record a signal, and tell who takes it; the same `signal_id` again answers the first.
+    """Record a signal, and notify the run's worker; repeating a `signal_id` returns the first record.
 
     Raises RunNotFound, RunNotActive.
     """
@@ -151,7 +151,7 @@ async def send_signal(lane: OutsideLane, signal: SignalSent) -> SignalRecord:
 
 
 async def cancel_run(pool: asyncpg.Pool, run_id: RunId) -> tuple[CancelOutcome, str | None]:
-    """Cancel a run, or ask its owner to; again while that is under way is the same.
+    """Cancel a run, or ask its owner to; idempotent while that is in progress.
 
     Also names the queue of a parked run that somebody must claim first, because it has to clean up; else None.
     """
@@ -164,7 +164,7 @@ async def cancel_run(pool: asyncpg.Pool, run_id: RunId) -> tuple[CancelOutcome, 
 
 
 async def resume_run(pool: asyncpg.Pool, resume: Resume) -> tuple[ResumeOutcome, str]:
-    """Open a new era of a failed or cancelled run, or give a parked one its new source; name its queue.
+    """Open a new era of a failed or cancelled run, or give a parked one its new source; return its queue.
 
     Raises NothingToResume, RunNotActive.
     """
@@ -291,10 +291,10 @@ def _sent(row: asyncpg.Record) -> SignalRecord | Exception:
 
 
 async def _fetch_outcome(pool: asyncpg.Pool, query: str, *values: object) -> asyncpg.Record:
-    """Ask for the one row of an outcome; again after a deadlock.
+    """Fetch the one row of an outcome; retry after a deadlock.
 
-    A run that ends tells its parent, and asks its children to end: of a parent and a child that end at once each may
-    wait for the other's row. Whoever is chosen to give way has written nothing.
+    A run that ends updates its parent, and asks its children to end: if a parent and a child end concurrently, each may
+    wait for the other's row. The deadlock's victim has written nothing.
     """
     for _ in range(DEADLOCK_TRIES - 1):
         with suppress(Deadlocked):

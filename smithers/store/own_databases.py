@@ -1,9 +1,9 @@
-"""Know which databases workflows have of their own, and reserve the names of the runs that are to live there.
+"""Track workflows' own databases, and reserve the ids of runs that will live there.
 
-The server's database is the arbiter of run ids: a start in another database first takes the id here, by a row that says
+The server's database is the arbiter of run ids: a start in another database first reserves the id here, by a row that says
 where the run lives, and then starts the run there, where the constraint decides between starts of one id. A crash between
-the two leaves a reservation that holds everything that was asked: the same start again goes on from it, and so does the
-mirror, after a while, if nobody comes (see smithers.store.mirror).
+the two leaves a reservation with the complete request: repeating the start continues from it, and so does the
+mirror, after a while, if nobody repeats it (see smithers.store.mirror).
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ from smithers.store.starts import IdempotencyKey, RunStart, take_key
 LIST_OWN_DATABASES: Final = "SELECT name FROM smithers.own_databases"
 
 # -- name: use_own_database
-# The hint goes out with the commit, which is otherwise not done: it happens once in the life of a database, and a hint
-# that got lost would leave gateways and pools without it until their next connection.
+# The hint is sent with the commit, unlike all others: it happens once in the life of a database, and if it
+# got lost, gateways and pools would not know the database until their next connection.
 USE_OWN_DATABASE: Final = """
     WITH new AS (INSERT INTO smithers.own_databases (name) VALUES ($1) ON CONFLICT DO NOTHING RETURNING name)
     SELECT pg_notify($2, name) FROM new"""
@@ -34,7 +34,7 @@ USE_OWN_DATABASE: Final = """
 # -- name: find_home
 FIND_HOME: Final = "SELECT database FROM smithers.runs WHERE run_id = $1"
 
-# What of a start is reserved, in the order of the parameters.
+# The reserved columns of a start, in the order of the parameters.
 _asked: Final = attrgetter(
     "queue",
     "priority",
@@ -51,7 +51,7 @@ _asked: Final = attrgetter(
 )
 
 # -- name: reserve_run
-# No event, and due for nobody. A rival with the same id waits here until this one has committed.
+# No event, and not claimable. A rival with the same id waits here until this one has committed.
 RESERVE_RUN: Final = """
     WITH new AS (
         INSERT INTO smithers.runs (
@@ -65,12 +65,12 @@ RESERVE_RUN: Final = """
     RETURNING run_id"""
 
 # -- name: may_go_on
-# Whether a start that nobody has a key for may go on from a reservation: from one of a key only its key's does.
+# Whether a start without a key may continue a reservation: one with a key is continued only by a start with that key.
 MAY_GO_ON: Final = """
     SELECT EXISTS (SELECT FROM smithers.runs WHERE run_id = $1 AND database = $2)
         AND NOT EXISTS (SELECT FROM smithers.idempotency_keys WHERE run_id = $1)"""
 
-# Reservations of which no event has come: with what was asked, and the source, which its gateway had stored before.
+# Reservations without a mirrored event: with the request, and the source, which its gateway stored before.
 _RESERVATIONS: Final = """
     SELECT r.run_id, r.queue, r.priority, r.is_solo, q.workflow_name, q.workflow_path, q.workflow_export, q.source_hash,
            q.input, q.config, q.auth, q.trace_context, q.parent_run_id, s.bundle
@@ -83,7 +83,7 @@ _RESERVATIONS: Final = """
 FIND_RESERVATION: Final = _RESERVATIONS + "r.run_id = $1"
 
 # -- name: list_abandoned
-# Those whose starts did not come on.
+# Reservations whose starts were interrupted.
 LIST_ABANDONED: Final = (
     _RESERVATIONS
     + "r.database = $1 AND r.created_at < smithers.clock() - make_interval(secs => $2) LIMIT $3"
@@ -92,21 +92,21 @@ LIST_ABANDONED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A run that was reserved and has not been seen where it is to live."""
+    """A run that was reserved and has not been seen in its database."""
 
     start: RunStart
     bundle: str  # its source, as JSON
 
 
 async def list_own_databases(pool: asyncpg.Pool | asyncpg.Connection) -> list[str]:
-    """Name the databases that runs were ever started in, beside the server's own."""
+    """List the databases that runs were ever started in, besides the server's own."""
     with driver_errors():
         rows = await pool.fetch(LIST_OWN_DATABASES)
     return [row["name"] for row in rows]
 
 
 async def use_own_database(pool: asyncpg.Pool, name: str) -> None:
-    """Write down that runs are started in a database, and have every gateway and pool hear of it."""
+    """Record that runs are started in a database, and notify every gateway and pool."""
     with driver_errors():
         await pool.execute(USE_OWN_DATABASE, name, Channel.DATABASES)
 
@@ -119,7 +119,7 @@ async def is_same_database(pool: asyncpg.Pool, dsn: str) -> bool:
 
 
 async def find_home(pool: asyncpg.Pool, run_id: RunId) -> str | None:
-    """Name the database that a run lives in; None: the server's, or there is no such run."""
+    """Return the name of the database that a run lives in; None: the server's, or there is no such run."""
     with driver_errors():
         name: str | None = await pool.fetchval(FIND_HOME, run_id)
     return name
@@ -133,7 +133,7 @@ async def reserve_run(
     key: IdempotencyKey | None,
     is_there: bool,
 ) -> RunId | None:
-    """Take a run's id for another database; return the run that the key stands for already, if any.
+    """Reserve a run's id for another database; return the run that the key already stands for, if any.
 
     `is_there`: whether that database has a run of this id. Without a key it is no error that the id is reserved there
     already: which of several starts is the one is decided there. Raises RunExists where the id is taken, KeyReused where
@@ -155,7 +155,7 @@ async def reserve_run(
 
 
 async def find_reservation(pool: asyncpg.Pool, run_id: RunId) -> Reservation | None:
-    """Read what a run was reserved with; None where there is none, or its run has been seen where it lives."""
+    """Read a run's reservation; None if there is none, or its run has been seen in its database."""
     with driver_errors():
         row = await pool.fetchrow(FIND_RESERVATION, run_id)
     return None if row is None else _reservation(row)
@@ -164,7 +164,7 @@ async def find_reservation(pool: asyncpg.Pool, run_id: RunId) -> Reservation | N
 async def list_abandoned(
     connection: asyncpg.Connection, database: str, *, older_than_s: float, limit: int
 ) -> Sequence[Reservation]:
-    """List reservations in a database whose starts stopped half way, as far as their age tells."""
+    """List reservations in a database whose starts were interrupted, judging by their age."""
     with driver_errors():
         rows = await connection.fetch(LIST_ABANDONED, database, older_than_s, limit)
     return [_reservation(row) for row in rows]

@@ -1,4 +1,4 @@
-"""The rows of workers: how a pool says that its children live, and how a death is noticed by others."""
+"""The rows of workers: how a pool reports that its children are alive, and how others notice a death."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -20,9 +20,9 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, smithers.clock(), smithers.clock())
 """
 
 # -- name: beat
-# One statement a second for all children of a pool. Who is not returned was given up for dead by others, and must stop;
+# One statement a second for all children of a pool. A child that is not returned was declared dead by others, and must stop;
 # perhaps not all of its runs could be handed back yet.
-# One that has retired claims from no queue: whoever asks why a run waits must not count on it.
+# A retired child claims from no queue, so that it does not count as able to claim a waiting run.
 BEAT: Final = """
 UPDATE smithers.workers SET heartbeat_at = smithers.clock(),
     queues = CASE WHEN worker_id = ANY ($2) THEN '{}' ELSE queues END
@@ -32,7 +32,7 @@ WHERE worker_id = ANY ($1) AND dead_at IS NULL AND death IS NULL RETURNING worke
 MAX_NAMED: Final = 5  # of a dead worker's runs, for logs
 
 # -- name: bury_worker
-# `held` is of the statement's snapshot, taken before the function changes anything: what the worker had until now.
+# `held` is from the statement's snapshot, taken before the function changes anything: the runs that the worker had until now.
 BURY_WORKER: Final = """
 SELECT is_buried, queues, failed_ids,
     ARRAY(SELECT run_id FROM smithers.runs WHERE owner_id = $1 ORDER BY run_id LIMIT $3) AS held
@@ -40,7 +40,7 @@ FROM smithers.bury_worker_v2($1, $2)
 """
 
 # -- name: list_crash_events
-# What a burial has written of the runs that it failed: its epoch is nobody else's, so that these are all of them.
+# The events that a burial has written for the runs that it failed: its epoch is unique, so these are all of them.
 LIST_CRASH_EVENTS: Final = """
 SELECT e.run_id, e.payload::json ->> 'type' AS type
 FROM smithers.runs r JOIN smithers.events e ON e.run_id = r.run_id AND e.epoch = r.epoch
@@ -48,9 +48,9 @@ WHERE r.run_id = ANY ($1) AND r.status = 'failed' ORDER BY e.run_id, e.seq
 """
 
 # -- name: list_living
-# All workers that count as alive: a pool looks among them for those of its own boot whose process is gone, and for those
-# that have not beaten for too long. Silence counts from the later of the last heartbeat and the server's own start: after
-# an outage of the database everybody was silent. Of the pools, which hold their liveness lock: seen in pg_locks, never taken.
+# All workers that count as alive: among them a pool finds those of its own boot whose process is gone, and those
+# whose heartbeats are too old. Silence counts from the later of the last heartbeat and the server's own start: during
+# an outage of the database all workers were silent. pg_locks shows which pools hold their liveness lock, without taking it.
 LIST_LIVING: Final = """
 SELECT w.worker_id, w.pool_id, w.boot_id, w.pid_namespace, w.pid, w.process_start, w.death,
     extract(epoch FROM smithers.clock() - greatest(w.heartbeat_at, pg_postmaster_start_time()))::float8 AS silent_s,
@@ -67,7 +67,7 @@ HOLD_LIVENESS: Final = "SELECT pg_advisory_lock(hashtextextended($1::uuid::text,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessIdentity:
-    """What tells a process from every other, on any host and after any restart."""
+    """A process's identity, unique over all hosts and restarts."""
 
     boot_id: str
     pid_namespace: str
@@ -77,7 +77,7 @@ class ProcessIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LivingWorker:
-    """A worker that nobody has given up for dead yet."""
+    """A worker that has not been declared dead."""
 
     worker_id: WorkerId
     pool_id: UUID
@@ -90,12 +90,12 @@ class LivingWorker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandedBack:
-    """What became of a dead worker's runs."""
+    """What happened to a dead worker's runs."""
 
-    is_all: bool  # else other writers have rows of the rest: bury it again
-    queues: Mapping[str, int]  # of how many runs each has more to claim
-    failed: list[RunId]  # it was the third to die of these
-    held: list[RunId]  # what it had before, MAX_NAMED of them at the most
+    is_all: bool  # otherwise other writers hold rows of the rest: bury it again
+    queues: Mapping[str, int]  # queues, each with its number of handed-back runs
+    failed: list[RunId]  # runs that failed with this third death
+    held: list[RunId]  # the runs that it had, at most MAX_NAMED
 
 
 async def register_worker(
@@ -106,7 +106,7 @@ async def register_worker(
     process: ProcessIdentity,
     queues: tuple[str, ...],
 ) -> None:
-    """Write down that a worker lives; before this it can claim nothing."""
+    """Register a worker; before this it can claim nothing."""
     with driver_errors():
         await pool.execute(
             REGISTER_WORKER,
@@ -123,16 +123,16 @@ async def register_worker(
 async def beat(
     pool: asyncpg.Pool, worker_ids: list[WorkerId], retired: list[WorkerId]
 ) -> set[WorkerId]:
-    """Write these workers' heartbeats, and which of them claim no more; return those that still count as alive."""
+    """Write these workers' heartbeats, and which of them no longer claim; return those that still count as alive."""
     with driver_errors():
         rows = await pool.fetch(BEAT, worker_ids, retired)
     return {row["worker_id"] for row in rows}
 
 
 async def bury_worker(pool: asyncpg.Pool, worker_id: WorkerId, death: str) -> HandedBack:
-    """Give a worker up for dead and hand back its runs, but for those that others are writing to right now.
+    """Declare a worker dead and hand back its runs, except those that others are writing to.
 
-    Nothing is handed back where others did it before.
+    Nothing is handed back if others did it before.
     """
     with driver_errors():
         row = await pool.fetchrow(BURY_WORKER, worker_id, death, MAX_NAMED)
@@ -178,6 +178,6 @@ async def list_living(pool: asyncpg.Pool) -> list[LivingWorker]:
 
 
 async def hold_liveness(connection: asyncpg.Connection, pool_id: UUID) -> None:
-    """Hold, for as long as this session lives, the lock whose absence tells others that the pool is gone."""
+    """Hold, for as long as this session lives, the lock whose absence means that the pool is gone."""
     with driver_errors():
         await connection.execute(HOLD_LIVENESS, pool_id)

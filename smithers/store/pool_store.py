@@ -1,4 +1,4 @@
-"""The database as a pool's parent uses it: its connections, and what is done over them."""
+"""The database for a pool's parent: its connections and calls."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,22 +15,22 @@ from smithers.store import claims, descriptions, owners
 from smithers.store.connections import connect_listening, open_pool, prove
 from smithers.store.hints import Channel, Hints
 
-# Others believe after two seconds that a lock is gone; one that was lost unheard is to be back soon.
+# Others believe after two seconds that a lock is gone; a silently lost one must be back soon.
 PROVE_EVERY_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Burial:
-    """What became of a dead worker's runs."""
+    """What happened to a dead worker's runs."""
 
-    is_all: bool = True  # else others are writing to the rest right now: bury it again
+    is_all: bool = True  # otherwise others are writing to the rest: bury it again
     handed_back: int = 0
     held: tuple[RunId, ...] = ()  # some of the runs that the worker had, for logs
-    failed: tuple[RunId, ...] = ()  # it was the third to die of these
-    events: tuple[EventType, ...] = ()  # written of the failed ones
+    failed: tuple[RunId, ...] = ()  # runs that failed with this third death
+    events: tuple[EventType, ...] = ()  # events of the failed ones
 
     def after(self, earlier: "Burial") -> "Burial":
-        """Return both together."""
+        """Return the sum of both."""
         return Burial(
             is_all=self.is_all,
             handed_back=earlier.handed_back + self.handed_back,
@@ -42,7 +42,7 @@ class Burial:
 
 @dataclass(frozen=True, slots=True)
 class PoolStore:
-    """What a pool's parent does with the database."""
+    """A pool parent's database calls."""
 
     hints: Hints
     _pool: asyncpg.Pool
@@ -55,17 +55,17 @@ class PoolStore:
         process: owners.ProcessIdentity,
         queues: tuple[str, ...],
     ) -> None:
-        """Write down that a child lives."""
+        """Register a child."""
         await owners.register_worker(
             self._pool, worker_id, pool_id=pool_id, process=process, queues=queues
         )
 
     async def beat(self, worker_ids: list[WorkerId], retired: list[WorkerId]) -> set[WorkerId]:
-        """Write the children's heartbeats, and which of them claim no more; return those that still count as alive."""
+        """Write the children's heartbeats, and which of them no longer claim; return those that still count as alive."""
         return await owners.beat(self._pool, worker_ids, retired)
 
     async def bury(self, worker_id: WorkerId, death: str) -> Burial:
-        """Give a worker up for dead, hand its runs back or fail them, and say so."""
+        """Declare a worker dead, hand its runs back or fail them, and notify others."""
         freed = await owners.bury_worker(self._pool, worker_id, death)
         if freed.queues:
             self.hints.send(Channel.DUE, freed.queues)
@@ -83,7 +83,7 @@ class PoolStore:
         )
 
     async def count_solo_runs(self, queues: tuple[str, ...]) -> int:
-        """Say how many runs are due that want a child of their own."""
+        """Return how many runs are due that need a child of their own."""
         return await claims.count_solo_runs(self._pool, queues)
 
     async def list_living(self) -> list[owners.LivingWorker]:
@@ -97,14 +97,14 @@ class PoolStore:
     async def put_description(
         self, wanted: descriptions.WantedDescription, description: str
     ) -> None:
-        """Write down what a version is, and say so."""
+        """Store a version's description, and notify others."""
         await descriptions.put_description(self._pool, wanted, description)
         self.hints.send(Channel.SOURCES, [wanted.source_hash])
 
 
 @asynccontextmanager
 async def open_pool_store(dsn: str, direct_dsn: str) -> AsyncIterator[PoolStore]:
-    """Open a parent's connections, but for its hints: they are entered when it is known who listens."""
+    """Open a parent's connections, except its hints: they are entered when their callbacks are known."""
     async with open_pool(dsn, role="pool", max_size=2) as pool:
         yield PoolStore(Hints(direct_dsn, role="pool"), pool)
 
@@ -117,7 +117,7 @@ class Liveness:
     _gone: asyncio.Event
 
     async def until_gone(self) -> None:
-        """Wait for the session's end; raises StoreUnavailable where the server no longer answers over it."""
+        """Wait for the session's end; raises StoreUnavailable if the server no longer answers over it."""
         while not self._gone.is_set():
             try:
                 async with asyncio.timeout(PROVE_EVERY_S):
@@ -128,7 +128,7 @@ class Liveness:
 
 @asynccontextmanager
 async def open_liveness(direct_dsn: str, pool_id: UUID) -> AsyncIterator[Liveness]:
-    """Hold a session whose end tells others that this pool is gone."""
+    """Hold a session whose end means to others that this pool is gone."""
     gone = asyncio.Event()
     connection = await connect_listening(direct_dsn, role="liveness")
     connection.add_termination_listener(lambda _connection: gone.set())

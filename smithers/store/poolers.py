@@ -1,7 +1,7 @@
-"""Find out whether a pooler stands before Postgres, and whether it keeps a session together.
+"""Detect a pooler in front of Postgres, and whether it keeps sessions.
 
-A pooler in transaction mode gives each transaction whichever connection is free. What belongs to a session is lost there:
-LISTEN, the locks that tell that a pool lives, and statements that were prepared.
+A pooler in transaction mode gives each transaction any free connection. Session state is lost there:
+LISTEN, the locks that show that a pool is alive, and prepared statements.
 """
 
 import secrets
@@ -25,8 +25,8 @@ NO_DIRECT_URL: Final = (
 READ_PID: Final = "SELECT pg_backend_pid()"
 
 # -- name: take_mark
-# An advisory lock is of one database, and seen through every way to it; until the end of the transaction a pooler stays
-# with one connection. What a database says of itself (its name, its system's identifier) a restored copy says as well.
+# An advisory lock belongs to one database, and is visible over every connection to it; a pooler keeps one connection until
+# the end of the transaction. A database's name and system identifier do not identify it: a restored copy has the same.
 TAKE_MARK: Final = "SELECT pg_advisory_xact_lock($1)"
 
 # -- name: is_unmarked
@@ -34,7 +34,7 @@ IS_UNMARKED: Final = "SELECT pg_try_advisory_xact_lock($1)"
 
 
 class Way(StrEnum):
-    """How one gets to Postgres."""
+    """The kind of connection to Postgres."""
 
     DIRECT = "direct"
     SESSION = "session"  # through a pooler; a session has one connection for as long as it lives
@@ -43,16 +43,16 @@ class Way(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """How a server gets to its Postgres."""
+    """A server's URLs to its Postgres."""
 
     dsn: str = field(repr=False)
     direct_dsn: str = field(repr=False)
     way: Way
-    warning: str | None  # what is lost on it, for people
+    warning: str | None  # what does not work over it, for people
 
 
 async def find_route(dsn: str, direct_dsn: str) -> Route:
-    """Try both URLs, and return them as they are to be used; raises StoreError."""
+    """Try both URLs, and return them as they should be used; raises StoreError."""
     way = await find_way(dsn)
     direct_way = way if direct_dsn == dsn else await find_way(direct_dsn)
     return Route(
@@ -64,7 +64,7 @@ async def find_route(dsn: str, direct_dsn: str) -> Route:
 
 
 async def find_way(dsn: str) -> Way:
-    """Say what is between here and Postgres; raises StoreError.
+    """Determine what is in front of Postgres; raises StoreError.
 
     A pooler makes the process id up that a session is told at its start. One in transaction mode shows itself by a
     session that changes its process, or two sessions that have the same one; others are idle, so that it is all but

@@ -1,4 +1,4 @@
-"""Read runs for people: lists and single ones, with what tells how they are.
+"""Read runs for people: lists and single ones, with their states.
 
 Nothing here takes a lock. Times are milliseconds since 1970 by the database's clock, `now_ms` included, so that what is
 computed from them (how stale a heartbeat is, how long somebody waits) never mixes two clocks.
@@ -28,14 +28,14 @@ class OpenWait:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunLife:
-    """What tells how a run is."""
+    """The data for a run's state."""
 
     run_id: RunId
     status: RunStatus
     owner_id: str | None
     heartbeat_ms: int | None  # the owner's
     is_stale: bool  # the owner has been silent for too long
-    lost_heartbeat_ms: int | None  # of an owner that died, until somebody goes on
+    lost_heartbeat_ms: int | None  # of an owner that died, until another resumes the run
     wait: OpenWait | None
     now_ms: int
 
@@ -83,20 +83,28 @@ class RunPlace:
     run_id: RunId
 
 
-# The first node that a waiting run `r` waits for, as `n`; only where the status says that there is one.
+# The first node that a waiting run `r` waits for, as `n`; only if the status says that there is one. An open question is
+# found among the run's questions, which are few; for the others all of the run's nodes are read.
 _OPEN_WAIT: Final = """LEFT JOIN LATERAL (
-        SELECT o.node_id, o.wait, smithers.to_ms(o.due_at) AS due_ms, smithers.to_ms(a.requested_at) AS requested_ms
-        FROM smithers.nodes o
-        LEFT JOIN smithers.approvals a
-            ON a.run_id = o.run_id AND a.node_id = o.node_id AND a.iteration = o.iteration
-        WHERE o.run_id = r.run_id AND o.state = r.status
-        ORDER BY o.created_at, o.node_id, o.iteration LIMIT 1
+        SELECT w.node_id, w.wait, smithers.to_ms(w.due_at) AS due_ms, smithers.to_ms(w.requested_at) AS requested_ms
+        FROM (
+            SELECT o.created_at, o.node_id, o.iteration, o.wait, o.due_at, a.requested_at
+            FROM smithers.approvals a CROSS JOIN LATERAL (
+                SELECT * FROM smithers.nodes t
+                WHERE t.run_id = a.run_id AND t.node_id = a.node_id AND t.iteration = a.iteration LIMIT 1) o
+            WHERE r.status = 'waiting-approval' AND a.run_id = r.run_id AND a.status = 'requested' AND o.state = r.status
+            UNION ALL
+            SELECT o.created_at, o.node_id, o.iteration, o.wait, o.due_at, NULL
+            FROM smithers.nodes o
+            WHERE r.status IN ('waiting-event', 'waiting-timer') AND o.run_id = r.run_id AND o.state = r.status) w
+        ORDER BY w.created_at, w.node_id, w.iteration LIMIT 1
     ) n ON r.status IN ('waiting-approval', 'waiting-event', 'waiting-timer')"""
 
 # -- name: list_runs
-# One text for each filter, because each walks an index of its own backwards from the place: those of run_requests by
-# created_at, alone or below workflow_name, and that of runs by status. Each lookup beside it is by a primary key. With both
-# filters either walk may be the long one: see look_along.
+# One query for each filter, because each walks its own index backwards from the place: those of run_requests by
+# created_at, alone or below workflow_name, and that of runs by status. Each further lookup is by a primary key. With both
+# filters either walk may be the long one: see look_along. If both are long, the two are merged entry by entry: both
+# tables have the same created_at for a run.
 _LIST_RUNS: Final = """
     SELECT q.run_id, q.parent_run_id, q.workflow_name, q.workflow_path, q.source_hash, q.config, r.priority, q.created_at,
            smithers.to_ms(q.created_at) AS created_ms, smithers.to_ms(r.started_at) AS started_ms,
@@ -119,11 +127,21 @@ LIST_RUNS_IN_STATUS: Final = _BY_STATUS.replace("CHOSEN", "r.status = $4 AND")
 _OF_BOTH: Final = "r.status = $4 AND q.workflow_name = $5 AND"
 LIST_RUNS_OF_BOTH_BY_STATUS: Final = _BY_STATUS.replace("CHOSEN", _OF_BOTH)
 LIST_RUNS_OF_BOTH_BY_WORKFLOW: Final = _BY_REQUEST.replace("CHOSEN", _OF_BOTH)
+LIST_RUNS_OF_BOTH: Final = _BY_REQUEST.replace(
+    "CHOSEN",
+    """q.run_id = ANY (ARRAY(
+        SELECT s.run_id FROM smithers.runs s
+        JOIN smithers.run_requests f ON f.created_at = s.created_at AND f.run_id = s.run_id
+        WHERE s.status = $4 AND f.workflow_name = $5
+            AND (s.created_at, s.run_id) < ($1, $2::text) AND (f.created_at, f.run_id) < ($1, $2::text)
+        ORDER BY s.created_at DESC, s.run_id DESC LIMIT $3)) AND""",
+)
 
 # -- name: look_along
-# Whether a walk by one of two filters ends soon: the next so many runs that pass it are all there are, or enough of them
-# pass the other too. No statistics tell: the runs of a workflow may all be old, and so may those in a status. Where neither
-# ends soon all runs in the status are read: 3 s for 200,000 that are none of the workflow's 200,000.
+# Whether a walk by one of two filters ends soon: only few further runs pass it, or enough of the next ones pass the
+# other too. Statistics do not help: the runs of a workflow may all be old, and so may those in a status. If neither
+# ends soon, the entries of both are read: 0.1 to 0.5 s for 200,000 of which none is among the workflow's 200,000, where
+# looking each of them up took 3 s.
 # LIMIT 1: a step of the key for each; a join would be planned as a scan.
 _LOOK_ALONG: Final = """
     WITH walked AS MATERIALIZED (
@@ -149,7 +167,7 @@ LOOKS: Final = (500, 8_000)  # runs: a few milliseconds; some tens
 _NEWEST: Final = RunPlace(created_at=datetime.max.replace(tzinfo=UTC), run_id=RunId(""))
 
 # -- name: find_run
-# The output is that of the node that the run's end named. Planning this costs ten times what running it does: not for a
+# The output is that of the node that the run's end named. Planning costs ten times as much as executing: not for a
 # hot connection, which plans each time.
 FIND_RUN: Final = """
     SELECT r.run_id, r.status, r.owner_id::text, q.workflow_name, q.source_hash, q.input, r.error, r.last_seq,
@@ -173,7 +191,7 @@ FIND_RUN: Final = """
 RUN_EXISTS: Final = "SELECT EXISTS (SELECT 1 FROM smithers.runs WHERE run_id = $1)"
 
 # -- name: find_newest
-# A run that goes on as another says in its last event as which: nothing is written to it after that.
+# A run that continues as another names it in its last event: nothing is written to it after that.
 FIND_NEWEST: Final = """
     WITH RECURSIVE chain (run_id, place) AS (
         SELECT $1::text, 0
@@ -186,10 +204,6 @@ FIND_NEWEST: Final = """
 
 # -- name: find_queue
 FIND_QUEUE: Final = "SELECT queue FROM smithers.runs WHERE run_id = $1"
-
-# -- name: find_traceback
-# Kept with the error, and left out of all that the wire shows: it quotes its author's code.
-FIND_TRACEBACK: Final = "SELECT error::json ->> 'traceback' FROM smithers.runs WHERE run_id = $1"
 
 
 async def list_runs(
@@ -219,14 +233,14 @@ async def list_runs(
 
 
 async def _choose_walk(pool: asyncpg.Pool, *values: object) -> str:
-    """Return the query whose walk is the shorter one for both filters, as far as a few looks tell."""
+    """Return the query with the shorter walk for both filters, judging by a few probes."""
     with driver_errors():
         for run_count in LOOKS:
             if await pool.fetchval(LOOK_ALONG_STATUS, *values, run_count):
                 return LIST_RUNS_OF_BOTH_BY_STATUS
             if await pool.fetchval(LOOK_ALONG_WORKFLOW, *values, run_count):
                 return LIST_RUNS_OF_BOTH_BY_WORKFLOW
-    return LIST_RUNS_OF_BOTH_BY_STATUS
+    return LIST_RUNS_OF_BOTH
 
 
 async def find_run(pool: asyncpg.Pool, run_id: RunId) -> RunDetail | None:
@@ -256,7 +270,7 @@ async def run_exists(pool: asyncpg.Pool, run_id: RunId) -> bool:
 
 
 async def find_newest(pool: asyncpg.Pool, run_id: RunId) -> RunId:
-    """Say what a run has gone on as by now, however often; the run itself where it has not, or is not there."""
+    """Return a run's newest continuation; the run itself if there is none, or no such run."""
     with driver_errors():
         return RunId(await pool.fetchval(FIND_NEWEST, run_id))
 
@@ -266,13 +280,6 @@ async def find_queue(connection: asyncpg.Connection, run_id: RunId) -> str | Non
     with driver_errors():
         queue: str | None = await connection.fetchval(FIND_QUEUE, run_id)
     return queue
-
-
-async def find_traceback(connection: asyncpg.Connection, run_id: RunId) -> str | None:
-    """Return the traceback of what failed a run, for whoever may read the database; None where there is none."""
-    with driver_errors():
-        found: str | None = await connection.fetchval(FIND_TRACEBACK, run_id)
-    return found
 
 
 def _run_row(row: asyncpg.Record) -> RunRow:

@@ -1,15 +1,15 @@
-"""What the rows answer instead of doing what was asked: one class for each answer that a caller tells apart.
+"""Refusals by the state of the rows: one class for each answer that a caller distinguishes.
 
 StoreError
 └── Refused
-    ├── RunNotFound      no run of this name
+    ├── RunNotFound      no run with this id
     │   └── NothingToResume  … when it was to be resumed: Smithers has a code of its own for that
     ├── NodeNotFound     the run has no such node
-    ├── RunExists        the name is taken: somebody else's start won
+    ├── RunExists        the id is taken: another start won
     ├── RunNotActive     the run has ended (or became another one): nothing to cancel, signal or resume
-    ├── NodeNotWaiting   the node asks nothing of anybody, or was decided the other way
+    ├── NodeNotWaiting   the node is not waiting, or was decided the other way
     ├── NotAllowed       the credential may not decide this
-    ├── DecisionMisfit   the decision is none of those that were asked for
+    ├── DecisionMisfit   the decision does not fit the question
     ├── LivesElsewhere   the run is in a database of its workflow's own; here is only its mirror
     └── KeyReused        the idempotency key stands for another request
 """
@@ -18,11 +18,11 @@ from smithers.errors import StoreError
 
 
 class Refused(StoreError):
-    """Nothing was written; asking again answers the same."""
+    """Nothing was written; repeating the call gives the same answer."""
 
 
 class RunNotFound(Refused):
-    """There is no run of this name."""
+    """There is no run with this id."""
 
     code = "NOT_FOUND"
 
@@ -31,13 +31,13 @@ class RunNotFound(Refused):
 
 
 class NothingToResume(RunNotFound):
-    """There is no run of this name, and it was to be resumed."""
+    """There is no run with this id to resume."""
 
     code = "RUN_NOT_FOUND"
 
 
 class NodeNotFound(Refused):
-    """The run, or the node in it, is not there."""
+    """The run, or the node in it, does not exist."""
 
     code = "NOT_FOUND"
 
@@ -46,7 +46,7 @@ class NodeNotFound(Refused):
 
 
 class RunExists(Refused):
-    """Another start took the name first."""
+    """Another start took the id first."""
 
     code = "RUN_ALREADY_EXISTS"
 
@@ -66,7 +66,7 @@ class RunNotActive(Refused):
 
 
 class NodeNotWaiting(Refused):
-    """Nobody is asked anything there (any more)."""
+    """The node is not waiting (any more)."""
 
     code = "NODE_NOT_WAITING"
 
@@ -84,7 +84,7 @@ class NotAllowed(Refused):
 
 
 class LivesElsewhere(Refused):
-    """What is here of the run is a mirror: nothing but its mirror writes there."""
+    """The run's row here is a mirror, which only the mirror may write."""
 
     code = "UNAVAILABLE"
 
@@ -95,7 +95,7 @@ class LivesElsewhere(Refused):
 
 
 class DecisionMisfit(Refused):
-    """One of the options was asked for, or all of them in an order, or none."""
+    """The question asked for one of the options, for all of them in an order, or for none."""
 
     code = "INVALID_REQUEST"
 
@@ -112,7 +112,7 @@ class DecisionMisfit(Refused):
 
 
 class KeyReused(Refused):
-    """The key came before, with another request."""
+    """The key was used before, with another request."""
 
     code = "IDEMPOTENCY_KEY_REUSED"
 
@@ -121,7 +121,7 @@ class KeyReused(Refused):
 
 
 def refuse_at_node(outcome: str | None) -> StoreError:
-    """Say in an error what a function answers instead of taking a decision or a form's answer."""
+    """Translate a function's refusal of a decision or a form's answer into an error."""
     match outcome:
         case "not-found":
             return NodeNotFound()

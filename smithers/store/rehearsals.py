@@ -1,4 +1,4 @@
-"""What a rehearsal of a workflow asks of its database and no server does: to move the clock, and whether a run is at rest."""
+"""Database calls for rehearsals only: move the clock, and check whether a run has settled."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -11,7 +11,7 @@ from smithers.store.connections import driver_errors
 from smithers.store.refusals import RunNotFound
 
 # -- name: move_clock
-# Every time that is written down is this function's. Its body takes no parameter: the offset is made a literal by format().
+# Every stored time comes from this function. Its body cannot have a parameter: format() makes the offset a literal.
 MOVE_CLOCK: Final = """
 DO $do$ BEGIN
     EXECUTE format('CREATE OR REPLACE FUNCTION smithers.clock() RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE AS '
@@ -23,7 +23,7 @@ END $do$
 SET_OFFSET: Final = "SELECT set_config('smithers.offset', $1, false)"
 
 # -- name: find_rest
-# A run and the children that it waits for, at any depth: an end of theirs moves it.
+# A run and the children that it waits for, at any depth, since their ends move it.
 FIND_REST: Final = """
 WITH RECURSIVE kin (run_id) AS (
     SELECT run_id FROM smithers.runs WHERE run_id = $1
@@ -40,22 +40,22 @@ READ_CLOCK: Final = "SELECT smithers.to_ms(smithers.clock())"
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """Where a run is, and whether it stays there until something comes from outside."""
+    """A run's status, and whether it stays so until something comes from outside."""
 
     status: RunStatus
     is_at_rest: bool
-    is_due: bool  # it, or a child that it waits for, is to be taken up, and nobody has it
+    is_due: bool  # it, or a child that it waits for, is due, and not claimed
 
 
 async def move_clock(connection: asyncpg.Connection, offset_s: float) -> None:
-    """Let the database's time be so many seconds ahead of the real one, for everybody."""
+    """Set the database's clock this many seconds ahead of real time, for everybody."""
     with driver_errors():
         await connection.execute(SET_OFFSET, f"{offset_s} seconds")
         await connection.execute(MOVE_CLOCK)
 
 
 async def find_rest(connection: asyncpg.Connection, run_id: RunId) -> Rest:
-    """Say where a run is; raises RunNotFound."""
+    """Read a run's status; raises RunNotFound."""
     with driver_errors():
         rows = await connection.fetch(FIND_REST, run_id)
     asked = next((row for row in rows if row["is_asked"]), None)

@@ -1,8 +1,8 @@
 """Remove runs that ended long ago: whole ones, a few at a time, leaving only their ids.
 
-A batch is one transaction that holds the runs' rows and nothing else; whoever has one of them is passed by, and between
-batches there is a pause. One process does it at a time, by a lock of its transaction: it goes through any pooler. A child
-goes after its parent is gone, so that nobody can resume a parent whose children are missing. An id that went stays taken
+A batch is one transaction that locks the runs' rows and nothing else; locked runs are skipped, and between
+batches there is a pause. One process does it at a time, by a transaction-level lock, which works through any pooler. A child
+is removed after its parent, so that nobody can resume a parent whose children are missing. A removed id stays taken
 (see tombstones_v1.sql); an idempotency key lives as long as its run.
 """
 
@@ -19,8 +19,8 @@ from smithers.store.connections import driver_errors, open_connection, transacti
 
 BATCH_RUNS: Final = 100
 BATCH_EVENTS: Final = 10_000  # a larger run is a batch by itself
-BATCH_ROWS: Final = 1_000  # of what is no run's
-REST: Final = 4  # times as long as a batch took is the pause after it: a fifth of one connection
+BATCH_ROWS: Final = 1_000  # of rows that belong to no run
+REST: Final = 4  # the pause after a batch, in durations of the batch: a fifth of one connection
 REST_S: Final = 0.05
 UNUSED: Final = timedelta(days=1)  # far longer than a gateway trusts that a source is stored
 BATCH_TIMEOUT_S: Final = 600.0  # a single run may have millions of events
@@ -33,9 +33,9 @@ TAKE_TURN: Final = "SELECT pg_try_advisory_xact_lock($1)"
 ALLOW_TIME: Final = "SELECT set_config('statement_timeout', $1, true)"
 
 # -- name: lock_prunable
-# What has ended has an end's time, and a resume takes it away. SKIP LOCKED: whoever holds one is about to change it.
-# A parent that is there may be resumed, and would look for its children. From a place on: the children before it, whose
-# parents are there, may be many, and were looked at.
+# An ended run has an end time, which a resume removes. SKIP LOCKED: whoever holds a lock is about to change the run.
+# An existing parent may be resumed, and would look for its children. The walk begins after a place: the children before it,
+# whose parents exist, may be many, and were checked.
 LOCK_PRUNABLE: Final = """
 SELECT r.run_id, r.finished_at, r.last_seq + 1 AS event_count FROM smithers.runs AS r
 WHERE r.finished_at < smithers.clock() - $1::interval AND (r.finished_at, r.run_id) > ($3, $4::text)
@@ -44,7 +44,7 @@ ORDER BY r.finished_at, r.run_id LIMIT $2 FOR UPDATE OF r SKIP LOCKED
 """
 
 # -- name: prune_runs
-# One statement for all that has a run's id; the rows in `runs` are held, so that nobody adds to it meanwhile. A test
+# One statement for all rows with a run's id; the rows in `runs` are locked, so that nobody adds any meanwhile. A test
 # walks the tables and fails for one that is missing here.
 PRUNE_RUNS: Final = """
 WITH gone AS (DELETE FROM smithers.runs WHERE run_id = ANY ($1) RETURNING run_id),
@@ -65,7 +65,7 @@ ON CONFLICT DO NOTHING  -- a mirror that had come back
 """
 
 # -- name: count_prunable
-# Children included whose parents would go before them.
+# Including children whose parents would be removed before them.
 COUNT_PRUNABLE: Final = """
 SELECT count(*) AS run_count, coalesce(sum(r.last_seq + 1), 0)::bigint AS event_count FROM smithers.runs AS r
 WHERE r.finished_at < smithers.clock() - $1::interval
@@ -74,9 +74,9 @@ WHERE r.finished_at < smithers.clock() - $1::interval
 """
 
 # -- name: prune_expired
-# The run that put it out does not matter: others read it. These five delete a few rows at a time by ctid, which is stable
-# while a row is locked: SKIP LOCKED passes by what is being made young again, and reads anew what just was; ARRAY looks
-# once, where an IN may look again.
+# The run that produced it does not matter: others read it. These five delete a few rows at a time by ctid, which is stable
+# while a row is locked: SKIP LOCKED skips rows that are being refreshed, and rechecks those that just were; ARRAY evaluates
+# once, where an IN may evaluate again.
 PRUNE_EXPIRED: Final = """
 DELETE FROM smithers.cached_outputs WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM smithers.cached_outputs WHERE expires_at < smithers.clock() - $1::interval
@@ -84,7 +84,7 @@ DELETE FROM smithers.cached_outputs WHERE ctid = ANY (ARRAY(
 """
 
 # -- name: prune_outputs
-# What is older than runs are kept is made again.
+# An output older than the retention of runs is made again.
 PRUNE_OUTPUTS: Final = """
 DELETE FROM smithers.cached_outputs WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM smithers.cached_outputs WHERE created_at < smithers.clock() - $1::interval
@@ -92,7 +92,7 @@ DELETE FROM smithers.cached_outputs WHERE ctid = ANY (ARRAY(
 """
 
 # -- name: prune_sources
-# Whoever wants to start a run with a source says so every few minutes, and makes it young by that (see keep_source).
+# A gateway that starts runs with a source refreshes it every few minutes (see keep_source).
 PRUNE_SOURCES: Final = """
 DELETE FROM smithers.workflow_sources WHERE ctid = ANY (ARRAY(
     SELECT s.ctid FROM smithers.workflow_sources AS s WHERE s.created_at < smithers.clock() - $1::interval
@@ -109,7 +109,7 @@ DELETE FROM smithers.workflow_descriptions WHERE ctid = ANY (ARRAY(
 """
 
 # -- name: prune_workers
-# An attempt keeps the id of who made it; nobody looks that up.
+# An attempt keeps its worker's id, but nobody looks it up.
 PRUNE_WORKERS: Final = """
 DELETE FROM smithers.workers WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM smithers.workers WHERE dead_at < smithers.clock() - $1::interval
@@ -119,7 +119,7 @@ DELETE FROM smithers.workers WHERE ctid = ANY (ARRAY(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pruned:
-    """How much was removed; of a dry run, how much would be."""
+    """How much was removed; for a dry run, how much would be."""
 
     run_count: int
     event_count: int
@@ -129,7 +129,7 @@ class Pruned:
 
 @dataclass(frozen=True, slots=True)
 class EndPlace:
-    """How far a walk over the runs that ended has come."""
+    """The position of a walk over ended runs."""
 
     finished_at: datetime
     run_id: RunId
@@ -137,7 +137,7 @@ class EndPlace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What was removed at once."""
+    """What one batch removed."""
 
     run_count: int
     event_count: int
@@ -148,9 +148,9 @@ FIRST: Final = EndPlace(datetime.min.replace(tzinfo=UTC), RunId(""))
 
 
 async def prune(dsn: str, older_than: timedelta) -> Pruned:
-    """Remove what ended longer ago than that, and what nobody needs after it; in batches, until nothing is left.
+    """Remove runs that ended longer ago than that, and rows no longer needed; in batches, until nothing is left.
 
-    Raises StoreError; what was removed until then stays removed, and one kind that fails keeps no other.
+    Raises StoreError; what was removed until then stays removed, and a kind that fails does not stop the others.
     """
     async with open_connection(dsn, role="retention") as connection:
         try:
@@ -182,7 +182,7 @@ async def _prune_runs(connection: asyncpg.Connection, older_than: timedelta) -> 
 async def prune_batch(
     connection: asyncpg.Connection, older_than: timedelta, after: EndPlace = FIRST
 ) -> Batch | None:
-    """Remove a few runs, those that ended first after a place; None: another process is at it."""
+    """Remove the first few runs that ended after a place; None: another process is pruning."""
     with driver_errors():
         async with transaction(connection):
             if not await connection.fetchval(TAKE_TURN, RETENTION_LOCK):
@@ -202,7 +202,7 @@ async def prune_batch(
 
 
 async def prune_rest(connection: asyncpg.Connection, older_than: timedelta) -> int:
-    """Remove sources that no run has, and rows of the long dead and the expired; return how many sources.
+    """Remove sources that no run has, and rows of dead workers and expired outputs; return how many sources.
 
     Each kind by itself, in batches; the first StoreError is raised when all have had their turn.
     """

@@ -1,4 +1,4 @@
-"""Know this version's migrations by their files, without Alembic: a gateway that only compares needs no 28 MiB for it."""
+"""Read this version's migrations from their files, without Alembic: a gateway that only compares saves 28 MiB."""
 
 import re
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ class Revisions:
 
 
 def migrations_dir() -> Path:
-    """Say where the migrations lie: in the wheel, else in the checkout."""
+    """Return the directory of the migrations: in the wheel, else in the checkout."""
     package = Path(smithers.__file__).parent
     inside = package / "migrations"
     return inside if inside.is_dir() else package.parent / "migrations"
 
 
 def read_revisions() -> Revisions:
-    """Read what the migrations' files say of themselves."""
+    """Read the revisions from the migrations' files."""
     files = (migrations_dir() / "versions").glob("*.py")
     texts = [path.read_text(encoding="utf-8") for path in files]
     known = {name for text in texts for name in _REVISION.findall(text)}

@@ -1,6 +1,6 @@
-"""Read what is known of a run: all of it when it is taken up, and what has come from outside while it is under way."""
+"""Read a run's facts: all of them when it is taken up, and news from outside while it runs."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,21 +38,28 @@ SELECT r.run_id, r.last_seq, r.epoch, r.cancel_requested_at IS NOT NULL AS is_ca
                 FROM smithers.runs AS c WHERE c.run_id = k.child_run_id) END)), '[]')
         FROM CHILDREN AS k WHERE k.status IS NOT NULL)::text AS ends
     MORE
-FROM smithers.runs AS r WHERE r.run_id = ANY ($1)
+FROM smithers.runs AS r WHERE r.run_id = CHOSEN
 """
-_OF_NODE: Final = """
-            unnest($2::text[], $3::integer[]) AS w (node_id, iteration) CROSS JOIN LATERAL (
-                SELECT * FROM smithers.TABLE AS t
-                WHERE t.run_id = r.run_id AND t.node_id = w.node_id AND t.iteration = w.iteration LIMIT 1)"""
+# The rows of the nodes named by events of certain types after a seq. An event's text begins with its type: see event_parts.
+_TOLD: Final = """
+            (SELECT e.payload::json AS said FROM smithers.events AS e
+                WHERE e.run_id = r.run_id AND e.seq > $2 AND split_part(e.payload, '"', 4) IN (TYPES)) AS told
+            CROSS JOIN LATERAL (
+                SELECT * FROM smithers.TABLE AS t WHERE t.run_id = r.run_id
+                    AND t.node_id = told.said ->> 'nodeId' AND t.iteration = (told.said ->> 'iteration')::integer LIMIT 1)"""
 
 # -- name: load_news
-# What has come to a run from outside: decisions and children's ends for these nodes, and the signals after one that is known.
-# Asked at every hint: it reads what waits, however much was decided before, and no signal twice, however long nobody takes
-# it. LIMIT: one step of the key for each.
+# A run's news after a seq: decisions and children's ends by the events that name their nodes, and the signals after a known
+# one. It runs at every hint and reads only what is new, however many nodes wait and however much was decided before. LIMIT:
+# one key lookup for each. One run, not an array: the server would not keep a plan for an array by its own choice.
 LOAD_NEWS: Final = (
-    _LOAD.replace("APPROVALS", _OF_NODE.replace("TABLE", "approvals"))
-    .replace("CHILDREN", _OF_NODE.replace("TABLE", "children"))
-    .replace("NEWER", "AND s.seq > $4")
+    _LOAD.replace("CHOSEN", "$1")
+    .replace(
+        "APPROVALS",
+        _TOLD.replace("TABLE", "approvals").replace("TYPES", "'ApprovalGranted', 'ApprovalDenied'"),
+    )
+    .replace("CHILDREN", _TOLD.replace("TABLE", "children").replace("TYPES", "'SubflowEnded'"))
+    .replace("NEWER", "AND s.seq > $3")
     .replace("MORE", "")
 )
 
@@ -60,7 +67,8 @@ LOAD_NEWS: Final = (
 # All that is known of some runs, in one snapshot and one round trip: what has come, and what their own history says. Old
 # decisions too: a task that was let through is tried again.
 LOAD_RUNS: Final = (
-    _LOAD.replace("APPROVALS", "(SELECT * FROM smithers.approvals AS t WHERE t.run_id = r.run_id)")
+    _LOAD.replace("CHOSEN", "ANY ($1)")
+    .replace("APPROVALS", "(SELECT * FROM smithers.approvals AS t WHERE t.run_id = r.run_id)")
     .replace(
         "CHILDREN",
         """(SELECT t.* FROM smithers.children AS t JOIN smithers.nodes AS n
@@ -85,7 +93,7 @@ LOAD_RUNS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What has come to a run from outside."""
+    """A run's news from outside."""
 
     last_seq: int
     epoch: Epoch
@@ -99,7 +107,7 @@ class News:
 
 @dataclass(frozen=True, slots=True)
 class LoadedRun:
-    """What the rows say of a run that is taken up again."""
+    """The facts of a run that is taken up again."""
 
     facts: Facts
     xml_hash: str | None
@@ -109,7 +117,7 @@ class LoadedRun:
 async def load_runs(
     connection: asyncpg.Connection | asyncpg.Pool, run_ids: Sequence[RunId]
 ) -> list[LoadedRun | Exception]:
-    """Read what is known of runs that are taken up again, in the order of the ids.
+    """Read the facts of runs that are taken up again, in the order of the ids.
 
     Instead of one there is LeaseLost where it is gone, AnswerTooLarge where more is known of it than one row holds.
     """
@@ -125,16 +133,14 @@ async def _load_rows(
 
 
 async def load_news(
-    pool: asyncpg.Pool, run_id: RunId, waiting: Collection[NodeKey], *, after_signal: int
+    pool: asyncpg.Pool, run_id: RunId, *, after_seq: int, after_signal: int
 ) -> News | None:
-    """Read what has come to a run from outside; None where the run is gone.
+    """Read a run's news from outside; None if the run is gone.
 
-    Decisions and ends are those for the nodes that wait, signals those whose `seq` is above `after_signal`.
+    These are the decisions and ends with events after `after_seq`, and the signals whose `seq` is above `after_signal`.
     """
-    node_ids = [key.node_id for key in waiting]
-    iterations = [key.iteration for key in waiting]
     with driver_errors():
-        row = await pool.fetchrow(LOAD_NEWS, [run_id], node_ids, iterations, after_signal)
+        row = await pool.fetchrow(LOAD_NEWS, run_id, after_seq, after_signal)
     return None if row is None else _news(row)
 
 

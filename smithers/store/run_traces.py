@@ -1,4 +1,4 @@
-"""Read what a run's own span is made of, for whoever ends a run without having held it."""
+"""Read the data of a run's own span, for a process that ends a run without having owned it."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -19,7 +19,7 @@ WHERE q.run_id = $1 AND r.finished_at IS NOT NULL
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndedRun:
-    """A run that has ended, as its trace tells it."""
+    """An ended run, for its trace."""
 
     workflow_name: str
     trace_context: str | None
@@ -29,7 +29,7 @@ class EndedRun:
 
 
 async def find_run_trace(pool: asyncpg.Pool, run_id: RunId) -> EndedRun | None:
-    """Read it; None where the run goes on, or is gone."""
+    """Read it; None if the run has not ended, or is gone."""
     with driver_errors():
         row = await pool.fetchrow(FIND_RUN_TRACE, run_id)
     return None if row is None else EndedRun(**row)

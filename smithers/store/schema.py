@@ -1,4 +1,4 @@
-"""Bring a database's schema to this version's head, and say which version it has.
+"""Migrate a database's schema to this version's head, and read its version.
 
 The migrations travel inside the wheel as `smithers/migrations`; in a checkout they are the top folder `migrations/`.
 Any number of processes may upgrade at once: an advisory lock lets one do it; the others wait and find it done. Alembic and
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import Connection
 
-_LOCK_TIMEOUT_S: Final = 60.0  # for a table: whoever asks for it meanwhile waits too
+_LOCK_TIMEOUT_S: Final = 60.0  # for a table lock: later requests wait behind it, too
 _STATEMENT_TIMEOUT_S: Final = 3600.0  # one may go over all of a large table
 
 # -- name: find_revision
-# The table fails to be found where there is no schema, and is empty after a downgrade to the beginning.
+# Without a schema the table does not exist, and after a downgrade to the beginning it is empty.
 FIND_REVISION: Final = "SELECT version_num FROM smithers.alembic_version"
 
 
@@ -46,7 +46,7 @@ def alembic_config(connection: "Connection | None" = None) -> "Config":
 
 
 async def find_revision(connection: asyncpg.Connection | asyncpg.Pool) -> str | None:
-    """Read which migration the database is at; None where there is no schema. Not for within a transaction."""
+    """Read the database's migration; None if there is no schema. Not inside a transaction."""
     with driver_errors():
         try:
             revision: str | None = await connection.fetchval(FIND_REVISION)
@@ -84,7 +84,7 @@ async def run_alembic(dsn: str, action: "Callable[[Config], None]") -> None:
 
 
 def upgrade_schema(dsn: str) -> None:
-    """Bring the schema to head; blocking, and harmless when it is there already."""
+    """Migrate the schema to head; blocking and idempotent."""
     from alembic import command
 
     asyncio.run(run_alembic(dsn, lambda config: command.upgrade(config, "head")))
@@ -103,7 +103,7 @@ async def require_schema(connection: asyncpg.Connection) -> None:
 
 
 async def settle_schema(dsn: str, *, migrate: bool) -> None:
-    """Return when the schema is at head or newer; raises SchemaMismatch where it is older and must stay so."""
+    """Return when the schema is at head or newer; raises SchemaMismatch if it is older and may not be migrated."""
     async with open_connection(dsn, role="start") as connection:
         try:
             await require_schema(connection)

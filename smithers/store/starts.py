@@ -1,7 +1,7 @@
-"""Start runs: the row, what was asked, event 0 and the wake-up, in one transaction; then those who claim are told.
+"""Start runs: the row, the request, event 0 and the wake-up, in one transaction; then notify claimers.
 
-Uniqueness is the constraint's, never a SELECT's: of any number of starts with one run id exactly one wins. Starts that
-come in while others are being committed share the next transaction (see lanes).
+A constraint guarantees uniqueness, not a SELECT: of any number of starts with one run id exactly one wins. Starts that
+arrive while others are being committed share the next transaction (see lanes).
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from smithers.store.refusals import KeyReused, RunExists
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStart:
-    """A run to be; the order of the fields is that of the SQL type run_start_v1."""
+    """A run to start; the order of the fields is that of the SQL type run_start_v1."""
 
     run_id: RunId
     workflow_name: str
@@ -41,7 +41,7 @@ class RunStart:
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """A key, and what was asked with it."""
+    """A key, and the hash of its request."""
 
     key: str
     request_hash: str
@@ -49,7 +49,7 @@ class IdempotencyKey:
 
 @dataclass(frozen=True, slots=True)
 class KeptStart:
-    """What a key stands for."""
+    """The run that a key stands for."""
 
     run_id: RunId
     reserved_in: str | None  # the other database that the run is to live in, and may not yet
@@ -59,7 +59,7 @@ _as_tuple: Final = attrgetter(*RunStart.__slots__)  # dataclasses.astuple copies
 StartLane = Lane[RunStart, bool]
 
 # -- name: start_runs
-# One call for all that piled up; who is not among the returned came second.
+# One call for all queued starts; those that are not returned lost to another start.
 START_RUNS: Final = "SELECT run_id FROM smithers.start_runs_v1($1::smithers.run_start_v1[])"
 
 # -- name: start_and_tell
@@ -73,8 +73,8 @@ RESERVE_KEY: Final = """
     ON CONFLICT DO NOTHING RETURNING run_id"""
 
 # -- name: find_key
-# `reserved_in` is set while nothing has been mirrored back yet: the start may have stopped half way. The lock makes a
-# repetition wait as its first start does: what was locked is committed, and that waits for a synchronous standby.
+# `reserved_in` is set while nothing has been mirrored back yet: the start may have been interrupted. The lock makes a
+# repetition wait like the first start: a transaction with a lock commits, and that waits for a synchronous standby.
 FIND_KEY: Final = """
     SELECT k.request_hash, k.run_id, CASE WHEN r.mirrored_seq = -1 THEN r.database END AS reserved_in
     FROM smithers.idempotency_keys AS k LEFT JOIN smithers.runs AS r ON r.run_id = k.run_id
@@ -89,14 +89,14 @@ COUNT_QUEUED: Final = """
 
 
 def open_start_lane(dsn: str) -> StartLane:
-    """Make the lane on which runs are started; submitting answers whether the run is new."""
+    """Open the lane on which runs are started; submitting returns whether the run is new."""
     return Lane(dsn, role="starts", flush=start_runs)
 
 
 async def start_runs(
     connection: asyncpg.Connection, starts: Sequence[RunStart]
 ) -> Sequence[bool | Exception]:
-    """Say of each start whether it won; of equal ids in one batch the first does. Who claims them has been told."""
+    """Return for each start whether it won; of equal ids in one batch the first does. Claimers have been notified."""
     unique: dict[RunId, RunStart] = {}
     for start in starts:
         unique.setdefault(start.run_id, start)
@@ -111,7 +111,7 @@ async def start_runs(
 async def start_with_key(
     pool: asyncpg.Pool, start: RunStart, key: IdempotencyKey
 ) -> tuple[RunId, bool]:
-    """Start a run once for a key; name the run that it stands for, and say whether it is new. Nobody has been told.
+    """Start a run once for a key; return the run that it stands for, and whether it is new. Claimers are not notified.
 
     Key and run are one transaction: no crash leaves one without the other. Raises KeyReused where the key came with
     another request, RunExists where the run id was taken without this key.
@@ -131,7 +131,7 @@ async def take_key(
     run_id: RunId,
     key: IdempotencyKey,
 ) -> RunId | None:
-    """Have a key stand for a run, in the caller's transaction; return the run that it stands for already, if any.
+    """Bind a key to a run, in the caller's transaction; return the run that it already stands for, if any.
 
     Raises KeyReused where the key came with another request.
     """
@@ -147,7 +147,7 @@ async def find_key(
     connection: asyncpg.Pool | asyncpg.Connection | asyncpg.pool.PoolConnectionProxy,
     key: IdempotencyKey,
 ) -> KeptStart | None:
-    """Say what a key stands for; None: for nothing yet. Raises KeyReused where it came with another request."""
+    """Return the run that a key stands for; None: none yet. Raises KeyReused if it was used with another request."""
     with driver_errors():
         row = await connection.fetchrow(FIND_KEY, key.key)
     if row is None:
@@ -158,7 +158,7 @@ async def find_key(
 
 
 async def count_queued(pool: asyncpg.Pool, *, limit: int) -> int:
-    """Say how many runs no worker has taken up yet; `limit`: or more."""
+    """Return how many runs no worker has claimed yet; `limit`: or more."""
     with driver_errors():
         count: int = await pool.fetchval(COUNT_QUEUED, limit)
     return count

@@ -1,6 +1,6 @@
-"""The key that stream tokens are signed with: one for all gateways of a database, made by the first that needs it.
+"""The key that signs stream tokens: one for all gateways of a database, created by the first that needs it.
 
-Who deletes its row makes every token worthless: gateways look again once a minute.
+Deleting its row revokes every token: gateways reload it once a minute.
 """
 
 from typing import Final
@@ -10,7 +10,7 @@ import asyncpg
 from smithers.store.connections import driver_errors
 
 # -- name: keep_stream_key
-# Two gateways may come first at once: the constraint chooses, and both read what it chose.
+# Two gateways may be first at the same time: the constraint chooses one key, and both read it.
 KEEP_STREAM_KEY: Final = """
     INSERT INTO smithers.stream_keys (key_no, secret) VALUES (1, $1) ON CONFLICT DO NOTHING"""
 
@@ -19,7 +19,7 @@ READ_STREAM_KEY: Final = "SELECT secret FROM smithers.stream_keys WHERE key_no =
 
 
 async def read_stream_key(pool: asyncpg.Pool, *, fresh: bytes) -> bytes:
-    """Return the key that is in force; where there is none, `fresh` becomes it."""
+    """Return the current key; if there is none, `fresh` becomes it."""
     with driver_errors():
         async with pool.acquire() as connection:
             while True:

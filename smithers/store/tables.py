@@ -41,7 +41,7 @@ def _moment(name: str, *, nullable: bool = True, default_now: bool = False) -> C
     return Column(name, DateTime(timezone=True), nullable=nullable, server_default=default)
 
 
-# Rewritten by every commit: room on each page, and vacuum before dead rows pile up.
+# Updated by every commit: free space on each page, and vacuum before dead rows accumulate.
 HOT = {
     "fillfactor": 70,
     "autovacuum_vacuum_scale_factor": 0.02,
@@ -83,7 +83,7 @@ runs = Table(
     Column(
         "mirrored_seq", BigInteger
     ),  # the last event that is here; -1: the name is reserved, no more
-    # Whoever would write an event of a run that lives elsewhere, or have it claimed, is refused: a mirror is read-only.
+    # Writing an event of a run that lives elsewhere, or making it claimable, is refused: a mirror is read-only.
     CheckConstraint(
         "mirrored_seq IS NULL OR (mirrored_seq = last_seq AND due_at IS NULL)",
         name="runs_mirror_check",
@@ -120,7 +120,7 @@ Index(
         "owner_id IS NULL AND due_at IS NOT NULL AND NOT is_solo AND crash_count > 0"
     ),
 )
-# For lists. A status changes with the owner, when every index gets an entry anyhow: a plain commit stays HOT.
+# For lists. The status changes with the owner, when every index gets an entry anyway: a plain commit stays HOT.
 Index("runs_status_created_at_run_id_idx", runs.c.status, runs.c.created_at, runs.c.run_id)
 Index("runs_owner_id_idx", runs.c.owner_id, postgresql_where=text("owner_id IS NOT NULL"))
 Index(  # for retention: what has ended, oldest end first
@@ -332,9 +332,7 @@ workers = Table(
     Column("boot_id", Text, nullable=False),
     Column("pid_namespace", Text, nullable=False),
     Column("pid", Integer, nullable=False),
-    Column(
-        "process_start", Text, nullable=False
-    ),  # the kernel's own, so that a reused pid is told apart
+    Column("process_start", Text, nullable=False),  # the kernel's own, so that a reused pid differs
     Column("queues", ARRAY(Text), nullable=False),
     _moment("started_at", nullable=False),
     _moment("heartbeat_at", nullable=False),

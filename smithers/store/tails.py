@@ -1,4 +1,4 @@
-"""Read the new events of many runs at once, for whoever streams them.
+"""Read the new events of many runs at once, for streams.
 
 A run's `seq` is handed out under its row's lock, so within a run events become visible in order and without gaps: a
 cursor per run loses nothing, where a cursor over all runs would (a lower number may commit later). A run's status, its
@@ -23,7 +23,7 @@ PAGE_BYTES: Final = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The last event of a run that somebody has; -1: none."""
+    """The last event of a run that a viewer has; -1: none."""
 
     run_id: RunId
     seq: int
@@ -31,9 +31,9 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tail:
-    """What comes after a cursor: events numbered from `first_seq` without a gap.
+    """The events after a cursor, numbered from `first_seq` without a gap.
 
-    At most PAGE_EVENTS of them and PAGE_BYTES together; one that is larger comes alone.
+    At most PAGE_EVENTS of them and PAGE_BYTES together; a larger one comes alone.
     """
 
     run_id: RunId
@@ -45,7 +45,7 @@ class Tail:
 
     @property
     def end_seq(self) -> int:
-        """The last event that this holds, or the cursor's own."""
+        """The last of these events, or the cursor's own."""
         return self.first_seq + len(self.payloads) - 1
 
     @property
@@ -89,14 +89,14 @@ FIND_MOVED: Final = """
 
 
 def open_tail_lane(dsn: str, *, role: str) -> TailLane:
-    """Make a lane of reads; submitting cursors answers the tails of those whose run there is."""
+    """Open a lane of reads; submitting cursors returns the tails of those whose runs exist."""
     return Lane(dsn, role=role, flush=read_tails)
 
 
 async def read_tails(
     connection: asyncpg.Connection, asked: Sequence[tuple[Cursor, ...]]
 ) -> list[dict[Cursor, Tail]]:
-    """Read for all askers in one query."""
+    """Read for all callers in one query."""
     wanted = list({cursor for cursors in asked for cursor in cursors})
     rows = await connection.fetch(
         READ_TAILS,
@@ -120,7 +120,7 @@ async def read_tails(
 
 
 async def find_moved(pool: asyncpg.Pool, cursors: Sequence[Cursor]) -> list[RunId]:
-    """Name the runs that have gone past their cursors."""
+    """Return the runs with events after their cursors."""
     with driver_errors():
         rows = await pool.fetch(
             FIND_MOVED, [cursor.run_id for cursor in cursors], [cursor.seq for cursor in cursors]

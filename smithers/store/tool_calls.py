@@ -1,4 +1,4 @@
-"""Read what a node's attempts called."""
+"""Read the calls of a node's attempts."""
 
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -10,13 +10,13 @@ from smithers.store.connections import driver_errors
 
 
 class CallPlace(NamedTuple):
-    """Where a call stands among all that a node's attempts made."""
+    """A call's position among all calls of a node's attempts."""
 
     attempt: int
     call_no: int
 
 
-END: Final = CallPlace(2**31 - 1, 0)  # behind every call: the column holds no more
+END: Final = CallPlace(2**31 - 1, 0)  # after every call: the column's maximum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +105,7 @@ async def list_tool_calls(
 async def find_call_output(
     pool: asyncpg.Pool, run_id: RunId, node_id: NodeId, iteration: int, place: CallPlace
 ) -> str | None:
-    """Read what one call put out, as JSON text."""
+    """Read the output of one call, as JSON text."""
     with driver_errors():
         output: str | None = await pool.fetchval(
             FIND_CALL_OUTPUT, run_id, node_id, iteration, place.attempt, place.call_no

@@ -1,4 +1,4 @@
-"""Read what tells why a run does not move: its row, its open nodes, and whether anybody could take it."""
+"""Read why a run does not progress: its row, its open nodes, and whether any worker could claim it."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -52,7 +52,7 @@ class OpenNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WhyRow:
-    """What tells why a run does not move."""
+    """The data that explains why a run does not progress."""
 
     status: RunStatus
     workflow_reference: str  # as a start names it: path.py, or path.py:name
@@ -73,7 +73,7 @@ class WhyRow:
 
 
 async def find_why(pool: asyncpg.Pool, run_id: RunId) -> WhyRow | None:
-    """Read what tells why a run does not move; None where there is no such run."""
+    """Read why a run does not progress; None if there is no such run."""
     with driver_errors():
         row = await pool.fetchrow(READ_WHY, run_id, MAX_OPEN_NODES)
     if row is None:

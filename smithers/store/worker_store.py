@@ -1,19 +1,18 @@
-"""The database as one child uses it: its connections, and what is done over them."""
+"""The database for one child: its connections and calls."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final, TypeVar
 
 import asyncpg
 
-from smithers.engine.facts import NodeKey
 from smithers.engine.questions import TIMEOUT_USER
 from smithers.errors import StoreError, StoreUnavailable
 from smithers.ids import Epoch, NodeId, RunId, SourceHash, WorkerId
 from smithers.store import cached_outputs, claims, descriptions, run_facts, tool_calls
 from smithers.store.commits import Committed, Committer, Outcome, TurnCommit
-from smithers.store.connections import connect_hot, open_pool
+from smithers.store.connections import PLANS_MADE_ONCE, connect_hot, open_pool
 from smithers.store.hints import Channel, notify
 from smithers.store.lanes import Lane, Meter
 from smithers.store.outside import Decision, OutsideLane, decide, open_outside_lane
@@ -28,9 +27,9 @@ LoadLane = Lane[RunId, run_facts.LoadedRun]
 
 
 class WorkerStore:
-    """What a child does with the database.
+    """A child's database calls.
 
-    What an executor needs waits for as long as the database is away: a run under way goes on when it is back.
+    Calls of an executor wait while the database is away: a running run goes on when it is back.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class WorkerStore:
         self._uncommitted: dict[RunId, Epoch] = {}  # claimed here, and nothing committed yet
 
     def watch(self, meter: Meter) -> None:
-        """Tell from now on what goes over the lanes."""
+        """Report the lanes' batches from now on."""
         lanes = (self._committer.lane, self._committer.patient_lane, self._loads, self._decisions)
         for lane in lanes:
             lane.meter = meter
@@ -62,9 +61,9 @@ class WorkerStore:
     async def claim(
         self, queue: str, limit: int, kind: claims.ClaimKind
     ) -> list[claims.ClaimedRun]:
-        """Take up to `limit` runs that are due; one call at a time.
+        """Claim up to `limit` due runs; one call at a time.
 
-        A claim whose answer was lost may have taken runs: the next one gives them back first.
+        A claim whose answer was lost may have taken runs: the next one releases them first.
         """
         async with self._claim_connection() as connection:
             if self._is_claim_lost:
@@ -78,12 +77,12 @@ class WorkerStore:
         return claimed
 
     async def tell_due(self, queues: Iterable[str]) -> None:
-        """Have others look at these queues: of each pool, the child that holds the fewest runs."""
+        """Hint at these queues: of each pool, the child with the fewest runs is woken."""
         async with self._claim_connection() as connection:
             await notify(connection, {Channel.DUE: queues})
 
     async def acquit(self, run_id: RunId, epoch: Epoch) -> None:
-        """Lift the suspicion that a run kills its owners."""
+        """Acquit a run of killing its owners."""
         await _patiently(lambda: claims.acquit_run(self._pool, self.worker_id, run_id, epoch))
 
     async def find_next_due_ms(self, queue: str) -> int | None:
@@ -101,39 +100,46 @@ class WorkerStore:
         return answer
 
     async def load_run(self, run_id: RunId) -> run_facts.LoadedRun:
-        """Read what is known of a run that is taken up again."""
+        """Read the facts of a run that is taken up again."""
         return await _patiently(lambda: self._loads.submit(run_id))
 
     async def load_news(
-        self, run_id: RunId, waiting: Collection[NodeKey], *, after_signal: int
+        self, run_id: RunId, *, after_seq: int, after_signal: int
     ) -> run_facts.News | None:
-        """Read what has come to a run from outside: for the nodes that wait, and the signals after the one of that seq."""
+        """Read a run's news from outside: after an event, and the signals after the one with that seq."""
         return await _patiently(
-            lambda: run_facts.load_news(self._pool, run_id, waiting, after_signal=after_signal)
+            lambda: run_facts.load_news(
+                self._pool, run_id, after_seq=after_seq, after_signal=after_signal
+            )
         )
 
     async def find_cached(self, cache_key: str) -> str | None:
-        """Read an output that an earlier execution has left."""
+        """Read a cached output of an earlier execution."""
         return await _patiently(lambda: cached_outputs.find_cached(self._pool, cache_key))
 
     async def list_previous_calls(
         self, run_id: RunId, node_id: NodeId, iteration: int
     ) -> list[tool_calls.ToolCallRow]:
-        """List what a node's attempts have called so far, oldest first: the newest thousand, and all that are recallable.
+        """List the calls of a node's attempts, oldest first: all recallable ones, and the newest thousand others.
 
-        Of those before the newest thousand the outputs are left out: see find_call_output.
+        Which others, and so an agent's prompt, does not depend on how many are recallable. Of recallable ones
+        before the newest thousand the outputs are left out: see find_call_output.
         """
-        page = rows = await self._list_calls(run_id, node_id, iteration, tool_calls.END)
+        newest = page = await self._list_calls(run_id, node_id, iteration, tool_calls.END)
+        if len(newest) < PREVIOUS_CALLS or not newest[-1].is_recallable:
+            return newest
+        recallable = [row for row in newest if row.is_recallable]
         while len(page) == PREVIOUS_CALLS and page[0].is_recallable:
             before = tool_calls.CallPlace(page[0].attempt, page[0].call_no)
-            page = await self._list_calls(run_id, node_id, iteration, before)
-            rows = page + rows
-        return rows
+            page = await self._list_calls(run_id, node_id, iteration, before, with_outputs=False)
+            recallable = [row for row in page if row.is_recallable] + recallable
+        first = tool_calls.CallPlace(recallable[0].attempt, 0)
+        return await self._list_calls(run_id, node_id, iteration, first) + recallable
 
     async def find_call_output(
         self, run_id: RunId, node_id: NodeId, iteration: int, place: tool_calls.CallPlace
     ) -> str | None:
-        """Read what one call of a node put out, as JSON text."""
+        """Read the output of one call of a node, as JSON text."""
         return await _patiently(
             lambda: tool_calls.find_call_output(self._pool, run_id, node_id, iteration, place)
         )
@@ -143,14 +149,14 @@ class WorkerStore:
         return await claims.find_news(self._pool, self.worker_id, cursors)
 
     async def release(self, run_ids: list[RunId]) -> None:
-        """Give runs back, due at once, and say so."""
+        """Release runs, due at once, and notify claimers."""
         queues = await claims.release_runs(self._pool, self.worker_id, run_ids)
         if queues:
-            with suppress(StoreError):  # a hint: whoever looks by himself finds them too
+            with suppress(StoreError):  # only a hint: polling finds them, too
                 await notify(self._pool, {Channel.DUE: queues})
 
     async def deny_for_timeout(self, run_id: RunId, node_id: NodeId, iteration: int) -> None:
-        """Let an approval's time run out: a time-out is one more decision, and the first decision wins."""
+        """Time an approval out: a time-out is one more decision, and the first decision wins."""
         decision = Decision(
             run_id=run_id,
             node_id=node_id,
@@ -171,7 +177,13 @@ class WorkerStore:
         return await _patiently(lambda: descriptions.find_source(self._pool, source_hash))
 
     async def _list_calls(
-        self, run_id: RunId, node_id: NodeId, iteration: int, before: tool_calls.CallPlace
+        self,
+        run_id: RunId,
+        node_id: NodeId,
+        iteration: int,
+        before: tool_calls.CallPlace,
+        *,
+        with_outputs: bool = True,
     ) -> list[tool_calls.ToolCallRow]:
         return await _patiently(
             lambda: tool_calls.list_tool_calls(
@@ -181,7 +193,7 @@ class WorkerStore:
                 iteration,
                 limit=PREVIOUS_CALLS,
                 max_bytes=PREVIOUS_CALL_BYTES,
-                with_outputs=before == tool_calls.END,
+                with_outputs=with_outputs,
                 before=before,
             )
         )
@@ -203,7 +215,7 @@ class WorkerStore:
 
 
 async def _patiently(ask: Callable[[], Awaitable[Answer]]) -> Answer:
-    """Ask until the database answers; only for what may be asked twice."""
+    """Retry until the database answers; only for idempotent calls."""
     while True:
         try:
             return await ask()
@@ -213,9 +225,12 @@ async def _patiently(ask: Callable[[], Awaitable[Answer]]) -> Answer:
 
 @asynccontextmanager
 async def open_worker_store(dsn: str, worker_id: WorkerId) -> AsyncIterator[WorkerStore]:
-    """Open a child's connections: to commit, to claim, to take up, and one for the rest."""
+    """Open a child's connections: to commit, to claim, to load runs, and one for the rest."""
     async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(open_pool(dsn, role="child", max_size=1))
+        # News is read at every hint, and planning that costs three times as much as executing it.
+        pool = await stack.enter_async_context(
+            open_pool(dsn, role="child", max_size=1, settings=PLANS_MADE_ONCE)
+        )
         committer = await stack.enter_async_context(Committer(dsn, worker_id=worker_id))
         loads = await stack.enter_async_context(Lane(dsn, role="load", flush=run_facts.load_runs))
         decisions = await stack.enter_async_context(open_outside_lane(dsn))

@@ -1,4 +1,4 @@
-"""Read which workflows a database knows: those that runs were started of, each as its newest run has it."""
+"""Read the workflows of a database: those with runs, each as its newest run has it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ PARKED: Final = tuple(status for status in RunStatus if status.is_parked)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowRow:
-    """A workflow; where no throwaway process has described it yet, all of its description is None."""
+    """A workflow; if no throwaway process has described it yet, all of its description is None."""
 
     workflow_name: str
     workflow_path: str
@@ -28,7 +28,7 @@ class WorkflowRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParkedRun:
-    """A run that waits, and what it was started with."""
+    """A waiting run, and its start parameters."""
 
     run_id: RunId
     status: RunStatus
@@ -39,7 +39,7 @@ class ParkedRun:
     input: str
     auth: str | None
     config: str
-    carried: str | None  # JSON: what the run that it goes on for has handed over
+    carried: str | None  # JSON: the state carried over from the run that it continues
 
 
 # -- name: list_workflows
@@ -84,7 +84,7 @@ async def list_workflows(pool: asyncpg.Pool, *, after: str, limit: int) -> list[
 async def list_parked_runs(
     connection: asyncpg.Connection, *, after: RunId | None, limit: int
 ) -> Sequence[ParkedRun]:
-    """List runs that wait for somebody or something, from the one after `after` on."""
+    """List waiting runs, from the one after `after` on."""
     with driver_errors():
         rows = await connection.fetch(LIST_PARKED_RUNS, list(PARKED), after or "", limit)
     return [ParkedRun(**{**dict(row), "status": RunStatus(row["status"])}) for row in rows]

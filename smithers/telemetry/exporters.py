@@ -1,7 +1,7 @@
-"""Open what of OpenTelemetry's library sends spans: its exporters, below their span objects, and its sampler and resource.
+"""Open the parts of OpenTelemetry's library that export spans: its exporters, below span objects, its sampler and resource.
 
-Imported only where traces are on. The settings are the standard `OTEL_*` variables, and the library's to read; retries,
-time-outs, headers and certificates are its work too.
+Imported only if traces are on. The library reads the standard `OTEL_*` variables; it also handles retries,
+time-outs, headers and certificates.
 """
 
 import logging
@@ -20,12 +20,12 @@ COMPRESSION: Final = "OTEL_EXPORTER_OTLP_COMPRESSION"
 TRACES_COMPRESSION: Final = "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION"
 EXPORT_METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
-# Takes a request and its number of spans; returns why it was not taken: a status, or an error's class. None: it was.
+# Takes a request and its number of spans; returns why it was not accepted: a status, or an error's class. None: it was.
 Export = Callable[[bytes, int], str | None]
 
 
 class Library(NamedTuple):
-    """What the library lends."""
+    """The library's parts."""
 
     provider: "TracerProvider"
     export: Export
@@ -33,19 +33,19 @@ class Library(NamedTuple):
 
 
 def open_library(variables: Mapping[str, str], *, is_grpc: bool) -> Library:
-    """Have the library read the `OTEL_*` variables, all of them; raises InvalidTelemetry where it refuses them."""
+    """Let the library read all `OTEL_*` variables; raises InvalidTelemetry if it refuses them."""
     # The exporters complain at every try, with tracebacks, and of headers by quoting them; we do in one line a minute.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     try:
         with _environment({"OTEL_SERVICE_NAME": "smithers", **_standard(variables)}):
-            from opentelemetry.sdk.trace import TracerProvider  # reads some of them as it is loaded
+            from opentelemetry.sdk.trace import TracerProvider  # reads some of them on import
 
             provider = TracerProvider(shutdown_on_exit=False)
             return Library(provider, *(_open_grpc() if is_grpc else _open_http()))
     except Exception as error:
-        # Each part of the library has errors of its own for a value that it cannot read; none of them holds a header.
+        # Each part of the library has its own errors for an invalid value; none of them contains a header.
         told = f"{type(error).__name__}: {text_of(error)}"
-        raise InvalidTelemetry(f"the OTEL_* variables cannot be followed: {told}") from error
+        raise InvalidTelemetry(f"the OTEL_* variables are invalid: {told}") from error
 
 
 def _open_http() -> tuple[Export, Callable[[], None]]:
@@ -68,7 +68,7 @@ def _open_grpc() -> tuple[Export, Callable[[], None]]:
     from opentelemetry.sdk.trace.export import SpanExportResult
 
     class Exporter(OTLPSpanExporter):
-        """Sends requests that are bytes already, as bytes."""
+        """Exports already encoded requests."""
 
         reason = ""
 
@@ -101,17 +101,17 @@ def _open_grpc() -> tuple[Export, Callable[[], None]]:
 
 
 def _standard(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables as the standard means them: what is empty is not set, and compression may be `none`."""
+    """Return the variables as the standard defines them: an empty one is unset, and compression may be `none`."""
     told = keep_set(variables)
     general = told.pop(COMPRESSION, "none")
     compression = told.pop(TRACES_COMPRESSION, general)
-    # The exporter over gRPC refuses the word.
+    # The gRPC exporter refuses this value.
     return told if compression.lower() == "none" else {**told, COMPRESSION: compression}
 
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Let the library read these `OTEL_*` variables and no others; workers have none that holds a secret."""
+    """Let the library read only these `OTEL_*` variables; workers' environments have none with a secret."""
     before = dict(os.environ)
     try:
         for name in before:

@@ -1,7 +1,7 @@
-"""One exposition for all processes of a server, in the text that Prometheus reads, or OpenMetrics where it asks for that.
+"""One exposition for all processes of a server, in Prometheus' text format, or OpenMetrics if requested.
 
-Counters and histograms are added up over all pages, those of the dead included. Gauges are taken from processes that live
-and have set them.
+Counters and histograms are summed over all pages, including those of dead processes. Gauges are taken from living processes
+that have set them.
 """
 
 import math
@@ -27,7 +27,7 @@ Totals = dict[Key, list[float]]
 
 
 def expose(sheet: Sheet, accept: str, more: Mapping[Key, float] | None = None) -> tuple[bytes, str]:
-    """Write all that a server has counted; return the text and its content type, which the asker may choose.
+    """Encode all metrics of a server; return the text and its content type, which the client may choose.
 
     `more`: gauges that were read elsewhere, by family and label values.
     """
@@ -38,7 +38,7 @@ def expose(sheet: Sheet, accept: str, more: Mapping[Key, float] | None = None) -
 
 
 def merge(readings: Iterable[Reading]) -> Totals:
-    """Make one of all pages, and add what the kernel says of their processes."""
+    """Merge all pages, and add the kernel's data of their processes."""
     totals: Totals = {(names.BUILD_INFO.name, _VERSION): [1.0], (names.SERIES_LOST.name,): [0.0]}
     for reading in readings:
         process = find_process(reading.pid)
@@ -58,7 +58,7 @@ def merge(readings: Iterable[Reading]) -> Totals:
 
 
 def _since(values: Sequence[float]) -> list[float]:
-    """Turn moments into ages; what has no moment is 0 old."""
+    """Turn timestamps into ages; without a timestamp the age is 0."""
     now = time.monotonic()
     return [now - value if value else 0.0 for value in values]
 
@@ -78,7 +78,7 @@ def _add(totals: Totals, key: Key, values: Sequence[float]) -> None:
 
 
 class _Collected:
-    """What the library's encoders take for a registry."""
+    """The interface of a registry for the library's encoders."""
 
     def __init__(self, totals: Totals) -> None:
         self._series: dict[str, list[tuple[Key, list[float]]]] = {}
@@ -99,7 +99,7 @@ class _Collected:
             return [((), counted.get((event.value,), [0.0]))]
         found = self._series.get(metric.name, [])
         if not found and not metric.labels and metric.kind is Kind.COUNTER:
-            return [((), [0.0])]  # what never happened has happened 0 times
+            return [((), [0.0])]  # a counter that was never incremented is 0
         return found
 
 

@@ -1,7 +1,13 @@
-"""Count what goes over the lanes to the database: how large the groups are, how long they wait, how long their calls take."""
+"""Count what goes over the lanes to the database: how large groups are, how long they wait and take, how often they fail."""
 
+from typing import Final
+
+from smithers.errors import DiskFull, ReadOnly, StoreUnavailable
 from smithers.telemetry import names
+from smithers.telemetry.names import CallFailure
 from smithers.telemetry.sheet import Histogram, Page
+
+POOL: Final = "pool"  # in the place of a lane: the connections that cold queries share
 
 
 class LaneMeter:
@@ -10,9 +16,20 @@ class LaneMeter:
     def __init__(self, page: Page) -> None:
         self._page = page
         self._lanes: dict[str, tuple[Histogram, Histogram, Histogram]] = {}
+        self._pool_waits = page.histogram(names.DB_WAIT, POOL)
+        self._failures = {
+            reason: page.counter(names.DB_CALLS_FAILED, reason.value) for reason in CallFailure
+        }
 
-    def count(self, lane: str, items: int, waited_s: float, took_s: float) -> None:
-        """Take in that a group's one call has come to its end."""
+    def count(
+        self,
+        lane: str,
+        items: int,
+        waited_s: float,
+        took_s: float,
+        failure: StoreUnavailable | None,
+    ) -> None:
+        """Count a group's finished call; `failure`: why the database did not execute it."""
         histograms = self._lanes.get(lane)
         if histograms is None:
             histograms = self._lanes[lane] = (
@@ -24,3 +41,19 @@ class LaneMeter:
         sizes.observe(items)
         waits.observe(waited_s)
         calls.observe(took_s)
+        if failure is not None:
+            self._failures[_reason_of(failure)].inc()
+
+    def count_wait(self, waited_s: float) -> None:
+        """Count a cold query's wait for a connection of the pool, successful or not."""
+        self._pool_waits.observe(waited_s)
+
+
+def _reason_of(failure: StoreUnavailable) -> CallFailure:
+    match failure:
+        case DiskFull():
+            return CallFailure.DISK_FULL
+        case ReadOnly():
+            return CallFailure.READ_ONLY
+        case _:
+            return CallFailure.UNAVAILABLE

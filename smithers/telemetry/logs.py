@@ -1,7 +1,7 @@
 """Logs: one line each, a constant event name with fields; JSON for machines, `pretty` for a terminal.
 
-What is logged through the standard library (by aiohttp, by a task's `log`) takes the same form. Where traces are on, a line
-that belongs to a run or a request carries `trace_id` and `span_id`; in a task's body every line carries the attempt's ids.
+Lines of the standard library's logging (by aiohttp, by a task's `log`) have the same form. If traces are on, a line
+of a run or a request has `trace_id` and `span_id`; in a task's body every line has the attempt's ids.
 """
 
 import logging
@@ -17,7 +17,7 @@ from smithers.texts import printable
 
 
 def configure_logging(log_format: str, level: str, stream: TextIO | None = None) -> None:
-    """Set up this process's logs, to stderr where no stream is given; `log_format`: json or pretty."""
+    """Set up this process's logs, by default to stderr; `log_format`: json or pretty."""
     stream = stream or sys.stderr
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -53,7 +53,7 @@ def configure_logging(log_format: str, level: str, stream: TextIO | None = None)
 
 
 def _add_place(_logger: object, _level: str, line: EventDict) -> EventDict:
-    """Say which attempt a line is of, and where in a trace it stands."""
+    """Add a line's attempt and trace context."""
     task = CURRENT.get(None)
     if task is not None:
         line.setdefault("run_id", task.run_id)
@@ -67,7 +67,7 @@ def _add_place(_logger: object, _level: str, line: EventDict) -> EventDict:
 
 
 def _disarm(_logger: object, _level: str, line: EventDict) -> EventDict:
-    """Have a terminal show what authors and libraries have logged, and not obey it."""
+    """Escape control characters in what authors and libraries log, so that they cannot control a terminal."""
     return {
         key: printable(value) if isinstance(value, str) else value for key, value in line.items()
     }

@@ -1,8 +1,8 @@
-"""The names of what is measured, in one place: every family of metrics with its help, labels and bounds.
+"""The metrics in one place: every family with its name, help, labels and bounds.
 
-Prometheus' rules: base units, `_total` for what only grows. A label never holds an id, a path or a token: routes stand as
-their templates, and what has no route is "none". Labels whose values authors choose (queues, tools, agents, models) keep
-the first MAX_OPEN_SERIES combinations; what comes after them is counted as "other".
+Prometheus' rules: base units, `_total` for counters. A label never contains an id, a path or a token: routes are
+templates, and unknown routes are "none". Labels whose values authors choose (queues, tools, agents, models) keep
+the first MAX_OPEN_SERIES combinations; later ones are counted as "other".
 """
 
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from typing import Final
 
 from smithers.events import EventType
 
-NO_ROUTE: Final = "none"  # the route label of a request that found none
-NO_METHOD: Final = "other"  # the method label of a word that is no method of ours
-OTHER: Final = "other"  # the labels of what came after the last place was taken
+NO_ROUTE: Final = "none"  # the route label of a request without a route
+NO_METHOD: Final = "other"  # the method label of an unknown method
+OTHER: Final = "other"  # the labels of combinations beyond the limit
 MAX_OPEN_SERIES: Final = 64
 
 
 class Kind(StrEnum):
-    """What Prometheus calls the type of a family."""
+    """Prometheus' type of a family."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -26,7 +26,7 @@ class Kind(StrEnum):
 
 
 class Merge(StrEnum):
-    """How the gauges of several processes become one."""
+    """How gauges of several processes are merged."""
 
     SUM = "sum"
     MIN = "min"
@@ -34,7 +34,7 @@ class Merge(StrEnum):
 
 
 class Role(StrEnum):
-    """What a process of a server is."""
+    """The role of a server's process."""
 
     SERVER = "server"  # starts the others; with one HTTP process it is the gateway itself
     GATEWAY = "gateway"
@@ -43,11 +43,18 @@ class Role(StrEnum):
 
 
 class DropReason(StrEnum):
-    """Why the gateway cut a stream."""
+    """Why the gateway closed a stream."""
 
-    BUFFER = "buffer"  # its reader is behind by more than the buffer holds
     STALLED = "stalled"  # its reader took nothing for too long
-    GONE = "gone"  # its reader went away
+    GONE = "gone"  # its reader disconnected
+
+
+class CallFailure(StrEnum):
+    """Why the database did not execute a group's call."""
+
+    DISK_FULL = "disk-full"
+    READ_ONLY = "read-only"  # it is a standby, or set to read-only
+    UNAVAILABLE = "unavailable"  # no answer, no connection, or none in time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +68,7 @@ class Metric:
     buckets: tuple[float, ...] = ()  # upper bounds of a histogram, without infinity
     merge: Merge = Merge.SUM
     is_open: bool = False  # authors choose the values of its labels
-    is_since: bool = False  # kept as a moment of the monotonic clock, shown as the time since then
+    is_since: bool = False  # stored as a monotonic timestamp, shown as its age
 
 
 HTTP_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -75,11 +82,11 @@ GROUP_SIZES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 RUNS_STARTED: Final = Metric(
     name="smithers_runs_started_total",
-    help="Runs that were accepted, or started by other runs.",
+    help="Runs accepted, or started by other runs.",
 )
 RUNS_RESUMED: Final = Metric(
     name="smithers_runs_resumed_total",
-    help="Failed and cancelled runs that somebody had go on.",
+    help="Failed and cancelled runs that were resumed.",
 )
 RUN_DURATION: Final = Metric(
     name="smithers_run_duration_seconds",
@@ -103,7 +110,7 @@ NODE_DURATION: Final = Metric(
 )
 NODES_ACTIVE: Final = Metric(
     name="smithers_nodes_active",
-    help="Attempts that are under way.",
+    help="Attempts in progress.",
     kind=Kind.GAUGE,
 )
 ATTEMPT_DURATION: Final = Metric(
@@ -115,21 +122,21 @@ ATTEMPT_DURATION: Final = Metric(
 )
 QUEUE_DEPTH: Final = Metric(
     name="smithers_queue_depth",
-    help="Runs that are due and that nobody has claimed, by queue; read from the database.",
+    help="Runs that are due and not claimed, by queue; read from the database.",
     kind=Kind.GAUGE,
     labels=("queue",),
     is_open=True,
 )
 QUEUE_OLDEST: Final = Metric(
     name="smithers_queue_oldest_seconds",
-    help="For how long the longest waiting of these runs has been due, by queue; read from the database.",
+    help="How long the longest waiting of these runs has been due, by queue; read from the database.",
     kind=Kind.GAUGE,
     labels=("queue",),
     is_open=True,
 )
 QUEUE_WAIT: Final = Metric(
     name="smithers_queue_wait_seconds",
-    help="Time from a run's being due to its claim.",
+    help="Time from when a run is due to its claim.",
     kind=Kind.HISTOGRAM,
     buckets=WORK_SECONDS,
 )
@@ -145,23 +152,23 @@ APPROVALS_PENDING: Final = Metric(
 )
 APPROVALS_OLDEST: Final = Metric(
     name="smithers_approvals_oldest_seconds",
-    help="For how long the oldest of these has waited; read from the database.",
+    help="How long the oldest of these has waited; read from the database.",
     kind=Kind.GAUGE,
 )
 APPROVAL_WAIT: Final = Metric(
     name="smithers_approval_wait_seconds",
-    help="Time from an approval's asking to its run's taking in that nobody is asked any more.",
+    help="Time from an approval's request until its run has processed the decision or withdrawal.",
     kind=Kind.HISTOGRAM,
     buckets=PEOPLE_SECONDS,
 )
 TIMERS_PENDING: Final = Metric(
     name="smithers_timers_pending",
-    help="Runs that are parked until a time; read from the database.",
+    help="Runs parked until a time; read from the database.",
     kind=Kind.GAUGE,
 )
 TIMER_DELAY: Final = Metric(
     name="smithers_timer_delay_seconds",
-    help="By how much timers fired too late.",
+    help="How late timers fired.",
     kind=Kind.HISTOGRAM,
     buckets=WORK_SECONDS,
 )
@@ -181,7 +188,7 @@ TOOL_DURATION: Final = Metric(
 )
 TOKENS: Final = Metric(
     name="smithers_tokens_total",
-    help="Tokens that models took in and put out, by direction (input, output), agent and model.",
+    help="Tokens that models consumed and produced, by direction (input, output), agent and model.",
     labels=("direction", "agent", "model"),
     is_open=True,
 )
@@ -192,17 +199,17 @@ HTTP_REQUESTS: Final = Metric(
 )
 HTTP_REQUEST_DURATION: Final = Metric(
     name="smithers_http_request_duration_seconds",
-    help="Time from a request's head to its answer; streams excepted.",
+    help="Time from a request's head to its answer, by method, route template and status; except streams.",
     kind=Kind.HISTOGRAM,
-    labels=("method", "route"),
+    labels=("method", "route", "status"),
     buckets=HTTP_SECONDS,
 )
 STREAMS_ACTIVE: Final = Metric(
-    name="smithers_streams_active", help="Event streams that are open.", kind=Kind.GAUGE
+    name="smithers_streams_active", help="Open event streams.", kind=Kind.GAUGE
 )
 STREAMS_DROPPED: Final = Metric(
     name="smithers_streams_dropped_total",
-    help="Event streams cut because of their readers, by reason.",
+    help="Event streams closed because of their readers, by reason.",
     labels=("reason",),
 )
 STREAM_EVENTS_SENT: Final = Metric(
@@ -211,44 +218,49 @@ STREAM_EVENTS_SENT: Final = Metric(
 )
 STREAM_LAG: Final = Metric(
     name="smithers_stream_lag_seconds",
-    help="Time from an event's commit to its writing to a stream, by the last event of each write and the database's clock.",
+    help="Time from the commit of a write's last event until it is written to a stream, by the database's clock.",
     kind=Kind.HISTOGRAM,
     buckets=LAG_SECONDS,
 )
 DB_TRANSACTION: Final = Metric(
     name="smithers_db_transaction_duration_seconds",
-    help="Time that a group's one call took, by lane.",
+    help="Duration of a group's one database call, by lane.",
     kind=Kind.HISTOGRAM,
     labels=("lane",),
     buckets=HTTP_SECONDS,
 )
 DB_GROUP_SIZE: Final = Metric(
     name="smithers_db_group_size",
-    help="Items that went out in one call, by lane.",
+    help="Items sent in one call, by lane.",
     kind=Kind.HISTOGRAM,
     labels=("lane",),
     buckets=GROUP_SIZES,
 )
 DB_WAIT: Final = Metric(
     name="smithers_db_wait_duration_seconds",
-    help="Time that the first item of a group waited for the connection, by lane.",
+    help="Time that a group's first item waited for the connection, by lane; as `pool`: a cold query for one of a gateway's.",
     kind=Kind.HISTOGRAM,
     labels=("lane",),
     buckets=HTTP_SECONDS,
 )
+DB_CALLS_FAILED: Final = Metric(
+    name="smithers_db_calls_failed_total",
+    help="Groups' calls that the database did not execute, by reason: its disk is full, it takes no writes, or it is away.",
+    labels=("reason",),
+)
 DB_UP: Final = Metric(
     name="smithers_db_up",
-    help="1 where the database answered the last question for these metrics.",
+    help="1 if the database answered the last query for these metrics.",
     kind=Kind.GAUGE,
     merge=Merge.MIN,
 )
 LEASES_LOST: Final = Metric(
     name="smithers_leases_lost_total",
-    help="Runs that a worker had to let go because another owner has them.",
+    help="Runs that a worker lost to another owner.",
 )
 TAKEOVERS: Final = Metric(
     name="smithers_takeovers_total",
-    help="Runs handed back from workers that were given up for dead, by how the death was noticed.",
+    help="Runs handed back from workers that were declared dead, by how the death was noticed.",
     labels=("reason",),
 )
 CHILDREN_ENDED: Final = Metric(
@@ -258,12 +270,12 @@ CHILDREN_ENDED: Final = Metric(
 )
 PROCESSES_DIED: Final = Metric(
     name="smithers_processes_died_total",
-    help="Pools (worker) and HTTP processes (gateway) that ended without being told to and were started again, by module.",
+    help="Pools (worker) and HTTP processes (gateway) that died and were restarted, by module.",
     labels=("module",),
 )
 LISTENER_AGE: Final = Metric(
     name="smithers_listener_age_seconds",
-    help="For how long a role's youngest connection for notifications has been up; 0 while one is down.",
+    help="How long a role's youngest connection for notifications has been up; 0 while one is down.",
     kind=Kind.GAUGE,
     labels=("role",),
     merge=Merge.MIN,
@@ -271,14 +283,14 @@ LISTENER_AGE: Final = Metric(
 )
 BEAT_AGE: Final = Metric(
     name="smithers_heartbeat_age_seconds",
-    help="How long ago the pool last wrote its workers' heartbeats; of several pools the one that is silent for longest.",
+    help="How long ago the pool last wrote its workers' heartbeats; of several pools the longest.",
     kind=Kind.GAUGE,
     merge=Merge.MAX,
     is_since=True,
 )
 PROCESSES: Final = Metric(
     name="smithers_processes",
-    help="Processes of this server that live, by role.",
+    help="Living processes of this server, by role.",
     kind=Kind.GAUGE,
     labels=("role",),
 )
@@ -291,18 +303,18 @@ PROCESS_UPTIME: Final = Metric(
 )
 PROCESS_MEMORY: Final = Metric(
     name="smithers_process_resident_memory_bytes",
-    help="Resident memory of the processes of a role; what they share is counted in each.",
+    help="Resident memory of the processes of a role; shared memory is counted in each.",
     kind=Kind.GAUGE,
     labels=("role",),
 )
 SERIES_LOST: Final = Metric(
     name="smithers_metric_series_lost",
-    help="Series for which a process's page had no room, and processes that found no page: what they would say is not shown.",
+    help="Series for which a process's page had no room, and processes without a page: their values are not shown.",
     kind=Kind.GAUGE,
 )
 SPANS_DROPPED: Final = Metric(
     name="smithers_spans_dropped_total",
-    help="Spans that were not exported: the queue was full, the collector did not take them, or they could not be written.",
+    help="Spans that were not exported: the queue was full, the collector did not accept them, or they could not be encoded.",
 )
 BUILD_INFO: Final = Metric(
     name="smithers_build_info",
@@ -311,23 +323,23 @@ BUILD_INFO: Final = Metric(
     labels=("version",),
 )
 
-# These need no counting of their own: every committed event is counted by its type.
+# These are derived: every committed event is counted by its type.
 _BY_EVENT: Final = {
     EventType.RUN_FINISHED: ("runs_finished", "Runs that finished."),
     EventType.RUN_FAILED: ("runs_failed", "Runs that failed."),
     EventType.RUN_CANCELLED: ("runs_cancelled", "Runs that were cancelled."),
     EventType.RUN_CONTINUED_AS_NEW: ("runs_continued", "Runs that were continued as new ones."),
-    EventType.RUN_AUTO_RESUMED: ("runs_taken_over", "Runs that went on after an owner's death."),
-    EventType.FRAME_COMMITTED: ("frames_committed", "Renders whose tree was another one."),
+    EventType.RUN_AUTO_RESUMED: ("runs_taken_over", "Runs that resumed after an owner's death."),
+    EventType.FRAME_COMMITTED: ("frames_committed", "Renders whose tree changed."),
     EventType.NODE_STARTED: ("nodes_started", "Attempts that began."),
     EventType.NODE_FINISHED: ("nodes_finished", "Nodes that finished."),
     EventType.NODE_FAILED: ("nodes_failed", "Attempts and waits that failed."),
-    EventType.NODE_RETRYING: ("nodes_retried", "Failed attempts that another one follows."),
+    EventType.NODE_RETRYING: ("nodes_retried", "Failed attempts that are retried."),
     EventType.NODE_CANCELLED: ("nodes_cancelled", "Nodes that were cancelled."),
     EventType.NODE_SKIPPED: ("nodes_skipped", "Nodes that were skipped."),
-    EventType.APPROVAL_REQUESTED: ("approvals_requested", "Approvals that were asked for."),
+    EventType.APPROVAL_REQUESTED: ("approvals_requested", "Approvals that were requested."),
     EventType.APPROVAL_GRANTED: ("approvals_granted", "Approvals that were granted."),
-    EventType.APPROVAL_DENIED: ("approvals_denied", "Approvals denied, be it by a time-out."),
+    EventType.APPROVAL_DENIED: ("approvals_denied", "Approvals denied, including by a time-out."),
     EventType.TIMER_CREATED: ("timers_created", "Timers that were set."),
     EventType.TIMER_FIRED: ("timers_fired", "Timers that fired."),
     EventType.SIGNAL_RECEIVED: ("signals_received", "Signals that were recorded."),
@@ -367,6 +379,7 @@ FAMILIES: Final = (
     DB_TRANSACTION,
     DB_GROUP_SIZE,
     DB_WAIT,
+    DB_CALLS_FAILED,
     DB_UP,
     LEASES_LOST,
     TAKEOVERS,

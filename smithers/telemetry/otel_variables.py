@@ -1,4 +1,4 @@
-"""Read those of OpenTelemetry's `OTEL_*` variables that are ours to follow; the exporters read theirs themselves."""
+"""Read the `OTEL_*` variables that this package implements; the exporters read theirs themselves."""
 
 import math
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ SAMPLERS: Final = (
     "always_off",
     "traceidratio",
 )
-DELAY_S: Final = 1.0  # what ended within it is lost with a process that is killed; an export costs 2 ms, however small
+DELAY_S: Final = 1.0  # a killed process loses its spans of this time; an export costs 2 ms
 MAX_QUEUE: Final = 8_192
 MAX_BATCH: Final = 2_048
 
 
 class InvalidTelemetry(SmithersError):
-    """The `OTEL_*` variables ask for what is not there."""
+    """The `OTEL_*` variables ask for something unsupported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ def read_settings(given: Mapping[str, str]) -> SendingSettings:
 
 
 def keep_set(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that are set, without the blanks around their values: what is empty is not set."""
+    """Return the variables that are set, with their values stripped: an empty one is unset."""
     return {name: value.strip() for name, value in variables.items() if value.strip()}
 
 
@@ -65,7 +65,7 @@ def _protocol(variables: Mapping[str, str]) -> str:
 
 
 def _check_sampler(variables: Mapping[str, str]) -> None:
-    """Refuse what the library would take for its defaults without a word."""
+    """Refuse values that the library would silently replace by defaults."""
     sampler = _one_of(variables, "OTEL_TRACES_SAMPLER", SAMPLERS)
     ratio = variables.get("OTEL_TRACES_SAMPLER_ARG", "1")
     if sampler.endswith("traceidratio") and not 0 <= _to_float(ratio) <= 1:

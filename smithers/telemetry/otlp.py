@@ -1,11 +1,11 @@
-"""Write spans in the bytes of OTLP: opentelemetry/proto/trace/v1/trace.proto, by hand.
+"""Encode spans as OTLP, opentelemetry/proto/trace/v1/trace.proto, by hand.
 
-The library builds a message of objects for each span, which takes 60 µs; this takes some three. A test has its messages
-read what is written here.
+The library builds a message of objects for each span, which takes 60 µs; this takes some three. A test parses the
+result with the library's messages.
 """
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Final
 
@@ -19,7 +19,7 @@ _ERROR_STATUS: Final = bytes((15 << 3 | _BYTES, 2, 3 << 3 | _VARINT, 2))
 
 
 def encode_span(span: Span) -> bytes:
-    """Return a span that has ended as it stands among a scope's."""
+    """Return an ended span, encoded as an element of a scope."""
     parent_id, error_type = span.parent_id, span.error_type
     body = b"".join(
         (
@@ -51,12 +51,18 @@ def encode_request(
 
 def _attributes(number: int, attributes: Mapping[str, Value]) -> bytes:
     values = attributes.values()
-    is_small = len(attributes) <= _MAX_RECURRING
-    for value in values if is_small else ():
-        if type(value) is str and len(value) > MAX_NAME_CHARS:
-            is_small = False
-    write = _recurring_attributes if is_small else _write_attributes
+    write = _recurring_attributes if _may_recur(values) else _write_attributes
     return write(number, *attributes, *values)
+
+
+def _may_recur(values: Collection[Value]) -> bool:
+    """Say whether they are few and short: others would fill the cache with what never comes again."""
+    if len(values) > _MAX_RECURRING:
+        return False
+    for value in values:  # noqa: SIM110 - all() takes twice as long, for every span
+        if type(value) is str and len(value) > MAX_NAME_CHARS:
+            return False
+    return True
 
 
 def _write_attributes(number: int, *keys_and_values: Value) -> bytes:

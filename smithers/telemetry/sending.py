@@ -1,7 +1,7 @@
-"""Send spans to a collector, beside everything else: a bounded queue, a thread, and the library's exporters.
+"""Export spans to a collector in the background: a bounded queue, a thread, and the library's exporters.
 
-Imported only where traces are on. A collector that is slow or gone costs its spans: the queue is full, and what comes is
-dropped and counted. So is a span that cannot be written down, and no other one with it.
+Imported only if traces are on. If a collector is slow or gone, the queue fills up, and further spans are
+dropped and counted. So is a single span that cannot be encoded.
 """
 
 import os
@@ -27,11 +27,11 @@ LOG: Final = structlog.get_logger(__name__)
 SCOPE: Final = "smithers"
 VERSION: Final = version("smithers-gateway")  # read from a file, which takes as long as 100 spans
 THREAD_NAME: Final = "spans"
-MAX_REQUEST_BYTES: Final = 1 << 20  # receivers refuse what is above 4 MiB, with all its spans
+MAX_REQUEST_BYTES: Final = 1 << 20  # receivers refuse requests above 4 MiB, with all their spans
 
 
 class Sender:
-    """The way out for the spans of one process."""
+    """The exporter of one process's spans."""
 
     def __init__(self, variables: Mapping[str, str], on_dropped: Callable[[int], None]) -> None:
         """`variables`: the `OTEL_*` ones. `on_dropped` is called in the sender's thread. Raises InvalidTelemetry."""
@@ -52,7 +52,7 @@ class Sender:
         self._thread.start()
 
     def is_sampled(self, trace_id: bytes, name: str, parent: Place | None) -> bool:
-        """Say whether what begins here below `parent`, which is another process', is told: OTEL_TRACES_SAMPLER decides."""
+        """Say whether a span below another process's `parent` is sampled: OTEL_TRACES_SAMPLER decides."""
         if self._is_left_to_callers:
             return parent is None or parent.is_sampled
         above = (
@@ -64,36 +64,36 @@ class Sender:
         return asked.decision is Decision.RECORD_AND_SAMPLE
 
     def put(self, span: Span | ReadableSpan) -> None:
-        """Have a span sent soon; returns at once."""
+        """Queue a span for export; returns at once."""
         if len(self._queue) < self._settings.max_queue:
             self._queue.append(span)
         else:
             self._overflow_count += 1
 
     def serve_authors(self) -> None:
-        """Send what is traced in this process through OpenTelemetry's own API as well."""
+        """Also export spans made in this process with OpenTelemetry's own API."""
         self._provider.add_span_processor(_AuthorsSpans(self.put))
         trace.set_tracer_provider(self._provider)
 
     def attach(self, span: Span) -> None:
-        """Have spans of OpenTelemetry's own API stand below this one, in this task and its threads."""
+        """Make this span the parent of OpenTelemetry's own spans, in this task and its threads."""
         context.attach(context.Context({self._span_key: _Above(span)}))
 
     def close(self, limit_s: float) -> None:
-        """Send what is there, for so long at the most."""
+        """Export the queued spans, within a time limit."""
         self._stopping.set()
         self._thread.join(limit_s)
 
     def _run(self) -> None:
-        # Without being woken: to ask at each span whether it must be costs more than to look once in a while.
+        # By polling: checking at each span whether to wake the thread costs more.
         while not self._stopping.wait(self._settings.delay_s):
             self._send_waiting()
-        self._send_waiting()  # what was put while the last of it left
+        self._send_waiting()  # queued during the last export
 
     def _send_waiting(self) -> None:
         batch: list[bytes] = []
         size = 0
-        # What comes meanwhile waits for the next time: a busy process would else send without a pause, a few at a time.
+        # Later spans wait for the next round: a busy process would otherwise export continuously, a few at a time.
         for _ in range(len(self._queue)):
             told = self._encode(self._queue.popleft())
             if told is None:
@@ -133,10 +133,10 @@ class Sender:
 
 
 class _Above(trace.NonRecordingSpan):
-    """One of our spans, as the library finds its parents; few tasks ever look for one."""
+    """One of our spans as a parent for the library; few tasks ever need one."""
 
     def __init__(self, span: Span) -> None:
-        self._span = span  # in the place of a context, which is made for whoever asks
+        self._span = span  # instead of a context, which is created on demand
 
     def __repr__(self) -> str:
         return f"NonRecordingSpan({self.get_span_context()!r})"
@@ -146,7 +146,7 @@ class _Above(trace.NonRecordingSpan):
 
 
 class _AuthorsSpans(SpanProcessor):
-    """Takes the library's own spans to the same queue."""
+    """Puts the library's own spans into the same queue."""
 
     def __init__(self, put: Callable[[ReadableSpan], None]) -> None:
         self._put = put
@@ -156,7 +156,7 @@ class _AuthorsSpans(SpanProcessor):
 
 
 def _encode_authors(span: ReadableSpan) -> bytes:
-    """Return a span of the library as it stands among a scope's."""
+    """Return a span of the library, encoded as an element of a scope."""
     told = encode_spans([span]).resource_spans[0].scope_spans[0].spans[0]
     return encode_field(2, told.SerializeToString())
 

@@ -1,12 +1,12 @@
 """Counters in shared memory: every process of a server counts on a page of its own, and any of them can read all pages.
 
-The sheet is anonymous memory, made by the process that starts the others and handed down as a descriptor: nothing is left
-of it when the last of them has gone. What was counted survives the process that counted it: the next one that begins to
-count takes the page over and goes on from there, so a counter never falls while the server lives. A gauge says something
-only while its process does; on a page that was taken over it is not a number until its new process has set it.
+The sheet is anonymous memory, created by the process that starts the others and inherited as a descriptor: nothing remains
+of it when the last of them has exited. Counts survive their process: the next new process
+takes the page over and continues from there, so a counter never falls while the server lives. A gauge is valid
+only while its process lives; on a page that was taken over it is NaN until the new process sets it.
 
 Counting is an addition in memory, without a lock: a page has one writer, the loop's thread of its process. A page that is
-full shows no further series, and says how many it does not show.
+full drops further series, and counts them.
 """
 
 import fcntl
@@ -27,8 +27,8 @@ import orjson
 from smithers.processes import find_process
 from smithers.telemetry.names import FAMILIES, MAX_OPEN_SERIES, OTHER, Kind, Metric, Role
 
-PAGE_BYTES: Final = 256 * 1024  # of which only what is written to takes memory
-PAGE_COUNT: Final = 256  # processes that live at the same time
+PAGE_BYTES: Final = 256 * 1024  # only written pages use memory
+PAGE_COUNT: Final = 256  # concurrent processes
 _WORD_BYTES: Final = 8
 # The words of a page's head; the last one counts on the first page, for the whole sheet.
 _USED, _PID, _START, _ROLE, _LOST, _WITHOUT_PAGE = range(6)
@@ -42,7 +42,7 @@ Key = tuple[str, ...]  # a family's name, and the values of its labels
 
 
 class Counter:
-    """What only grows."""
+    """A value that only grows."""
 
     __slots__ = ("_at", "_words")
 
@@ -56,7 +56,7 @@ class Counter:
 
 
 class Gauge(Counter):
-    """What goes up and down."""
+    """A value that goes up and down."""
 
     __slots__ = ()
 
@@ -70,7 +70,7 @@ class Gauge(Counter):
 
 
 class Histogram:
-    """How many values each bucket got: a word for each bound, one for what is beyond the last, one for the sum."""
+    """Counts by bucket: a word for each bound, one for values beyond the last, one for the sum."""
 
     __slots__ = ("_at", "_bounds", "_sum_at", "_words")
 
@@ -88,7 +88,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What one page says."""
+    """The contents of one page."""
 
     role: Role
     pid: int
@@ -101,7 +101,7 @@ class Sheet:
     """The pages of one server."""
 
     def __init__(self, fd: int) -> None:
-        """Take over a descriptor that was handed down."""
+        """Use an inherited descriptor."""
         self.fd = fd
         self._memory = mmap.mmap(fd, os.fstat(fd).st_size)
 
@@ -113,8 +113,8 @@ class Sheet:
         return cls(fd)
 
     def open_page(self, role: Role) -> "Page":
-        """Begin to count, on the first page whose process is gone; where there is none, on one that nobody reads."""
-        # Against other processes; within this one nothing comes between.
+        """Open the first page whose process is gone; if there is none, one that nobody reads."""
+        # Against other processes; within this one nothing interleaves.
         fcntl.lockf(self.fd, fcntl.LOCK_EX)
         try:
             for page in self._pages():
@@ -126,7 +126,7 @@ class Sheet:
         return Page(self, memoryview(bytearray(PAGE_BYTES)), role)
 
     def read(self) -> list[Reading]:
-        """Read every page that was ever written to; they are taken from the front."""
+        """Read every page that was ever written to; they are allocated from the front."""
         return [_read(page) for page in takewhile(_is_written, self._pages())]
 
     def _pages(self) -> Iterator[memoryview]:
@@ -135,11 +135,11 @@ class Sheet:
             yield memory[start : start + PAGE_BYTES]
 
     def close(self) -> None:
-        """Give the descriptor back; what was opened goes on counting."""
+        """Close the descriptor; open pages remain usable."""
         os.close(self.fd)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Go to a spawned process as a duplicate of the descriptor."""
+        """Pickle as a duplicate of the descriptor, for a spawned process."""
         return _rebuild, (reduction.DupFd(self.fd),)
 
 
@@ -148,7 +148,7 @@ def _rebuild(handed: Any) -> Sheet:
 
 
 class Page:
-    """A process's own page: where it counts."""
+    """A process's own page of metrics."""
 
     def __init__(self, sheet: Sheet, page: memoryview, role: Role) -> None:
         """Use Sheet.open_page instead."""
@@ -171,18 +171,18 @@ class Page:
         self._head[_PID] = os.getpid()
 
     def counter(self, metric: Metric, *labels: str) -> Counter:
-        """Return a counter to keep: looking it up costs more than counting."""
+        """Return a counter; keep it: looking it up costs more than counting."""
         return Counter(*self._place(metric, labels, 1))
 
     def gauge(self, metric: Metric, *labels: str) -> Gauge:
-        """Return a gauge to keep: it begins at 0, or, where it tells an age, as not a number until it is set."""
+        """Return a gauge; keep it: it begins at 0, or, if it is an age, as NaN until it is set."""
         words, at = self._place(metric, labels, 1)
         if math.isnan(words[at]) and not metric.is_since:
             words[at] = 0.0
         return Gauge(words, at)
 
     def histogram(self, metric: Metric, *labels: str) -> Histogram:
-        """Return a histogram to keep."""
+        """Return a histogram; keep it."""
         words, at = self._place(metric, labels, len(metric.buckets) + 2)
         return Histogram(words, at, metric.buckets)
 

@@ -1,4 +1,4 @@
-"""What a span is, and where in a trace it stands. Plain values: making one is all that the traced code pays for."""
+"""Spans and trace contexts as plain values: creating one is the only cost for traced code."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ ERROR_TYPE: Final = "error.type"
 MAX_TEXT_CHARS: Final = 8_192  # of an attribute's value
 MAX_NAME_CHARS: Final = 200  # of a span's name, an attribute's key, an error's class
 
-# Of version 00; later versions may say more behind it, and ff is none. Ids of zeros name nothing.
+# Of version 00; later versions may append fields, and ff is invalid. Ids of zeros are invalid.
 _TRACEPARENT: Final = re.compile(
     r"(?!ff|00.{53}-)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?",
     re.ASCII,
@@ -21,7 +21,7 @@ _TRACEPARENT: Final = re.compile(
 
 
 def plain(value: object) -> Value:
-    """Return a value as an attribute can hold it, or else its text; never raises, whatever an author's class does.
+    """Return a value as an attribute can hold it, or else its text; never raises, even for an author's class.
 
     A text is cut at MAX_TEXT_CHARS.
     """
@@ -35,12 +35,12 @@ def plain(value: object) -> Value:
 
 
 def plain_name(value: object) -> str:
-    """Return a text that can name something, cut at MAX_NAME_CHARS; never raises."""
+    """Return a text usable as a name, cut at MAX_NAME_CHARS; never raises."""
     return text_of(value)[:MAX_NAME_CHARS]
 
 
 class SpanKind(IntEnum):
-    """What a span is to the one above it."""
+    """A span's relation to its parent."""
 
     INTERNAL = 1
     SERVER = 2
@@ -48,7 +48,7 @@ class SpanKind(IntEnum):
 
 
 class Place(NamedTuple):
-    """Where in a trace something happens: below this span."""
+    """A position in a trace: below this span."""
 
     trace_id: bytes
     span_id: bytes
@@ -56,12 +56,12 @@ class Place(NamedTuple):
 
     @property
     def traceparent(self) -> str:
-        """Write it as W3C's header."""
+        """Return it as the W3C header."""
         return f"00-{self.trace_id.hex()}-{self.span_id.hex()}-0{int(self.is_sampled)}"
 
 
 def read_traceparent(text: str) -> Place | None:
-    """Read W3C's header; None where it says nothing."""
+    """Parse the W3C header; None if it is absent or invalid."""
     if _TRACEPARENT.fullmatch(text) is None:
         return None
     is_sampled = bool(int(text[54], 16) & 1)
@@ -69,14 +69,14 @@ def read_traceparent(text: str) -> Place | None:
 
 
 def read_kept(traceparent: str) -> Place:
-    """Read what a place has written of itself."""
+    """Parse a stored place."""
     is_sampled = traceparent[54] == "1"
     return Place(bytes.fromhex(traceparent[3:35]), bytes.fromhex(traceparent[36:52]), is_sampled)
 
 
 @dataclass(slots=True)
 class Span:
-    """Something under way; what is added to `attributes` before its end is told with it. No content, no secrets."""
+    """An operation in progress; `attributes` added before its end are emitted with it. No content, no secrets."""
 
     name: str
     kind: SpanKind
@@ -92,5 +92,5 @@ class Span:
 
     @property
     def place(self) -> Place:
-        """Say where what it starts stands."""
+        """Return the place for its children."""
         return Place(self.trace_id, self.span_id, self.is_sampled)

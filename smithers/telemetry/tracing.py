@@ -1,12 +1,12 @@
-"""Spans: what a run did when, told to a collector over OTLP. Off, nothing of OpenTelemetry is even imported.
+"""Spans: what a run did when, exported to a collector over OTLP. With traces off, nothing of OpenTelemetry is imported.
 
-One trace holds the caller's request, the run, every attempt, and what attempts do, whoever performs them: the context is
-kept with the run. A run's own span is told once, at its end, under an id that follows from the run: whoever ends the run
-tells it, and everybody before could name it as a parent. A process that is killed loses the spans that it had not ended,
+One trace contains the caller's request, the run, every attempt, and what attempts do, in any process: the context is
+stored with the run. A run's own span is emitted once, at its end, under an id derived from the run: the process that ends
+the run emits it, and all earlier ones can use it as a parent. A killed process loses the spans that it had not ended,
 and those that ended within the delay before it (otel_variables.DELAY_S).
 
-What is traced pays for a plain value of each span and nothing more. Code that runs once in a millisecond runs with cold
-caches, ten times slower than in a tight loop: so all that can wait is done by the sender, many spans at a time.
+Traced code only creates a plain value for each span. Code that runs once in a millisecond runs with cold
+caches, ten times slower than in a tight loop: so the sender does everything else, many spans at a time.
 """
 
 import time
@@ -41,7 +41,7 @@ STATUS: Final = "smithers.status"
 WAIT_REASON: Final = "smithers.wait_reason"
 
 NS_PER_MS: Final = 1_000_000
-# To find an enumeration's member takes as long as to make a span.
+# Looking up an enum member takes as long as creating a span.
 _INTERNAL: Final = SpanKind.INTERNAL
 _NOTHING: Final[Mapping[str, Value]] = MappingProxyType({})
 
@@ -56,7 +56,7 @@ class Tracer:
         self._draw = Random().getrandbits  # noqa: S311 - no secrets; its own, since authors may seed the module's
 
     def begin(self, name: str, parent: Place | None, *, kind: SpanKind = SpanKind.INTERNAL) -> Span:
-        """Begin a span below a place, or a trace."""
+        """Begin a span below a place, or a new trace."""
         if parent is None:
             drawn = self._draw(192).to_bytes(24)
             trace_id, span_id, parent_id = drawn[:16], drawn[16:], b""
@@ -75,7 +75,7 @@ class Tracer:
         *,
         kind: SpanKind = SpanKind.INTERNAL,
     ) -> Span:
-        """Begin a span below another one, with what that hands down."""
+        """Begin a span below another one, with its inherited attributes."""
         return Span(
             name,
             kind,
@@ -89,28 +89,28 @@ class Tracer:
         )
 
     def make_current(self, span: Span) -> None:
-        """Have what this asyncio task does from now on stand below a span, also what OpenTelemetry's own API tells."""
+        """Make a span the parent of everything that this asyncio task does from now on, with OpenTelemetry's own API too."""
         _CURRENT.set((self, span))
         self._attach(span)
 
     def end(self, span: Span, ended_ns: int | None = None) -> None:
-        """Tell a span, which is nobody's to change any more; never blocks, and drops it where too many wait."""
+        """Emit an ended span, which must not change any more; never blocks, and drops it if the queue is full."""
         if span.is_sampled:
             span.ended_ns = ended_ns or time.time_ns()
             self._sender.put(span)
 
     def close(self, limit_s: float) -> None:
-        """Send what is there, for so long at the most."""
+        """Export the queued spans, within a time limit."""
         self._sender.close(limit_s)
 
 
 class RunTrace:
-    """The trace of one run, as far as this process tells it."""
+    """This process's part of a run's trace."""
 
     def __init__(
         self, tracer: Tracer, run_id: RunId, workflow_name: str, era: int, context: str | None
     ) -> None:
-        """`context`: what was kept with the run. Without it the trace's id, too, follows from the run's."""
+        """`context`: as stored with the run. Without it the trace's id, too, is derived from the run's."""
         self._tracer = tracer
         self.make_current = tracer.make_current  # for its own span, and its attempts'
         span_id = sha256(f"{run_id}\n{era}".encode()).digest()[:8]
@@ -118,10 +118,10 @@ class RunTrace:
         trace_id, parent_id = (
             (sha256(run_id.encode()).digest()[:16], b"") if parent is None else parent[:2]
         )
-        # Whoever opens the run anew asks the same of the same trace, and gets the same answer.
+        # Every owner of the run makes the same sampling decision for the same trace.
         is_sampled = tracer.is_sampled(trace_id, RUN, parent)
         handed_down = {RUN_ID: run_id, WORKFLOW_NAME: workflow_name}
-        # The run's own; when it began is known at its end.
+        # The run's own span; its begin is set at its end.
         self.span = Span(
             RUN, _INTERNAL, trace_id, span_id, parent_id, is_sampled, 0, {}, handed_down
         )
@@ -132,7 +132,7 @@ class RunTrace:
         return self._tracer.begin_below(TASK, self.span, attributes)
 
     def end_attempt(self, span: Span, status: str, error_type: str | None) -> None:
-        """Tell an attempt's span."""
+        """Emit an attempt's span."""
         span.attributes[STATUS] = status
         span.error_type = error_type
         self._tracer.end(span)
@@ -140,7 +140,7 @@ class RunTrace:
     def tell_wait(
         self, node_id: str, iteration: int, reason: str, *, began_ms: int, ended_ms: int
     ) -> None:
-        """Tell for how long a node has needed the outside."""
+        """Emit the span of a node's wait."""
         attributes: dict[str, Value] = {
             NODE_ID: node_id,
             ITERATION: iteration,
@@ -153,7 +153,7 @@ class RunTrace:
     def tell_run(
         self, status: str, error_type: str | None, *, began_ms: int, ended_ms: int
     ) -> None:
-        """Tell the run's own span; once."""
+        """Emit the run's own span; once."""
         self.span.began_ns = began_ms * NS_PER_MS
         self.span.attributes[STATUS] = status
         self.span.error_type = error_type
@@ -164,7 +164,7 @@ _CURRENT: Final[ContextVar[tuple[Tracer, Span] | None]] = ContextVar("smithers_s
 
 
 def find_current() -> Span | None:
-    """Find the span that the caller stands in; None where traces are off, or nothing is told here."""
+    """Find the caller's current span; None if traces are off, or nothing is sampled here."""
     current = _CURRENT.get()
     return None if current is None else current[1]
 
@@ -173,10 +173,10 @@ def find_current() -> Span | None:
 def span(
     name: str, attributes: Mapping[str, Value] | None = None, *, kind: SpanKind = SpanKind.INTERNAL
 ) -> Iterator[dict[str, Value]]:
-    """Tell what the block does as a span below the current attempt; nothing where traces are off.
+    """Emit a span for the block, below the current attempt; does nothing if traces are off.
 
-    Yields the span's attributes, to which more may be added; never content (inputs, outputs, prompts). What is no Value is
-    told as its text. What leaves the block by an exception is told as failed, by the exception's class.
+    Yields the span's attributes, to which more may be added; never content (inputs, outputs, prompts). A value that is not
+    a Value is exported as its text. If the block raises, the span fails, with the exception's class.
     """
     current = _CURRENT.get()
     told = dict(attributes or {})
@@ -193,13 +193,13 @@ def span(
         raise
     finally:
         _CURRENT.reset(token)
-        # The block's author still has the other mapping, and may have put anything there.
+        # The block's author still has the other mapping, and may have added anything.
         begun.attributes = {plain_name(key): plain(value) for key, value in told.copy().items()}
         tracer.end(begun)
 
 
 def check_tracing(variables: Mapping[str, str]) -> None:
-    """Raise InvalidTelemetry for `OTEL_*` variables that no process could be traced by."""
+    """Raise InvalidTelemetry for invalid `OTEL_*` variables."""
     settings = read_settings(variables)
     if settings.is_disabled:
         return
@@ -211,9 +211,9 @@ def check_tracing(variables: Mapping[str, str]) -> None:
 def open_tracer(
     variables: Mapping[str, str] | None, on_dropped: Callable[[int], None], *, has_authors: bool
 ) -> Tracer | None:
-    """Begin to trace this process; None: traces are off. `variables`: the `OTEL_*` ones.
+    """Start tracing this process; None: traces are off. `variables`: the `OTEL_*` ones.
 
-    `has_authors`: code that is not ours runs here, and may use OpenTelemetry's own API. Raises InvalidTelemetry.
+    `has_authors`: authors' code runs here, and may use OpenTelemetry's own API. Raises InvalidTelemetry.
     """
     if variables is None or read_settings(variables).is_disabled:
         return None

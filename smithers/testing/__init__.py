@@ -1,7 +1,7 @@
-"""Rehearse a workflow in a test: on the engine and the store of a server, without one.
+"""Rehearse a workflow in a test: on the engine and the store of a server, but without a server.
 
-People are played by the test, or by a script of what they say; time is moved by hand. Bodies run in this process, so what
-a test puts in the place of an author's function is what is called.
+The test, or its script of answers, plays the people; the clock is moved by hand. Bodies run in this process, so a
+function that the test patches is the one that is called.
 
     with Rehearsal() as rehearsal:
         run = rehearsal.start(publish_article, {"topic": "ferrets"}, people={"approve": True})

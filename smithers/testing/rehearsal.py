@@ -1,4 +1,4 @@
-"""A test's side of a rehearsal: plain calls, each of which waits for what it asks of the stage."""
+"""A test's side of a rehearsal: plain calls, each of which waits for the stage's answer."""
 
 import asyncio
 import json
@@ -39,10 +39,10 @@ Result = TypeVar("Result")
 
 
 class Rehearsal:
-    """A place to run workflows in; making one starts a Postgres, so share it among tests (a fixture of the session)."""
+    """An environment to run workflows in; creating one starts a Postgres, so share it in a session-scoped fixture."""
 
     def __init__(self, root_dir: str | os.PathLike[str] = ".") -> None:
-        """`root_dir`: what tools work below."""
+        """`root_dir`: the directory below which tools work."""
         self._root_dir = Path(root_dir).resolve()
         self._stage: Stage
         self._loop: asyncio.AbstractEventLoop
@@ -84,9 +84,9 @@ class Rehearsal:
         user: str | None = None,
         scopes: Sequence[str] = (),
     ) -> "RehearsedRun":
-        """Start a run; `people`: what is said to the questions of these nodes as soon as they are asked.
+        """Start a run; `people`: the answers that these nodes get as soon as they ask.
 
-        The run's code sees the context variables that the caller has now, an `Agent.override` among them.
+        The run's code sees the caller's present context variables, including an `Agent.override`.
         Raises pydantic's ValidationError for an input that does not fit the workflow's model.
         """
         if workflow.input_model is not None:
@@ -98,7 +98,7 @@ class Rehearsal:
         return RehearsedRun(run, self._stage, self._do, dict(people or {}))
 
     def advance(self, by: Duration) -> None:
-        """Move the time ahead: timers fire, waits run out, back-offs end. Time-outs of bodies that run are not moved."""
+        """Move the clock ahead: timers fire, waits expire, back-offs end. Time-outs of running bodies are not affected."""
         self._do(self._stage.advance(seconds(by, "Rehearsal.advance()")))
 
     def _do(self, work: Coroutine[Any, Any, Result]) -> Result:
@@ -106,7 +106,7 @@ class Rehearsal:
 
 
 class RehearsedRun:
-    """A run on a rehearsal's stage. What it says of itself is read from the database each time."""
+    """A run on a rehearsal's stage. Its properties are read from the database each time."""
 
     def __init__(
         self,
@@ -121,19 +121,19 @@ class RehearsedRun:
         self._people = people
 
     def wait(self, limit_s: float = WAIT_LIMIT_S) -> Self:
-        """Wait until the run has ended, or only the outside can move it; raises RehearsalTimeout."""
+        """Wait until the run has ended, or can only be moved from outside; raises RehearsalTimeout."""
         self._do(self._stage.until_at_rest(self.run_id, self._people, limit_s))
         return self
 
     @property
     def status(self) -> RunStatus:
-        """Where the run is."""
+        """The run's status."""
         status: RunStatus = self._detail().life.status
         return status
 
     @property
     def output(self) -> Any:
-        """What the run has put out, as JSON has it."""
+        """The run's output, as plain JSON."""
         return _parsed(self._detail().output)
 
     @property
@@ -144,18 +144,18 @@ class RehearsedRun:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """What has happened, as the stream would tell it."""
+        """The run's events, as the stream would send them."""
         events: list[dict[str, Any]] = self._do(self._stage.events(self.run_id))
         return events
 
     @property
     def questions(self) -> list[Question]:
-        """What the run asks people now."""
+        """The run's open questions to people."""
         questions: list[Question] = self._do(self._stage.questions(self.run_id))
         return questions
 
     def states(self) -> dict[str, str]:
-        """Return where each node is, by its id; of a node in a loop, its newest iteration."""
+        """Return each node's state by its id; for a node in a loop, that of its newest iteration."""
         nodes = self._nodes()
         return {node.node_id: node.state for node in nodes}
 
@@ -166,9 +166,9 @@ class RehearsedRun:
     def say(
         self, node_id: str, saying: Saying, *, by: str | None = None, scopes: Sequence[str] = ()
     ) -> None:
-        """Answer a question, as people would: see People. Raises what the server refuses with.
+        """Answer a question, as people would: see People. A refusal is raised.
 
-        `by`: the user whose token has these scopes; without one anybody may, as on a server without tokens.
+        `by`: the user whose token has these scopes; without one anybody may answer, as on a server without tokens.
         """
         person = Person() if by is None else Person(by, tuple(scopes))
         self._do(self._stage.say(self.run_id, NodeId(node_id), saying, person))
@@ -189,19 +189,19 @@ class RehearsedRun:
         self._do(self._stage.cancel(self.run_id))
 
     def resume(self) -> None:
-        """Have a failed or cancelled run go on, with the context variables that the caller has now."""
+        """Resume a failed or cancelled run, with the caller's present context variables."""
         self._do(self._stage.resume(self.run_id, copy_context()))
 
     def child(self, node_id: str, *, iteration: int = 0, people: People | None = None) -> Self:
-        """Return the run that a Subflow of this one has started; `people` as for start.
+        """Return the run that a Subflow of this run has started; `people` as for start.
 
-        Before it has, what is asked of it raises RunNotFound.
+        Before it has started, reading it raises RunNotFound.
         """
         key = NodeKey(NodeId(node_id), iteration)
         return self._other(child_run_id(self.run_id, key), people)
 
     def next(self, *, people: People | None = None) -> Self:
-        """Return what this run has gone on as, where its status is `continued`; `people` as for start."""
+        """Return this run's continuation, if its status is `continued`; `people` as for start."""
         return self._other(next_run_id(self.run_id), people)
 
     def _other(self, run_id: RunId, people: People | None) -> Self:

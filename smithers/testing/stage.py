@@ -1,4 +1,4 @@
-"""What a rehearsal plays on: a worker's executors in this process, a database whose clock is moved by hand."""
+"""The environment of a rehearsal: a worker's executors in this process, a database whose clock is moved by hand."""
 
 import asyncio
 import json
@@ -44,13 +44,13 @@ LOOK_EVERY_S: Final = 0.005
 MAX_LISTED: Final = 10_000
 MAX_LISTED_BYTES: Final = 1 << 30
 
-# What somebody says to a question: yes or no, {"selected": …} or {"ranked": […]}, or the value that a form asks for.
+# An answer to a question: yes or no, {"selected": …} or {"ranked": […]}, or the value of a form.
 Saying = Any
 People = Mapping[str, Saying | Callable[["Question"], Saying]]
 
 
 class Person(NamedTuple):
-    """Who answers a question, and with which scopes; None: nobody in particular, on a server that knows no tokens."""
+    """Who answers a question, and with which scopes; None: anybody, on a server without tokens."""
 
     name: str | None = None
     scopes: tuple[str, ...] | None = None
@@ -70,34 +70,34 @@ class Question:
 
 
 class RehearsalTimeout(AssertionError):
-    """A run did not come to rest in time."""
+    """A run did not settle in time."""
 
 
 class Given:
-    """The workflows that tests hand over: none is loaded from a file."""
+    """The workflows that tests pass: none is loaded from a file."""
 
     def __init__(self) -> None:
         self._given: dict[tuple[SourceHash, str | None], Workflow[Any]] = {}
 
     def take(self, workflow: Workflow[Any]) -> SourceHash:
-        """Keep a workflow as a version of its module of its own: a test may make several of one name."""
+        """Register a workflow as a version of its own of its module: a test may define several of one name."""
         source_hash = SourceHash(f"{workflow.builder.__module__}#{len(self._given)}")
         self._given[source_hash, workflow.name] = workflow
         return source_hash
 
     async def get(self, source_hash: SourceHash, export: str | None) -> Workflow[Any]:
-        """Return what was given, or another workflow of the same module."""
+        """Return a registered workflow, or another one of the same module."""
         found = self._given.get((source_hash, export))
         return found or find_workflow(sys.modules[source_hash.partition("#")[0]], export)
 
     def find_export(self, source_hash: SourceHash, workflow: Workflow[Any]) -> str:
-        """Take a workflow that a test's own starts; it is had by its name."""
+        """Register a workflow that a test's own starts, by its name."""
         self._given[source_hash, workflow.name] = workflow
         return workflow.name
 
 
 class Stage:
-    """What a rehearsal runs on; its methods are for the loop's thread."""
+    """The environment of a rehearsal; its methods are for the loop's thread."""
 
     def __init__(self, *, pool: Pool, connection: Any) -> None:
         self.pool = pool
@@ -110,10 +110,10 @@ class Stage:
         self._variables: dict[RunId, Variables] = {}
 
     def variables_of(self, claim: ClaimedRun) -> Variables:
-        """Return the context variables of whoever started a run; its children, and what it goes on as, have the same."""
+        """Return the context variables of the start of a run; its children and continuations have the same."""
         variables = self._variables[claim.parent_run_id or claim.run_id]
         self._variables[claim.run_id] = self._variables[next_run_id(claim.run_id)] = variables
-        # A copy: what a run's code sets is seen by no other run.
+        # A copy: no other run sees what a run's code sets.
         return variables.copy()
 
     async def start(
@@ -148,22 +148,22 @@ class Stage:
         self.claimer.hear_due()
 
     async def until_at_rest(self, run_id: RunId, people: People, limit_s: float) -> None:
-        """Wait until only the outside can move a run, and the script has nothing to say; raises RehearsalTimeout."""
+        """Wait until a run can only be moved from outside, and the script has no answer; raises RehearsalTimeout."""
         try:
             async with asyncio.timeout(limit_s):
                 while True:
                     is_at_rest = await self._is_at_rest(run_id)
-                    # While bodies run, too; and after that look, so that a run at rest has asked all it asks.
+                    # While bodies run, too; and after that read, so that a settled run has asked all its questions.
                     if not await self._ask(run_id, people) and is_at_rest:
                         return
-                    # The database has no event to wait for.
+                    # The database offers no event to wait for.
                     await asyncio.sleep(LOOK_EVERY_S)
         except TimeoutError:
             rest = await rehearsals.find_rest(self._connection, run_id)
             raise RehearsalTimeout(f"the run is still {rest.status} after {limit_s:g} s") from None
 
     async def advance(self, by_s: float) -> None:
-        """Move the database's clock ahead, and have everybody look at it."""
+        """Move the database's clock ahead, and wake everything that depends on it."""
         self._offset_s += by_s
         await rehearsals.move_clock(self._connection, self._offset_s)
         self.clock.hear(await rehearsals.read_clock(self._connection))
@@ -181,14 +181,14 @@ class Stage:
             payloads += found[asked].payloads
 
     async def questions(self, run_id: RunId) -> list[Question]:
-        """List what a run asks people."""
+        """List a run's questions to people."""
         rows, _ = await node_reads.list_approvals(
             self.pool, after=None, limit=MAX_LISTED, page_bytes=MAX_LISTED_BYTES
         )
         return [_question(row) for row in rows if row.run_id == run_id]
 
     async def say(self, run_id: RunId, node_id: NodeId, saying: Saying, by: Person) -> None:
-        """Answer a question; raises what the store refuses with."""
+        """Answer a question; the store's refusal is raised."""
         asked = [one for one in await self.questions(run_id) if one.node_id == node_id]
         iteration = asked[0].iteration if asked else 0
         if asked and asked[0].mode == "form":
@@ -244,18 +244,18 @@ class Stage:
 
     async def _is_at_rest(self, run_id: RunId) -> bool:
         rest = await rehearsals.find_rest(self._connection, run_id)
-        if rest.is_due:  # a child's end, say, of which no hint comes here
+        if rest.is_due:  # e.g. a child's end, which sends no hint here
             self.claimer.hear_due()
         return rest.is_at_rest
 
     async def _ask(self, run_id: RunId, people: People) -> bool:
-        """Have the people of the script answer; say whether one of them was asked anything."""
+        """Let the script answer; say whether it was asked anything."""
         is_asked = False
         for question in await self.questions(run_id) if people else ():
             if question.node_id in people:
                 saying = people[question.node_id]
                 answer = saying(question) if callable(saying) else saying
-                with suppress(NodeNotWaiting):  # it was taken back meanwhile
+                with suppress(NodeNotWaiting):  # it was withdrawn meanwhile
                     await self.say(run_id, NodeId(question.node_id), answer, Person())
                     is_asked = True
         return is_asked
@@ -280,7 +280,7 @@ class Stage:
 
 
 async def open_stage(exits: AsyncExitStack, dsn: str, root_dir: Path) -> Stage:
-    """Set up a stage on a database; `exits` takes it down."""
+    """Set up a stage on a database; `exits` closes it."""
     worker_id = WorkerId(uuid4())
     pool = await exits.enter_async_context(open_pool(dsn, role="rehearsal", max_size=2))
     connection = await exits.enter_async_context(open_connection(dsn, role="rehearsal"))

@@ -1,7 +1,7 @@
-"""What a task's body, and a model that works for it, may touch: files below the root, programs in a jail.
+"""What a task's body, and a model that it asks, may use: files below the root, programs in a jail.
 
-Each call is recorded. In an async body a call is awaited, `await read("notes.md")`; in a plain function it is asked for its
-result, `read("notes.md").result()`. Nothing happens before that. See docs/authoring.md, and docs/sandbox.md for the jail.
+Each call is recorded. In an async body a call is awaited, `await read("notes.md")`; in a plain function, call
+`read("notes.md").result()`. Nothing happens before that. See docs/authoring.md, and docs/sandbox.md for the jail.
 """
 
 from smithers.tools.commands import CommandResult, Match, Matches, bash, grep

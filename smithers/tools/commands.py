@@ -28,7 +28,7 @@ GREP_TIMEOUT_S: Final = 30.0
 GREP_OUTPUT_BYTES: Final = 1 << 20
 MAX_MATCHES: Final = 200
 MAX_LINE_CHARS: Final = 500
-TROUBLE: Final = 2  # of any kind, also with a single file
+TROUBLE: Final = 2  # of any kind, even for a single file
 # What grep prints, `path NUL number : text` to the end of a line; a path may hold anything but a NUL.
 PRINTED: Final = re.compile(r"([^\0]*)\0([0-9]+):(.*)\n")
 
@@ -37,7 +37,7 @@ WorkingDirectory = Annotated[str, Field(description="Relative to the root direct
 
 
 class CommandResult(BaseModel):
-    """How a command ended, and the beginning of what it printed."""
+    """How a command ended, and the beginning of its output."""
 
     exit_code: int  # below 0: the signal that killed it
     stdout: str
@@ -46,7 +46,7 @@ class CommandResult(BaseModel):
     is_stderr_truncated: bool = False
 
     def check(self) -> Self:
-        """Return this result; raise ToolError where the exit code is not 0."""
+        """Return this result; raise ToolError if the exit code is not 0."""
         if self.exit_code:
             raise ToolError(
                 f"exit code {self.exit_code}: {self.stderr[-2000:] or self.stdout[-2000:]}"
@@ -55,7 +55,7 @@ class CommandResult(BaseModel):
 
 
 class Match(BaseModel):
-    """A line that a pattern was found in."""
+    """A line that matches a pattern."""
 
     path: str
     line: int
@@ -63,7 +63,7 @@ class Match(BaseModel):
 
 
 class Matches(BaseModel):
-    """What a pattern was found in."""
+    """The lines that match a pattern."""
 
     matches: list[Match]
     is_truncated: bool = False
@@ -104,12 +104,12 @@ async def grep(
 ) -> Matches:
     """Find the lines below a directory, or of a file, that a Perl-compatible regular expression matches.
 
-    Files below the directory that are gone meanwhile, or cannot be read, are passed over.
+    Files below the directory that disappear meanwhile, or cannot be read, are skipped.
     """
     options = ["--ignore-case"] if ignore_case else []
     if glob is not None:
         options.append(f"--include={glob}")
-    # Whatever stands behind --regexp= and -- is never taken for an option.
+    # Text after --regexp= and -- is never parsed as an option.
     argv = (
         *("grep", "--recursive", "--line-number", "--null", "--with-filename", "--binary-files=without-match"),
         *("--no-messages", "--devices=skip", "--perl-regexp", f"--regexp={pattern}", *options, "--", _inside(path) or "."),
@@ -120,7 +120,7 @@ async def grep(
     return await find_toolbox().run_in_thread(partial(_judge, end, path, max_matches))
 
 
-class Bash(Tool[P, CommandResult]):  # a Tool to whoever lists tools, with one more beside it
+class Bash(Tool[P, CommandResult]):  # a Tool in lists of tools, with another as an attribute
     """`bash(cmd, args)` runs a program, `bash.shell(line)` a line of shell."""
 
     shell = _shell
@@ -153,7 +153,7 @@ async def _run(argv: tuple[str, ...], *, cwd: str, stdin: str, timeout_s: float)
 
 
 def _inside(path: str) -> str:
-    """Return a path's one spelling, "" for the root; what it leads to inside the jail is the jail's affair."""
+    """Return a path's canonical spelling, "" for the root; where it leads inside the jail is up to the jail."""
     if path.strip("./") == "" and ".." not in path and not path.startswith("/"):
         return ""
     try:
@@ -163,7 +163,7 @@ def _inside(path: str) -> str:
 
 
 def _judge(end: CommandEnd, path: str, max_matches: int) -> Matches:
-    """Return what was found; raise ToolError where nothing was, and there is more to say than that single files failed."""
+    """Return the matches; raise ToolError if there are none, for another reason than that single files failed."""
     is_cut_off = end.exit_code == -signal.SIGPIPE and end.stdout.is_truncated
     if end.exit_code < 0 and not is_cut_off:
         raise ToolError(f"grep was killed by signal {-end.exit_code}")
@@ -175,7 +175,7 @@ def _judge(end: CommandEnd, path: str, max_matches: int) -> Matches:
 
 
 def _check_opens(path: str) -> None:
-    """Raise ToolRefused where what was to be searched cannot be opened: grep was told to be silent about files."""
+    """Raise ToolRefused if the path to search cannot be opened: grep is told not to report files."""
     try:
         os.close(find_toolbox().root.open(_inside(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY))
     except SourceError as error:

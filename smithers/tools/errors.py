@@ -1,18 +1,18 @@
 """What a tool call may raise.
 
-ToolError                   the call was made and came to nothing; its text says why, to a model as well as to a person
+ToolError                   the call failed; its text says why, to a model as well as to a person
 ├── InvalidToolInput        the arguments do not fit the tool's parameters: nothing was done
-├── ToolRefused             what was asked for lies outside of the root, is hidden, too large or of the wrong kind
-├── ToolTimedOut            it took longer than it may; all of its processes are dead
-├── CallLost                its process died before it was answered: whether it was done is not known
-└── SandboxUnavailable      commands cannot be jailed here, and are never run otherwise
+├── ToolRefused             the file is outside the root, hidden, too large or of the wrong kind
+├── ToolTimedOut            its time limit expired; all of its processes are dead
+├── CallLost                its process died before it was answered: it is unknown whether it was done
+└── SandboxUnavailable      commands cannot be jailed here, and never run otherwise
 """
 
 from smithers.errors import SmithersError
 
 
 class ToolError(SmithersError):
-    """A tool call came to nothing."""
+    """A tool call failed."""
 
     code = "TOOL_FAILED"
 
@@ -24,13 +24,13 @@ class InvalidToolInput(ToolError):
 
 
 class ToolRefused(ToolError):
-    """The tool does not touch what it was asked to touch."""
+    """The tool may not touch what it was asked for."""
 
     code = "TOOL_REFUSED"
 
 
 class ToolTimedOut(ToolError):
-    """A call took longer than it may."""
+    """A call exceeded its time limit."""
 
     code = "TOOL_TIMEOUT"
 
@@ -42,6 +42,6 @@ class SandboxUnavailable(ToolError):
 
 
 class CallLost(ToolError):
-    """Nobody knows whether a call was done that must not be done twice."""
+    """It is unknown whether a call was done that must not be done twice."""
 
     code = "TOOL_CALL_LOST"

@@ -1,7 +1,7 @@
-"""Tools that look into files below the root and change them: `read`, `write` and `edit`.
+"""Tools that read and change files below the root: `read`, `write` and `edit`.
 
-What is opened lies beneath the root at that moment, whatever links are swapped meanwhile (`smithers.source.beneath`), is a
-regular file, and for reading has one name. A write is whole or not at all: a temporary file beside the target, then a
+An opened file is beneath the root at that moment, whatever links are swapped meanwhile (`smithers.source.beneath`), is a
+regular file, and for reading has only one hard link. A write is atomic: a temporary file beside the target, then a
 rename, which replaces a link instead of following it.
 """
 
@@ -30,7 +30,7 @@ from smithers.tools.toolbox import find_toolbox
 MAX_FILE_BYTES: Final = 10 << 20
 MAX_LINES: Final = 2_000
 MAX_TEXT_CHARS: Final = 200_000
-# Of what a tool gives back; the limit of outputs is a little higher.
+# Of a tool's result; the limit of outputs is a little higher.
 MAX_JSON_BYTES: Final = 1_000_000
 MAX_NAME_BYTES: Final = 255
 LOCK_PATIENCE_S: Final = 10.0
@@ -47,11 +47,11 @@ class FileText(BaseModel):
     text: str
     start_line: int
     line_count: int  # of the whole file
-    is_truncated: bool  # there is more of it, behind what is here
+    is_truncated: bool  # the file goes on after these lines
 
 
 class Written(BaseModel):
-    """What a write or an edit has done."""
+    """The result of a write or an edit."""
 
     path: str
     bytes: int
@@ -68,7 +68,7 @@ def read(
 ) -> FileText:
     """Read a text file (UTF-8, 10 MiB at most), or some of its lines, numbered from 1."""
     text = _read_text(find_toolbox().root, path)
-    lines = io.StringIO(text).readlines()  # as grep counts them: only a newline ends one
+    lines = io.StringIO(text).readlines()  # as grep counts them: only a newline ends a line
     chosen = lines[start_line - 1 : start_line - 1 + max_lines]
     found = "".join(chosen)
     kept = cut_text(found[:MAX_TEXT_CHARS], MAX_JSON_BYTES)
@@ -83,7 +83,7 @@ def read(
 
 @tool(idempotent=True)
 def write(path: RelativePath, text: str) -> Written:
-    """Write a whole text file (1 MiB at most), atomically; directories that are missing on the way are made."""
+    """Write a whole text file (1 MiB at most), atomically; missing parent directories are created."""
     content = text.encode()
     _check_size(len(content))
     root = find_toolbox().root
@@ -95,7 +95,7 @@ def write(path: RelativePath, text: str) -> Written:
 
 @tool
 def edit(path: RelativePath, old: str, new: str, *, replace_all: bool = False) -> Written:
-    """Replace a text in a file, atomically. `old` must stand there exactly once, unless all of them are to be replaced."""
+    """Replace a text in a file, atomically. `old` must occur exactly once, unless `replace_all` is set."""
     if not old:
         raise ToolRefused("what is to be replaced is empty; use write for a whole file")
     root = find_toolbox().root
@@ -108,7 +108,7 @@ def edit(path: RelativePath, old: str, new: str, *, replace_all: bool = False) -
             raise ToolRefused(
                 f"{path} contains that text {count} times: give more of it, or replace all"
             )
-        # Before the replacing: a few bytes for each of one letter are gigabytes.
+        # Before replacing: a few bytes for each occurrence of a letter can add up to gigabytes.
         growth = len(new.encode()) - len(old.encode())
         _check_size(len(text.encode()) + count * growth)
         content = text.replace(old, new).encode()
@@ -118,7 +118,7 @@ def edit(path: RelativePath, old: str, new: str, *, replace_all: bool = False) -
 
 
 def cut_text(text: str, max_json_bytes: int) -> str:
-    """Return the beginning of a text that is no longer than this as JSON, where a control character takes six bytes."""
+    """Return the beginning of a text, no longer than this as JSON, where a control character takes six bytes."""
     if len(to_json(text)) <= max_json_bytes:
         return text
     lengths = range(len(text) + 1)
@@ -134,7 +134,7 @@ def _read_text(root: RootDirectory, path: str) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError:
-        raise ToolRefused(f"{path} is no text in UTF-8") from None
+        raise ToolRefused(f"{path} is not UTF-8 text") from None
 
 
 def _check_size(size_bytes: int) -> None:
@@ -170,7 +170,7 @@ def _open_directory(root: RootDirectory, path: str, *, makes_directories: bool) 
     parent, _, name = path.rpartition("/")
     above = _open_directory(root, parent, makes_directories=True)
     try:
-        with suppress(FileExistsError):  # somebody was quicker, or it is no directory: see below
+        with suppress(FileExistsError):  # another was faster, or no directory: see below
             os.mkdir(name, 0o755, dir_fd=above)
     except OSError as error:
         raise ToolRefused(f"{path} cannot be made: {os.strerror(error.errno or 0)}") from error
@@ -180,7 +180,7 @@ def _open_directory(root: RootDirectory, path: str, *, makes_directories: bool) 
 
 
 def _lock(directory: int, path: str) -> None:
-    """Take turns with other writers to this directory: of two edits at once neither is lost."""
+    """Exclude other writers to this directory, so that no concurrent edit is lost."""
     # The writers are several processes, perhaps in several containers, and have nothing but the directory in common. A
     # jailed command can lock it too. That does no more harm than its removing the directory, as long as who waits gives up.
     give_up_at = time.monotonic() + LOCK_PATIENCE_S
@@ -195,7 +195,7 @@ def _lock(directory: int, path: str) -> None:
 
 
 def _status(directory: int, name: str, path: str) -> os.stat_result | None:
-    """Look at what a write would replace; raise ToolRefused where that is not just a file."""
+    """Stat the file that a write would replace; raise ToolRefused if it is not a regular file."""
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
@@ -226,8 +226,8 @@ def _replace(directory: int, name: str, content: bytes, before: os.stat_result |
 
 
 def _keep_rights(number: int, before: os.stat_result) -> None:
-    """Give a file the mode that the one before it had, without setuid and its like, and as root its owner."""
+    """Copy the previous file's mode, without setuid and the like, and as root its owner."""
     if os.geteuid() == 0:
-        with suppress(OSError):  # in a container root may not be allowed to give files away
+        with suppress(OSError):  # in a container root may not be allowed to change owners
             os.fchown(number, before.st_uid, before.st_gid)
     os.fchmod(number, before.st_mode & 0o777)

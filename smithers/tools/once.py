@@ -1,4 +1,4 @@
-"""Calls that are made once: what an attempt was answered before its process died is not asked for again."""
+"""Calls that are made once: an answer that an attempt got before its process died is not requested again."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
@@ -19,9 +19,9 @@ Result = TypeVar("Result")
 async def make(
     start: CallStart, body: Callable[[], Awaitable[Result]], *, until_kept: bool = False
 ) -> tuple[Result, str]:
-    """Make a call, and record it; `until_kept`: go on when how it ended is in the database.
+    """Make a call, and record it; `until_kept`: return when its end is committed.
 
-    Returns the result, and the JSON text that is recorded of it.
+    Returns the result, and its recorded JSON text.
     """
     box = find_toolbox()
     call = await box.begin(start)
@@ -30,7 +30,7 @@ async def make(
         result = await _perform(start, body)
         output = encode_output(result)
     except BaseException as error:
-        until_kept = until_kept and isinstance(error, Exception)  # who is cancelled does not wait
+        until_kept = until_kept and isinstance(error, Exception)  # a cancelled caller does not wait
         kept = box.finish(call.call_no, output=None, error=error, until_kept=until_kept)
         if until_kept:
             await kept
@@ -44,7 +44,7 @@ async def make(
 
 
 async def _perform(start: CallStart, body: Callable[[], Awaitable[Result]]) -> Result:
-    """Make a call, as a span where it is a tool's: a question to a model tells its own, with what it has cost."""
+    """Make a call, in a span if it is a tool's: a question to a model emits its own, with its usage."""
     if start.kind == "model":
         return await body()
     attributes = {"gen_ai.operation.name": EXECUTE_TOOL, "gen_ai.tool.name": start.tool_name}
@@ -53,10 +53,10 @@ async def _perform(start: CallStart, body: Callable[[], Awaitable[Result]]) -> R
 
 
 async def make_once(start: CallStart, body: Callable[[], Awaitable[Any]]) -> Any:
-    """Make a call unless an attempt that died has made it; return its output as plain JSON, once that is kept.
+    """Make a call unless an attempt that died has made it; return its output as plain JSON, once that is committed.
 
-    Raises ToolError where that attempt's call came to nothing, or may have had effects that cannot be repeated, and
-    SmithersError where it broke.
+    Raises ToolError if that attempt's call failed, or may have had effects that cannot be repeated, and
+    SmithersError if it broke.
     """
     made = await find_toolbox().recall(start)
     if made is not None:
@@ -68,7 +68,7 @@ async def make_once(start: CallStart, body: Callable[[], Awaitable[Any]]) -> Any
 def _read(made: PreviousCall) -> Any:
     if made.error is not None:
         error = from_json(made.error)
-        kind = ToolError if "code" in error else SmithersError  # what is not ours has no code
+        kind = ToolError if "code" in error else SmithersError  # foreign exceptions have no code
         raise kind(error["message"])
     assert made.output is not None
     return decode_output(made.output)

@@ -1,4 +1,4 @@
-"""A tool: a function with a name, a description, checked parameters and a record of its calls."""
+"""A tool: a function with a name, a description, validated parameters and a record of its calls."""
 
 import functools
 import inspect
@@ -19,9 +19,9 @@ R = TypeVar("R")
 
 
 class Tool(Generic[P, R]):
-    """Something that a task's body, or a model, may call.
+    """A function that a task's body, or a model, may call.
 
-    `tool(...)` returns a Call, to be awaited in an async body and asked for its `result()` in a sync one.
+    `tool(...)` returns a Call: await it in an async body, call its `result()` in a sync one.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Tool(Generic[P, R]):
         side_effect: bool = True,
         idempotent: bool = False,
     ) -> None:
-        """Make a tool of a function whose parameters have types and whose docstring says what it does."""
+        """Make a tool of a function with typed parameters, whose docstring is the description."""
         self.name = name or function.__name__
         self.description = inspect.getdoc(function) or ""
         self.is_side_effect = side_effect
@@ -50,17 +50,17 @@ class Tool(Generic[P, R]):
             ) from error
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> "Call[R]":
-        """Write a call down; nothing happens before it is awaited or asked for its result."""
+        """Create a call; nothing happens before it is awaited or its `result()` is called."""
         return Call(self, args, kwargs)
 
     def prepare(self, arguments: Mapping[str, Any]) -> "Call[R]":
-        """Write down a call by the names of its parameters, as a model gives them."""
+        """Create a call from arguments by name, as a model gives them."""
         return Call(self, (), dict(arguments))
 
     def check(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return arguments as the parameters' types want them; raise InvalidToolInput with all that is wrong."""
+        """Return arguments converted to the parameters' types; raise InvalidToolInput with all errors."""
         try:
             return cast(
                 "tuple[tuple[Any, ...], dict[str, Any]]",
@@ -110,7 +110,7 @@ class Tool(Generic[P, R]):
 
 
 class Call(Generic[R]):
-    """One call of a tool that has been written down: `await call`, or `call.result()` in a body that is not async."""
+    """One call of a tool, not made yet: `await call`, or `call.result()` in a body that is not async."""
 
     def __init__(self, tool: Tool[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.tool = tool
@@ -128,7 +128,7 @@ class Call(Generic[R]):
         return f"{self.tool.name}({', '.join(given)})"[:200]
 
     def result(self) -> R:
-        """Make the call, and block until it is done: for the body of a task that is a plain function."""
+        """Make the call, and block until it is done: for a body that is a plain function."""
         return find_toolbox().wait_for(self.tool.perform(self))
 
 
@@ -150,8 +150,8 @@ def tool(
 ) -> Any:
     """Make a tool of a function, async or not.
 
-    `side_effect=False`: it only looks. `idempotent=True`: doing it twice is doing it once. Where it is neither, its start
-    is in the database before it runs, and `previous_calls()` tells a later attempt of it.
+    `side_effect=False`: it is read-only. `idempotent=True`: repeating it has no further effect. If it is neither, its start
+    is committed before it runs, and `previous_calls()` lists it for later attempts.
     """
     decorate = _Decorator(name, side_effect, idempotent)
     return decorate if function is None else decorate(function)
@@ -172,7 +172,7 @@ class _Decorator:
 
 
 def _echo(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function with the same parameters that gives back what it is called with, for pydantic to check."""
+    """Return a function with the same parameters that returns its arguments, for pydantic to validate."""
 
     @functools.wraps(function)
     def echo(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a worker lends to the tools of an attempt: the root, a place to run commands in, and the record of their calls."""
+"""What a worker provides to an attempt's tools: the root, a jail for commands, and the record of their calls."""
 
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """A program to be run in the jail."""
+    """A program to run in the jail."""
 
     argv: tuple[str, ...]
     cwd: str = ""  # relative to the root; "": the root itself
@@ -25,7 +25,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Captured:
-    """What came out of a stream: its beginning, and whether that is all."""
+    """The output on one stream: its beginning, and whether it is complete."""
 
     content: bytes
     is_truncated: bool
@@ -42,7 +42,7 @@ class CommandEnd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallStart:
-    """A call that is about to be made; `input` is JSON text."""
+    """A call about to be made; `input` is JSON text."""
 
     tool_name: str
     input: str
@@ -55,7 +55,7 @@ class CallStart:
 class PreviousCall:
     """A call that an earlier attempt of this node made; `input`, `output` and `error` are JSON texts.
 
-    State `started`: nobody knows whether it came to its end.
+    State `started`: it is unknown whether it completed.
     """
 
     attempt: int
@@ -71,11 +71,11 @@ class PreviousCall:
 
 @dataclass(frozen=True, slots=True)
 class CurrentCall:
-    """The tool call under way.
+    """The current tool call.
 
-    `idempotency_key` is made of the task's key, the tool's name, a digest of the input, and the how-many-eth call with that
-    name and input this is in its attempt, those that are recalled counted, those that were refused (CallLost) not: the
-    same for the same call in every attempt of this node's iteration, and another for any other call.
+    `idempotency_key` consists of the task's key, the tool's name, a digest of the input, and the ordinal of this call among
+    those with that name and input in its attempt (recalled calls count, calls refused with CallLost do not): it is the
+    same for the same call in every attempt of this node's iteration, and different for any other call.
     """
 
     tool_name: str
@@ -84,35 +84,35 @@ class CurrentCall:
 
 
 class Toolbox(Protocol):
-    """The tools' side of an attempt."""
+    """An attempt as its tools see it."""
 
     @property
     def root(self) -> RootDirectory:
-        """The directory that tools work below."""
+        """The directory below which tools work."""
 
     @property
     def previous_calls(self) -> tuple[PreviousCall, ...]:
-        """What earlier attempts of this node called, oldest first; the newest thousand."""
+        """The calls of this node's earlier attempts, oldest first; the newest thousand."""
 
     @property
     def told_calls(self) -> tuple[PreviousCall, ...]:
-        """What earlier attempts called that this one does not recall: an agent is told of what must not be done twice."""
+        """Earlier attempts' calls that this one does not recall: an agent is told which must not be repeated."""
 
     async def recall(self, start: CallStart) -> PreviousCall | None:
-        """Take this call for the same one that an attempt made whose process died.
+        """Match this call with the one that an attempt made whose process died.
 
-        None: it is to be made. What is returned has ended; as CallLost where its effects cannot be repeated and nobody
-        knows whether it had them.
+        None: make it. A returned call has ended; with CallLost if its effects cannot be repeated and it is unknown
+        whether it had them.
         """
 
     def note_written(self, call: object) -> None:
-        """Take note of a call that has been written down: a body that never makes it has a mistake in it."""
+        """Record that a call was created: a body that never makes it is wrong."""
 
     def note_made(self, call: object) -> None:
-        """Take note that it is made after all."""
+        """Record that it is made."""
 
     async def begin(self, start: CallStart) -> CurrentCall:
-        """Number a call and record its start; where it has side effects that cannot be repeated, wait until that is kept."""
+        """Number a call and record its start; wait for that commit if its side effects cannot be repeated."""
 
     def finish(
         self,
@@ -122,25 +122,25 @@ class Toolbox(Protocol):
         error: BaseException | None,
         until_kept: bool = False,
     ) -> Awaitable[None]:
-        """Record how a call ended: with its output, JSON text, or an error. Await it to know that it is kept.
+        """Record how a call ended: with its output, JSON text, or an error. Await it until that is committed.
 
-        `until_kept`: it is awaited before anything else is called by whoever made this call.
+        `until_kept`: the caller awaits it before making any other call.
         """
 
     def report_usage(self, usage: TokenUsage) -> None:
-        """Tell what a model used up; kept together with the end of the call that is recorded next."""
+        """Report a model's usage; committed together with the end of the call that is recorded next."""
 
     def say(self, text: str) -> None:
-        """Pass on what a model is saying: in a moment it is among the run's events."""
+        """Emit text that a model is producing: soon it is among the run's events."""
 
     async def run_command(self, command: Command) -> CommandEnd:
         """Run a program in the jail; raises ToolError. All of its processes are dead when this returns or raises."""
 
     async def run_in_thread(self, function: Callable[[], Result]) -> Result:
-        """Call what blocks."""
+        """Call a blocking function."""
 
     def wait_for(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        """Have the worker's loop run this, and block this thread, which is a body's, until it is done."""
+        """Run this on the worker's loop, and block this thread, which is a body's, until it is done."""
 
 
 TOOLBOX: Final[ContextVar[Toolbox]] = ContextVar("smithers_toolbox")
@@ -148,7 +148,7 @@ CALL: Final[ContextVar[CurrentCall]] = ContextVar("smithers_tool_call")
 
 
 def find_toolbox() -> Toolbox:
-    """Return what tools work with here; raise SmithersError outside of a task's body."""
+    """Return the current attempt's toolbox; raise SmithersError outside a task's body."""
     try:
         return TOOLBOX.get()
     except LookupError:
@@ -158,7 +158,7 @@ def find_toolbox() -> Toolbox:
 
 
 def current_call() -> CurrentCall:
-    """Return the call that this code runs in; raise SmithersError outside of a tool."""
+    """Return the tool call that this code runs in; raise SmithersError outside a tool."""
     try:
         return CALL.get()
     except LookupError:
@@ -166,9 +166,9 @@ def current_call() -> CurrentCall:
 
 
 def previous_calls() -> tuple[PreviousCall, ...]:
-    """Return what earlier attempts of this node called, oldest first; the newest thousand.
+    """Return the calls of this node's earlier attempts, oldest first; the newest thousand.
 
-    What has side effects and is not idempotent should not be called again before its doing is looked at: `state` says
-    whether it came to an end (`finished`, `failed`), or whether nobody knows (`started`).
+    Before repeating a call that has side effects and is not idempotent, check its outcome: `state` says
+    whether it completed (`finished`, `failed`), or whether that is unknown (`started`).
     """
     return find_toolbox().previous_calls

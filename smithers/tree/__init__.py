@@ -1,6 +1,6 @@
 """What a builder returns: elements that nest, with tasks and waits as leaves.
 
-Making an element does nothing: it only describes. Children may be nested iterables; None, False and True are dropped, so
+Creating an element does nothing: it only describes. Children may be nested iterables; None, False and True are dropped, so
 `cond and Task(...)` reads well. A node id is unique in its tree, and comes from data, not from positions.
 """
 

@@ -1,4 +1,4 @@
-"""What a task asks of agents instead of calling a function."""
+"""A task's question to agents, in the place of a function."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ MAX_NAME_CHARS: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A question to agents: the next one is asked when the one before it has raised."""
+    """A question to agents: if one raises, the next is asked."""
 
     agents: tuple[Any, ...]
     prompt: str | Callable[..., Any]  # called with what the task needs
     tools: tuple[Any, ...]
-    repairs: int  # how often an agent may answer again when its answer does not fit
-    is_streamed: bool  # what models say is passed on as they say it
+    repairs: int  # how often an agent may correct an answer that does not fit
+    is_streamed: bool  # emit models' text as they produce it
 
     @classmethod
     def of(
@@ -32,7 +32,7 @@ class Ask:
         is_streamed: bool,
         where: str,
     ) -> Self:
-        """Put a question together; raise InvalidTree for one that cannot be asked."""
+        """Build a question from a task's options; raise InvalidTree for invalid ones."""
         agents = (
             tuple(agent) if isinstance(agent, Sequence) and not isinstance(agent, str) else (agent,)
         )
@@ -53,11 +53,11 @@ class Ask:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the agents are called, in their order."""
+        """The agents' names, in their order."""
         return tuple(map(name_of, self.agents))
 
 
 def name_of(agent: Any) -> str:
-    """Return what an agent calls itself, else its class."""
+    """Return an agent's own name, else that of its class."""
     name = getattr(agent, "name", None)
     return name[:MAX_NAME_CHARS] if isinstance(name, str) and name else type(agent).__name__

@@ -1,4 +1,4 @@
-"""What a run's agents may use up before a person is asked whether they may go on."""
+"""How much a run's agents may use before a person is asked whether they may go on."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -29,25 +29,25 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What agents have used up since a run began, or since a person last let it go on."""
+    """What agents have used since a run began, or since the last grant."""
 
     tokens: int = 0
     cost: Decimal = Decimal()  # dollars
-    took_ms: int = 0  # the time of their attempts
+    took_ms: int = 0  # total time of their attempts
 
     def plus(self, other: "Spent") -> "Spent":
-        """Add up."""
+        """Return the sum of both."""
         return Spent(
             self.tokens + other.tokens, self.cost + other.cost, self.took_ms + other.took_ms
         )
 
     def to_wire(self) -> dict[str, Any]:
-        """Return `{tokens, cost, seconds}`; the cost is a text, so that adding up loses nothing."""
+        """Return `{tokens, cost, seconds}`; the cost is a string, so that no precision is lost."""
         return {"tokens": self.tokens, "cost": str(self.cost), "seconds": self.took_ms / 1000}
 
     @classmethod
     def of(cls, wire: Mapping[str, Any] | None) -> Self:
-        """Read what to_wire wrote; None: nothing is spent."""
+        """Parse the result of to_wire; None: nothing is spent."""
         if wire is None:
             return cls()
         return cls(wire["tokens"], Decimal(wire["cost"]), round(wire["seconds"] * 1000))
@@ -55,10 +55,10 @@ class Spent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What a run's agents may use up, of each that is given; then a person is asked, and may grant as much again.
+    """The limits of what a run's agents may use; beyond one a person is asked, and may grant as much again.
 
     `tokens`: in and out. `cost`: dollars, by `prices` (by a model's name), else by what genai-prices knows of pydantic-ai's
-    models. `seconds`: the time of agents' attempts, added up. Beside the tree stands a node `id` that asks; `timeout`,
+    models. `seconds`: the total time of agents' attempts. A node `id`, outside the tree, asks the person; `timeout`,
     `allowed_users` and `allowed_scopes` mean what they mean for an Approval.
     """
 
@@ -71,7 +71,7 @@ class Budget:
     allowed_users: Iterable[str] | None = None
     allowed_scopes: Iterable[str] | None = None
 
-    # What a leaf has besides.
+    # The other attributes of a leaf.
     label: ClassVar[str | None] = None
     depends_on: ClassVar[tuple[str, ...]] = ()
     skip_if: ClassVar[bool] = False
@@ -96,12 +96,12 @@ class Budget:
 
     @property
     def limit_s(self) -> float | None:
-        """How long agents may be at work."""
+        """The limit of agents' total time, in seconds."""
         return check_duration(self.seconds, "Budget(seconds=...)")
 
     @property
     def timeout_s(self) -> float | None:
-        """How long a person has for an answer."""
+        """How long a person has to answer, in seconds."""
         return check_duration(self.timeout, "Budget(timeout=...)")
 
     def narrowed(self, other: "Budget") -> "Budget":
@@ -114,7 +114,7 @@ class Budget:
         )
 
     def is_spent(self, spent: Spent) -> bool:
-        """Say whether nothing is left of something."""
+        """Say whether any limit is used up."""
         return (
             (self.tokens is not None and spent.tokens >= self.tokens)
             or (self.cost is not None and spent.cost >= _exact(self.cost))
@@ -122,7 +122,7 @@ class Budget:
         )
 
     def describe(self, spent: Spent) -> str:
-        """Say how much of what is limited is spent."""
+        """Say how much of each limit is spent."""
         said = []
         if self.tokens is not None:
             said.append(f"{spent.tokens:,} of {self.tokens:,} tokens")

@@ -1,4 +1,4 @@
-"""What an author may write as an id, a name, a text, a choice, a condition, a number, a duration or JSON."""
+"""Validate what authors write as ids, names, texts, choices, conditions, numbers, durations and JSON."""
 
 import inspect
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ from smithers.ids import (
     means_itself,
 )
 
-SCOPE_MARK: Final = "@@"  # parts a node's id from its loops' path
+SCOPE_MARK: Final = "@@"  # separates a node's id from its loops' path
 MAX_WORD_CHARS: Final = 200
 
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -26,7 +26,7 @@ Kind = TypeVar("Kind")
 
 
 def check_id(id: object, kind: str) -> str:
-    """Return an id as it may stand in a path; raise InvalidTree otherwise."""
+    """Return an id that can stand in a URL's path; raise InvalidTree otherwise."""
     if not isinstance(id, str) or not _is_unicode(id) or NODE_ID_PATTERN.fullmatch(id) is None:
         raise InvalidTree(
             f"{kind}({id!r}): an id is 1 to 200 characters, without spaces and slashes"
@@ -54,14 +54,14 @@ def check_text(text: Any, where: str) -> Any:
 
 
 def check_signal_name(name: object, where: str) -> str:
-    """Return a name under which a signal can be sent; raise InvalidTree for one that no sender could give."""
+    """Return a name under which a signal can be sent; raise InvalidTree for one that cannot be sent."""
     if not isinstance(name, str) or not is_signal_name(name):
         raise InvalidTree(f"{where} takes {SIGNAL_NAME_RULE}; not {name!r:.200}")
     return name
 
 
 def check_correlation_id(text: Any, where: str) -> Any:
-    """Return what a signal can be sent with, or None; raise InvalidTree for what no sender could give."""
+    """Return a correlation id that a signal can be sent with, or None; raise InvalidTree otherwise."""
     text = check_text(text, where)
     if text is not None and len(text) > MAX_CORRELATION_CHARS:
         raise InvalidTree(f"{where} takes at most {MAX_CORRELATION_CHARS} characters")
@@ -76,7 +76,7 @@ def check_workflow_name(name: Any) -> None:
 
 
 def check_word(word: Any, where: str) -> None:
-    """Raise InvalidTree for what is no word that a command can name, too; None is none at all."""
+    """Raise InvalidTree for anything but a word that a command line can name; None is allowed."""
     if word is None:
         return
     if not isinstance(word, str) or not word.isprintable() or " " in word:
@@ -86,7 +86,7 @@ def check_word(word: Any, where: str) -> None:
 
 
 def check_names(given: Iterable[str], where: str) -> tuple[str, ...]:
-    """Return several names; one bare text is a slip, and would be taken for its letters."""
+    """Return several names; a bare string is refused, since it would be iterated letter by letter."""
     if isinstance(given, str):
         raise InvalidTree(f"{where} takes a list: [{given!r}]")
     names = tuple(given)
@@ -107,7 +107,7 @@ def check_choice(kind: type[Choice], value: Any, where: str) -> Choice:
 
 
 def check_truth(value: object, where: str) -> bool:
-    """Say whether a value is true, or what a callable without arguments returns; raise InvalidTree for what is awaited."""
+    """Say whether a value is true, or what a callable without arguments returns; raise InvalidTree for an awaitable."""
     found = value() if callable(value) else value
     if inspect.isawaitable(found):
         _close(found)
@@ -123,7 +123,7 @@ def check_kind(kind: type[Kind], value: object, where: str) -> Kind:
 
 
 def check_mapping(given: object, where: str) -> dict[str, Any]:
-    """Return a mapping of one's own, an empty one for None; raise InvalidTree for anything else."""
+    """Return a copy of a mapping, an empty one for None; raise InvalidTree for anything else."""
     if given is None:
         return {}
     if not isinstance(given, Mapping):
@@ -139,12 +139,12 @@ def check_count(count: object, where: str, *, least: int) -> int:
 
 
 def check_duration(duration: object, where: str) -> float | None:
-    """Return a duration in seconds, None for none; raise InvalidTree for what is no duration."""
+    """Return a duration in seconds, None for None; raise InvalidTree for anything else."""
     return None if duration is None else seconds(duration, where)
 
 
 def check_json(value: Any, where: str) -> Any:
-    """Return a value as plain JSON; raise InvalidTree for what cannot be written as JSON."""
+    """Return a value as plain JSON; raise InvalidTree for a value that JSON cannot represent."""
     try:
         return from_json(to_json(value))
     except ValueError as error:
@@ -152,7 +152,7 @@ def check_json(value: Any, where: str) -> Any:
 
 
 def check_work(do: Any, where: str) -> Any:
-    """Return what a task does; raise InvalidTree for a coroutine: it can be awaited once, and each render makes another."""
+    """Return a task's work; raise InvalidTree for a coroutine: it can be awaited only once, and each render makes another."""
     if not callable(do) and inspect.isawaitable(do):
         _close(do)
         raise InvalidTree(f"{where} got a coroutine: pass the function, or a lambda that calls it")
@@ -160,7 +160,7 @@ def check_work(do: Any, where: str) -> Any:
 
 
 def _close(awaitable: object) -> None:
-    """Have the author told once: not that it was never awaited, too."""
+    """Close a coroutine, so that the author is not also warned that it was never awaited."""
     if inspect.iscoroutine(awaitable):
         awaitable.close()
 

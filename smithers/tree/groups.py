@@ -1,4 +1,4 @@
-"""The elements that hold others, and what may stand in them."""
+"""The elements that contain others, and their children."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -25,7 +25,7 @@ class Sequence:
 
 
 class Parallel:
-    """Children at once; at most `max_concurrency` of them under way."""
+    """Children concurrently, at most `max_concurrency` at a time."""
 
     __slots__ = ("children", "max_concurrency")
 
@@ -53,7 +53,7 @@ class Branch:
 
 
 class Loop:
-    """Children again, with the next iteration, until `until` is true at a render after an iteration has ended."""
+    """Repeats its children, each time in a new iteration, until `until` is true in the render after an iteration."""
 
     __slots__ = ("children", "id", "max_iterations", "on_max_reached", "until")
 
@@ -84,7 +84,7 @@ class Loop:
 
 
 class Try:
-    """Children one after another; where one fails, `catch`; in the end, whatever happened, `finally_`."""
+    """Children one after another; if one fails, `catch`; at the end, whatever happened, `finally_`."""
 
     __slots__ = ("body", "catch", "finally_", "id")
 
@@ -101,7 +101,7 @@ class Try:
 
 
 class Step:
-    """A saga's action, and what undoes it."""
+    """A saga's action, and its undo."""
 
     __slots__ = ("action", "undo")
 
@@ -114,14 +114,14 @@ class Step:
 
 
 class Saga:
-    """Actions one after another; where one fails, those that are done are undone, the last first."""
+    """Actions one after another; if one fails, those that are done are undone, the last first."""
 
     __slots__ = ("id", "on_failure", "steps")
 
     def __init__(
         self, id: str, *steps: Step, on_failure: OnFailure | OnFailureWord = OnFailure.FAIL
     ) -> None:
-        """An action is done when one of its nodes has finished. Undone, the saga fails, or the run goes on."""
+        """An action is done when one of its nodes has finished. After the undoing the saga fails, or the run goes on."""
         self.id = check_id(id, "Saga")
         for step in steps:
             if not isinstance(step, Step):
@@ -132,7 +132,7 @@ class Saga:
     __repr__ = show_id
 
 
-# A budget is no child: it stands beside the tree of its workflow.
+# A budget is not a child: it is outside its workflow's tree.
 Leaf = (
     Task[Any]
     | Approval
@@ -152,7 +152,7 @@ GROUPS: Final = (Sequence, Parallel, Branch, Loop, Try, Saga)
 
 
 def collect(children: Iterable[Child]) -> tuple[Element, ...]:
-    """Flatten what an author wrote as children; raise InvalidTree for what is no element."""
+    """Flatten what an author wrote as children; raise InvalidTree for anything but elements."""
     found: list[Element] = []
     for child in children:
         given: object = child

@@ -1,6 +1,6 @@
-"""What authors choose for when something goes another way (denied, timed out, used up, failed), and what runs share.
+"""Authors' choices: what a denial, a time-out, an exhausted loop or a failure does, and what runs share.
 
-A choice is a member of its enum or its word: a type checker knows both, and finds a word that is misspelt.
+A choice is a member of its enum or its value: a type checker accepts both, and finds a misspelt value.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from smithers.tree.checks import check_choice, check_duration, check_json
 
 
 class ApprovalMode(StrEnum):
-    """What a person is asked for."""
+    """The kind of answer that a person gives."""
 
     APPROVE = "approve"  # yes or no
     SELECT = "select"  # one of the options, or no
@@ -35,7 +35,7 @@ OnDenyWord = Literal["fail", "continue", "skip"]
 
 
 class OnTimeout(StrEnum):
-    """What a wait that ran out does to its run."""
+    """What a wait that timed out does to its run."""
 
     FAIL = "fail"
     CONTINUE = "continue"
@@ -46,7 +46,7 @@ OnTimeoutWord = Literal["fail", "continue", "skip"]
 
 
 class OnFailure(StrEnum):
-    """What a saga does that has been undone."""
+    """What a saga does after its undoing."""
 
     FAIL = "fail"
     CONTINUE = "continue"
@@ -56,7 +56,7 @@ OnFailureWord = Literal["fail", "continue"]
 
 
 class OnMaxReached(StrEnum):
-    """What a loop does that has used up its iterations."""
+    """What a loop does when its iterations are used up."""
 
     RETURN_LAST = "return-last"
     FAIL = "fail"
@@ -66,7 +66,7 @@ OnMaxReachedWord = Literal["return-last", "fail"]
 
 
 class CacheScope(StrEnum):
-    """Among whom an output is shared."""
+    """Which runs share an output."""
 
     RUN = "run"
     WORKFLOW = "workflow"  # the runs of all workflows of this name
@@ -77,16 +77,16 @@ CacheScopeWord = Literal["run", "workflow", "global"]
 
 
 class Isolation(StrEnum):
-    """What a workflow's runs have for themselves."""
+    """What each of a workflow's runs has to itself."""
 
-    PROCESS = "process"  # each run a worker process
+    PROCESS = "process"  # a worker process for each run
 
 
 IsolationWord = Literal["process"]
 
 
 class Cache:
-    """When an output may be had from an earlier execution of the same function."""
+    """When the output of an earlier execution of the same function is reused."""
 
     __slots__ = ("by", "scope", "ttl_s", "version")
 
@@ -98,7 +98,7 @@ class Cache:
         ttl: Duration | None = None,
         scope: CacheScope | CacheScopeWord = CacheScope.WORKFLOW,
     ) -> None:
-        """`by`: what the output is made from, as JSON, beside what the task `needs`. `version`: of the function."""
+        """`by`: JSON that the output depends on, in addition to what the task `needs`. `version`: of the function."""
         self.by = check_json(by, "Cache(by=...)")
         self.version = str(version)
         self.ttl_s = check_duration(ttl, "Cache(ttl=...)")
@@ -119,7 +119,7 @@ class Retry:
     jitter: bool = True
 
     def __post_init__(self) -> None:
-        """Raise InvalidTree for a pause that is no duration, and for a factor that is no finite number from 0."""
+        """Raise InvalidTree for a pause that is not a duration, and for a factor that is not a finite number from 0."""
         seconds(self.initial, "Retry(initial=...)")
         seconds(self.maximum, "Retry(maximum=...)")
         if not 0 <= self.factor < float("inf"):

@@ -1,4 +1,4 @@
-"""The leaves that start other runs: a child whose end is waited for, and what a run goes on as."""
+"""The leaves that start other runs: a child whose end is awaited, and a run's continuation."""
 
 from collections.abc import Iterable
 from typing import Any, Final, Generic
@@ -15,7 +15,7 @@ CONTINUE_ID: Final = "continue-as-new"
 
 
 class Subflow(Generic[Output]):
-    """A leaf that is a run of its own, of a workflow of the same source; that run's output is its output."""
+    """A leaf that is a child run of a workflow of the same source; the child's output is its output."""
 
     __slots__ = (
         "continue_on_fail",
@@ -40,7 +40,7 @@ class Subflow(Generic[Output]):
         skip_if: object = False,
         label: str | None = None,
     ) -> None:
-        """Run `workflow`, what @workflow has made, with `input`: a mapping, or its input model."""
+        """Run `workflow`, a result of @workflow, with `input`: a mapping, or its input model."""
         self.id = check_id(id, "Subflow")
         if not hasattr(workflow, "builder"):
             raise InvalidTree(f"Subflow({id!r}, {workflow!r}): that is no function under @workflow")
@@ -56,7 +56,7 @@ class Subflow(Generic[Output]):
 
 
 class ContinueAsNew:
-    """A leaf at which the run ends and goes on as a new one, with the same input and `state` in `ctx.carried`."""
+    """A leaf at which the run ends and continues as a new one, with the same input and `state` in `ctx.carried`."""
 
     __slots__ = ("depends_on", "id", "label", "skip_if", "state")
 
@@ -69,7 +69,7 @@ class ContinueAsNew:
         skip_if: object = False,
         label: str | None = None,
     ) -> None:
-        """Whatever else of the run is under way is stopped."""
+        """Everything else that is running in the run is stopped."""
         self.id = check_id(id, "ContinueAsNew")
         self.state = state
         self.depends_on = check_names(depends_on, "ContinueAsNew(depends_on=...)")

@@ -25,7 +25,7 @@ from smithers.tree.reprs import show_id
 Output = TypeVar("Output", default=Any)
 
 _DEFAULT_RETRY: Final = Retry()
-_NOTHING: Final[Any] = object()  # None is a value like any other
+_NOTHING: Final[Any] = object()  # None is an ordinary value
 
 
 class Task(Generic[Output]):
@@ -77,16 +77,16 @@ class Task(Generic[Output]):
         """Describe a task.
 
         `output`: the model that the result must fit; default: the function's return annotation, else any JSON. `needs`:
-        argument name to node id: waits for those nodes and passes their outputs, each as the model that it was made with,
-        else as the argument is annotated; where one of them was skipped or failed, this task is skipped. `depends_on`:
+        argument name to node id: waits for those nodes and passes their outputs, each as the model that produced it,
+        else as the argument is annotated; if one of them was skipped or failed, this task is skipped. `depends_on`:
         waits only. `retries`: attempts after the first. `timeout`: of one attempt. `heartbeat_timeout`: between two
-        heartbeats of an attempt. `cache`: where the output of an earlier execution will do. `continue_on_fail`: the tree
-        moves on past a failure. `needs_approval`: a person says yes first.
+        heartbeats of an attempt. `cache`: reuses the output of an earlier execution. `continue_on_fail`: the tree
+        goes on after a failure. `needs_approval`: a person must approve first.
 
         `agent` instead of `do`: a pydantic-ai agent, or a `smithers.agents.Agent`; of several, the next is asked when one
-        raises. `prompt`: a text, or a function of what the task `needs`. `tools`: what the agent may call besides its own.
-        `repairs`: how often an answer that does not fit `output` is given back to the agent. `stream`: what the models of
-        pydantic-ai agents say is among the run's events as they say it.
+        raises. `prompt`: a text, or a function of what the task `needs`. `tools`: given to the agent in addition to its own.
+        `repairs`: how often an answer that does not fit `output` is returned to the agent. `stream`: emit the text of
+        pydantic-ai models as events of the run while they produce it.
         """
         self.id = check_id(id, "Task")
         self.do = None if do is _NOTHING else check_work(do, f"Task({id!r})")

@@ -1,4 +1,4 @@
-"""The leaves that need the outside: a person, a signal, time."""
+"""The leaves that wait for something outside the run: a person, a signal, time."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -65,10 +65,10 @@ class Approval:
         skip_if: object = False,
         label: str | None = None,
     ) -> None:
-        """Ask `title`. A `timeout` that runs out counts as a denial by `system:timeout`.
+        """Ask `title`. A `timeout` that expires counts as a denial by `system:timeout`.
 
         `mode`: "approve" asks for yes or no, "select" for one of `options`, "rank" for all of them in an order.
-        `allowed_users`, `allowed_scopes`: who may decide, by the credential; with both, both must hold.
+        `allowed_users`, `allowed_scopes`: who may decide, by the credential; if both are given, both must match.
         """
         self.id = check_id(id, "Approval")
         self.title = check_text(title, f"Approval({id!r}, title=...)") or id
@@ -91,7 +91,7 @@ class Approval:
 
 
 class HumanTask(Generic[Output]):
-    """A leaf at which a person fills in a form; what they filled in is its output."""
+    """A leaf at which a person fills in a form; the completed form is its output."""
 
     __slots__ = (
         "allowed_scopes",
@@ -163,7 +163,7 @@ class Signal(Generic[Output]):
         skip_if: object = False,
         label: str | None = None,
     ) -> None:
-        """Wait for the signal named `event` (default: the id); one sent earlier counts, and each counts once."""
+        """Wait for the signal named `event` (default: the id); an earlier one counts, and each is taken once."""
         self.id = check_id(id, "Signal")
         self.event = check_signal_name(event or id, f"Signal({id!r}, event=...)")
         self.output = output
@@ -197,7 +197,7 @@ class Timer:
         skip_if: object = False,
         label: str | None = None,
     ) -> None:
-        """Sleep for `duration` from when the timer is reached, or `until` a moment that has a time zone."""
+        """Sleep for `duration` from when the timer is reached, or `until` a datetime with a time zone."""
         if (duration is None) == (until is None):
             raise InvalidTree(f"Timer({id!r}) takes either duration= or until=")
         if until is not None and until.tzinfo is None:

@@ -116,6 +116,18 @@ def test_the_balancers_own_check_accepts_the_file(kind: str, tmp_path: Path) -> 
     assert "warn" not in done.stderr.lower(), done.stderr
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_where_no_gateway_answers_a_caller_is_told_as_a_gateway_does(
+    kind: str, tmp_path: Path
+) -> None:
+    nobody = (f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}")
+    with balancing(kind, tmp_path, nobody) as url:
+        async with aiohttp.ClientSession() as session, session.get(f"{url}/v1/runs") as answer:
+            assert (answer.status, answer.content_type) == (503, "application/json")
+            assert answer.headers["Retry-After"] == "1"
+            assert (await answer.json())["error"]["code"] == "UNAVAILABLE"
+
+
 async def restart_under_load(
     gateways: Fleet, url: str, *, kind: str, count: int, moved: int
 ) -> Load:

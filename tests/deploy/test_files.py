@@ -7,6 +7,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ import pytest
 import yaml
 
 from docs.telemetry_pages import find_log_events
+from gateway.services import SEND_SPANS_S
 from smithers.capacity import FOR_PEOPLE, count_connections
+from smithers.server import POOL_MARGIN_S
 from smithers.settings import SETTINGS, ServerOptions
+from smithers.store.connections import END_TIMEOUT_S
 from smithers.telemetry.names import FAMILIES, Kind
 from tests.support.balancers import DEPLOY, find_program
 
@@ -37,6 +41,7 @@ FOREIGN = {
     "postgresql_rollbacks_total",
     "postgresql_rows",
 }
+POOL_MIB = 512  # of what is no child's: the pool, its fork server, what tools start
 LOCKED = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -295,6 +300,30 @@ def test_deployments_are_probed_kept_and_fenced_in(kind: str):
         )
     ]
     assert any(policy.items() <= labels.items() for policy in policies)
+
+
+def test_a_worker_is_killed_for_its_memory_before_its_pod_is():
+    (container,) = PODS["worker.yaml Deployment"]["containers"]
+    flags = dict(pairwise(container["args"]))
+    limit = container["resources"]["limits"]["memory"]
+    assert limit.endswith("Gi")
+    children_mib = int(flags["--workers"]) * int(flags["--worker-memory"])
+    assert children_mib + POOL_MIB <= int(limit.removesuffix("Gi")) * 1024
+
+
+def test_a_stop_has_the_time_that_a_drain_may_take():
+    gateway, worker = PODS["gateway.yaml Deployment"], PODS["worker.yaml Deployment"]
+    (container,) = gateway["containers"]
+    before_s = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    drain_s = ServerOptions().drain_timeout_s
+    gateway_s = drain_s + SEND_SPANS_S + END_TIMEOUT_S
+    worker_s = drain_s + POOL_MARGIN_S + SEND_SPANS_S + END_TIMEOUT_S
+    services = COMPOSE["services"]
+    assert gateway["terminationGracePeriodSeconds"] >= before_s + gateway_s
+    assert worker["terminationGracePeriodSeconds"] >= worker_s
+    assert float(services["gateway-1"]["stop_grace_period"].removesuffix("s")) >= gateway_s
+    assert float(services["worker"]["stop_grace_period"].removesuffix("s")) >= worker_s
+    assert services["postgres"]["stop_grace_period"] == "2m"  # Docker's own 10 s end in a kill
 
 
 async def test_the_query_that_scales_counts_what_wants_a_worker_by_indexes(database: str):

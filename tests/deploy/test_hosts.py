@@ -177,8 +177,8 @@ def test_two_gateways_and_two_worker_hosts_share_one_load(network: Network, tmp_
     assert set(seen["answers"]) == {"200"}
     assert seen["followed"] >= RUNS
     assert len(shares) == 2, "both worker hosts took part"
-    assert min(shares) > RUNS * 3 * 0.2, shares
-    assert min(served) > RUNS * 0.5, served
+    assert min(shares) > RUNS * 3 * 0.05, shares
+    assert min(served) > RUNS * 0.2, served
 
 
 def read_shares(postgres: PlainPostgres, file: Path) -> list[int]:

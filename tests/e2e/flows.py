@@ -10,8 +10,10 @@ from smithers import (
     ApprovalDecision,
     ContinueAsNew,
     HumanTask,
+    Loop,
     Sequence,
     Signal,
+    Subflow,
     Task,
     current_task,
     workflow,
@@ -74,12 +76,22 @@ def invites(ctx):
     return Sequence(HumanTask("guest", prompt="Who comes?", output=Guest), Task("greet", "hello"))
 
 
-@workflow
+@workflow(queue="rounds")
 def counts_down(ctx):
     left = 2 if ctx.carried is None else ctx.carried
     if left == 1:
         return Approval("last", title="The last round?"), Task("left", left)
     return Task("left", left), ContinueAsNew(left - 1)
+
+
+@workflow(queue="scales")
+def weighs(_ctx):
+    return Task("weigh", 3)
+
+
+@workflow
+def sends(_ctx):
+    return Subflow("parcel", weighs), Task("send", lambda kg: kg, needs={"kg": "parcel"})
 
 
 @workflow
@@ -114,10 +126,13 @@ def tells_environment(ctx):
 
 
 @workflow
-def counts(ctx):
-    """Have many nodes, one after another, none of them at once."""
+def goes_round(ctx):
+    """Go round, with events each time, until a file named by the input is there."""
 
-    def wait():
-        current_task().cancelled.wait(ctx.input["pause_s"])
+    def look():
+        current_task().cancelled.wait(0.05)
+        return Path(ctx.input["path"]).exists()
 
-    return Sequence(*(Task(f"n{number}", wait) for number in range(ctx.input["count"])))
+    return Loop(
+        "rounds", Task("look", look), until=ctx.latest("look") is True, max_iterations=9_999
+    )

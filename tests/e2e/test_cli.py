@@ -17,11 +17,12 @@ from smithers.cli.main import app, run
 from smithers.client import Client
 from tests.support.serving import (
     COMMAND,
+    LIMIT_S,
     Serving,
     Talk,
     clean_environment,
-    find_processes,
     run_command,
+    until_none,
 )
 
 COMMANDS = sorted(
@@ -41,6 +42,18 @@ while not (HERE / "go").exists():
 @workflow
 def slow(ctx):
     return Task("a", lambda: asyncio.sleep(600))
+"""
+INTERRUPTED = """
+import os, signal, sys
+from smithers.cli import command
+
+class CtrlC:
+    def find_spec(self, name, *_):
+        if name == "smithers.cli.runs":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, CtrlC())
+command()
 """
 READING = [
     ["ps"],
@@ -113,9 +126,33 @@ def test_help_and_version_are_quick_to_have(call: Call) -> None:
     assert result.stdout == "[]\n"
 
 
+def test_ctrl_c_while_modules_load_is_no_traceback() -> None:
+    result = subprocess.run(
+        [COMMAND[0], "-c", INTERRUPTED],
+        capture_output=True,
+        check=False,
+        env=clean_environment(),
+        text=True,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [["--bogus"], ["pss"], ["inspect"], ["ps", "--limit", "0"], ["up"], ["serve", "--port", "x"]],
+    [
+        ["--bogus"],
+        ["pss"],
+        ["inspect"],
+        ["ps", "--limit", "0"],
+        ["ps", "--status", "bogus"],
+        ["start", "../outside.py"],
+        ["start", "examples/hello.py", "--run-id", "a b"],
+        ["start", "examples/hello.py", "--key", ""],
+        ["ps", "--server", "nowhere"],
+        ["ps", "--token", " "],
+        ["up"],
+        ["serve", "--port", "x"],
+    ],
 )
 def test_a_usage_error_is_4_and_a_sentence(arguments: list[str], call: Call) -> None:
     code, out, err = call(*arguments)
@@ -193,7 +230,7 @@ def test_a_run_is_started_on_the_server(call: Call, client: Client) -> None:
         call("start", *given, "--run-id", "started-7", "--key", "k-7", "--json")[1]
     ) == {"runId": "started-7"}
     code, _, err = call("start", "examples/fan_out.py", "--input", '{"count": "many"}')
-    assert code == 1
+    assert code == 4
     assert '{"path": ["count"]' in err
 
 
@@ -208,7 +245,7 @@ def test_a_question_is_shown_in_full(call: Call, client: Client) -> None:
     assert '"properties": {"name"' in call("approvals", run_id)[1]
     assert call("approvals", "nobody")[1] == ""
     code, _, err = call("answer", run_id, "guest", "--value", "{}")
-    assert code == 1
+    assert code == 4
     assert '\\"name\\" is a required property' in err
     client.answer(run_id, "guest", {"name": "Ann"})
     client.wait(run_id)
@@ -233,7 +270,7 @@ def test_an_approval_is_listed_and_given(call: Call, asking: str) -> None:
 
 def test_a_choice_that_nobody_asked_for_is_refused(call: Call, asking: str) -> None:
     code, _, err = call("approve", asking, "go", "--select", "left")
-    assert code == 1
+    assert code == 4
     assert "This asks for a yes or a no: there are no options to choose from." in err
     assert call("approve", asking, "go")[0] == 0
 
@@ -374,6 +411,13 @@ def test_up_with_yes_leaves_a_form_to_a_person_and_says_how(server: Serving, flo
     assert (done.returncode, done.stdout) == (0, '"hello"\n')
 
 
+def test_up_moves_a_subflow_whose_workflow_names_another_queue(
+    server: Serving, flows: Path
+) -> None:
+    done = up(server, flows, "flows.py:sends")
+    assert (done.returncode, done.stdout) == (0, "3\n")
+
+
 def test_up_follows_a_run_to_what_it_goes_on_as(server: Serving, flows: Path) -> None:
     left = up(server, flows, "flows.py:counts_down", "--run-id", "rounds")
     assert left.returncode == 3
@@ -388,7 +432,7 @@ def test_up_follows_a_run_to_what_it_goes_on_as(server: Serving, flows: Path) ->
     ("arguments", "word"),
     [
         (["nothing.py"], "there is no file nothing.py"),
-        (["flows.py:repeats", "--input", "{"], "--input is no JSON"),
+        (["flows.py:repeats", "--input", "{"], "--input is not JSON"),
         (["flows.py:repeats", "--input", "[]"], "must be a JSON object"),
         (["flows.py:repeats", "--input", "@nothing.json"], "nothing.json"),
         (["flows.py:asks", "--resume"], "--run-id"),
@@ -436,16 +480,16 @@ def hanging(server: Serving, flows: Path) -> Iterator[tuple[subprocess.Popen[str
     talk = Talk(process)
     talk.until(lambda line: "hang in-progress" in line)
     yield process, talk
-    process.wait(30)
+    process.wait(LIMIT_S)
     talk.close()
-    assert find_processes(f"TEST_MARK=up-{os.getpid()}") == []
+    until_none(f"TEST_MARK=up-{os.getpid()}")
 
 
 def test_ctrl_c_cancels_what_is_up(hanging: tuple[subprocess.Popen[str], Talk]) -> None:
     process, talk = hanging
     process.send_signal(signal.SIGINT)
     talk.until(lambda line: line.startswith("cancelled; go on with"))
-    assert process.wait(30) == 130
+    assert process.wait(LIMIT_S) == 130
 
 
 def test_ctrl_c_cancels_what_is_still_being_loaded(server: Serving, flows: Path) -> None:
@@ -467,7 +511,7 @@ def test_ctrl_c_cancels_what_is_still_being_loaded(server: Serving, flows: Path)
     talk.until(lambda line: "cancelling the run" in line)
     (flows / "go").touch()
     talk.until(lambda line: line.startswith("cancelled; go on with"))
-    assert process.wait(30) == 130
+    assert process.wait(LIMIT_S) == 130
     talk.close()
     assert not any("never retrieved" in line for line in talk.lines)
 
@@ -478,7 +522,7 @@ def test_sigterm_releases_what_is_up(
     process, talk = hanging
     process.send_signal(signal.SIGTERM)
     command = talk.until(lambda line: line.strip().startswith("smithers up"))
-    assert process.wait(30) == 143
+    assert process.wait(LIMIT_S) == 143
     run_id = command.split("--run-id ")[1].split()[0]
     assert client.get(run_id).status == "running"  # its own queue keeps it for --resume
     client.cancel(run_id)

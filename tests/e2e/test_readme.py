@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.serving import TREE, Serving, serving
+from tests.support.serving import LIMIT_S, TREE, Serving, serving
 
 README = (TREE / "README.md").read_text(encoding="utf-8")
 
@@ -20,7 +20,7 @@ def run_shown(command: str, server: Serving, run_id: str) -> str:
     """Run a command as it is shown, but for the port and the run."""
     here = command.replace("localhost:7331", server.url.removeprefix("http://"))
     words = shlex.split(here.replace("/RUN/", f"/{run_id}/"))
-    done = subprocess.run(words, capture_output=True, check=True, text=True, timeout=30)
+    done = subprocess.run(words, capture_output=True, check=True, text=True, timeout=LIMIT_S)
     return done.stdout
 
 

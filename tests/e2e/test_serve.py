@@ -76,15 +76,15 @@ def test_it_says_where_everything_is_and_drains_on_sigterm(flows: Path, data_dir
             run_id = client.start("flows.py:repeats", {"word": "ho", "count": 3})
             assert client.wait(run_id).output == "ho ho ho"
         assert server.stop() == 0
-    assert find_processes(server.mark) == []
-    assert find_processes(str(data_dir)) == []  # nor a Postgres
+    until_none(server.mark)
+    until_none(str(data_dir))  # nor a Postgres
 
 
 def test_ctrl_c_gives_back_what_does_not_end(flows: Path, data_dir: Path) -> None:
     with Serving(flows, data_dir, *FLAGS) as server, server.client() as client:
         run_id = start_hanging(client)
         assert server.stop(signal.SIGINT) == 0
-    assert find_processes(server.mark) == []
+    until_none(server.mark)
     with Serving(flows, data_dir, *FLAGS, "--workers", "0") as next_one:
         cancel_unowned(next_one, run_id)
 
@@ -94,7 +94,8 @@ def test_a_signal_to_all_of_its_processes_lets_what_is_under_way_end(
 ) -> None:
     """A service manager tells every process of a group, the fork server and the children too."""
     flag = tmp_path / "flag"
-    with Serving(flows, data_dir, *FLAGS) as server, server.client() as client:
+    patient = (*FLAGS, "--drain-timeout", "60")
+    with Serving(flows, data_dir, *patient) as server, server.client() as client:
         run_id = client.start("flows.py:sleeps_once", {"path": str(flag)})
         until_started(client.stream(run_id), "wait")
         for pid in find_processes(server.mark):
@@ -121,7 +122,7 @@ def test_a_second_signal_does_not_wait(flows: Path, data_dir: Path) -> None:
         server.process.send_signal(signal.SIGTERM)
         server.talk.until(is_event("server_stops"))
         assert server.stop() == 0
-    assert find_processes(server.mark) == []
+    until_none(server.mark)
     with Serving(flows, data_dir, *FLAGS) as next_one, next_one.client() as client:
         client.cancel(run_id)
         assert client.wait(run_id).status == "cancelled"
@@ -228,7 +229,7 @@ def test_a_worker_on_a_bare_directory_runs_what_only_the_gateway_has(
         assert list(bare.iterdir()) == []
         assert worker.stop() == 0
         assert gateway.stop() == 0
-    assert find_processes(worker.mark) == []
+    until_none(worker.mark)
 
 
 @pytest.mark.parametrize("half", ["gateway", "worker"])

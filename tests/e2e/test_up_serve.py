@@ -20,7 +20,6 @@ from tests.support.serving import (
     LIMIT_S,
     Talk,
     clean_environment,
-    find_processes,
     make_data_dir,
     run_command,
     until_none,
@@ -80,7 +79,7 @@ class UpServed:
         assert self.process.stdout is not None
         with self.process.stdout as file:
             said = file.read()
-        assert find_processes(self.mark) == []
+        until_none(self.mark)
         return code, said
 
 
@@ -128,7 +127,7 @@ def test_a_run_is_steered_over_http_and_stays_to_be_read(flows: Path, data_dir: 
         assert ask(f"{up.url}/v1/runs")["error"]["code"] == "NOT_FOUND"
         assert "runId" in ask(f"{up.url}/approve/go", {"note": "yes"}, method="POST")
         assert until_status(up.url, "finished")["output"] == "gone"
-        up.talk.until(lambda line: "run finished; it is served on" in line)
+        up.talk.until(lambda line: "run finished; it stays served" in line)
         kinds = [event["type"] for event in read_events(up.url)]
         assert [kinds[0], kinds[-1]] == ["RunStarted", "RunFinished"]
         assert ask(f"{up.url}/frames")[0]["frameNo"] >= 1
@@ -137,11 +136,26 @@ def test_a_run_is_steered_over_http_and_stays_to_be_read(flows: Path, data_dir: 
         assert up.end(signal.SIGINT) == (0, '"gone"\n')
 
 
+def test_commands_steer_a_run_that_is_served_as_any_other(flows: Path, data_dir: Path) -> None:
+    with UpServed(flows, data_dir, "flows.py:invites", "--run-id", "party") as up:
+        until_status(up.url, "waiting-approval")
+        why = run_command("why", "party", "--server", up.url, cwd=flows)
+        assert "smithers answer party guest" in why.stdout
+        asked = run_command("approvals", "party", "--server", up.url, cwd=flows)
+        assert '"properties": {"name"' in asked.stdout
+        value = ("--value", '{"name": "Ann"}')
+        answered = run_command("answer", "party", "guest", *value, "--server", up.url, cwd=flows)
+        assert (answered.returncode, answered.stderr) == (0, "guest of run party: answered\n")
+        until_status(up.url, "finished")
+        up.talk.until(lambda line: "run finished; it stays served" in line)
+        assert up.end(signal.SIGINT) == (0, '"hello"\n')
+
+
 def test_what_the_run_goes_on_as_is_served_in_its_place(flows: Path, data_dir: Path) -> None:
     with UpServed(flows, data_dir, "flows.py:counts_down", "--run-id", "down") as up:
         assert until_status(up.url, "waiting-approval")["runId"] == "down+1"
         assert ask(f"{up.url}/approve/last", method="POST") == {"runId": "down+1"}
-        up.talk.until(lambda line: "run finished; it is served on" in line)
+        up.talk.until(lambda line: "run finished; it stays served" in line)
         assert {event["runId"] for event in read_events(up.url)} == {"down+1"}
         assert up.end(signal.SIGINT) == (0, "1\n")
 
@@ -156,7 +170,7 @@ def test_ctrl_c_cancels_the_run_and_sigterm_releases_it(flows: Path, data_dir: P
         assert cancelled.end(signal.SIGINT)[0] == 130
     with UpServed(flows, data_dir, *run, "--resume", "--yes") as last:
         assert until_status(last.url, "finished")["output"] == "gone"
-        last.talk.until(lambda line: "run finished; it is served on" in line)
+        last.talk.until(lambda line: "run finished; it stays served" in line)
         kinds = [event["type"] for event in read_events(last.url)]
         assert kinds.count("RunCancelled") == 1
         assert last.end(signal.SIGTERM)[0] == 0
@@ -166,7 +180,7 @@ def test_a_run_that_was_cancelled_over_http_stays_to_be_read(flows: Path, data_d
     with UpServed(flows, data_dir, "flows.py:hangs") as up:
         ask(f"{up.url}/cancel", method="POST")
         until_status(up.url, "cancelled")
-        up.talk.until(lambda line: "run cancelled; it is served on" in line)
+        up.talk.until(lambda line: "run cancelled; it stays served" in line)
         assert up.end(signal.SIGINT)[0] == 2
 
 
@@ -177,7 +191,7 @@ def test_a_run_in_its_workflows_own_database_is_steered_where_it_lives(
     with UpServed(flows, data_dir, "orders.py", ORDERS=database) as up:
         until_status(up.url, "waiting-approval")
         assert "runId" in ask(f"{up.url}/approve/pay", method="POST")
-        up.talk.until(lambda line: "run finished; it is served on" in line)
+        up.talk.until(lambda line: "run finished; it stays served" in line)
         assert up.end(signal.SIGINT) == (0, '"sent"\n')
 
 
@@ -208,7 +222,7 @@ def test_in_the_background_it_answers_when_the_command_returns(flows: Path, data
         ask(f"{told['url']}/approve/go", method="POST")
         until_status(told["url"], "finished")
         log = Path(told["log"])
-        until_said(log, "run finished; it is served on")
+        until_said(log, "run finished; it stays served")
         assert log.stat().st_mode & 0o077 == 0
     finally:
         descriptor = os.pidfd_open(pid)

@@ -10,7 +10,6 @@ from tests.support.gateway import Rows
 from tests.support.mirrors import NAME, assert_equal, two_worlds, until_mirrored
 from tests.support.world import World, until
 
-KILLS = 20
 LONG_RUNS = 40
 LIVE_RUNS = 5
 
@@ -56,8 +55,9 @@ async def kill_in_the_middle(home: World, own: World) -> bool:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
 async def test_a_mirror_that_is_killed_again_and_again_goes_on_where_it_stopped(
-    worlds: tuple[World, World],
+    worlds: tuple[World, World], kills: int
 ) -> None:
     home, own = worlds
     own.write("flow.py", FLOW)
@@ -69,7 +69,7 @@ async def test_a_mirror_that_is_killed_again_and_again_goes_on_where_it_stopped(
     for number in range(LIVE_RUNS):
         await own.start(f"live{number}", "flow.py")
     interrupted = 0
-    while interrupted < KILLS:
+    while interrupted < kills:
         for run_id in long_runs:  # more than it copies before anybody notices that it has begun
             await rows.add_events(run_id, 500, hint=False)
         interrupted += await kill_in_the_middle(home, own)

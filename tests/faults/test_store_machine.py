@@ -360,15 +360,14 @@ def machine_on(bench: Bench) -> Iterator[Callable[[], Machine]]:
     yield type("MachineHere", (Machine,), {"bench": bench})
 
 
-def play(bench: Bench, examples: int, steps: int) -> None:
+def play(bench: Bench, examples: int, steps: int, *, is_random: bool) -> None:
     with machine_on(bench) as machine:
         run_state_machine_as_test(
             machine,
             settings=settings(
                 max_examples=examples,
                 stateful_step_count=steps,
-                deadline=None,
-                database=None,
+                derandomize=not is_random,
                 phases=[Phase.generate, Phase.shrink],
                 print_blob=True,
                 suppress_health_check=list(HealthCheck),
@@ -377,14 +376,16 @@ def play(bench: Bench, examples: int, steps: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("examples", "steps"),
+    ("examples", "steps", "is_random"),
     [
-        pytest.param(15, 30, id="some"),
-        pytest.param(300, 60, id="many", marks=(pytest.mark.slow, pytest.mark.timeout(1800))),
+        pytest.param(15, 30, False, id="some"),
+        pytest.param(300, 60, True, id="many", marks=(pytest.mark.slow, pytest.mark.timeout(1800))),
     ],
 )
-def test_the_rows_fit_together_after_any_steps(bench: Bench, examples: int, steps: int) -> None:
-    play(bench, examples, steps)
+def test_the_rows_fit_together_after_any_steps(
+    bench: Bench, examples: int, steps: int, is_random: bool
+) -> None:
+    play(bench, examples, steps, is_random=is_random)
 
 
 @dataclass(frozen=True)

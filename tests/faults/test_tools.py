@@ -11,7 +11,7 @@ import pytest
 from tests.support.serving import find_processes, until_none
 from tests.support.world import World, kill, until
 
-IN_TIME_S = 5.0
+IN_TIME_S = 15.0  # five seconds, and ten for which a busy machine may stand still
 
 
 def jailed_mark() -> str:

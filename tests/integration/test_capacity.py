@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.access import read_access
 from gateway.services import open_services
 from smithers import capacity
 from smithers.capacity import check_connections
@@ -72,7 +73,8 @@ async def test_a_gateway_opens_as_many_as_are_counted(
     database: str, tmp_path: Path, opened: Opened
 ) -> None:
     async with AsyncExitStack() as stack:
-        await open_services(settings_for(database, make_root(tmp_path)), stack)
+        settings = settings_for(database, make_root(tmp_path))
+        await open_services(settings, read_access(settings), stack)
     assert opened.count == capacity.GATEWAY_CONNECTIONS, opened.names
 
 

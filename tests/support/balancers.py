@@ -21,7 +21,7 @@ DEPLOY: Final = Path(__file__).resolve().parents[2] / "deploy"
 NGINX_TEMPLATE: Final = DEPLOY / "nginx" / "nginx.conf.template"
 HAPROXY_FILE: Final = DEPLOY / "haproxy" / "haproxy.cfg"
 KINDS: Final = ("nginx", "haproxy")
-LIMIT_S: Final = 20
+LIMIT_S: Final = 60
 
 
 def find_program(name: str) -> str:

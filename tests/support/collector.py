@@ -126,7 +126,8 @@ def _over_grpc() -> Iterator[Collector]:
             )
             return wire.ExportTraceServiceResponse()
 
-    server = grpc.server(ThreadPoolExecutor(2))
+    threads = ThreadPoolExecutor(2)
+    server = grpc.server(threads)
     service.add_TraceServiceServicer_to_server(Servicer(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     collector = Collector(f"http://127.0.0.1:{port}", "grpc")
@@ -135,6 +136,7 @@ def _over_grpc() -> Iterator[Collector]:
         yield collector
     finally:
         server.stop(None).wait(LIMIT_S)
+        threads.shutdown()
 
 
 def _seen(span: Any, resource: dict[str, Any]) -> SpanSeen:

@@ -38,6 +38,7 @@ from smithers.workflow import Workflow
 START_MS = 1_795_308_128_000
 TIMEOUT_USER = "system:timeout"
 BOOM = Problem("Boom", "it broke")
+NEWS = (EventType.APPROVAL_GRANTED, EventType.APPROVAL_DENIED, EventType.SUBFLOW_ENDED)
 TERMINAL = ("RunFinished", "RunFailed", "RunCancelled", "RunContinuedAsNew")
 
 Key = str | NodeKey
@@ -118,6 +119,7 @@ class World:
         self._aborts_at_once = aborts_at_once
         self._is_new = True
         self._newest_signal = -1  # that the progress has been told of
+        self._news_count = 0  # of the history: how much of it the progress knows
 
     # What a test reads.
 
@@ -361,16 +363,24 @@ class World:
         self._go()
 
     def _take_news(self, run: Progress, *, is_all: bool = False) -> None:
-        """Hand on what has come for the nodes that wait; at a taking up, all of it."""
+        """Hand on what the history tells of since the last time; at a taking up, what is there."""
+        rows = self.rows
+        told = {
+            NodeKey(fields["nodeId"], fields["iteration"])
+            for kind, fields in rows.history[self._news_count :]
+            if kind in NEWS
+        }
+        self._news_count = len(rows.history)
         decided = {
             key: fact
-            for key, fact in self.rows.approvals.items()
+            for key, fact in rows.approvals.items()
             if fact.status in (ApprovalStatus.APPROVED, ApprovalStatus.DENIED)
-            and (is_all or key in run.waiting)
+            and (is_all or key in told)
         }
-        ends = {key: end for key, end in self.rows.ends.items() if key in run.waiting}
-        signals = [signal for signal in self.rows.signals if signal.seq > self._newest_signal]
-        self._newest_signal = self.rows.signal_count - 1
+        wanted = run.waiting if is_all else told
+        ends = {key: end for key, end in rows.ends.items() if key in wanted}
+        signals = [signal for signal in rows.signals if signal.seq > self._newest_signal]
+        self._newest_signal = rows.signal_count - 1
         run.take_news(approvals=decided, ends=ends, signals=signals)
 
     def _go(self) -> None:

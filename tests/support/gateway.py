@@ -16,7 +16,7 @@ from smithers.source.beneath import RootDirectory
 from smithers.source.closure import read_bundle
 from tests.support.canary import TOKEN
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 HELLO = """
 from smithers import Task, workflow
 
@@ -39,7 +39,7 @@ def make_root(folder: Path) -> Path:
 def settings_for(dsn: str, root: Path, **changes: Any) -> GatewaySettings:
     """Settings of a gateway for tests: any port, one token."""
     settings = GatewaySettings(
-        dsn=dsn, direct_dsn=dsn, root_dir=root, port=0, auth_token=TOKEN, drain_timeout_s=5
+        dsn=dsn, direct_dsn=dsn, root_dir=root, port=0, auth_token=TOKEN, drain_timeout_s=60
     )
     return replace(settings, **changes)
 

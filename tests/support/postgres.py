@@ -1,7 +1,7 @@
 """A Postgres for the tests, and a fresh migrated database for each of them.
 
-The server is the one of SMITHERS_TEST_DSN, else an embedded one of its own, shared by the processes of a parallel run. A
-database is copied from a template that was migrated once: a fraction of what migrating costs.
+The server is the one of SMITHERS_TEST_DSN, else an embedded one for each process of a parallel run. A database is copied
+from a template that was migrated once: a fraction of what migrating costs.
 """
 
 import asyncio
@@ -21,7 +21,8 @@ from smithers.store.revisions import migrations_dir
 from smithers.store.schema import upgrade_schema
 from tests.support import canary
 
-SETTINGS = {"max_connections": "300"}
+# What a test writes need not outlive a crash of the host, and databases are made and dropped for each.
+SETTINGS = {"max_connections": "300", "fsync": "off", "full_page_writes": "off"}
 TEMPLATE_LOCK = 7331_0002
 
 

@@ -137,6 +137,7 @@ class Serving:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.stop()
+        self.talk.close()
 
     def client(self, token: str | None = None) -> Client:
         """Open a conversation."""

@@ -22,7 +22,7 @@ from smithers.store.commits import RunOrigin, TurnCommit
 from smithers.store.starts import RunStart, start_runs
 
 NAME = "hello"
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 IDENTITY = owners.ProcessIdentity(boot_id="b", pid_namespace="n", pid=1, process_start="s")
 LOG = logging.getLogger(__name__)
 ORIGIN = RunOrigin(

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from bench.ports import free_port
+from smithers.client import NotFound
 from smithers.telemetry import names
 from tests.support.canary import TOKEN
 from tests.support.serving import Serving, is_event, run_command
@@ -71,6 +72,20 @@ def test_runs_and_nodes_are_counted(site: Site) -> None:
     # The node that was tried again is one node, which has finished.
     assert value_of(text, "smithers_node_duration_seconds_count", state="finished") >= 16
     assert value_of(text, "smithers_queue_wait_seconds_count") >= 7
+
+
+def test_cold_queries_are_counted_by_how_long_they_waited_for_a_connection(site: Site) -> None:
+    before = site.value("smithers_db_wait_duration_seconds_count", lane="pool")
+    with site.client as client:
+        client.list_runs()
+    assert site.value("smithers_db_wait_duration_seconds_count", lane="pool") > before
+
+
+def test_requests_are_timed_by_how_they_were_answered(site: Site) -> None:
+    with site.client as client, pytest.raises(NotFound):
+        client.get("nobody")
+    asked = {"method": "GET", "route": "/v1/runs/:runId", "status": "404"}
+    assert site.value("smithers_http_request_duration_seconds_count", **asked) >= 1
 
 
 def test_people_signals_and_timers_are_counted(site: Site) -> None:
@@ -221,14 +236,19 @@ def test_a_real_prometheus_reads_a_server_under_load(site: Site, tmp_path: Path)
             if count == 40:
                 os.kill(next(iter(site.children().values())), signal.SIGKILL)
         until(lambda: ask("smithers_runs_finished_total") == [before + count], "all runs are seen")
-        assert ask("sum(resets(smithers_events_emitted_total[5m]))") == [0]
-        assert ask("sum(resets(smithers_http_requests_total[5m]))") == [0]
         by_bucket = (
-            'sum by (le) (rate(smithers_run_duration_seconds_bucket{status="finished"}[1m]))'
+            'sum by (le) (rate(smithers_run_duration_seconds_bucket{status="finished"}[5m]))'
         )
-        assert 0 < ask(f"histogram_quantile(0.5, {by_bucket})")[0] < LIMIT_S
-        assert len(ask('{__name__=~"smithers_.*"}')) > 200
-        assert ask("smithers_nodes_finished_total")[0] >= 3 * count
+        # One scrape or another may have been late on a busy machine.
+        for query, is_right in (
+            ("sum(resets(smithers_events_emitted_total[5m]))", lambda found: found == [0]),
+            ("sum(resets(smithers_http_requests_total[5m]))", lambda found: found == [0]),
+            (f"histogram_quantile(0.5, {by_bucket})", lambda found: 0 < found[0] < LIMIT_S),
+            ('{__name__=~"smithers_.*"}', lambda found: len(found) > 200),
+            ("smithers_nodes_finished_total", lambda found: found[0] >= 3 * count),
+        ):
+            found = until(lambda query=query: ask(query), f"there is an answer to {query}")
+            assert is_right(found), (query, found)
 
 
 def send(server: Serving, method: str, path: str, token: str | None) -> None:

@@ -165,7 +165,8 @@ def test_whoever_wants_no_trace_gets_none(site: Site) -> None:
 def test_a_dead_collector_holds_nothing_up(root: Path) -> None:
     with collecting("http/protobuf") as collector:
         pass
-    with open_site(root, collector) as site:
+    # How long an export is tried before its spans are lost.
+    with open_site(root, collector, OTEL_EXPORTER_OTLP_TIMEOUT="1") as site:
         with site.client as client:
             for run_id in [client.start("flows.py:chain", {}) for _ in range(20)]:
                 assert client.wait(run_id).status == "finished"

@@ -12,6 +12,7 @@ from contextvars import Context
 
 import pytest
 
+from worker import outlets
 from worker.descendants import Process, end_all
 from worker.loops import RUNNER, BodyLoop, KeptTask
 from worker.outlets import BURST_BYTES, DROPPED, Outlet
@@ -70,14 +71,15 @@ def test_a_process_that_may_not_be_ended_keeps_no_other_alive(monkeypatch):
     monkeypatch.setattr(signal, "pidfd_send_signal", refuse)
     try:
         asyncio.run(end_all([foreign, own], 0.05))
-        assert started[1].wait(10) == -signal.SIGTERM
+        assert started[1].wait(60) in {-signal.SIGTERM, -signal.SIGKILL}
     finally:
         for process in started:
             process.kill()
             process.wait()
 
 
-async def test_what_a_child_writes_is_passed_on_up_to_a_limit(capfd):
+async def test_what_a_child_writes_is_passed_on_up_to_a_limit(capfd, monkeypatch):
+    monkeypatch.setattr(outlets, "BYTES_PER_S", 0)  # however long this takes
     reader, writer = multiprocessing.Pipe(duplex=False)
     outlet = Outlet(reader)
     piece = b"x" * 4096
@@ -88,7 +90,7 @@ async def test_what_a_child_writes_is_passed_on_up_to_a_limit(capfd):
     writer.close()
     outlet.close()
     passed = capfd.readouterr().err
-    assert BURST_BYTES <= passed.count("x") <= BURST_BYTES * 1.5
+    assert BURST_BYTES * 0.9 < passed.count("x") <= BURST_BYTES
     assert passed.count(DROPPED.decode()) >= 1
 
 

@@ -4,6 +4,8 @@ import inspect
 import json
 import os
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from smithers.client import (
     ServerFailed,
     ServerUnreachable,
     UnexpectedAnswer,
+    Unsendable,
 )
 from smithers.client.calls import (
     answer,
@@ -95,6 +98,23 @@ def test_null_is_a_value_that_is_sent() -> None:
     sent = signal("r", "go", None, correlation_id=None, signal_id=None)
     assert sent.body == {"data": None}
     assert answer("r", "n", None, answered_by=None, iteration=None).body == {"value": None}
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        lambda client: client.get("r\udcff"),
+        lambda client: client.list_runs(workflow="\udcff"),
+        lambda client: client.approve("r", "n", note="\ud800"),
+        lambda client: client.start("f.py", {"size": float("inf")}),
+        lambda client: client.start("f.py", {}, idempotency_key=""),
+    ],
+)
+def test_what_fits_into_no_request_is_refused_before_anybody_is_asked(
+    send: Callable[[Client], Any],
+) -> None:
+    with Client("http://127.0.0.1:9") as client, pytest.raises(Unsendable):
+        send(client)
 
 
 def test_a_stream_that_was_cut_waits_longer_each_time_until_an_event_comes() -> None:

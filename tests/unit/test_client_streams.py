@@ -230,5 +230,5 @@ def test_one_client_follows_more_runs_at_once_than_a_pool_of_connections_usually
     server = serve(0, *[(0,)] * count, *[204] * count)
     # Nobody's stream begins before all have asked for theirs.
     everybody = threading.Barrier(count)
-    server.on_stream = lambda: everybody.wait(30)
+    server.on_stream = lambda: everybody.wait(60)
     assert len(wait(server.url, count)) == count

@@ -169,9 +169,9 @@ async def test_a_question_is_asked_until_the_answer_is_one(
         ("@missing.json", "cannot be read: [Errno 2]"),
         ("@.", "cannot be read: [Errno 21]"),
         ("@binary", "cannot be read: 'utf-8' codec can't decode"),
-        ("@text", "is no JSON: Expecting value"),
-        ("{", "is no JSON: Expecting property name"),
-        ("[" * 100_000, "is no JSON: maximum recursion depth"),
+        ("@text", "is not JSON: Expecting value"),
+        ("{", "is not JSON: Expecting property name"),
+        ("[" * 100_000, "is not JSON: maximum recursion depth"),
     ],
 )
 def test_a_flag_that_is_no_json_is_refused_by_its_name(

@@ -35,6 +35,16 @@ class TestSubflow:
         assert world.rows.status is RunStatus.WAITING_EVENT
         assert world.progress is None
 
+    def test_a_run_that_keeps_its_queue_starts_everything_in_it(self):
+        @workflow(queue="own")
+        def going_on(_ctx):
+            return Subflow("s", small, {"amount": 3}), ContinueAsNew()
+
+        world = World(going_on)
+        world.renderer = replace(world.renderer, keeps_queue=True)
+        world.begin().end_child("s")
+        assert [child.queue for child in world.rows.children] == [None, None]
+
     def test_a_workflow_that_no_module_has_under_a_name_fails_the_node_by_name(self):
         world = World(lambda _ctx: Subflow("s", small, {"amount": 3}))
         world.renderer = replace(world.renderer, find_export=lambda _workflow: None)

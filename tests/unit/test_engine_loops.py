@@ -245,6 +245,24 @@ def test_a_long_loop_that_does_nothing_leaves_the_others_their_turn():
     assert world.commit_count >= 10
 
 
+def test_a_run_that_is_cancelled_in_the_midst_of_a_long_loop_waits_for_what_is_to_stop():
+    idle = Loop("l", Task("b", 1, skip_if=True), max_iterations=500)
+    tree = Parallel(Task("x", 1), Sequence(Task("a", 1), idle))
+    world = World(lambda _ctx: tree, aborts_at_once=False).begin()
+    turns: list[bool] = []
+
+    def cancel(world: World) -> None:
+        turns.append(world.run.is_cut_short)
+        assert len(turns) < 5, "it plans again and again, and nothing is to be done"
+        if world.run.is_cut_short:
+            world.run.cancel()
+
+    world.on_turn = cancel
+    world.finish("a")
+    assert turns == [True, False]
+    assert world.stop("x").rows.status is RunStatus.CANCELLED
+
+
 def test_a_branch_in_a_loop_is_chosen_anew_in_each_iteration():
     def build(ctx: Any) -> Any:
         branch = Branch(ctx.output_maybe("a") == "left", Task("left", 1), Task("right", 1))

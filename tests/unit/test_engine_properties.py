@@ -14,7 +14,7 @@ from smithers.states import RunStatus
 from tests.support.engine import TERMINAL, World
 from tests.support.trees import Play, leaves_of, specs
 
-gate = settings(derandomize=True, max_examples=150, deadline=None, database=None)
+gate = settings(max_examples=150)
 
 CHOICES = st.lists(st.integers(0, 60), max_size=40)
 DEATHS = st.sets(st.integers(1, 40), max_size=6)
@@ -185,7 +185,7 @@ def test_the_keys_of_a_node_are_ordered_by_its_loops_outermost_first(places):
 def test_the_random_trees_reach_what_they_are_meant_to():
     seen: Counter[str] = Counter()
 
-    @settings(derandomize=True, max_examples=100, deadline=None, database=None)
+    @settings(max_examples=100)
     @given(specs(), CHOICES)
     def look(spec, choices):
         world = Play(spec, choices).to_end()

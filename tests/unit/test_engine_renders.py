@@ -61,6 +61,18 @@ class TestReads:
         World(build).begin().fail("a")
         assert seen == [None, NodeState.PENDING, NodeState.IN_PROGRESS, NodeState.FAILED]
 
+    def test_a_death_changes_no_state_that_a_builder_reads(self):
+        def build(ctx):
+            is_going = ctx.state("a") == "in-progress"
+            return Parallel(Task("a", 1), is_going and Approval("stop", title="Stop it?"))
+
+        world = World(build).begin()
+        frames = [*world.rows.frames]
+        world.die()
+        assert (world.under_way, world.state("stop")) == (["a"], NodeState.WAITING_APPROVAL)
+        assert world.events_of("stop").count("ApprovalRequested stop") == 1
+        assert world.rows.frames == frames
+
     def test_what_is_asked_for_and_missing_fails_the_run_with_a_hint(self):
         world = World(lambda ctx: Task(ctx.output("a"), 1)).begin()
         assert world.rows.error is not None

@@ -335,6 +335,14 @@ class TestFinally:
         finished = [line for line in world.events if line.startswith("NodeFinished")]
         assert [line.split()[1] for line in finished] == ["f", "d"]
 
+    def test_what_died_with_its_process_is_cancelled_however_many_die_while_it_cleans_up(self):
+        def build(_ctx):
+            return Parallel(Try("t", task("a"), finally_=task("f")), task("x"), task("y"))
+
+        world = World(build, aborts_at_once=False).begin().fail("y").stop("a").die().die()
+        assert world.finish("f").rows.status is RunStatus.FAILED
+        assert world.state("x") is NodeState.CANCELLED
+
     def test_a_death_while_it_cleans_up_after_a_cancel_goes_on_with_it(self):
         world = World(lambda _ctx: Try("t", task("a"), finally_=[task("f"), task("g")])).begin()
         world.cancel().finish("f").die()
@@ -415,6 +423,18 @@ class TestSaga:
         world.finish("un-a")
         assert world.events.count("NodeFinished un-b 1") == 1
         assert world.rows.status is RunStatus.FAILED
+
+    def test_a_loop_that_fails_the_run_beside_it_does_so_after_a_death_before_anything_begins(self):
+        def fail():
+            loop = Loop("l", task("x"), max_iterations=1, on_max_reached="fail")
+            steps = Saga("s", Step(task("a"), task("un-a")))
+            tree = Parallel(steps, loop, Approval("ok", title="?"))
+            return World(lambda _ctx: tree, aborts_at_once=False).begin().finish("x")
+
+        plain, dead = fail().stop("a"), fail().die()
+        assert dead.rows.error == plain.rows.error
+        assert dead.rows.tries == plain.rows.tries
+        assert dead.events_of("ok").count("ApprovalRequested ok") == 1
 
     def test_one_behind_an_approval_that_was_denied_is_done_after_a_resume(self):
         def build(_ctx):
@@ -508,7 +528,7 @@ class TestSaga:
         assert world.finish("a").fail("b").under_way == ["un"]
 
 
-gate = settings(derandomize=True, max_examples=200, deadline=None, database=None)
+gate = settings(max_examples=200)
 CHOICES = st.lists(st.integers(0, 60), max_size=40)
 DEATHS = st.sets(st.integers(1, 40), max_size=6)
 
@@ -554,7 +574,7 @@ def test_a_cancel_ends_the_run_as_cancelled_with_nothing_left_to_clean_up(
 def test_the_random_trees_fail_and_catch():
     seen: Counter[str] = Counter()
 
-    @settings(derandomize=True, max_examples=100, deadline=None, database=None)
+    @settings(max_examples=100)
     @given(specs(has_tries=True), CHOICES)
     def look(spec, choices):
         world = Play(spec, choices).to_end()

@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.bodies import MAX_DEPTH, bracket_depth, parse_object, write_json
@@ -94,7 +94,6 @@ def depth_of(value: object) -> int:
     return 0
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(VALUES, st.integers(0, 40), st.booleans())
 def test_what_a_strict_writer_writes_is_read_as_it_was_unless_it_nests_too_deeply(
     value: object, levels: int, is_ascii: bool

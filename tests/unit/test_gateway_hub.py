@@ -11,9 +11,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway import hub as hub_module
+from gateway.access import ANYBODY, Credential
 from gateway.hub import FollowedRun, Hub
 from gateway.metrics import Metrics
-from gateway.viewers import MAX_BUFFERED_BYTES, Viewer
+from gateway.viewers import MAX_BUFFERED_BYTES, Ending, Viewer
 from smithers import service_loops
 from smithers.complaints import EVERY_S, Complaint
 from smithers.errors import StoreUnavailable
@@ -97,6 +98,19 @@ def make_hub(history: History, chance: random.Random) -> Hub:
         pool=None,  # type: ignore[arg-type]  # the slow poll is not reached
         metrics=Metrics(),
         hears=lambda: True,
+        admits=lambda _credential: True,
+    )
+
+
+def make_viewer(
+    transport: FakeTransport | None = None, *, cursor: int = -1, credential: Credential = ANYBODY
+) -> Viewer:
+    return Viewer(
+        transport or FakeTransport(),  # type: ignore[arg-type]  # a fake
+        credential=credential,
+        cursor=cursor,
+        is_chunked=False,
+        now=0.0,
     )
 
 
@@ -109,11 +123,15 @@ def seqs(transport: FakeTransport) -> list[int]:
     ]
 
 
-async def watch(hub: Hub, chance: random.Random, seen: list[int], patience: int) -> bool:
-    """Watch once, as a stream's handler does; says whether the end was seen."""
+async def watch(
+    hub: Hub, chance: random.Random, seen: list[int], patience: int, full_after: int | None = None
+) -> bool:
+    """Watch once, as a stream's handler does; says whether the end was seen.
+
+    `full_after`: how long its reader reads.
+    """
     transport = FakeTransport()
-    viewer = Viewer(transport, is_chunked=False, now=0.0)  # type: ignore[arg-type]  # a fake
-    viewer.cursor = seen[-1] if seen else -1
+    viewer = make_viewer(transport, cursor=seen[-1] if seen else -1)
     with hub.following(RUN) as run:
         while True:
             tail = await hub.read(RUN, viewer.cursor)
@@ -126,14 +144,18 @@ async def watch(hub: Hub, chance: random.Random, seen: list[int], patience: int)
             if hub.join(run, viewer, tail):
                 break
     ending = asyncio.ensure_future(viewer.until_ended())
-    for _ in range(patience):
+    for turn in range(patience):
         if ending.done():
             break
+        if turn == full_after:
+            transport.buffered = MAX_BUFFERED_BYTES
         await asyncio.sleep(0)
     hub.leave(run, viewer)
-    await ending
+    if await ending is Ending.BEHIND:
+        assert not viewer.last_words
     transport.write(viewer.last_words)
     seen += seqs(transport)
+    assert seen[-1] == viewer.cursor
     return False
 
 
@@ -156,7 +178,9 @@ async def test_no_interleaving_loses_or_doubles_an_event(seed: int) -> None:
     async def view() -> list[int]:
         seen: list[int] = []
         await turns(chance.randrange(100))
-        while not await watch(hub, chance, seen, chance.choice([0, 1, 2, 10, 200])):
+        while not await watch(
+            hub, chance, seen, chance.choice([0, 1, 2, 10, 200]), chance.choice([None, 0, 1, 20])
+        ):
             await turns(chance.randrange(3))
         return seen
 
@@ -172,7 +196,7 @@ async def test_no_interleaving_loses_or_doubles_an_event(seed: int) -> None:
 async def test_who_has_joined_needs_no_slow_poll_to_see_the_last_event(seed: int) -> None:
     chance = random.Random(seed)
     history = History()
-    async with make_hub(history, chance) as hub, asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with make_hub(history, chance) as hub, asyncio.timeout(60), asyncio.TaskGroup() as group:
         viewings = []
         for _ in range(3):
             seen: list[int] = []
@@ -193,8 +217,7 @@ async def test_a_viewer_that_asked_for_later_events_gets_only_those() -> None:
     history = History(count=3)
     transport = FakeTransport()
     async with make_hub(history, chance) as hub:
-        viewer = Viewer(transport, is_chunked=False, now=0.0)  # type: ignore[arg-type]  # a fake
-        viewer.cursor = 6
+        viewer = make_viewer(transport, cursor=6)
         with hub.following(RUN) as run:
             assert hub.join(run, viewer, history.tail(6))
             assert run.cursor == 2  # who asked for what there is can join
@@ -210,11 +233,7 @@ async def test_a_hint_that_found_its_viewers_gone_is_kept_for_who_is_about_to_jo
     chance = random.Random(2)
     history = History()
     async with make_hub(history, chance) as hub:
-        leaving, joining = (
-            Viewer(FakeTransport(), is_chunked=False, now=0.0)  # type: ignore[arg-type]  # a fake
-            for _ in range(2)
-        )
-        leaving.cursor = joining.cursor = 0
+        leaving, joining = make_viewer(cursor=0), make_viewer(cursor=0)
         with hub.following(RUN) as run:
             early = history.tail(0)
             assert hub.join(run, leaving, early)
@@ -243,16 +262,15 @@ async def test_what_nobody_foresaw_ends_the_streams_of_its_run_and_no_others(
 
     monkeypatch.setattr(Hub, "_send", fail)
     viewers = {}
-    async with make_hub(history, random.Random(3)) as hub, asyncio.timeout(5):
+    async with make_hub(history, random.Random(3)) as hub, asyncio.timeout(60):
         for run_id in (broken, whole):
-            viewer = viewers[run_id] = Viewer(FakeTransport(), is_chunked=False, now=0.0)  # type: ignore[arg-type]  # a fake
-            viewer.cursor = 0
+            viewer = viewers[run_id] = make_viewer(cursor=0)
             with hub.following(run_id) as run:
                 assert hub.join(run, viewer, history.tail(0))
         history.count += 1
         with capture_logs() as logs:
             hub.hear(frozenset({broken}))
-            assert await viewers[broken].until_ended() is DropReason.GONE
+            assert await viewers[broken].until_ended() is Ending.LOST
             while not seqs(viewers[whole].transport):  # type: ignore[arg-type]  # a fake
                 hub.hear(frozenset({whole}))
                 await asyncio.sleep(0)
@@ -265,9 +283,8 @@ async def test_what_nobody_foresaw_ends_the_streams_of_its_run_and_no_others(
 
 async def test_how_late_events_come_is_measured_by_the_databases_clock_alone() -> None:
     history = History()
-    async with make_hub(history, random.Random(1)) as hub, asyncio.timeout(20):
-        viewer = Viewer(FakeTransport(), is_chunked=False, now=0.0)  # type: ignore[arg-type]  # a fake
-        viewer.cursor = 0
+    async with make_hub(history, random.Random(1)) as hub, asyncio.timeout(60):
+        viewer = make_viewer(cursor=0)
         with hub.following(RUN) as run:
             assert hub.join(run, viewer, history.tail(0))
             history.count += 1
@@ -301,8 +318,7 @@ async def test_a_database_that_is_away_is_asked_and_complained_of_once_in_a_whil
     hub._hears = lambda: False
     hub._complaint = Complaint(lambda: now)
     with hub.following(RUN) as run, capture_logs() as logs:
-        viewer = Viewer(FakeTransport(), is_chunked=False, now=0.0)  # type: ignore[arg-type]  # a fake
-        viewer.cursor = 0
+        viewer = make_viewer(cursor=0)
         assert hub.join(run, viewer, History().tail(0))
         polling = asyncio.create_task(hub._poll())
         for _ in range(20):
@@ -316,28 +332,41 @@ async def test_a_database_that_is_away_is_asked_and_complained_of_once_in_a_whil
     assert all(1 <= pause_s <= 2 for pause_s in pauses[1::2])
 
 
-@pytest.mark.parametrize(
-    ("transport", "reason"),
-    [
-        (FakeTransport(is_closed=True), DropReason.GONE),
-        (FakeTransport(buffered=MAX_BUFFERED_BYTES), DropReason.BUFFER),
-    ],
-)
-def test_a_viewer_that_cannot_be_written_to_is_dropped(
-    transport: FakeTransport, reason: DropReason
+def test_a_viewer_whose_reader_has_left_is_dropped() -> None:
+    assert make_viewer(FakeTransport(is_closed=True)).write(b"x", 0.0) is DropReason.GONE
+
+
+def test_a_viewer_has_room_for_as_much_as_there_is_once_it_has_read_everything() -> None:
+    transport = FakeTransport()
+    viewer = make_viewer(transport)
+    assert viewer.has_room(2 * MAX_BUFFERED_BYTES)
+    transport.buffered = 1
+    assert viewer.has_room(MAX_BUFFERED_BYTES - 1)
+    assert not viewer.has_room(MAX_BUFFERED_BYTES)
+
+
+async def test_a_viewer_whose_credential_was_taken_away_ends_and_others_do_not(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    viewer = Viewer(transport, is_chunked=False, now=0.0)  # type: ignore[arg-type]  # a fake
-    assert viewer.write(b"x", 0.0) is reason
-
-
-def test_a_viewer_that_has_read_everything_is_sent_as_much_as_there_is() -> None:
-    viewer = Viewer(FakeTransport(), is_chunked=False, now=0.0)  # type: ignore[arg-type]  # a fake
-    assert viewer.write(b"x" * 2 * MAX_BUFFERED_BYTES, 0.0) is None
+    monkeypatch.setattr(hub_module, "SWEEP_S", 0)
+    revoked = Credential("ann", ("*",))
+    hub = make_hub(History(), random.Random(1))
+    hub._admits = lambda credential: credential != revoked
+    async with hub, asyncio.timeout(20):
+        staying, leaving = make_viewer(cursor=0), make_viewer(cursor=0, credential=revoked)
+        with hub.following(RUN) as run:
+            for viewer in (staying, leaving):
+                assert hub.join(run, viewer, History().tail(0))
+        assert await leaving.until_ended() is Ending.WHOLE
+        assert run.viewers == {staying}
+        assert hub.may_go_on(staying)
+        assert not hub.may_go_on(leaving)
+        hub.leave(run, staying)
 
 
 def test_a_viewer_stalls_only_when_nothing_of_what_was_written_is_taken() -> None:
     transport = FakeTransport()
-    viewer = Viewer(transport, is_chunked=False, now=0.0)  # type: ignore[arg-type]  # a fake
+    viewer = make_viewer(transport)
     for second in range(100):  # slow, but it reads
         viewer.write(b"x" * 10, float(second))
         transport.buffered = 500 + second % 2

@@ -25,8 +25,10 @@ POST = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
 CHUNKED = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n"
 ASK = b"GET /a?padding=%d HTTP/1.1\r\nHost: x\r\n%b\r\n"
 NO_CHUNK = b"zz\r\n"
+UPGRADE = b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+CONNECT = b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n"
 SETTINGS = GatewaySettings(
-    dsn="", direct_dsn="", root_dir=None, headers_timeout_s=20, request_timeout_s=20
+    dsn="", direct_dsn="", root_dir=None, headers_timeout_s=60, request_timeout_s=60
 )
 
 
@@ -79,10 +81,10 @@ async def serving() -> AsyncIterator[Site]:
         site = Site(listener.getsockname()[1])
         app = web.Application()
         answer_every_path(app, site.answer)
-        runner = GatewayRunner(app, SETTINGS, site.load, drain_s=10)
+        runner = GatewayRunner(app, SETTINGS, site.load, drain_s=60)
         await runner.setup()
         await web.SockSite(runner, listener).start()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             yield site
         await runner.cleanup()
 
@@ -188,6 +190,23 @@ def test_what_follows_the_answer_to_half_a_body_is_no_news(
 
     run(main())
     assert caplog.messages == []
+
+
+@both_loops
+@pytest.mark.parametrize("head", [GET.replace(b"\r\n\r\n", UPGRADE), GET + CONNECT])
+def test_what_follows_a_request_for_another_protocol_is_not_waited_for(
+    run: Run, head: bytes
+) -> None:
+    async def main() -> None:
+        async with serving() as site:
+            site.may_answer.set()
+            reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+            writer.write(head + POST % 9 + b"{")
+            assert b"Connection: close" in await reader.read()
+            writer.close()
+            await writer.wait_closed()
+
+    run(main())
 
 
 @both_loops

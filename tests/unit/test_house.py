@@ -171,7 +171,7 @@ def test_sql_lives_in_the_store():
         for path, tree in TREES.items()
         if not name_of(path).startswith("smithers/store/")
         for node in strings(tree)
-        if node not in docstrings(tree) and SQL.search(node.value)
+        if SQL.search(node.value) and node not in docstrings(tree)
     ]
     assert found == []
 

@@ -42,7 +42,7 @@ async def test_a_death_is_counted_and_an_end_that_was_asked_for_is_not(tmp_path:
     kept = KeptProcess(mortal_program(tmp_path, sheet))
     assert count_deaths() == 0
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await kept.start(b"")
             while not count_deaths():
                 await asyncio.sleep(0.01)
@@ -69,7 +69,7 @@ async def test_one_that_is_being_started_when_it_is_stopped_ends_too(
     await kept.load()
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start_held)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await kept.start(b"")
             await is_starting.wait()
             stop(kept)

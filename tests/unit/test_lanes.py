@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 import asyncpg
 import pytest
@@ -11,6 +11,10 @@ from structlog.testing import capture_logs
 from smithers.errors import StoreError, StoreUnavailable
 from smithers.store import lanes
 from smithers.store.lanes import Lane
+from smithers.telemetry.exposition import merge
+from smithers.telemetry.lanes import LaneMeter
+from smithers.telemetry.names import DB_CALLS_FAILED, Role
+from smithers.telemetry.sheet import Sheet
 
 
 class Line:
@@ -205,6 +209,37 @@ async def test_what_keeps_a_lane_is_logged_once_a_minute_with_its_reason(counter
     assert "DiskFullError" in line["error"]
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (asyncpg.DiskFullError("could not extend file"), "disk-full"),
+        (asyncpg.ReadOnlySQLTransactionError("cannot execute INSERT"), "read-only"),
+        (ConnectionResetError(), "unavailable"),
+    ],
+)
+async def test_calls_that_fail_are_counted_by_reason_from_nothing_on(
+    error: Exception, reason: str, counter
+):
+    with closing(Sheet.create(1)) as sheet:
+        meter = LaneMeter(sheet.open_page(Role.CHILD))
+        expected = dict.fromkeys(("disk-full", "read-only", "unavailable"), 0.0)
+        assert failures_in(sheet) == expected
+        async with laid(counter) as lane:
+            lane.meter = meter.count
+            assert await lane.submit(0) == 0
+            counter.refusal = error
+            with pytest.raises(StoreUnavailable):
+                await lane.submit(1)
+            assert await lane.submit(2) == -2
+        assert failures_in(sheet) == {**expected, reason: 1.0}
+
+
+def failures_in(sheet: Sheet) -> dict[str, float]:
+    """What is counted of calls that failed, by reason."""
+    told = merge(sheet.read())
+    return {key[1]: values[0] for key, values in told.items() if key[0] == DB_CALLS_FAILED.name}
+
+
 async def test_who_gave_up_before_the_call_is_not_sent_and_after_it_harms_nobody(counter):
     async with laid(counter) as lane:
         async with under_way(counter, lane) as first:
@@ -250,7 +285,7 @@ async def test_a_meter_that_raises_stops_no_lane(counter, monkeypatch):
         raise RuntimeError("nobody foresaw this")
 
     monkeypatch.setattr("smithers.service_loops.PAUSE_S", 0)
-    async with laid(counter) as lane, asyncio.timeout(10):
+    async with laid(counter) as lane, asyncio.timeout(60):
         lane.meter = fail
         assert await lane.submit(7) == -7
         assert await lane.submit(8) == -8

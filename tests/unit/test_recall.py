@@ -457,6 +457,14 @@ async def test_of_what_was_not_made_no_agent_is_told(node: Node, post: Post) -> 
     assert await node.live(lambda: send(post, "b")) == ["b has it"]
 
 
+async def test_an_agent_is_told_the_same_however_many_calls_it_recalls(node: Node) -> None:
+    failed = row(1, "mail", '{"to":"z"}', is_recallable=False)
+    lost = tuple(row(number, "mail", '{"to":"a"}', attempt=2) for number in range(1, 1002))
+    for rows in ((failed,), (failed, *lost)):
+        with lending_tools(node.root, rows) as (toolbox, _):
+            assert [call.input for call in toolbox.told_calls] == ['{"to":"z"}']
+
+
 async def test_an_output_that_is_left_out_is_read_when_its_call_is_recalled(
     tmp_path: Path, post: Post
 ) -> None:

@@ -191,8 +191,8 @@ def test_a_thread_that_reads_keeps_nobody_from_another_version(root, top, monkey
         assert is_parsing.wait(30)
         try:
             for look in (reader.find, reader.read):
-                assert pool.submit(look, "flows/hello.py").result(10) == first
-            assert set(pool.submit(reader.read, "new.py").result(10).modules) == {
+                assert pool.submit(look, "flows/hello.py").result(60) == first
+            assert set(pool.submit(reader.read, "new.py").result(60).modules) == {
                 "new.py",
                 "helpers.py",
             }

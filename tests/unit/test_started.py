@@ -48,7 +48,7 @@ def open_threads() -> None:
 
 
 async def begun(event: threading.Event) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not event.is_set():
             await asyncio.sleep(0.01)
 
@@ -79,7 +79,7 @@ async def test_a_program_that_a_call_waits_for_ends_with_the_attempt() -> None:
 
     attempt = Attempt(lambda: asyncio.to_thread(work))
     await begun(has_begun)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await attempt.stop()
     assert attempt.stuck_count == 0
 
@@ -116,7 +116,7 @@ async def test_a_call_that_a_body_has_not_waited_for_may_end_and_not_go_on_for_e
         await attempt.started.close()
     assert [attempt.stuck_count for attempt in attempts] == [0, 0]
     ending.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while attempts[1].stuck_count == 0:
             await asyncio.sleep(0.01)
     lasting.set()

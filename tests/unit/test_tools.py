@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import itertools
 import json
 import multiprocessing
 import os
@@ -135,7 +136,7 @@ async def test_who_waits_for_a_directory_that_others_keep_locked_ends_with_its_a
         fcntl.flock(directory, fcntl.LOCK_EX)
         current_task().cancelled.set()
         with pytest.raises(ToolRefused, match="kept locked"):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 await write("a.txt", "new")
     finally:
         os.close(directory)
@@ -181,7 +182,7 @@ def lay_traps(root: Path) -> dict[str, str]:
 async def test_read_follows_no_way_out(root: Path, lent: tuple[object, Records]) -> None:
     for kind, path in lay_traps(root).items():
         with pytest.raises(ToolRefused) as refusal:
-            await asyncio.wait_for(read(path), 5)
+            await asyncio.wait_for(read(path), 60)
         assert CANARY not in str(refusal.value), kind
     assert not [call for call in lent[1].calls if CANARY in f"{call.output}{call.error}"]
 
@@ -193,7 +194,7 @@ async def test_write_and_edit_change_nothing_outside(root: Path, lent: object) -
     for path in traps.values():
         for call in (write(path, "mine"), edit(path, CANARY, "mine")):
             with pytest.raises(ToolRefused):
-                await asyncio.wait_for(call, 5)
+                await asyncio.wait_for(call, 60)
     for path in ("folder/new.txt", ".smithers/new", "way/new/deep.txt", "folder/new/deep.txt"):
         with pytest.raises(ToolRefused):
             await write(path, "mine")
@@ -235,7 +236,11 @@ async def test_no_swap_of_links_opens_a_way_out(root: Path, lent: object) -> Non
     read_file, write_file = read._function, write._function
     outcomes = {"read": 0, "refused": 0, "written": 0, "unwritten": 0}
     try:
-        for number in range(SWAPS):
+        ends = time.monotonic() + 60
+        for number in itertools.count():
+            # Until all was seen: the other process may be slow to begin.
+            if number >= SWAPS and (min(outcomes.values()) > 0 or time.monotonic() > ends):
+                break
             try:
                 assert read_file("d/secret.txt").text == "harmless"
                 outcomes["read"] += 1
@@ -316,7 +321,7 @@ async def test_a_command_that_takes_too_long_is_over_in_time(lent: object) -> No
     began = time.monotonic()
     with pytest.raises(ToolTimedOut):
         await bash.shell("trap '' TERM; sleep 3600", timeout=0.2)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 async def test_grep_finds_lines(root: Path, lent: object) -> None:
@@ -443,7 +448,7 @@ async def test_a_pattern_that_is_none_or_takes_for_ever_is_an_error(
     began = time.monotonic()
     with contextlib.suppress(ToolError):
         await grep("^(a|a?)+$")
-    assert time.monotonic() - began < 35
+    assert time.monotonic() - began < 90
 
 
 async def test_each_call_is_recorded_with_its_number(lent: tuple[object, Records]) -> None:
@@ -539,14 +544,16 @@ async def test_slow_tools_hold_up_no_other(root: Path, lent: object) -> None:
     @tool(side_effect=False)
     def wait(number: int) -> int:
         """Wait."""
-        go.wait(30)
+        go.wait(60)
         return number
 
     waiting = [asyncio.ensure_future(wait(number)) for number in range(64)]
     await asyncio.sleep(0)
-    async with asyncio.timeout(10):
-        assert (await read("a.txt")).text == "text"
-    go.set()
+    try:
+        async with asyncio.timeout(30):
+            assert (await read("a.txt")).text == "text"
+    finally:
+        go.set()
     assert await asyncio.gather(*waiting) == list(range(64))
 
 
@@ -555,7 +562,7 @@ class TestToolsThatCallTools:
         self, root: Path, lent: object
     ) -> None:
         (root / "a.txt").write_text("one\ntwo\n")
-        all_wait = threading.Barrier(MAX_THREADS, timeout=30)
+        all_wait = threading.Barrier(MAX_THREADS, timeout=60)
 
         @tool(side_effect=False)
         def count_lines(path: str) -> int:
@@ -569,7 +576,7 @@ class TestToolsThatCallTools:
             return 2 * count_lines(path).result()
 
         calls = [count_twice("a.txt") for _ in range(MAX_THREADS)]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await asyncio.gather(*calls) == [4] * MAX_THREADS
 
     async def test_they_do_not_call_one_another_without_end(self, lent: object) -> None:

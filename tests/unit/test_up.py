@@ -3,12 +3,16 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from smithers.cli import following
 from smithers.cli.main import run
 from smithers.cli.session import Errand
 from smithers.settings import ServerOptions
+from smithers.states import RunStatus
 
 FLOW = "my flow.py"
 Told = list[tuple[Errand, ServerOptions]]
@@ -86,3 +90,20 @@ def test_the_command_that_goes_on_names_the_variables_of_secrets(told: Told) -> 
         "DATABASE_URL=… DATABASE_DIRECT_URL=… SMITHERS_API_KEY=… "
         "smithers up 'my flow.py' --run-id r1+1 --resume --serve"
     )
+
+
+@pytest.mark.parametrize(
+    ("kinds", "is_stuck"), [(["signal"], True), (["signal", "subflow"], False), (["ended"], False)]
+)
+async def test_a_run_is_stuck_only_while_it_waits_for_a_signal(
+    kinds: list[str], *, is_stuck: bool
+) -> None:
+    """Its status may be an old one: a child that ends at once has moved it on."""
+    waiting: Any = SimpleNamespace(run_id="r", status=RunStatus.WAITING_EVENT)
+
+    class Client:
+        async def why(self, _run_id: str) -> Any:
+            return SimpleNamespace(reasons=[SimpleNamespace(kind=kind) for kind in kinds])
+
+    client: Any = Client()
+    assert (await following._find_stuck(client, waiting) is not None) is is_stuck

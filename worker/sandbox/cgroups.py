@@ -1,9 +1,9 @@
-"""Bound what all processes of a command take together, where a cgroup (version 2) was delegated to the worker.
+"""Limit the processes of a command together, if a cgroup (version 2) is delegated to the worker.
 
-Each command gets a child of the delegated cgroup, is born in it, and the child goes when the command has ended. Two places
-can be the delegated one: the cgroup that the worker is in, and the one above it, for a cgroup may have processes or children
-with limits, not both (systemd: `Delegate=yes` with `DelegateSubgroup=`). No process is moved, and root takes nothing that
-was not given to it. Where there is no such place, each process has its own limits, and the reason is told.
+Each command starts in a child of the delegated cgroup, which is removed when the command has ended. The delegated cgroup
+is the worker's own or the one above it, since a cgroup may have processes or children
+with limits, not both (systemd: `Delegate=yes` with `DelegateSubgroup=`). No process is moved, and root uses only a cgroup
+that was delegated to it. If there is none, each process has its own limits, and the reason is reported.
 """
 
 import errno
@@ -24,14 +24,14 @@ _MOUNT_ROOT, _MOUNT_POINT = 3, 4  # fields of /proc/self/mountinfo
 
 
 class NoCgroups(Exception):
-    """No cgroup was delegated; the text says what is in the way."""
+    """No cgroup was delegated; the text says why."""
 
 
 class Cgroups:
     """A delegated cgroup, and the children that this process has made in it."""
 
     def __init__(self, place: Path) -> None:
-        """Take a place that find_place has returned; raise NoCgroups where no process can be born in a child of it."""
+        """Use a cgroup that find_place has returned; raise NoCgroups if no process can be started in a child of it."""
         self._directory = os.open(place, os.O_DIRECTORY | os.O_CLOEXEC)
         self.controllers = _read(place / "cgroup.subtree_control")
         self._count = 0
@@ -43,7 +43,7 @@ class Cgroups:
             raise NoCgroups(f"{place}: {error.strerror}") from error
 
     def make(self, limits: JailLimits) -> tuple[str, int]:
-        """Make a child for a command; return its name, and a descriptor for clone. Raises OSError."""
+        """Create a child for a command; return its name, and a descriptor for clone. Raises OSError."""
         self._count += 1
         name = f"{_PREFIX}{os.getpid()}-{self._count}"
         os.mkdir(name, dir_fd=self._directory)
@@ -60,7 +60,7 @@ class Cgroups:
         return name, child
 
     def remove(self, name: str) -> bool:
-        """Kill what is left in a child and remove it; False: it is dying, ask again."""
+        """Kill what is left in a child and remove it; False: it is dying, try again."""
         with suppress(FileNotFoundError):
             _write(f"{name}/cgroup.kill", "1", self._directory)
         try:
@@ -72,7 +72,7 @@ class Cgroups:
     def _settings(self, limits: JailLimits) -> list[tuple[str, str]]:
         settings = [
             ("memory.max", str(limits.memory_bytes)),
-            ("memory.oom.group", "1"),  # half a command is of no use to anybody
+            ("memory.oom.group", "1"),  # a partly killed command is useless
             ("pids.max", str(limits.processes + _OWN_PROCESSES)),
         ]
         if "cpu" in self.controllers:
@@ -80,7 +80,7 @@ class Cgroups:
         return settings
 
     def _try(self) -> None:
-        """Have a process born in a child: the kernel, and filters above us, must allow that too."""
+        """Start a process in a child: the kernel, and outer filters, must allow that too."""
         name, child = self.make(JailLimits())
         try:
             pid = syscalls.clone(0, cgroup=child)
@@ -92,7 +92,7 @@ class Cgroups:
             self.remove(name)
 
     def _clear(self, place: Path) -> None:
-        """Remove what jailers have left behind that are no more."""
+        """Remove what dead jailers have left behind."""
         for left in place.glob(f"{_PREFIX}*-*"):
             pid = left.name.removeprefix(_PREFIX).partition("-")[0]
             if not Path(f"/proc/{pid}").exists():
@@ -100,7 +100,7 @@ class Cgroups:
 
 
 def find_place(*, proc: Path = Path("/proc"), uid: int | None = None) -> Path:
-    """Find the cgroup whose children may have limits of our making; raise NoCgroups where there is none."""
+    """Find the cgroup for whose children we may set limits; raise NoCgroups if there is none."""
     top, own = _find_own(proc)
     place = top / own.lstrip("/")
     reasons = []
@@ -113,7 +113,7 @@ def find_place(*, proc: Path = Path("/proc"), uid: int | None = None) -> Path:
 
 
 def _find_own(proc: Path) -> tuple[Path, str]:
-    """Return where version 2 is mounted, and this process's cgroup below that."""
+    """Return where version 2 is mounted, and this process's cgroup below it."""
     mounts = [line.split() for line in (proc / "self/mountinfo").read_text().splitlines()]
     tops = [fields for fields in mounts if fields[fields.index("-") + 1] == "cgroup2"]
     for line in (proc / "self/cgroup").read_text().splitlines():
@@ -124,7 +124,7 @@ def _find_own(proc: Path) -> tuple[Path, str]:
 
 
 def _prepare(place: Path, top: Path, uid: int) -> str | None:
-    """Have the children of a cgroup get controllers; return what is in the way."""
+    """Enable controllers for a cgroup's children; return what prevents it."""
     if not os.access(place, os.W_OK) or not os.access(place / "cgroup.procs", os.W_OK):
         return "not writable"
     if uid == 0 and place != top and not _is_delegated(place):
@@ -143,7 +143,7 @@ def _prepare(place: Path, top: Path, uid: int) -> str | None:
 
 
 def _is_delegated(place: Path) -> bool:
-    """Say whether systemd gave this cgroup to somebody: only to root must that be said."""
+    """Say whether systemd has delegated this cgroup: needed only for root."""
     for name in ("user.delegate", "trusted.delegate"):
         with suppress(OSError):
             return os.getxattr(place, name) == b"1"

@@ -1,4 +1,4 @@
-"""Run commands in jails, from the loop of a child; or openly, where tools were declared unsafe.
+"""Run commands in jails, from a child's loop; or without one, if tools were declared unsafe.
 
 Every command has an end: its own, its time limit's, or its attempt's. However it ends, none of its processes is alive when
 `run` returns: they are told to end (SIGTERM), and a second later killed with their namespace.
@@ -35,7 +35,7 @@ ADVICE: Final = (
     "commands cannot be jailed here: {reason}. See docs/sandbox.md for what the host or the container must grant, "
     "or start the server with --unsafe-tools to run them without a jail"
 )
-# Being written to, they would not be the system's any more.
+# If they were writable, they would no longer be the system's.
 UNFIT_ROOTS: Final = frozenset(
     {"/", "/bin", "/dev", "/etc", "/lib", "/proc", "/sbin", "/sys", "/usr"}
 )
@@ -46,7 +46,7 @@ PROGRAM: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxPolicy:
-    """What commands may touch: the worker's to say, nobody else's."""
+    """What commands may touch; only the worker decides this."""
 
     root: Path
     is_jailed: bool = True
@@ -65,7 +65,7 @@ class Commands:
         self._room = asyncio.Semaphore(MAX_COMMANDS)
 
     def close(self) -> None:
-        """End the jailer, and with it whatever is still in a jail."""
+        """End the jailer, and with it all jailed processes."""
         if self._requests is not None:
             self._requests.close()
         if self._process is not None:
@@ -76,9 +76,9 @@ class Commands:
     async def run(self, command: Command) -> CommandEnd:
         """Run a command to its end.
 
-        Raises SandboxUnavailable where there is no jail to be had; ToolTimedOut; ToolError for a program that cannot be
-        started, and for one that was stopped because the disk is nearly full. Nobody reads on from one that prints
-        without end: SIGPIPE ends it.
+        Raises SandboxUnavailable if no jail is possible; ToolTimedOut; ToolError for a program that cannot be
+        started, and for one that was stopped because the disk is nearly full. A program that prints without end
+        is ended by SIGPIPE.
         """
         async with self._room:
             running = _Running(command)
@@ -95,7 +95,7 @@ class Commands:
                 running.close()
 
     async def look_around(self) -> dict[str, Any]:
-        """Say what can be reached from inside of a jail; raises SandboxUnavailable."""
+        """Report what can be reached from inside a jail; raises SandboxUnavailable."""
         looking = Command(argv=(), timeout_s=30, max_output_bytes=CHUNK_BYTES)
         end = await self.run(looking)
         found: dict[str, Any] = json.loads(end.stdout.content)
@@ -114,7 +114,7 @@ class Commands:
         return request
 
     async def _send(self, request: bytes, running: "_Running") -> None:
-        """Hand a command to the jailer; to a new one where the last has died."""
+        """Send a command to the jailer; to a new one if the last has died."""
         is_new = False
         give_up_at = time.monotonic() + SEND_PATIENCE_S
         while True:
@@ -127,12 +127,12 @@ class Commands:
                 continue
             try:
                 socket.send_fds(self._requests, [request], running.far_ends)
-            except BlockingIOError:  # it has much to do
+            except BlockingIOError:  # it is busy
                 await asyncio.sleep(SEND_PAUSE_S)
             except (BrokenPipeError, ConnectionResetError):
                 self.close()
             except OSError as error:
-                # What this account has under way in sockets is counted in all of its processes, jailed ones too.
+                # The kernel counts this user's descriptors in transit over all its processes, jailed ones too.
                 if error.errno != errno.ETOOMANYREFS or time.monotonic() > give_up_at:
                     raise ToolError(f"a command cannot be started: {error.strerror}") from error
                 await asyncio.sleep(SEND_PAUSE_S)
@@ -165,7 +165,7 @@ class Commands:
 
 
 class _Running:
-    """One command's descriptors on this side: what it prints, what is told of it, and the line that it lives by."""
+    """One command's descriptors on this side: its output, its report, and its lifeline."""
 
     def __init__(self, command: Command) -> None:
         self.far_ends: list[int] = []
@@ -185,16 +185,16 @@ class _Running:
 
     @property
     def captures(self) -> "list[_Capture]":
-        """All that is read."""
+        """The captured streams."""
         return self._captures
 
     def tell_to_end(self) -> None:
-        """Have SIGTERM sent to all of its processes."""
+        """Send SIGTERM to all of its processes."""
         with contextlib.suppress(BrokenPipeError):
             os.write(self._control, b"T")
 
     def kill(self) -> None:
-        """Cut the line: the first process of the jail ends, and the kernel kills the others."""
+        """Close the lifeline: the first process of the jail ends, and the kernel kills the others."""
         control, self._control = self._control, -1
         if control >= 0:
             with contextlib.suppress(BrokenPipeError):
@@ -202,13 +202,13 @@ class _Running:
             os.close(control)
 
     def close_far_ends(self) -> None:
-        """Give up what the jailer has copies of: only so is an end seen."""
+        """Close the ends that the jailer has copies of: otherwise their end would not be seen."""
         for number in self.far_ends:
             os.close(number)
         self.far_ends = []
 
     def close(self) -> None:
-        """Give everything back."""
+        """Close all descriptors."""
         self.kill()
         for capture in self._captures:
             capture.close()
@@ -222,7 +222,7 @@ class _Running:
 
 
 class _Capture:
-    """What comes out of a pipe; the beginning is kept, the rest is counted."""
+    """Output from a pipe; the beginning is kept, the rest is counted."""
 
     def __init__(self, number: int, limit_bytes: int) -> None:
         os.set_blocking(number, False)
@@ -236,11 +236,11 @@ class _Capture:
 
     @property
     def captured(self) -> Captured:
-        """What was kept."""
+        """The output kept."""
         return Captured(content=bytes(self._content), is_truncated=self.count > len(self._content))
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         number, self._number = self._number, -1
         if number >= 0:
             self._loop.remove_reader(number)
@@ -263,7 +263,7 @@ class _Capture:
 
 
 async def _follow(running: _Running, command: Command) -> CommandEnd:
-    """Wait for a command's end, or bring it about."""
+    """Wait for a command's end, or force it."""
     ends = [capture.ended for capture in running.captures]
     try:
         async with asyncio.timeout(command.timeout_s):
@@ -272,14 +272,14 @@ async def _follow(running: _Running, command: Command) -> CommandEnd:
         await _stop(running, ends)
         raise ToolTimedOut(f"{command.argv[0]} took longer than {command.timeout_s:g} s") from None
     except asyncio.CancelledError:
-        # The attempt ends: nothing of it may live on, so this takes its second before it lets itself be cancelled.
+        # The attempt ends: nothing of it may survive, so the cancellation waits up to a second.
         await _stop(running, ends)
         raise
     return _judge(running)
 
 
 async def _stop(running: _Running, ends: list[asyncio.Future[None]]) -> None:
-    """Bring all of a command's processes to their end; a cancellation meanwhile is raised when that is done."""
+    """End all of a command's processes; a cancellation meanwhile is raised when that is done."""
     running.tell_to_end()
     was_cancelled = await _wait_through(ends, TERM_GRACE_S)
     running.kill()
@@ -288,7 +288,7 @@ async def _stop(running: _Running, ends: list[asyncio.Future[None]]) -> None:
 
 
 async def _wait_through(ends: list[asyncio.Future[None]], limit_s: float) -> bool:
-    """Wait for the ends, whoever cancels; say whether somebody did."""
+    """Wait for the ends, despite cancellations; say whether there was one."""
     waiting = asyncio.ensure_future(asyncio.wait(ends, timeout=limit_s))
     was_cancelled = False
     while not waiting.done():
@@ -320,7 +320,7 @@ def _judge(running: _Running) -> CommandEnd:
 
 
 def _stdin_of(content: bytes) -> int:
-    """Return a descriptor that gives this, and then the end."""
+    """Return a descriptor from which this can be read, then end of file."""
     if not content:
         return os.open(os.devnull, os.O_RDONLY)
     number = os.memfd_create("stdin")

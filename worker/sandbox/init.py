@@ -1,9 +1,9 @@
-"""The first process of a jail: it starts the command, and its end is the end of all that the command started.
+"""The first process of a jail: it starts the command, and its end ends everything that the command started.
 
-It listens to one descriptor that the child holds: `T` means that everything is to be told to end (SIGTERM), anything else,
-and its closing, that everything ends now. The child's death closes it too; the jailer's death has the kernel kill this
-process. Without namespaces (tools declared unsafe) orphans fall to it, and it kills them one by one. It takes its rights
-and what it may use of the machine from itself, and then starts the command, which so never has more.
+It reads one descriptor that the child holds: `T` means to terminate everything (SIGTERM), anything else,
+and its closing, to kill everything now. The child's death closes it too; at the jailer's death the kernel kills this
+process. Without namespaces (tools declared unsafe) it is the subreaper, and kills orphans one by one. It drops its rights
+and sets its own limits before it starts the command, which therefore never has more.
 """
 
 import errno
@@ -27,24 +27,24 @@ _KILL_ROUNDS: Final = 1000
 _LOOK_EVERY_MS: Final = 500
 _OOM_FIRST: Final = b"1000"
 _MAX_NAME_CHARS: Final = 200  # of a program; a model may take a whole script for one
-_MAX_REASON_CHARS: Final = 1000  # what is told is JSON, and all of it has to fit into what is kept
+_MAX_REASON_CHARS: Final = 1000  # the report is JSON, and must fit into the kept output
 
 
 class Descriptors:
-    """What travels beside a request, in this order."""
+    """The descriptors sent with a request, in this order."""
 
     def __init__(self, numbers: list[int]) -> None:
         self.stdin, self.stdout, self.stderr, self.status, self.control = numbers
         self.all = numbers
 
     def close(self) -> None:
-        """Give them up."""
+        """Close them."""
         for number in self.all:
             os.close(number)
 
 
 def run_first(request: JailRequest, descriptors: Descriptors, mould: Mould) -> None:
-    """Be the first process of a jail; never returns."""
+    """Run as the first process of a jail; never returns."""
     policy = mould.policy
     try:
         signal.set_wakeup_fd(-1)
@@ -52,10 +52,10 @@ def run_first(request: JailRequest, descriptors: Descriptors, mould: Mould) -> N
         if policy.is_jailed:
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, int(signal.SIGKILL))
             build_jail(mould)
-        else:  # killed like that, it could not kill the others: it has its descriptor to live by
+        else:  # killed like that, it could not kill the others: it has its lifeline instead
             syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         _keep_only(descriptors.all)
-        # The command has our uid: it must not look into us.
+        # The command has our uid: it must not inspect this process.
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         _confine(mould)
         if request.argv:
@@ -72,7 +72,7 @@ def run_first(request: JailRequest, descriptors: Descriptors, mould: Mould) -> N
 
 
 def _die_first(proc: int) -> None:
-    """Where the host is short of memory, have the kernel end commands before anybody else: a preference, and no wall."""
+    """Make the kernel kill commands first when the host is short of memory: a preference, not a protection."""
     with suppress(OSError):
         number = os.open("self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
         try:
@@ -82,7 +82,7 @@ def _die_first(proc: int) -> None:
 
 
 def _confine(mould: Mould) -> None:
-    """Keep no right and little room; what is started here inherits that."""
+    """Drop all rights and set the limits; child processes inherit both."""
     _limit(mould.policy)
     if mould.policy.is_jailed:
         syscalls.drop_capabilities()
@@ -94,7 +94,7 @@ def _confine(mould: Mould) -> None:
 def _supervise(
     request: JailRequest, descriptors: Descriptors, policy: JailPolicy
 ) -> dict[str, Any]:
-    """Run the command to its end; return what to tell."""
+    """Run the command to its end; return the report."""
     woken, waking = os.pipe()
     os.set_blocking(waking, False)
     os.set_blocking(woken, False)
@@ -110,7 +110,7 @@ def _supervise(
 
 
 def _await_end(command: int, control: int, woken: int, policy: JailPolicy) -> dict[str, Any]:
-    """Wait until the command ends, the child wants it all gone, or the disk fills; return what to tell."""
+    """Wait until the command ends, the child wants it killed, or the disk fills; return the report."""
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(woken, select.POLLIN)
@@ -131,7 +131,7 @@ def _await_end(command: int, control: int, woken: int, policy: JailPolicy) -> di
 
 def _is_full(policy: JailPolicy) -> bool:
     space = os.statvfs(policy.root)
-    # A filesystem that makes inodes as they are needed says that it has none.
+    # A filesystem that creates inodes on demand reports none.
     has_few_files = space.f_files != 0 and space.f_favail < policy.limits.free_files
     return has_few_files or space.f_bavail * space.f_frsize < policy.limits.free_bytes
 
@@ -147,7 +147,7 @@ def _tell_all_to_end() -> None:
 
 
 def _kill_descendants(pid: int) -> None:
-    """Kill until there is nothing left to kill: whoever forks meanwhile is found in the next round."""
+    """Kill until nothing is left: processes forked meanwhile are found in the next round."""
     for _ in range(_KILL_ROUNDS):
         living = _descendants(pid)
         for one in living:
@@ -174,7 +174,7 @@ def _descendants(pid: int) -> list[int]:
 
 
 class _NotStarted(Exception):
-    """The jail is there; this command is not, or its directory."""
+    """The jail works, but the command or its directory does not exist."""
 
 
 def _start(request: JailRequest, descriptors: Descriptors, programs: list[str]) -> int:
@@ -211,7 +211,7 @@ def _start(request: JailRequest, descriptors: Descriptors, programs: list[str]) 
 
 
 def _find_program(name: str, path: str) -> str:
-    """Return the first program of this name that can be executed, as execvp would take it."""
+    """Return the first executable program of this name, as execvp would choose it."""
     if "/" in name:
         return name
     places = [f"{directory}/{name}" for directory in path.split(":")]
@@ -240,7 +240,7 @@ def _lower(kind: int, value: int) -> None:
 
 
 def _look_around(stdout: int, mould: Mould) -> None:
-    """Say what can be reached from inside; instead of a command."""
+    """Report what can be reached from inside, instead of running a command."""
     closed = ("/", "/usr", "/etc", "/proc", *mould.policy.closed)
     seen: dict[str, Any] = {
         "uid": os.getuid(),

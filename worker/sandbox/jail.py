@@ -1,13 +1,13 @@
-"""Build jails: once, around the jailer, what all of them have in common; around the first process of each, its own part.
+"""Build jails: once, around the jailer, the part that all of them share; around the first process of each, its own part.
 
-The common part, the mould, is a mount namespace that the jailer moves into. Each jail has a copy of it, in a user namespace
-of its own, and so the kernel locks all that is mounted there. What is seen from inside: the system's programs and libraries,
-read-only; the root at its own path, to write to, with `.smithers` hidden and the server's own code read-only; a private
-/tmp; six devices; /proc of these processes alone, read-only (as host root a writable one would hand out the kernel's
-settings). Nothing else of the host's tree is mounted, so there is nothing to be kept from: no home, no socket of a database,
+The shared part, the mould, is a mount namespace that the jailer moves into. Each jail has a copy of it, in a user namespace
+of its own, so the kernel locks all of its mounts. Visible inside: the system's programs and libraries,
+read-only; the root at its own path, writable, with `.smithers` hidden and the server's own code read-only; a private
+/tmp; six devices; /proc of these processes only, read-only (as host root a writable one would expose the kernel's
+settings). Nothing else of the host's tree is mounted, so nothing else needs protection: no home, no database socket,
 no credential of a service.
 
-Each step raises OSError, and no command is run unless all of them were taken. /proc alone may be left empty: where a
+Each step raises OSError, and no command is run unless all of them succeed. Only /proc may be left empty: if a
 container hides parts of its own, the kernel refuses another (docs/sandbox.md).
 """
 
@@ -39,13 +39,13 @@ _OLD: Final = "/.old"
 _TMP: Final = "/tmp"  # noqa: S108 - the jail's own, where nobody else is
 _SHM: Final = "/dev/shm"  # noqa: S108 - as above
 _STAGE: Final = "/mnt"
-_TMP_FILES: Final = 65_536  # of an empty file the kernel's memory is taken, and no byte of the size
+_TMP_FILES: Final = 65_536  # an empty file uses kernel memory, but none of the size limit
 _HOST_NAME: Final = "sandbox"
 HIDDEN: Final = ".smithers"
 _SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
 _ETC: Final = (
     *("alternatives", "ld.so.cache", "localtime", "mime.types", "nsswitch.conf", "timezone"),
-    # Never all of these two: private keys lie beside the certificates.
+    # Never these two as a whole: private keys are beside the certificates.
     *("ssl/certs", "ssl/openssl.cnf", "pki/ca-trust", "pki/tls/certs", "pki/tls/cert.pem"),
 )
 _ETC_OF_NETWORK: Final = ("gai.conf", "hosts", "protocols", "resolv.conf", "services")
@@ -58,18 +58,18 @@ _LEAST_PID_MAX: Final = 301
 
 
 class Mould(NamedTuple):
-    """What is made once for all jails of a jailer."""
+    """The shared part of all jails of a jailer."""
 
     policy: JailPolicy
     cgroup_limits: str  # whether there are any, and why not
     uid: int
     gid: int
-    proc: int  # the host's /proc: where a process finds itself before its jail has one
+    proc: int  # the host's /proc, for a process whose jail does not have one yet
     filter: bytes
 
 
 def namespaces(policy: JailPolicy) -> int:
-    """Return the flags of clone(2) for a jail, beside what the mould holds."""
+    """Return the flags of clone(2) for a jail, besides the mould's."""
     if not policy.is_jailed:
         return 0
     flags = (
@@ -83,7 +83,7 @@ def namespaces(policy: JailPolicy) -> int:
 
 
 def make_mould(policy: JailPolicy, *, cgroup_limits: str) -> Mould:
-    """Move the calling process, which has one thread, into what all of its jails have in common."""
+    """Move the calling process, which has one thread, into the shared part of its jails."""
     mould = Mould(
         policy=policy,
         cgroup_limits=cgroup_limits,
@@ -99,7 +99,7 @@ def make_mould(policy: JailPolicy, *, cgroup_limits: str) -> Mould:
     _map_ids(mould)
     socket.sethostname(_HOST_NAME)
     syscalls.mount("none", "/", None, MS_REC | MS_PRIVATE)
-    # On the root's own path, which is known to be there; the pivot takes it away again.
+    # On the root's own path, which is known to exist; the pivot removes it again.
     syscalls.mount("tmpfs", policy.root, "tmpfs", _FLAGS, "mode=0755,size=1m")
     os.chdir(policy.root)
     os.mkdir(_OLD[1:])
@@ -130,7 +130,7 @@ def build_jail(mould: Mould) -> None:
 
 
 def _map_ids(mould: Mould) -> None:
-    """Be inside who one is outside: no other id exists there."""
+    """Map the caller's own ids: no other ids exist inside."""
     for name, text in (
         ("setgroups", "deny"),
         ("uid_map", f"{mould.uid} {mould.uid} 1"),
@@ -152,7 +152,7 @@ def _mount_common(policy: JailPolicy) -> None:
 
 
 def _mount_dead_proc() -> None:
-    """Mount the /proc of a namespace whose only process is gone: the kernel lets a jail have one only where one is seen."""
+    """Mount the /proc of a namespace whose only process is gone: the kernel allows a jail one only if one is visible."""
     pid = syscalls.clone(syscalls.CLONE_NEWPID)
     if pid == 0:
         try:
@@ -167,7 +167,7 @@ def _mount_dead_proc() -> None:
 
 
 def _mount_own(place: str, flags: int, size_bytes: int, bound: list[str]) -> None:
-    """Put an empty directory in memory over a place, and on it what is bound below that place; no root is covered."""
+    """Mount an empty tmpfs over a place, with the mounts below that place on top; no root is covered."""
     if place in bound:
         return
     options = f"mode=1777,size={size_bytes},nr_inodes={_TMP_FILES}"
@@ -184,14 +184,14 @@ def _mount_own(place: str, flags: int, size_bytes: int, bound: list[str]) -> Non
 
 
 def _limit_pids(count: int) -> None:
-    """Bound the number of processes where the kernel has a bound for each namespace: it holds for root as well."""
+    """Limit the number of processes if the kernel has a limit for each namespace, which applies to root as well."""
     release = tuple(int(part) for part in os.uname().release.split(".")[:2])
     if release >= _OWN_PID_MAX:
         _write("/proc/sys/kernel/pid_max", str(max(count, _LEAST_PID_MAX)))
 
 
 def _extra(policy: JailPolicy) -> list[str]:
-    """Return what is shown beside the system and the root, and lies in neither."""
+    """Return what is visible besides the system and the root, and outside both."""
     inside = (policy.root.rstrip("/") + "/", "/usr/")
     return [path for path in policy.read_only if not f"{path}/".startswith(inside)]
 
@@ -209,9 +209,9 @@ def _mount_system(policy: JailPolicy) -> None:
 
 
 def _close(policy: JailPolicy) -> None:
-    """Take back from the root, which is written to, the server's own code below it."""
+    """Make the server's own code below the writable root read-only."""
     above = {step for place in policy.closed for step in _steps_to(place, policy.root)}
-    # A directory above could be renamed and made anew, with other code in it: but not one that something is mounted on.
+    # A directory above could be renamed and recreated with other code, but not one that is a mount point.
     for place in (*sorted(above), *policy.closed):
         syscalls.mount(place, place, None, MS_BIND | MS_REC)
     for place in policy.closed:
@@ -225,7 +225,7 @@ def _steps_to(place: str, root: str) -> list[str]:
 
 
 def _mount_etc(uid: int, gid: int, *, allow_network: bool) -> None:
-    """Give programs the few files of /etc that they need; users are made up, whoever there is on the host."""
+    """Provide the few files of /etc that programs need; users are synthetic, independent of the host's."""
     os.mkdir("/etc")
     for name in _ETC + (_ETC_OF_NETWORK if allow_network else ()):
         if os.path.exists(f"{_OLD}/etc/{name}"):
@@ -248,7 +248,7 @@ def _hide(hidden: str) -> None:
 
 
 def _bind(path: str, attributes: int) -> None:
-    """Show a directory or a file of the host, with all that is mounted below it, at its own path."""
+    """Bind a directory or a file of the host, with all mounts below it, at its own path."""
     source = _OLD + path
     if os.path.isdir(source):
         os.makedirs(path, exist_ok=True)

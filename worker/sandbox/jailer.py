@@ -1,8 +1,8 @@
 """The jailer: a process beside a child, with one thread, that forks the first process of each jail.
 
-From its socket it reads a policy, and then requests, each with five descriptors. What all jails have in common it makes once,
-around itself; jails are spoken to through their own descriptors. It ends when the socket closes or the child dies, and with
-it end all jails.
+From its socket it reads a policy, and then requests, each with five descriptors. It builds the shared part of all jails once,
+around itself; jails communicate through their own descriptors. It ends when the socket closes or the child dies, and all
+jails end with it.
 """
 
 import gc
@@ -27,7 +27,7 @@ Asked = tuple[JailRequest, Descriptors]
 
 
 class Jailer:
-    """The mould of all jails, and those whose end is still to be seen."""
+    """The mould of all jails, and the jails that have not ended."""
 
     def __init__(self, mould: Mould, cgroups: Cgroups | None) -> None:
         self._mould = mould
@@ -36,7 +36,7 @@ class Jailer:
         self._dying: list[str] = []
 
     def serve(self, requests: socket.socket, asked: Asked | None) -> None:
-        """Answer requests, the one that has come first, until the other end closes."""
+        """Serve requests in their order, until the other end closes."""
         woken = _wake_on_child_ends()
         poll = select.poll()
         poll.register(requests, select.POLLIN)
@@ -80,7 +80,7 @@ class Jailer:
 
 
 def run(requests: socket.socket) -> None:
-    """Make the mould when the first command comes, and serve; where it cannot be made, say why to whoever has asked."""
+    """Build the mould when the first command comes, and serve; if that fails, report why to the callers."""
     policy = JailPolicy.from_json(requests.recv(MAX_REQUEST_BYTES))
     asked = _receive(requests)
     if asked is None:
@@ -89,14 +89,14 @@ def run(requests: socket.socket) -> None:
     try:
         mould = make_mould(policy, cgroup_limits=told)
     except OSError as error:
-        # Whoever asks later meets a closed door and starts another jailer, for which things may stand better.
+        # Later callers find the socket closed and start another jailer, which may succeed.
         requests.shutdown(socket.SHUT_RD)
         while asked is not None:
             _refuse(asked[1], str(error))
             asked = _receive(requests)
         return
     gc.disable()
-    gc.freeze()  # a fork then copies fewer pages: the collector does not write to what is there
+    gc.freeze()  # a fork then copies fewer pages: the collector does not write to existing objects
     Jailer(mould, cgroups).serve(requests, asked)
 
 
@@ -131,12 +131,12 @@ def _wake_on_child_ends() -> int:
 
 
 def main() -> None:
-    """Be a jailer; the socket is descriptor `argv[1]`."""
+    """Run a jailer; the socket is descriptor `argv[1]`."""
     parent = os.getppid()
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != parent:
         return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     if os.getuid() == 0:
         os.setgroups([])
     os.umask(0o022)

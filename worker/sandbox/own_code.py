@@ -1,7 +1,7 @@
-"""Where the server's own code lies: below the root nobody may write to it.
+"""Where the server's own code is: if it is below the root, nobody may write to it.
 
-The jailer, the children and whatever is started next run from there, without a jail. So it is closed in a jail's mounts and
-to the tools that write, and a root that cannot be told apart from it is no root for commands.
+The jailer, the children and later processes run from there, without a jail. So it is read-only in a jail's mounts and
+for the tools that write, and a root that cannot be separated from it is refused for commands.
 """
 
 import os
@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-# Of a checkout that is the root itself, these are closed and the rest is worked on.
+# If the root is a checkout itself, these are read-only and the rest is writable.
 PACKAGES: Final = ("gateway", "migrations", "smithers", "worker")
 _CODE: Final = Path(__file__).parents[2]
 
@@ -27,12 +27,12 @@ def find_closed(root: Path) -> tuple[Path, ...]:
 
 
 def find_exposure(root: Path) -> str | None:
-    """Say what keeps the server's code from being closed below a root (a real path); None where nothing does."""
+    """Say why the server's code cannot be made read-only below a root (a real path); None if it can."""
     if root in {place.resolve() for place in _interpreter()}:
         return f"the root directory is {root}, where Python is installed"
     for place in (*_interpreter(), _CODE):
         for link in _links_on(place):
-            # A mount closes a directory, not the link that leads to it.
+            # A mount protects a directory, not the link that leads to it.
             if link.is_relative_to(root) and os.access(link.parent, os.W_OK):
                 return f"Python runs through {link}, a link below the root that a command could replace"
     return None
@@ -45,7 +45,7 @@ def _interpreter() -> tuple[Path, ...]:
 
 def _links_on(path: Path) -> Iterator[Path]:
     """Yield the links that a path leads through, each by the real path of its directory."""
-    with suppress(PermissionError):  # nobody but its owner gets to what we cannot even look at
+    with suppress(PermissionError):  # only its owner can reach what we cannot even stat
         for step in (*reversed(path.parents), path):
             if step.is_symlink():
                 yield step.parent.resolve() / step.name

@@ -1,6 +1,6 @@
-"""Try a jail, and say whether it holds: for whoever starts a server, before a task finds out.
+"""Try a jail, and report whether it holds, before a task finds out.
 
-It decides nothing: a command is run only when its own jail stands, whatever was found here.
+It decides nothing: a command runs only in its own working jail, whatever was found here.
 """
 
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ OWN_PROCESSES: Final = 2  # the first, and the command
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probed:
-    """How commands are run here, in a few words."""
+    """How commands run here, in a few words."""
 
     standing: str
     is_available: bool
     cgroup_limits: str  # yes or no, with a reason
 
     def __str__(self) -> str:
-        """Say all of it."""
+        """Return all of it as text."""
         if not self.is_available:
             return f"unavailable: {self.standing}"
         return f"{self.standing}; cgroup limits: {self.cgroup_limits}"
 
 
 async def probe_sandbox(policy: SandboxPolicy) -> Probed:
-    """Run nothing in a jail, and look around in it."""
+    """Inspect a jail from inside, without running a command."""
     commands = Commands(policy)
     try:
         seen = await commands.look_around()
@@ -51,7 +51,7 @@ async def probe_sandbox(policy: SandboxPolicy) -> Probed:
 
 
 def _find_leaks(seen: dict[str, Any], policy: SandboxPolicy) -> list[str]:
-    """Name what a jail has let through; a kernel that takes a call and does nothing would."""
+    """Name what a jail has let through, e.g. on a kernel that accepts a call and ignores it."""
     leaks = [f"{path} can be written to" for path in seen["writable"]]
     if len(seen["processes"]) > OWN_PROCESSES:
         leaks.append("processes of others are seen")

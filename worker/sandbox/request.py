@@ -1,6 +1,6 @@
-"""What a child tells its jailer: once what all commands may touch and take, and then each command.
+"""The messages of a child to its jailer: once the policy for all commands, then each command.
 
-Named tuples and not dataclasses: what that module imports would make each fork of the jailer dearer.
+Named tuples and not dataclasses: that module's imports would make each fork of the jailer more expensive.
 """
 
 import json
@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 
 
 class JailLimits(NamedTuple):
-    """How much a command, with all that it starts, may take."""
+    """The limits of a command and its processes."""
 
     processes: int = 512
     memory_bytes: int = 4 << 30  # in all, where there are cgroups; else of each process
@@ -22,17 +22,17 @@ class JailLimits(NamedTuple):
 
 
 class JailPolicy(NamedTuple):
-    """What all commands of one jailer may touch, and how much they may take."""
+    """What all commands of one jailer may touch, and their limits."""
 
     root: str
-    read_only: tuple[str, ...] = ()  # beside the system: where the interpreter lives
-    closed: tuple[str, ...] = ()  # below the root, and not to be written to: the server's own code
+    read_only: tuple[str, ...] = ()  # in addition to the system: the interpreter's location
+    closed: tuple[str, ...] = ()  # below the root, read-only: the server's own code
     is_jailed: bool = True
     allow_network: bool = False
     limits: JailLimits = JailLimits()
 
     def to_json(self) -> bytes:
-        """Return the policy as it goes through the socket, before any request."""
+        """Return the policy as sent through the socket, before any request."""
         return json.dumps({**self._asdict(), "limits": self.limits._asdict()}).encode()
 
     @classmethod
@@ -46,13 +46,13 @@ class JailPolicy(NamedTuple):
 
 
 class JailRequest(NamedTuple):
-    """One command; its descriptors travel beside it."""
+    """One command; its descriptors are sent with it."""
 
-    argv: tuple[str, ...]  # none: look around in the jail instead, and tell
+    argv: tuple[str, ...]  # none: inspect the jail instead, and report
     cwd: str  # below the root; absolute, as inside
 
     def to_json(self) -> bytes:
-        """Return the request as it goes through the socket."""
+        """Return the request as sent through the socket."""
         return json.dumps([self.argv, self.cwd]).encode()
 
     @classmethod

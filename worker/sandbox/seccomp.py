@@ -1,4 +1,4 @@
-"""The second wall: a filter of system calls that a jailed command and all that it starts live under.
+"""The second wall: a system call filter for a jailed command and all its processes.
 
 It is a list of what is refused, not of what is allowed: the namespaces are the first wall, and a build or a test suite
 calls nearly everything else. Refused are new namespaces and mounts, kernel interfaces that were never meant for strangers
@@ -73,7 +73,7 @@ _REFUSED: Final = {
     "unshare": (272, 97),
     "userfaultfd": (323, 282),
 }
-# Libraries have another way where these do not exist. Their arguments lie in memory, where no filter can look.
+# Libraries have alternatives if these do not exist. Their arguments are in memory, which no filter can inspect.
 _ABSENT: Final = {
     "clone3": (435, 435),
     "io_setup": (206, 0),  # its rings are counted for the whole host: fs.aio-max-nr
@@ -139,7 +139,7 @@ def compile_filter(*, allow_network: bool) -> bytes:
 
 
 def install_filter(code: bytes) -> None:
-    """Put this process, and all that it starts, under a filter; no way leads back."""
+    """Install the filter for this process and its descendants; irrevocable."""
     filtering = ctypes.byref(_Program(len(code) // _INSTRUCTION_BYTES, code))
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     syscalls.prctl(syscalls.PR_SET_SECCOMP, syscalls.SECCOMP_MODE_FILTER, filtering)
@@ -177,7 +177,7 @@ def _whole_calls() -> Iterator[tuple[tuple[int, int | None], int]]:
 
 
 def _for_call(number: int, body: list[Instruction]) -> list[Instruction]:
-    """Look at one call's arguments, and load its number again where they are fine."""
+    """Check one call's arguments, and reload its number if they are fine."""
     return [Instruction(_IF_EQUAL, 0, len(body) + 1, number), *body, _load(_NR_OFFSET)]
 
 

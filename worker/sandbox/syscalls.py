@@ -1,4 +1,4 @@
-"""The few calls of the kernel that Python has no function for; every failure is an OSError that names its call.
+"""The few system calls for which Python has no function; every failure is an OSError that names its call.
 
 Numbers are given for the machines that the sandbox knows; on any other machine() raises OSError, and no command is run.
 """
@@ -86,7 +86,7 @@ def unshare(flags: int) -> None:
 def mount(
     source: str, target: str, kind: str | None = None, flags: int = 0, options: str = ""
 ) -> None:
-    """Put something into the tree of files, as mount of section 2 of the manual says."""
+    """Mount a filesystem, as described in section 2 of the manual."""
     named = f"mount {target}"
     kind_bytes = None if kind is None else kind.encode()
     arguments = (os.fsencode(source), os.fsencode(target), kind_bytes)
@@ -110,17 +110,17 @@ def restrict_mounts(target: str, attributes: int, *, is_recursive: bool) -> None
 
 
 def detach_mount(target: str) -> None:
-    """Take a mount and all below it out of this namespace."""
+    """Detach a mount and all below it from this namespace."""
     _check(f"umount {target}", _LIBC.umount2(os.fsencode(target), MNT_DETACH))
 
 
 def pivot_root(new_root: str, old_root: str) -> None:
-    """Make one directory the root, and put the old root on another."""
+    """Make one directory the root, and move the old root to another."""
     _syscall("pivot_root", _number(1), os.fsencode(new_root), os.fsencode(old_root))
 
 
 def prctl(option: int, *arguments: object) -> int:
-    """Set or ask a property of this process, as section 2 of the manual says."""
+    """Set or get a property of this process, as described in section 2 of the manual."""
     given = [ctypes.c_ulong(one) if isinstance(one, int) else one for one in arguments]
     given += [ctypes.c_ulong(0)] * (4 - len(given))
     return _check("prctl", _LIBC.prctl(option, *given))
@@ -137,7 +137,7 @@ def drop_capabilities() -> None:
 
 
 def machine() -> str:
-    """Name this machine as the tables do; raise OSError for one that they do not know."""
+    """Return this machine's name in the tables; raise OSError for an unknown one."""
     name = os.uname().machine
     if name not in _NUMBERS:
         raise OSError(f"the sandbox does not know the system calls of {name}")

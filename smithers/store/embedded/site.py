@@ -33,7 +33,7 @@ SHORT_DIR: Final = Path("/tmp")  # noqa: S108  what we make in it is 0700 and ch
 ROOT_STATE_DIR: Final = Path("/var/lib/smithers")  # root's home is closed to the server's account
 LOG_LIMIT_BYTES: Final = 10 * 1024 * 1024
 LOG_TAIL_BYTES: Final = 2000
-LOOK_AGAIN_S: Final = 0.005
+LOOK_AGAIN_S: Final = 0.02  # a server that starts forks, and logs, for each look
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
