@@ -192,7 +192,7 @@ def test_an_answer_that_is_no_stream_is_not_asked_for_again(
 ) -> None:
     server = serve(0, b"<html>Sign in</html>")
     server.kind = kind
-    with pytest.raises(UnexpectedAnswer, match="no event stream"):
+    with pytest.raises(UnexpectedAnswer, match="not an event stream"):
         read(server.url, "stream")
     assert server.asked == ["-1"]
 

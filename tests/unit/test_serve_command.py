@@ -23,6 +23,14 @@ def hang_ups_ignored():
     signal.signal(signal.SIGHUP, before)
 
 
+@pytest.fixture
+def hang_ups_heeded():
+    """Let the suite itself run below nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 async def test_a_server_that_nohup_has_started_outlives_its_terminal(hang_ups_ignored):
     with serve.stop_signals(lambda: None) as stopping:
         os.kill(os.getpid(), signal.SIGHUP)
@@ -33,7 +41,7 @@ async def test_a_server_that_nohup_has_started_outlives_its_terminal(hang_ups_ig
 
 
 @pytest.mark.parametrize("number", serve.STOP_SIGNALS)
-async def test_a_signal_stops_a_server(number):
+async def test_a_signal_stops_a_server(number, hang_ups_heeded):
     with serve.stop_signals(lambda: None) as stopping:
         os.kill(os.getpid(), number)
         await asyncio.wait_for(stopping.wait(), 30)
