@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -353,37 +355,37 @@ def test_a_collector_that_is_gone_costs_its_spans_and_no_time(protocol):
     tracer.close(0.5)
 
 
-def test_who_closes_waits_for_an_export_no_longer_than_he_says():
-    sender = Sender(FAST, dropping([]))
-    held, sent = threading.Event(), threading.Event()
+@contextmanager
+def exporting(sender: Sender) -> Iterator[None]:
+    """Keep the export of one span from ending for the duration of the block."""
+    released, begun = threading.Event(), threading.Event()
 
     def export(_request: bytes, _count: int) -> None:
-        sent.set()
-        assert held.wait(30)
+        begun.set()
+        assert released.wait(30)
 
     sender._export = export
     sender.put(a_span())
-    assert sent.wait(30)
-    sender.close(0.01)
-    assert THREAD_NAME in {thread.name for thread in threading.enumerate()}
-    held.set()
+    assert begun.wait(30)
+    try:
+        yield
+    finally:
+        released.set()
+
+
+def test_who_closes_waits_for_an_export_no_longer_than_he_says():
+    sender = Sender(FAST, dropping([]))
+    with exporting(sender):
+        sender.close(0.01)
+        assert THREAD_NAME in {thread.name for thread in threading.enumerate()}
 
 
 def test_what_is_dropped_is_counted():
     lost: list[int] = []
     sender = Sender({"OTEL_BSP_MAX_QUEUE_SIZE": "10", **FAST}, dropping(lost))
-    held, sent = threading.Event(), threading.Event()
-
-    def export(_request: bytes, _count: int) -> None:
-        sent.set()
-        assert held.wait(30)
-
-    sender._export = export
-    sender.put(a_span())
-    assert sent.wait(30)
-    for _ in range(25):
-        sender.put(a_span())
-    held.set()
+    with exporting(sender):
+        for _ in range(25):
+            sender.put(a_span())
     sender.close(30)
     assert sum(lost) == 15
 
