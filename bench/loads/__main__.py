@@ -1,4 +1,4 @@
-"""`python -m bench.loads [LOAD ...] [--quick] [--minutes N] [--json PATH]`: loads beyond W1 to W6."""
+"""`python -m bench.loads [LOAD ...] [--quick] [--minutes N] [--runs-per-s N] [--json PATH]`: loads beyond W1 to W6."""
 
 import argparse
 import asyncio
@@ -55,6 +55,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("loads", nargs="*", metavar="LOAD", help="all but soak if none is named")
     parser.add_argument("--quick", action="store_true", help="small: does it work at all?")
     parser.add_argument("--minutes", type=float, default=60.0, help="how long to soak (60)")
+    parser.add_argument(
+        "--runs-per-s", type=float, help="the pace of soak (half of what is reached)"
+    )
     parser.add_argument("--json", type=Path, help="where to write the results")
     chosen = parser.parse_args()
     unknown = [name for name in chosen.loads if name not in LOADS]
@@ -71,7 +74,7 @@ def main() -> None:
     for name in chosen.loads or UNLESS_NAMED:
         run, goals = LOADS[name]
         if name == "soak":
-            run = partial(run, minutes=chosen.minutes)
+            run = partial(run, minutes=chosen.minutes, runs_per_s=chosen.runs_per_s)
         load_before = os.getloadavg()[0]
         print(f"{name} … (load average {load_before:.2f})", file=sys.stderr, flush=True)
         results[name] = run(is_quick=chosen.quick) | {"load_before": load_before}

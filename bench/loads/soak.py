@@ -1,6 +1,7 @@
 """Half of what the server can do, for a long time, while what has ended is removed: do memory and tables stay as they are?
 
-The pace is half of what a closed loop reached just before; of ten runs nine have three nodes, one waits for a person's yes.
+The pace is half of what a closed loop reached just before, unless another one is given; of ten runs nine have three nodes,
+one waits for a person's yes.
 """
 
 import asyncio
@@ -41,6 +42,7 @@ TABLES = """
 GOALS = (
     Goal("soak", "minutes", "minutes at half load"),
     Goal("soak", "full_runs_per_s", "raw: what a closed loop reached before, runs/s"),
+    Goal("soak", "runs_per_s", "pace, runs/s"),
     Goal("soak", "run_count", "runs of the half load, removed a minute after their ends"),
     Goal("soak", "unfinished_count", "… that did not finish", 0),
     Goal("soak", "gateway_mib", "gateway, PSS at the end, MiB"),
@@ -82,24 +84,29 @@ class Soak:
         return slope * (times[-1] - times[0]), at_zero + slope * times[0]
 
 
-def soak(*, is_quick: bool, minutes: float = 60.0) -> dict[str, Any]:
-    """Run the load; the quick one lasts 20 s."""
+def soak(
+    *, is_quick: bool, minutes: float = 60.0, runs_per_s: float | None = None
+) -> dict[str, Any]:
+    """Run the load; the quick one lasts 20 s. Without a pace: half of what a closed loop reaches."""
     raise_file_limit()
     lasting_s, full_s, kept_s = (20.0, 5.0, 5.0) if is_quick else (minutes * 60, 15.0, 60.0)
     with Site(flows=FLOWS_DIR) as site:
-        return uvloop.run(_measure(site, lasting_s, full_s, kept_s))
+        return uvloop.run(_measure(site, lasting_s, full_s, kept_s, runs_per_s))
 
 
-async def _measure(site: Site, lasting_s: float, full_s: float, kept_s: float) -> dict[str, Any]:
+async def _measure(
+    site: Site, lasting_s: float, full_s: float, kept_s: float, runs_per_s: float | None
+) -> dict[str, Any]:
     async with asyncpg.create_pool(site.dsn, min_size=1, max_size=1) as sql:
         full_per_s = await _reach(site.port, full_s)
+        per_s = runs_per_s or full_per_s / 2
         seen = Soak()
         beside: list[Coroutine[Any, Any, None]] = [
             _prune(site, kept_s),
             _sample(site, sql, seen, lasting_s / SAMPLES),
         ]
         tasks = [asyncio.create_task(one) for one in beside]
-        await _keep_pace(site.port, seen, full_per_s / 2, lasting_s)
+        await _keep_pace(site.port, seen, per_s, lasting_s)
         for task in tasks:
             task.cancel()
             with suppress(asyncio.CancelledError):
@@ -109,6 +116,7 @@ async def _measure(site: Site, lasting_s: float, full_s: float, kept_s: float) -
     return {
         "minutes": lasting_s / 60,
         "full_runs_per_s": full_per_s,
+        "runs_per_s": per_s,
         "run_count": seen.started_count,
         "unfinished_count": seen.started_count - seen.finished_count,
         **_memory(seen),
@@ -162,8 +170,8 @@ async def _keep_pace(port: int, seen: Soak, per_s: float, lasting_s: float) -> N
     free: list[Connection] = []
 
     async def move(number: int) -> None:
-        connection = free.pop() if free else await stack.enter_async_context(Connection(port))
         try:
+            connection = free.pop() if free else await stack.enter_async_context(Connection(port))
             await _move(connection, number)
         except Exception as fault:  # noqa: BLE001 - whatever it was, the run did not finish: that is the figure
             seen.faults.append(repr(fault))

@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 from smithers.ids import RunId
 from smithers.telemetry import otlp, tracing
 from smithers.telemetry.otel_variables import InvalidTelemetry, read_settings
-from smithers.telemetry.sending import MAX_REQUEST_BYTES, THREAD_NAME, Sender
+from smithers.telemetry.sending import BLOCK_COUNT, MAX_REQUEST_BYTES, THREAD_NAME, Sender
 from smithers.telemetry.spans import (
     MAX_NAME_CHARS,
     MAX_TEXT_CHARS,
@@ -300,6 +300,33 @@ def test_what_comes_while_spans_leave_waits_for_the_next_time():
     assert sum(sizes) > 1  # at the end nothing is left behind
 
 
+def test_a_block_is_encoded_where_its_last_span_ends():
+    sender = Sender({"OTEL_BSP_SCHEDULE_DELAY": "60000"}, dropping([]))
+    for _ in range(BLOCK_COUNT - 1):
+        sender.put(a_span())
+    assert not sender._encoded
+    sender.put(a_span())
+    assert (len(sender._encoded), len(sender._ended)) == (BLOCK_COUNT, 0)
+    sender._export = lambda _request, _count: None
+    sender.close(10)
+
+
+def test_spans_of_many_threads_leave_once_each():
+    sizes: list[int] = []
+    sender = Sender({"OTEL_BSP_SCHEDULE_DELAY": "0.01"}, dropping([]))
+    sender._export = lambda _request, count: sizes.append(count)
+    threads = [
+        threading.Thread(target=lambda: [sender.put(a_span()) for _ in range(500)])
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sender.close(30)
+    assert sum(sizes) == 4_000
+
+
 def test_no_request_has_more_spans_than_it_may():
     sender = Sender({"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "4"}, dropping([]))
     sizes: list[int] = []
@@ -351,7 +378,7 @@ def test_a_collector_that_is_gone_costs_its_spans_and_no_time(protocol):
     for _ in range(5_000):
         tracer.end(tracer.begin("one", PARENT))
     assert time.monotonic() - began < LIMIT_S
-    assert len(tracer._sender._queue) <= 50
+    assert len(tracer._sender._ended) + len(tracer._sender._encoded) <= 50
     tracer.close(0.5)
 
 
