@@ -25,27 +25,6 @@ settings.register_profile(
 )
 settings.load_profile("suite")
 
-# Each takes a quarter of a minute and more: begun last, one of them would keep one process of a parallel run busy alone.
-LONG_FILES = (
-    "faults/test_crash_points.py",
-    "e2e/test_bench.py",
-    "contract/test_openapi.py",
-    "faults/test_chaos.py",
-    "faults/test_mirror.py",
-    "deploy/test_balancers.py",
-    "e2e/test_clients.py",
-    "deploy/test_pgbouncer.py",
-    "deploy/test_drill.py",
-    "deploy/test_hosts.py",
-    "faults/test_agents.py",
-    "e2e/test_databases.py",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest."""
-    items.sort(key=lambda item: not str(item.path).endswith(LONG_FILES))
-
 
 @pytest.fixture(autouse=True)
 def _no_thread_outlives_its_test() -> Iterator[None]:

@@ -14,7 +14,8 @@ import pytest
 
 from bench.ports import free_port
 from smithers.client import Client
-from tests.support.plain_postgres import PlainPostgres, scratch
+from tests.support.data_dirs import scratch
+from tests.support.plain_postgres import PlainPostgres
 from tests.support.serving import Serving, find_processes
 from tests.support.world import until
 

@@ -19,7 +19,8 @@ import pytest
 
 from tests.support.balancers import HAPROXY_FILE, addresses, find_program
 from tests.support.canary import TOKEN
-from tests.support.plain_postgres import PlainPostgres, scratch
+from tests.support.data_dirs import scratch
+from tests.support.plain_postgres import PlainPostgres
 from tests.support.serving import COMMAND, TREE, clean_environment
 from tests.support.waiting import until
 

@@ -17,7 +17,8 @@ from smithers.client import Client
 from smithers.errors import StoreUnavailable
 from smithers.store.poolers import Way, find_way
 from tests.support.balancers import DEPLOY, find_program
-from tests.support.plain_postgres import PlainPostgres, scratch
+from tests.support.data_dirs import scratch
+from tests.support.plain_postgres import PlainPostgres
 from tests.support.serving import COMMAND, Serving, clean_environment
 
 pytestmark = pytest.mark.timeout(300)  # real processes, on machines that are busy
@@ -104,11 +105,9 @@ def postgres() -> Iterator[PlainPostgres]:
 @contextmanager
 def pooler(postgres: PlainPostgres, mode: str, *, is_direct: bool) -> Iterator[dict[str, str]]:
     """Run a pooler; give the variables of a server behind it."""
-    with scratch() as folder:
-        folder.chmod(0o755)
-        with pooling(postgres, folder, mode) as url:
-            direct = {"DATABASE_DIRECT_URL": postgres.dsn()} if is_direct else {}
-            yield {"DATABASE_URL": url, **direct}
+    with scratch() as folder, pooling(postgres, folder, mode) as url:
+        direct = {"DATABASE_DIRECT_URL": postgres.dsn()} if is_direct else {}
+        yield {"DATABASE_URL": url, **direct}
 
 
 def serve(root: Path, env: dict[str, str]) -> Serving:
@@ -154,13 +153,12 @@ def test_a_server_that_has_only_a_pooler_in_transaction_mode_works_and_says_what
 
 
 def test_a_pooler_that_was_not_told_what_to_let_pass_is_told_of(postgres: PlainPostgres) -> None:
-    with scratch() as folder:
-        folder.chmod(0o755)
-        with (
-            pooling(postgres, folder, "transaction", parameters="") as url,
-            pytest.raises(StoreUnavailable, match=r"startup parameter.*docs/scaling\.md"),
-        ):
-            asyncio.run(find_way(url))
+    with (
+        scratch() as folder,
+        pooling(postgres, folder, "transaction", parameters="") as url,
+        pytest.raises(StoreUnavailable, match=r"startup parameter.*docs/scaling\.md"),
+    ):
+        asyncio.run(find_way(url))
 
 
 def read_ready(server: Serving) -> dict[str, str | None]:

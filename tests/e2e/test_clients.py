@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.browsers import CLOSED, Origin, browsing
+from tests.support.browsers import CLOSED, Origin, browsing, needs_chromium
 from tests.support.canary import TOKEN
-from tests.support.serving import TREE, Serving, make_data_dir
+from tests.support.data_dirs import scratch
+from tests.support.serving import TREE, Serving
 
 CLIENTS = TREE / "tests" / "clients"
 ENV = {"SMITHERS_API_KEY": TOKEN}
@@ -40,9 +41,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    place = make_data_dir()
-    yield place
-    shutil.rmtree(place, ignore_errors=True)
+    with scratch() as place:
+        yield place
 
 
 def test_a_client_of_the_original_takes_a_run_from_its_start_to_its_end(
@@ -83,6 +83,7 @@ def test_a_client_of_the_original_is_told_what_went_wrong(
             assert word in done.stderr
 
 
+@needs_chromium
 def test_an_event_source_follows_a_run_across_a_restart(flows: Path, data_dir: Path) -> None:
     with ExitStack() as stack:
         first = stack.enter_context(Serving(flows, data_dir, *FLAGS, **ENV))
@@ -102,6 +103,7 @@ def test_an_event_source_follows_a_run_across_a_restart(flows: Path, data_dir: P
     assert origin.kinds[-1] == "RunFinished"
 
 
+@needs_chromium
 def test_an_event_source_misses_nothing_while_gateways_are_restarted_in_turn(
     database: str, flows: Path
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from bench.ports import free_port
 from smithers.client import AccessRefused, Client, Event
+from tests.support.data_dirs import make_data_dir
 from tests.support.repositories import make_repository
 from tests.support.serving import (
     TREE,
@@ -21,7 +22,6 @@ from tests.support.serving import (
     find_modules,
     find_processes,
     is_event,
-    make_data_dir,
     run_command,
     serving,
     until_none,

@@ -15,12 +15,12 @@ from typing import Any, Self
 import pytest
 
 from tests.support.canary import TOKEN
+from tests.support.data_dirs import make_data_dir
 from tests.support.serving import (
     COMMAND,
     LIMIT_S,
     Talk,
     clean_environment,
-    make_data_dir,
     run_command,
     until_none,
     wait_readable,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from chaos.trial import Options, run_trial
-from tests.support.plain_postgres import scratch
+from tests.support.data_dirs import scratch
 
 TREE = Path(__file__).resolve().parents[2]
 RELEASED = "3adbe3a3cf37630d09a9c04944a80fee12ff365a"
@@ -42,7 +42,6 @@ def released() -> Iterator[Path]:
     if known.returncode:
         pytest.skip(f"a shallow clone: it has no {RELEASED[:7]}")
     with scratch() as folder:
-        folder.chmod(0o755)
         packed = folder / "tree.tar"
         subprocess.run(["git", "archive", "-o", packed, RELEASED], check=True, cwd=TREE)
         with tarfile.open(packed) as archive:

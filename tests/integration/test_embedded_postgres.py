@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +26,7 @@ from smithers.store.embedded import (
 from smithers.store.embedded.account import ServerAccount, choose_account
 from smithers.store.embedded.binaries import find_binaries
 from smithers.store.embedded.postgres import KEEPER
+from tests.support.data_dirs import make_data_dir
 from tests.support.waiting import until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -107,9 +107,7 @@ def made_dir(shared_dir: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_dir() -> Iterator[Path]:
-    # Not tmp_path: pytest closes it (0700) to the account that runs the server of root.
-    directory = Path(tempfile.mkdtemp(prefix="smithers-test-", dir="/tmp"))
-    directory.chmod(0o711)
+    directory = make_data_dir()
     try:
         yield directory
     finally:

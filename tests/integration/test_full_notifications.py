@@ -1,10 +1,8 @@
 """The cluster's queue of notifications is full, because another application does not read its own: nobody stands still."""
 
 import itertools
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import asyncpg
 import pytest
@@ -17,6 +15,7 @@ from smithers.store.hints import Channel, notify
 from smithers.store.outside import Decision, SignalSent, decide, open_outside_lane, send_signal
 from smithers.store.schema import upgrade_schema
 from smithers.store.starts import open_start_lane
+from tests.support.data_dirs import scratch
 from tests.support.turns import Ground, a_start, change, key_of, parked, said
 
 QUEUE_PAGES = "64"  # the fewest that Postgres allows
@@ -25,12 +24,13 @@ FILLER = "y" * 7_000
 
 @pytest.fixture(scope="module")
 def full_dsn() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="smithers-full-", dir="/tmp") as folder:
-        Path(folder).chmod(0o755)
-        settings = {"max_notify_queue_pages": QUEUE_PAGES}
-        with open_embedded_postgres(Path(folder) / "postgres", settings=settings) as server:
-            upgrade_schema(server.dsn)
-            yield server.dsn
+    settings = {"max_notify_queue_pages": QUEUE_PAGES}
+    with (
+        scratch() as folder,
+        open_embedded_postgres(folder / "postgres", settings=settings) as server,
+    ):
+        upgrade_schema(server.dsn)
+        yield server.dsn
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ import pytest
 
 from tests.support.serving import LIMIT_S
 
+CHROMIUM = shutil.which("chromium")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 FLAGS = (
     "--headless",
     "--no-sandbox",  # root's, as in most containers, cannot have one
@@ -148,13 +150,11 @@ class _Visit(BaseHTTPRequestHandler):
 
 @contextmanager
 def browsing(url: str) -> Iterator[None]:
-    """Have a Chromium look at a page; skip the test where there is none."""
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("chromium is not installed")
+    """Have a Chromium look at a page."""
+    assert CHROMIUM is not None
     profile = tempfile.mkdtemp(prefix="smithers-chromium-")
     process = subprocess.Popen(
-        [program, *FLAGS, f"--user-data-dir={profile}", url],
+        [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", url],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

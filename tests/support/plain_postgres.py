@@ -1,12 +1,9 @@
 """A Postgres of the wheel that listens on TCP, as one of somebody else's would: for hosts of their own, and for drills."""
 
 import os
-import shutil
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +22,6 @@ class PlainPostgres:
         self.host = host
         self.port = port
         self._prefix = tuple(prefix)
-        folder.chmod(0o755)
         self._account = choose_account(folder, pgdata=self.data, name=None)
         self._bin = find_binaries(self._account)
         self._log = folder / "postgres.log"
@@ -108,13 +104,3 @@ class PlainPostgres:
 
 def _children(pid: int) -> list[int]:
     return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-@contextmanager
-def scratch() -> Iterator[Path]:
-    """Give a directory that the server's account can reach."""
-    folder = Path(tempfile.mkdtemp(prefix="smithers-plain-", dir="/tmp"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -7,10 +7,8 @@ from a template that was migrated once: a fraction of what migrating costs.
 import asyncio
 import hashlib
 import os
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
@@ -20,6 +18,7 @@ from smithers.store.embedded import open_embedded_postgres
 from smithers.store.revisions import migrations_dir
 from smithers.store.schema import upgrade_schema
 from tests.support import canary
+from tests.support.data_dirs import scratch
 
 # What a test writes need not outlive a crash of the host, and databases are made and dropped for each.
 SETTINGS = {"max_connections": "300", "fsync": "off", "full_page_writes": "off"}
@@ -33,13 +32,11 @@ def open_server() -> Iterator[str]:
     if given:
         yield given
         return
-    # Not below pytest's own directory: the account that runs the server of root must reach it.
-    with tempfile.TemporaryDirectory(
-        prefix="smithers-tests-", ignore_cleanup_errors=True
-    ) as scratch:
-        Path(scratch).chmod(0o755)
-        with open_embedded_postgres(Path(scratch) / "state", settings=SETTINGS) as postgres:
-            yield postgres.dsn
+    with (
+        scratch() as folder,
+        open_embedded_postgres(folder / "state", settings=SETTINGS) as postgres,
+    ):
+        yield postgres.dsn
 
 
 def name_database(dsn: str, name: str) -> str:

@@ -3,11 +3,9 @@
 import ctypes
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from uuid import uuid4
 
 from smithers.client import Client
 from tests.support import canary
+from tests.support.data_dirs import scratch
 
 TREE = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-P", "-m", "smithers.cli.main"]
@@ -26,11 +25,6 @@ PR_SET_PDEATHSIG = 1
 MARK = (
     "TEST_MARK"  # a variable that every process of a server inherits: its processes are found by it
 )
-
-
-def make_data_dir() -> Path:
-    """Make a directory that the account of root's Postgres can reach."""
-    return Path(tempfile.mkdtemp(prefix="smithers-e2e-", dir="/tmp"))
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
@@ -154,12 +148,11 @@ class Serving:
 @contextmanager
 def serving(root: Path, *flags: str, **env: str) -> Iterator[Serving]:
     """Have a server with a data directory of its own on a free port."""
-    data_dir = make_data_dir()
-    try:
-        with Serving(root, data_dir, "--port", "0", "--workers", "2", *flags, **env) as server:
-            yield server
-    finally:
-        shutil.rmtree(data_dir, ignore_errors=True)
+    with (
+        scratch() as data_dir,
+        Serving(root, data_dir, "--port", "0", "--workers", "2", *flags, **env) as server,
+    ):
+        yield server
 
 
 def find_processes(text: str) -> list[int]:

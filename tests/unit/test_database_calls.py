@@ -7,6 +7,7 @@ database tries each way of asking. What it does not bound by itself may stand in
 import ast
 import inspect
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import asyncpg
@@ -30,16 +31,18 @@ DRIVER = {
 }
 
 
-MODULES = {
-    path.relative_to(TREE).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
-    for package in ("gateway", "smithers", "worker")
-    for path in sorted((TREE / package).rglob("*.py"))
-}
-STORE = [  # the server of the embedded one is spoken to by other means, each with its time-out
-    name
-    for name in MODULES
-    if name.startswith("smithers/store/") and not name.startswith("smithers/store/embedded/")
-]
+@cache  # and not while tests are collected: each process of a parallel run collects all of them
+def modules() -> dict[str, ast.Module]:
+    return {
+        path.relative_to(TREE).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for package in ("gateway", "smithers", "worker")
+        for path in sorted((TREE / package).rglob("*.py"))
+    }
+
+
+def is_of_the_store(name: str) -> bool:
+    """The server of the embedded one is spoken to by other means, each with its time-out."""
+    return name.startswith("smithers/store/") and not name.startswith("smithers/store/embedded/")
 
 
 def imports(tree: ast.Module, module: str) -> set[str]:
@@ -146,7 +149,11 @@ def test_the_driver_has_what_is_looked_for() -> None:
 
 
 def test_nobody_goes_around_the_module_that_gives_time_outs() -> None:
-    found = {name: list(going_around(MODULES[name])) for name in STORE if name != SEAM}
+    found = {
+        name: list(going_around(tree))
+        for name, tree in modules().items()
+        if is_of_the_store(name) and name != SEAM
+    }
     assert len(found) > 20
     assert {name: places for name, places in found.items() if places} == {}
 
@@ -154,23 +161,23 @@ def test_nobody_goes_around_the_module_that_gives_time_outs() -> None:
 def test_whoever_speaks_no_sql_opens_only_what_cleans_up_within_a_time() -> None:
     taken = {
         name: imports(tree, "smithers.store.connections") - CLEANS_UP
-        for name, tree in MODULES.items()
-        if name not in STORE
+        for name, tree in modules().items()
+        if not is_of_the_store(name)
     }
     assert {name: names for name, names in taken.items() if names} == {}
 
 
 def test_the_module_that_gives_time_outs_leaves_none_out() -> None:
-    assert list(unlimited(MODULES[SEAM])) == []
+    assert list(unlimited(modules()[SEAM])) == []
 
 
 def test_alembic_is_given_a_connection_of_the_module_that_gives_time_outs() -> None:
     makers = {
         name: [call for call in calls(tree) if ast.unparse(call.func) == "create_async_engine"]
-        for name, tree in MODULES.items()
+        for name, tree in modules().items()
     }
     assert [name for name, found in makers.items() if found] == [ENGINES]
     for call in makers[ENGINES]:
         (make,) = (keyword.value for keyword in call.keywords if keyword.arg == "async_creator")
         assert ast.unparse(make.body.func) == "connect"
-    assert "connect" in imports(MODULES[ENGINES], "smithers.store.connections")
+    assert "connect" in imports(modules()[ENGINES], "smithers.store.connections")

@@ -4,6 +4,7 @@ import ast
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -67,8 +68,12 @@ MODULES = [path for path in FILES if path.suffix == ".py" and name_of(path).star
 PYTHON = [path for path in FILES if path.suffix == ".py"]
 TEXTS = [path for path in FILES if path.suffix == ".md"]
 SOURCES = {path: path.read_text(encoding="utf-8") for path in MODULES}
-TREES = {path: ast.parse(source) for path, source in SOURCES.items()}
 THIS = Path(__file__).resolve()
+
+
+@cache  # and not while tests are collected: each process of a parallel run collects all of them
+def trees() -> dict[Path, ast.Module]:
+    return {path: ast.parse(source) for path, source in SOURCES.items()}
 
 
 def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -134,7 +139,7 @@ def test_there_is_a_tree_to_look_at():
 
 
 def test_every_module_says_its_job_first():
-    silent = [name_of(path) for path, tree in TREES.items() if not ast.get_docstring(tree)]
+    silent = [name_of(path) for path, tree in trees().items() if not ast.get_docstring(tree)]
     assert silent == []
 
 
@@ -147,7 +152,7 @@ def test_a_module_fits_one_idea():
 def test_a_function_fits_one_screen():
     long = {
         f"{name_of(path)}:{function.name}": function.end_lineno - function.lineno + 1
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for function in functions(tree)
         if function.end_lineno - function.lineno >= MAX_FUNCTION_LINES
     }
@@ -157,7 +162,7 @@ def test_a_function_fits_one_screen():
 def test_no_sql_is_made_by_formatting():
     found = [
         f"{name_of(path)}:{node.lineno}"
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.JoinedStr)
         and SQL.search("".join(str(part.value) for part in strings(node)))
@@ -168,7 +173,7 @@ def test_no_sql_is_made_by_formatting():
 def test_sql_lives_in_the_store():
     found = [
         f"{name_of(path)}:{node.lineno}"
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         if not name_of(path).startswith("smithers/store/")
         for node in strings(tree)
         if SQL.search(node.value) and node not in docstrings(tree)
@@ -179,7 +184,7 @@ def test_sql_lives_in_the_store():
 def test_the_engine_asks_no_clock():
     found = [
         f"{name_of(path)}:{node.lineno}"
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         if name_of(path).startswith("smithers/engine/")
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
