@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -145,7 +146,7 @@ async def measure_render(_site: Site, *, is_quick: bool) -> list[Curve]:
         renderer = Renderer(
             run_id=RunId("r"),
             workflow=chains.chain,
-            input=chains.Length(count=count),
+            read_input=partial(chains.Length, count=count),
             auth={},
             guard=lambda build: build(),
         )

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -260,6 +261,7 @@ def _refuse_foreign_pages(headers: CIMultiDictProxy[str]) -> None:
         raise Forbidden("Without a token only pages of this host may send requests.")
 
 
+@lru_cache(maxsize=64)  # most callers of such a server send the same few names
 def _is_loopback(url: str) -> bool:
     try:
         return urlsplit(url).hostname in LOOPBACK_NAMES

@@ -1,4 +1,4 @@
-"""Assemble the gateway of one process: services, application, socket.
+"""Assemble the gateway of one process: services, handler, socket.
 
 `async with open_gateway(settings) as gateway:` serves until the block is left, then drains.
 """
@@ -9,21 +9,18 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
-from aiohttp import web
-
 from gateway.access import read_access
 from gateway.exchange import Services
-from gateway.front import Front, answer_every_path
-from gateway.protocol import GatewayRunner
+from gateway.front import Front
+from gateway.protocol import BACKLOG, GatewayRunner
 from gateway.routes import ROUTES
 from gateway.routing import Router
 from gateway.services import open_services
 from gateway.settings import GatewaySettings, InsecureSettings
 from smithers.telemetry.sheet import Page
 
-__all__ = ["Gateway", "GatewaySettings", "InsecureSettings", "build_app", "open_gateway"]
+__all__ = ["Gateway", "GatewaySettings", "InsecureSettings", "open_gateway"]
 
-BACKLOG: Final = 1024
 GRACE_S: Final = 0.2  # between refusing new requests and closing idle connections
 
 
@@ -49,9 +46,10 @@ class Gateway:
         self._services.home.hub.drain()
         self._services.databases.drain()
         await self._serve(waiting)
-        # A balancer may just have sent something down a connection that it keeps: that is still answered, with
-        # Connection: close.
-        await asyncio.sleep(GRACE_S)
+        if self._services.load.connections:
+            # A balancer may just have sent something down a connection that it keeps: that is still answered, with
+            # Connection: close.
+            await asyncio.sleep(GRACE_S)
         await self._runner.cleanup()
 
     async def _serve(self, connections: list[socket.socket]) -> None:
@@ -85,21 +83,14 @@ async def open_gateway(
     async with AsyncExitStack() as stack:
         bound = listener or stack.enter_context(bind(settings.host, settings.port))
         services = await open_services(settings, access, stack, page, otel)
-        app = build_app(services)
-        runner = GatewayRunner(app, settings, services.load, drain_s=settings.drain_timeout_s)
+        front = Front(services, Router(ROUTES))
+        runner = GatewayRunner(front, settings, services.load, drain_s=settings.drain_timeout_s)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        await web.SockSite(runner, bound, backlog=BACKLOG).start()
+        await runner.listen(bound)
         gateway = Gateway(runner, services, bound)
         stack.push_async_callback(gateway.drain)
         yield gateway
-
-
-def build_app(services: Services) -> web.Application:
-    """Build the aiohttp application: one handler for every method and path."""
-    app = web.Application()
-    answer_every_path(app, Front(services, Router(ROUTES)).__call__)
-    return app
 
 
 def accept_waiting(listener: socket.socket) -> list[socket.socket]:

@@ -6,13 +6,13 @@ more than what other processes start in half a second.
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Final, Self
 
 import structlog
 
 from gateway.errors import Overloaded
+from gateway.load import Taken
 from smithers.complaints import Complaint
 from smithers.errors import StoreError
 from smithers.service_loops import ServiceLoops
@@ -43,18 +43,17 @@ class Backlog:
     async def __aexit__(self, *_exc: object) -> None:
         await self._loops.stop()
 
-    @contextmanager
-    def starting(self) -> Iterator[None]:
+    def starting(self) -> AbstractContextManager[None]:
         """Start one more run; raises Overloaded."""
         self._wanted.set()
         if self._is_full:
             raise Overloaded(details={"limit": "queued-runs"})
         self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
-            self._started += 1
+        return Taken(self._end_start)
+
+    def _end_start(self) -> None:
+        self._under_way -= 1
+        self._started += 1
 
     @property
     def _is_full(self) -> bool:

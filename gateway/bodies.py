@@ -26,26 +26,28 @@ _HUGE_NUMBER: Final = re.compile(rb"[0-9]{309}")  # beyond the largest double
 
 
 async def read_object(
-    request: web.Request, *, max_bytes: int, grow: Callable[[int], None]
+    request: web.BaseRequest, *, max_bytes: int, grow: Callable[[int], None]
 ) -> dict[str, Any]:
     """Read the body as a JSON object; none at all is an empty one.
 
     `grow` is called for every chunk of a body of unknown length. Raises PayloadTooLarge (before anything is
     read, if the length says so), InvalidJson, InvalidRequest, and what `grow` raises.
     """
-    if (request.content_length or 0) > max_bytes:
+    length_bytes = request.content_length
+    if (length_bytes or 0) > max_bytes:
         raise PayloadTooLarge(max_bytes)
     if not request.body_exists:
         return {}
     if request.headers.get("Expect") and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # otherwise aiohttp considers the answer begun
-    body = bytearray()
-    async for chunk in request.content.iter_any():
+    body, content = bytearray(), request.content
+    while not content.at_eof():
+        chunk = await content.readany()
         body += chunk
         if len(body) > max_bytes:
             raise PayloadTooLarge(max_bytes)
-        if request.content_length is None:
+        if length_bytes is None:
             grow(len(chunk))
     return parse_object(bytes(body)) if body else {}
 

@@ -116,7 +116,8 @@ def problem(error: BaseException) -> web.Response:
     if isinstance(error, SourceError):
         response = _envelope(status, code, error.reason, {"reason": error.reason})
     elif isinstance(error, StoreUnavailable):
-        response = _envelope(status, code, "The database does not answer; try again.", None)
+        text = "The database does not answer, or takes no writes; try again."
+        response = _envelope(status, code, text, None)
     else:
         response = _envelope(status, code, str(error), getattr(error, "details", None))
     if status in {429, 503}:

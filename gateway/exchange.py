@@ -55,7 +55,7 @@ class Services:
 class Exchange:
     """One request and its context."""
 
-    request: web.Request
+    request: web.BaseRequest
     request_id: str
     route: Route
     parts: tuple[Part, ...]

@@ -21,6 +21,7 @@ from pydantic import (
     ValidationError,
 )
 from pydantic.alias_generators import to_camel
+from pydantic_core import ErrorDetails
 
 from gateway.errors import InvalidRequest
 from smithers.ids import SERVERS_OWN
@@ -35,7 +36,7 @@ _WHOLE: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 def _read_digits(text: Any) -> int:
     # No spaces, plus signs, exponents, underscores or non-ASCII digits.
     if not isinstance(text, str) or not _WHOLE.fullmatch(text):
-        raise ValueError("a whole number is digits, with a minus at most")
+        raise ValueError("a whole number is 1 to 19 digits, with a minus at most")
     return int(text)
 
 
@@ -102,7 +103,7 @@ def read_fields(kind: type[Kind], values: dict[str, Any]) -> Kind:
         return kind.model_validate(values)
     except ValidationError as error:
         found = [
-            {"path": list(each["loc"]), "message": each["msg"]}
+            {"path": list(each["loc"]), "message": _message_of(each)}
             for each in error.errors(include_url=False, include_context=False, include_input=False)[
                 :MAX_ERRORS
             ]
@@ -110,6 +111,13 @@ def read_fields(kind: type[Kind], values: dict[str, Any]) -> Kind:
         first = found[0]
         name = ".".join(str(part) for part in first["path"])
         raise InvalidRequest(f"{name}: {first['message']}", details={"errors": found}) from error
+
+
+def _message_of(error: ErrorDetails) -> str:
+    """Return a validation error's message, with no word of Python's or pydantic's."""
+    if error["type"] in {"dict_type", "model_type"}:
+        return "Input should be an object"
+    return error["msg"].removeprefix("Value error, ")
 
 
 @cache
@@ -126,4 +134,9 @@ def read_each_once(kind: type[Kind], given: MultiMapping[str]) -> Kind:
             raise InvalidRequest(f"{name} may be given once.")
         if found:
             values[name] = found[0]
-    return read_fields(kind, values)
+    return read_fields(kind, values) if values else _read_none(kind)
+
+
+@cache
+def _read_none(kind: type[Kind]) -> Kind:
+    return read_fields(kind, {})  # one for all requests: they are frozen

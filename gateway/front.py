@@ -10,7 +10,6 @@ from typing import Final
 
 import structlog
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
 from gateway.access import ANYBODY, Credential, Scope
 from gateway.bodies import read_object
@@ -52,17 +51,23 @@ class Front:
         leading: tuple[Part, ...] = (),
     ) -> None:
         """`prefix`: below which the routes lie; `leading`: parameters that the route table supplies instead of the path."""
-        self._services = services
+        self.services = services
         self._router = router
         self._prefix = prefix
         self._leading = leading
         self._complaint = Complaint()
 
-    async def __call__(self, request: web.Request) -> web.StreamResponse:
+    def drain(self) -> None:
+        """Say that no more requests should come, and end the streams after a whole event."""
+        self.services.readiness.is_draining = True
+        self.services.home.hub.drain()
+        self.services.databases.drain()
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request; every error becomes an envelope, or closes the connection."""
         began = time.perf_counter()
         request_id = _request_id(request)
-        tracer = self._services.tracer
+        tracer = self.services.tracer
         span = begin_request(tracer, request)
         route: Route | None = None
         try:
@@ -76,11 +81,11 @@ class Front:
         is_stream = response.prepared
         if not is_stream:
             response.headers["X-Request-Id"] = request_id
-            if self._services.readiness.is_draining or _is_surplus(request):
+            if self.services.readiness.is_draining or _is_surplus(request):
                 response.force_close()
         if route is not None and route.scope is not OPEN and not is_stream:
             end_request(tracer, span, template, response.status)
-        self._services.metrics.count_request(
+        self.services.metrics.count_request(
             request.method,
             template,
             response.status,
@@ -97,7 +102,9 @@ class Front:
         elif isinstance(error, StoreUnavailable) and self._complaint.may_be_said():
             LOG.warning("database_failed", request_id=request_id, error=str(error))
 
-    async def _admit(self, request: web.Request, request_id: str, span: Span | None) -> Exchange:
+    async def _admit(
+        self, request: web.BaseRequest, request_id: str, span: Span | None
+    ) -> Exchange:
         """Find the caller and the route; raises InvalidRequest, Unauthorized, RouteNotFound."""
         if request.version not in ((1, 1), (1, 0)):
             raise InvalidRequest("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
@@ -107,7 +114,7 @@ class Front:
         if matched is None:
             raise RouteNotFound
         route, parts = matched
-        named, services = (*self._leading, *parts), self._services
+        named, services = (*self._leading, *parts), self.services
         return Exchange(
             request, request_id, route, named, credential, services, services.home, span
         )
@@ -125,12 +132,12 @@ class Front:
             return await answer(exchange)
         if _is_surplus(exchange.request):
             raise Overloaded(details={"limit": "connections"})
-        with self._services.load.request():
+        with self.services.load.request():
             return await answer(await self._at_run(exchange))
 
     async def _at_run(self, exchange: Exchange) -> Exchange:
         """Switch to the database of the run that the path names, if there is more than one."""
-        if not self._services.databases.are_used:
+        if not self.services.databases.are_used:
             return exchange
         run_id = exchange.parts[0].decoded if exchange.route.names_run else None
         if run_id is None or not is_run_id(run_id):
@@ -138,19 +145,19 @@ class Front:
         return await exchange.at_run(RunId(run_id))
 
     async def _identify(
-        self, request: web.Request, matched: tuple[Route, tuple[Part, ...]] | None
+        self, request: web.BaseRequest, matched: tuple[Route, tuple[Part, ...]] | None
     ) -> Credential:
         """Find the caller; raises Unauthorized whatever the path, so that it reveals nothing about routes."""
         if matched is not None and matched[0].scope is OPEN:
             return ANYBODY
         try:
-            return self._services.access.admit(request.headers)
+            return self.services.access.admit(request.headers)
         except Unauthorized:
             if matched is None or not matched[0].takes_stream_token:
                 raise
             (part,) = (*self._leading, *matched[1])
             token, run_id = request.query.get("token", ""), part.decoded or ""
-            if not await self._services.stream_tokens.fits(token, run_id):
+            if not await self.services.stream_tokens.fits(token, run_id):
                 raise
             return Credential(user=None, scopes=(Scope.RUNS_READ,), run_id=run_id)
 
@@ -192,25 +199,7 @@ def _body_bytes(exchange: Exchange) -> int:
     return size if size <= exchange.services.settings.max_body_bytes else 0
 
 
-class EveryPath(web.DynamicResource):
-    """Matches any request target, even `*` and encoded newlines, which aiohttp's own patterns would not match."""
-
-    def _match(self, _path: str) -> dict[str, str]:
-        return {}
-
-
-def answer_every_path(app: web.Application, handler: Handler) -> web.AbstractRoute:
-    """Let one handler answer all requests, of every method."""
-    everything = EveryPath("/{path}")
-    app.router.register_resource(everything)
-    return everything.add_route("*", handler, expect_handler=_leave_expectation)
-
-
-async def _leave_expectation(_request: web.Request) -> None:
-    """Ignore Expect for now: 100 Continue is sent when all checks before the body have passed."""
-
-
-def _refuse(request: web.Request, error: Exception) -> web.StreamResponse:
+def _refuse(request: web.BaseRequest, error: Exception) -> web.StreamResponse:
     if isinstance(error, ConnectionError):
         raise error  # the caller is gone
     if request.writer.output_size > 0:
@@ -222,12 +211,12 @@ def _refuse(request: web.Request, error: Exception) -> web.StreamResponse:
     return response
 
 
-def _request_id(request: web.Request) -> str:
+def _request_id(request: web.BaseRequest) -> str:
     given = request.headers.get("X-Request-Id")
     return given if given and _REQUEST_ID.fullmatch(given) else new_request_id()
 
 
-def _raw_path(request: web.Request) -> str:
+def _raw_path(request: web.BaseRequest) -> str:
     """Read the path as it was sent; a target in absolute form (`GET http://host/path`) has it inside."""
     target = request.raw_path
     if not target.startswith("/"):
@@ -235,10 +224,10 @@ def _raw_path(request: web.Request) -> str:
     return target.partition("?")[0]
 
 
-def _is_surplus(request: web.Request) -> bool:
+def _is_surplus(request: web.BaseRequest) -> bool:
     """Say whether the request's connection exceeds the limit."""
     return isinstance(request.protocol, GatewayProtocol) and request.protocol.is_surplus
 
 
-def _is_known_expectation(request: web.Request) -> bool:
+def _is_known_expectation(request: web.BaseRequest) -> bool:
     return request.headers.get("Expect", "100-continue").lower() == "100-continue"

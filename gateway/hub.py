@@ -10,8 +10,7 @@ falls behind again.
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final, Self
 
 import structlog
@@ -39,16 +38,25 @@ _STAMP: Final = '"timestampMs":'
 
 
 class FollowedRun:
-    """A run with viewers, or about to have some."""
+    """A run with viewers, or about to have some: those that catch up in a block of it."""
 
-    __slots__ = ("cursor", "opening_count", "run_id", "viewers", "was_hinted")
+    __slots__ = ("_forget_if_idle", "cursor", "opening_count", "run_id", "viewers", "was_hinted")
 
-    def __init__(self, run_id: RunId) -> None:
+    def __init__(self, run_id: RunId, forget_if_idle: "Callable[[FollowedRun], None]") -> None:
         self.run_id = run_id
+        self._forget_if_idle = forget_if_idle
         self.cursor = -1  # the position up to which every viewer, or the last ones, got events
         self.viewers: set[Viewer] = set()
         self.opening_count = 0  # handlers that are catching up
         self.was_hinted = False  # a hint came while no viewer was attached
+
+    def __enter__(self) -> Self:
+        self.opening_count += 1
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.opening_count -= 1
+        self._forget_if_idle(self)
 
 
 class Hub:
@@ -103,18 +111,12 @@ class Hub:
         """Say whether a stream may wait for future events: not draining, and its credential still valid."""
         return not self._is_draining and self._admits(viewer.credential)
 
-    @contextmanager
-    def following(self, run_id: RunId) -> Iterator[FollowedRun]:
-        """Remember a run's hints from now on: before the first read, so that none is missed."""
+    def following(self, run_id: RunId) -> FollowedRun:
+        """Return a run whose hints are remembered while it is entered: before the first read, so that none is missed."""
         run = self._runs.get(run_id)
         if run is None:
-            run = self._runs[run_id] = FollowedRun(run_id)
-        run.opening_count += 1
-        try:
-            yield run
-        finally:
-            run.opening_count -= 1
-            self._forget_if_idle(run)
+            run = self._runs[run_id] = FollowedRun(run_id, self._forget_if_idle)
+        return run
 
     async def read(self, run_id: RunId, cursor: int) -> Tail | None:
         """Read a page of a run's events for a viewer that is behind; None: there is no such run."""
@@ -214,12 +216,13 @@ class Hub:
             self._mark(run)
 
     def _send(self, run: FollowedRun, read_from: int, tail: Tail, now: float) -> None:
+        end_seq, is_last = tail.end_seq, tail.is_last
         data = frame_events(tail.first_seq, tail.payloads)
-        chunk = b"" if tail.is_last else as_chunk(data)
-        run.cursor = max(run.cursor, tail.end_seq)
+        chunk = b"" if is_last else as_chunk(data)
+        run.cursor = max(run.cursor, end_seq)
         sent = 0
         for viewer in list(run.viewers):
-            if viewer.cursor >= tail.end_seq:
+            if viewer.cursor >= end_seq:
                 continue  # it joined after this read began, or waits for later ones
             own, own_chunk, skipped = data, chunk, 0
             if viewer.cursor != read_from:
@@ -231,8 +234,8 @@ class Hub:
                 viewer.end(Ending.BEHIND)
                 continue
             sent += len(tail.payloads) - skipped
-            viewer.cursor = tail.end_seq
-            if tail.is_last:
+            viewer.cursor = end_seq
+            if is_last:
                 viewer.last_words = own
                 continue
             reason = viewer.write(own_chunk if viewer.is_chunked else own, now)

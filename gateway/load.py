@@ -5,7 +5,6 @@ changed. Admitted work is finished: nothing here drops it. A chunked body is adm
 """
 
 import resource
-from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -23,9 +22,10 @@ class Load:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._requests = 0
+        self._request = Taken(self._end_request)  # of any of them
         self.body_bytes = 0
         self._streams = 0
-        self._streams_of: Counter[RunId | Credential] = Counter()
+        self._streams_of: dict[RunId | Credential, int] = {}
         self.connections = 0
 
     @property
@@ -43,7 +43,7 @@ class Load:
         if self._requests >= self.limits.requests:
             raise Overloaded(details={"limit": "requests"})
         self._requests += 1
-        return _Taken(self._end_request)
+        return self._request
 
     def body(self, size_bytes: int) -> "Room":
         """Admit a request's body; raises Overloaded. A single one is admitted whatever its size."""
@@ -55,14 +55,16 @@ class Load:
         """Count a request as a stream from now on; raises Overloaded, TooManyRequests."""
         if self._streams >= self.limits.streams:
             raise Overloaded(details={"limit": "streams"})
-        if self._streams_of[run_id] >= self.limits.streams_per_run:
+        of_run, of_caller = self._streams_of.get(run_id, 0), self._streams_of.get(credential, 0)
+        if of_run >= self.limits.streams_per_run:
             raise TooManyRequests(details={"limit": "streams-per-run"})
-        if self._streams_of[credential] >= self.limits.streams_per_credential:
+        if of_caller >= self.limits.streams_per_credential:
             raise TooManyRequests(details={"limit": "streams-per-credential"})
         self._streams += 1
         self._requests -= 1
-        self._streams_of.update((run_id, credential))
-        return _Taken(partial(self._end_stream, run_id, credential))
+        self._streams_of[run_id] = of_run + 1
+        self._streams_of[credential] = of_caller + 1
+        return Taken(partial(self._end_stream, run_id, credential))
 
     def _end_request(self) -> None:
         self._requests -= 1
@@ -71,9 +73,8 @@ class Load:
         self._streams -= 1
         self._requests += 1
         for key in (run_id, credential):
-            self._streams_of[key] -= 1
-            if not self._streams_of[key]:
-                del self._streams_of[key]
+            if left := self._streams_of.pop(key) - 1:
+                self._streams_of[key] = left
 
 
 class Room:
@@ -101,8 +102,8 @@ class Room:
         self._size_bytes += more_bytes
 
 
-class _Taken:
-    """Releases its share at the end of a block. Thousands of streams hold one: a generator is ten times as large."""
+class Taken:
+    """Releases a share at the end of a block. Thousands of streams hold one: a generator is ten times as large."""
 
     __slots__ = ("_give_back",)
 

@@ -9,7 +9,6 @@ from aiohttp import web
 from gateway.access import Access, Scope, read_access
 from gateway.envelope import BASE_HEADERS, problem, reply
 from gateway.errors import Forbidden, GatewayError, NotReady, RouteNotFound
-from gateway.front import answer_every_path
 from gateway.load import Load
 from gateway.protocol import GatewayRunner
 from gateway.settings import GatewaySettings
@@ -31,14 +30,14 @@ class MetricsSite:
         self._access = access
         self.is_draining = False
 
-    async def __call__(self, request: web.Request) -> web.StreamResponse:
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request."""
         try:
             return self._answer(request)
         except GatewayError as error:
             return problem(error)
 
-    def _answer(self, request: web.Request) -> web.StreamResponse:
+    def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.raw_path.partition("?")[0]
         if request.method not in {"GET", "HEAD"}:
             path = ""
@@ -82,9 +81,7 @@ async def open_metrics_site(
     Raises InsecureSettings, InvalidTokensFile, OSError.
     """
     site = MetricsSite(sheet, read_access(settings), settings)
-    app = web.Application()
-    answer_every_path(app, site.__call__)
-    runner = GatewayRunner(app, settings, Load(settings.limits), drain_s=DRAIN_S)
+    runner = GatewayRunner(site, settings, Load(settings.limits), drain_s=DRAIN_S)
     await runner.setup()
     try:
         listening = web.TCPSite(runner, settings.host, settings.port)

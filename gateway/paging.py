@@ -39,7 +39,7 @@ def read_cursor(text: str, *kinds: type) -> list[Any]:
         raise InvalidRequest("cursor must be one that a Link header carried.") from error
 
 
-def next_link(request: web.Request, **changes: str | int) -> str:
+def next_link(request: web.BaseRequest, **changes: str | int) -> str:
     """Return the Link header's value for the next page."""
     url = request.rel_url.update_query({name: str(value) for name, value in changes.items()})
     return f'<{url}>; rel="next"'

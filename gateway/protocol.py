@@ -8,7 +8,8 @@ of these promises.
 """
 
 import asyncio
-from collections.abc import Callable
+import socket
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import structlog
@@ -28,6 +29,9 @@ from gateway.load import Load
 from gateway.settings import GatewaySettings
 
 LOG: Final = structlog.get_logger(__name__)
+BACKLOG: Final = 1024  # connections that wait in the kernel
+# Connections that are accepted in a turn of the loop; each new one costs the others' attempts, 0.3 µs each.
+ACCEPTED_COUNT: Final = 16
 KEEP_ALIVE_S: Final = 75.0  # above the idle limits of nginx and load balancers: they close first
 HURRY_S: Final = 0.05  # 0 would be for ever
 SURPLUS_HEADERS_S: Final = 2.0
@@ -40,6 +44,8 @@ LINGER_S: Final = 2.0
 # A connection is cut when nothing of an answer was taken for so long, or for up to twice as long. Streams look after their
 # readers themselves.
 STALLED_S: Final = 30.0
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class GatewayProtocol(web.RequestHandler):
@@ -160,9 +166,7 @@ class GatewayProtocol(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Put what aiohttp's own routing raised into the envelope; name every request; end with the last answer owed."""
-        if isinstance(resp, web.HTTPException):
-            resp = problem(resp)
+        """Name every request; end with the last answer owed."""
         if not resp.prepared and "X-Request-Id" not in resp.headers:
             resp.headers["X-Request-Id"] = new_request_id()
         if self.has_heard_all and not self._messages:
@@ -237,7 +241,7 @@ class GatewayProtocol(web.RequestHandler):
 class GatewayServer(web.Server):
     """Makes a connection's protocol; unlike aiohttp's, a wrong keyword fails."""
 
-    def __init__(self, handler: Any, settings: GatewaySettings, load: Load) -> None:
+    def __init__(self, handler: Handler, settings: GatewaySettings, load: Load) -> None:
         super().__init__(handler)
         self._options: dict[str, Any] = {
             "loop": self._loop,
@@ -258,29 +262,29 @@ class GatewayServer(web.Server):
         return GatewayProtocol(self, **self._options)
 
 
-class GatewayRunner(web.AppRunner):
-    """Runs an application on GatewayServer."""
-
-    __slots__ = ("_load", "_settings")
+class GatewayRunner(web.ServerRunner):
+    """Serves every request with one handler; aiohttp's applications would find it by a path of their own first."""
 
     def __init__(
-        self, app: web.Application, settings: GatewaySettings, load: Load, *, drain_s: float
+        self, handler: Handler, settings: GatewaySettings, load: Load, *, drain_s: float
     ) -> None:
         """`drain_s`: how long open requests may take when cleaning up."""
         # aiohttp waits for its time-out up to twice.
-        super().__init__(app, shutdown_timeout=drain_s / 2, access_log=None)
-        self._settings = settings
-        self._load = load
+        super().__init__(GatewayServer(handler, settings, load), shutdown_timeout=drain_s / 2)
+
+    async def listen(self, listener: socket.socket) -> None:
+        """Serve on a socket, which is closed when the sites are stopped.
+
+        uvloop accepts one connection for each descriptor in a turn of the loop. The turns of a busy gateway are long: with
+        a single descriptor, new callers, health checks too, would wait in the kernel for minutes instead of being refused.
+        """
+        for number in range(ACCEPTED_COUNT):
+            site = web.SockSite(self, listener.dup() if number else listener, backlog=BACKLOG)
+            await site.start()
 
     def hurry(self) -> None:
         """Stop waiting for open requests when cleaning up."""
         self._shutdown_timeout = HURRY_S
-
-    async def _make_server(self) -> web.Server:
-        plain = await super()._make_server()
-        server = GatewayServer(plain.request_handler, self._settings, self._load)
-        server.request_factory = plain.request_factory
-        return server
 
 
 def _malformed(error: BaseException | None) -> GatewayError:

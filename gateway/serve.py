@@ -21,11 +21,10 @@ from aiohttp import web
 from gateway.access import Access, Scope
 from gateway.answers import ApprovalList
 from gateway.approvals import ApprovalsQuery, get_approvals
-from gateway.exchange import Exchange, Services
+from gateway.exchange import Exchange
 from gateway.frames import get_frames
-from gateway.front import Front, answer_every_path
+from gateway.front import Front
 from gateway.health import get_health, get_metrics
-from gateway.load import Load
 from gateway.nodes import post_approve, post_deny
 from gateway.paging import Page
 from gateway.protocol import GatewayRunner
@@ -44,7 +43,6 @@ __all__ = ["ServeOptions", "StoreAddress", "WorkflowReference", "create_serve_ap
 
 LOG: Final = structlog.get_logger(__name__)
 FRONT: Final = web.AppKey("smithers-front", Front)
-SERVICES: Final = web.AppKey("smithers-services", Services)
 # The run's owner releases it at its end, and only whole gateways check stream tokens.
 NOT_SERVED: Final = (post_resume, post_stream_token)
 
@@ -75,6 +73,7 @@ class ServeOptions:
     """Settings of an application for one run. Its continuations (`ContinueAsNew`) are served in its place.
 
     Without an `auth_token` only requests that name this host as `localhost`, `127.0.0.1` or `::1` are answered.
+    Raises ValueError for an invalid run id.
     """
 
     workflow: WorkflowReference
@@ -84,29 +83,25 @@ class ServeOptions:
     auth_token: str | None = field(default=None, repr=False)
     metrics: bool = True  # whether there is a /metrics
 
+    def __post_init__(self) -> None:
+        """Check the run's id."""
+        if not is_run_id(self.run_id):
+            raise ValueError(f"{self.run_id!r} is no run id")
+
 
 def create_serve_app(options: ServeOptions, *, page: CountingPage | None = None) -> web.Application:
-    """Make the application; raises ValueError for an invalid run id.
+    """Make the application.
 
     `page`: its page of the sheet that /metrics shows; by default it has a sheet to itself. Starting it may raise StoreError.
     """
-    if not is_run_id(options.run_id):
-        raise ValueError(f"{options.run_id!r} is no run id")
-    settings = _settings(options)
-    access = Access(auth_token=options.auth_token, tokens_file=None, only_loopback_names=True)
     app = web.Application()
-    route = answer_every_path(app, _answer)
+    everything = EveryPath("/{path}")
+    app.router.register_resource(everything)
+    everything.add_route("*", _answer, expect_handler=_leave_expectation)
 
     async def serve(app: web.Application) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            services = app[SERVICES] = await open_services(settings, access, stack, page)
-            app[FRONT] = Front(
-                services,
-                Router(_routes(options)),
-                prefix=_prefix_of(route),
-                leading=(Part(options.run_id),),
-            )
-            LOG.info("run_served", run_id=options.run_id, workflow=options.workflow.name)
+        async with _open_front(options, page, prefix=_prefix_of(everything)) as front:
+            app[FRONT] = front
             yield
 
     app.cleanup_ctx.append(serve)
@@ -119,15 +114,29 @@ async def open_run_site(
     options: ServeOptions, listener: socket.socket, page: CountingPage, *, drain_timeout_s: float
 ) -> AsyncIterator[None]:
     """Serve one run on a listening socket, until the block is left; raises StoreError."""
-    settings = _settings(options)
-    app = create_serve_app(options, page=page)
-    runner = GatewayRunner(app, settings, Load(settings.limits), drain_s=drain_timeout_s)
-    try:
+    async with _open_front(options, page) as front:
+        services = front.services
+        runner = GatewayRunner(front, services.settings, services.load, drain_s=drain_timeout_s)
         await runner.setup()
-        await web.SockSite(runner, listener).start()
-        yield
-    finally:
-        await runner.cleanup()
+        try:
+            await runner.listen(listener)
+            yield
+        finally:
+            front.drain()
+            await runner.cleanup()
+
+
+@asynccontextmanager
+async def _open_front(
+    options: ServeOptions, page: CountingPage | None, *, prefix: str = ""
+) -> AsyncIterator[Front]:
+    """Open what answers the requests; `prefix`: the path below which they come."""
+    access = Access(auth_token=options.auth_token, tokens_file=None, only_loopback_names=True)
+    async with AsyncExitStack() as stack:
+        services = await open_services(_settings(options), access, stack, page)
+        LOG.info("run_served", run_id=options.run_id, workflow=options.workflow.name)
+        router, leading = Router(_routes(options)), (Part(options.run_id),)
+        yield Front(services, router, prefix=prefix, leading=leading)
 
 
 def _settings(options: ServeOptions) -> GatewaySettings:
@@ -213,17 +222,25 @@ def _routes(options: ServeOptions) -> tuple[Route, ...]:
     return routes + counted if options.metrics else routes
 
 
-def _prefix_of(route: web.AbstractRoute) -> str:
+class EveryPath(web.DynamicResource):
+    """Matches any request target, even `*` and encoded newlines, which aiohttp's own patterns would not match."""
+
+    def _match(self, _path: str) -> dict[str, str]:
+        return {}
+
+
+def _prefix_of(everything: EveryPath) -> str:
     """Return the path below which the application was mounted; known when it starts."""
-    assert route.resource is not None
-    return route.resource.canonical.removesuffix("/{path}")
+    return everything.canonical.removesuffix("/{path}")
 
 
 async def _answer(request: web.Request) -> web.StreamResponse:
     return await request.app[FRONT](request)
 
 
+async def _leave_expectation(_request: web.Request) -> None:
+    """Ignore Expect for now: 100 Continue is sent when all checks before the body have passed."""
+
+
 async def _drain(app: web.Application) -> None:
-    app[SERVICES].readiness.is_draining = True
-    app[SERVICES].home.hub.drain()
-    app[SERVICES].databases.drain()
+    app[FRONT].drain()

@@ -22,7 +22,7 @@ from gateway.fields import MAX_BIGINT, AnyBody, Digits, Headers, Query
 from gateway.hub import FollowedRun, Hub
 from gateway.protocol import GatewayProtocol
 from gateway.routing import Media
-from gateway.viewers import STALLED_S, Ending, Viewer, at_readers_pace, frame_events
+from gateway.viewers import STALLED_S, Ending, ReadersPace, Viewer, frame_events
 from smithers.ids import RunId
 from smithers.store.reads import run_exists
 from smithers.store.refusals import RunNotFound
@@ -32,7 +32,8 @@ from smithers.telemetry.names import DropReason
 ENDED_HEADERS: Final = MappingProxyType(
     {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff", "Server": SERVER}
 )
-SEND_BUFFER_BYTES: Final = 64 * 1024  # the kernel's share of the memory of a slow reader
+SEND_BUFFER_BYTES: Final = 64 * 1024
+UNACKNOWLEDGED_MS: Final = int(STALLED_S * 1000)  # then the kernel ends the connection
 RETRY_MS: Final = (1_000, 3_000)  # with jitter, so that no stampede follows a deployment
 
 
@@ -45,12 +46,12 @@ class EventStream(EventSourceResponse):
     _send_headers_immediately = False  # sent with the first events, in one write
 
     def __init__(self, request_id: str) -> None:
-        super().__init__(sep="\n", send_timeout=STALLED_S)
-        self.headers["X-Content-Type-Options"] = "nosniff"
-        self.headers["X-Request-Id"] = request_id
-        self.headers["Server"] = SERVER
-        retry_ms = random.randint(*RETRY_MS)  # noqa: S311 - spreads load, keeps no secret
-        self._preface = f"retry: {retry_ms}\n\n".encode()
+        super().__init__(sep="\n", send_timeout=None)  # _limit_connection has it
+        self.headers.update(
+            {"X-Content-Type-Options": "nosniff", "X-Request-Id": request_id, "Server": SERVER}
+        )
+        retry_ms = random.uniform(*RETRY_MS)  # noqa: S311 - spreads load, keeps no secret
+        self._preface = f"retry: {retry_ms:.0f}\n\n".encode()
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Send the headers; aiohttp calls this again when the handler has returned."""
@@ -58,10 +59,7 @@ class EventStream(EventSourceResponse):
             return self._payload_writer
         if request.transport is None:
             raise ConnectionResetError("the reader left before the head was sent")
-        self._set_tcp_user_timeout(request)
-        connection = request.get_extra_info("socket")
-        if connection is not None:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        _limit_connection(request.transport)
         if request.version < (1, 1):
             self.headers["Connection"] = "close"
             self.force_close()
@@ -81,6 +79,19 @@ class EventStream(EventSourceResponse):
     def _take_preface(self) -> bytes:
         preface, self._preface = self._preface, b""
         return preface
+
+
+def _limit_connection(transport: asyncio.Transport) -> None:
+    """Limit the kernel's share of a slow reader's memory, and how long it waits for a reader that is gone.
+
+    Both also hold for the connection's next requests: who acknowledges nothing for so long is gone for them, too.
+    """
+    connection = transport.get_extra_info("socket")
+    if connection is None:
+        return
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    if connection.family in {socket.AF_INET, socket.AF_INET6}:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
 
 
 class EventsQuery(Query):
@@ -231,11 +242,10 @@ async def _write(exchange: Exchange, stream: EventStream, data: bytes, *, is_las
         metrics.count_drop(DropReason.GONE)
         return False
     try:
-        async with at_readers_pace(transport):
+        with ReadersPace(transport):
             await (stream.write_eof(data) if is_last else stream.write(data))
     except TimeoutError:
         metrics.count_drop(DropReason.STALLED)
-        transport.abort()
     except ConnectionError:
         metrics.count_drop(DropReason.GONE)
     else:
@@ -243,7 +253,7 @@ async def _write(exchange: Exchange, stream: EventStream, data: bytes, *, is_las
     return False
 
 
-async def _watch(request: web.Request, hub: Hub, run: FollowedRun, viewer: Viewer) -> Ending:
+async def _watch(request: web.BaseRequest, hub: Hub, run: FollowedRun, viewer: Viewer) -> Ending:
     """Wait while the hub writes, until the end, a drop, or the reader's leaving or falling behind."""
     protocol = request.protocol
     is_gone = False

@@ -14,13 +14,13 @@ TRACEPARENT: Final = "traceparent"
 _SERVER: Final = SpanKind.SERVER
 
 
-def read_caller(request: web.Request) -> Place | None:
+def read_caller(request: web.BaseRequest) -> Place | None:
     """Parse the caller's trace context; None if there is none, or it is invalid."""
     told = request.headers.get(TRACEPARENT)
     return None if told is None else read_traceparent(told)
 
 
-def begin_request(tracer: Tracer | None, request: web.Request) -> Span | None:
+def begin_request(tracer: Tracer | None, request: web.BaseRequest) -> Span | None:
     """Begin a request's span below its caller's; None if traces are off."""
     if tracer is None:
         return None

@@ -6,8 +6,7 @@ pace. Neither makes another wait.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from enum import Enum, auto
 from typing import Final
 
@@ -37,30 +36,37 @@ def as_chunk(data: bytes) -> bytes:
 KEEP_ALIVE_CHUNK: Final = as_chunk(KEEP_ALIVE)
 
 
-@asynccontextmanager
-async def at_readers_pace(transport: asyncio.Transport) -> AsyncIterator[None]:
-    """Let a write in this block take as long as its reader makes progress.
+class ReadersPace:
+    """Lets a write in its block take as long as its reader makes progress.
 
-    Raises TimeoutError when no buffered data was taken for STALLED_S, or for up to twice as long.
+    If no buffered data was taken for STALLED_S, or for up to twice as long, the connection is cut, and the block ends with
+    TimeoutError.
     """
-    loop = asyncio.get_running_loop()
-    looking: asyncio.Handle
 
-    def look(left_bytes: int | None) -> None:
-        nonlocal looking
-        now_left_bytes = transport.get_write_buffer_size()
+    __slots__ = ("_has_stalled", "_looking", "_loop", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._has_stalled = False
+
+    def __enter__(self) -> None:
+        # Once the write is buffered: most end at once, and are never looked at.
+        self._looking: asyncio.Handle = self._loop.call_soon(self._look, None)
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        self._looking.cancel()
+        # A cut connection is reported by ConnectionError, or not at all.
+        if self._has_stalled and (error is None or isinstance(error, ConnectionError)):
+            raise TimeoutError from error
+
+    def _look(self, left_bytes: int | None) -> None:
+        now_left_bytes = self._transport.get_write_buffer_size()
         if now_left_bytes == left_bytes:
-            patience.reschedule(loop.time())
+            self._has_stalled = True
+            self._transport.abort()
         else:
-            looking = loop.call_later(STALLED_S, look, now_left_bytes)
-
-    async with asyncio.timeout(None) as patience:
-        # Once the write is buffered: most end at once, and never get here.
-        looking = loop.call_soon(look, None)
-        try:
-            yield
-        finally:
-            looking.cancel()
+            self._looking = self._loop.call_later(STALLED_S, self._look, now_left_bytes)
 
 
 class Ending(Enum):

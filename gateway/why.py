@@ -64,12 +64,12 @@ def _of_run(run_id: RunId, row: WhyRow, database: str | None) -> list[Reason]:
             return [_reason("ended", f"the run is {row.status}: nothing is left to do")]
         case RunStatus.FAILED:
             error = orjson.loads(row.error) if row.error else {}
-            said = f"{error.get('name', 'an error')}: {error.get('message', '')}"
-            mended = f"after fixing the file, add --workflow {shlex.quote(row.workflow_reference)}"
-            text = f"the run failed: {said} ({mended})"
-            return [_reason("ended", text, unblock=_resume(run_id))]
+            text = f"the run failed: {error.get('name', 'an error')}: {error.get('message', '')}"
+            if not _is_ups_own(run_id, row):  # up takes the file as it is
+                text += f" (after fixing the file, add --workflow {shlex.quote(row.workflow_reference)})"
+            return [_reason("ended", text, unblock=_resume(run_id, row))]
         case RunStatus.CANCELLED:
-            return [_reason("ended", "the run was cancelled", unblock=_resume(run_id))]
+            return [_reason("ended", "the run was cancelled", unblock=_resume(run_id, row))]
         case (
             RunStatus.QUEUED
             | RunStatus.RUNNING
@@ -115,8 +115,8 @@ def _of_active(run_id: RunId, row: WhyRow, database: str | None) -> list[Reason]
 def _no_worker(run_id: RunId, row: WhyRow, database: str | None, since: str) -> Reason:
     if row.queue.startswith("up-"):
         text = "it was begun by `smithers up`, which has ended, and no other worker takes it"
-        command = f"smithers up {shlex.quote(row.workflow_reference)} --run-id {shlex.quote(run_id)} --resume"
-        return _reason("no-worker", text, since=since, unblock={"command": command})
+        unblock = _resume(run_id, row) if _is_ups_own(run_id, row) else None
+        return _reason("no-worker", text, since=since, unblock=unblock)
     text = f"no worker lives that claims from queue {row.queue!r}"
     command = f"smithers worker --queue {shlex.quote(row.queue)}"
     if database is not None:
@@ -145,8 +145,10 @@ def _of_node(run_id: RunId, node: OpenNode, row: WhyRow) -> Reason:
                 unblock = {"command": f"smithers why {shlex.quote(child)}"}
                 return _reason("subflow", text, since=since, unblock=unblock, **place)
             name = said.get("signalName", node.node_id)
-            text = f"{node.node_id} waits for the signal {name!r}"
-            unblock = _signal(run_id, name)
+            correlation = said.get("correlationId")
+            which = "" if correlation is None else f" with the correlation id {correlation!r}"
+            text = f"{node.node_id} waits for the signal {name!r}{which}"
+            unblock = _signal(run_id, name, correlation)
             return _reason("signal", text, since=since, until=until, unblock=unblock, **place)
         case NodeState.WAITING_TIMER:
             return _reason("timer", f"{node.node_id} sleeps", since=since, until=until, **place)
@@ -170,7 +172,16 @@ def _reason(kind: ReasonKind, text: str, **more: Any) -> Reason:
     return cast("Reason", {"kind": kind, "text": text, **said})
 
 
-def _resume(run_id: RunId) -> dict[str, str]:
+def _is_ups_own(run_id: RunId, row: WhyRow) -> bool:
+    """Say whether `smithers up` began the run, or one that it continues; what those have started is resumed by them."""
+    began = row.queue.removeprefix("up-")
+    return began != row.queue and (run_id == began or run_id.startswith(f"{began}+"))
+
+
+def _resume(run_id: RunId, row: WhyRow) -> dict[str, str]:
+    if _is_ups_own(run_id, row):
+        file = shlex.quote(row.workflow_reference)
+        return {"command": f"smithers up {file} --run-id {shlex.quote(run_id)} --resume"}
     return {
         "command": f"smithers resume {shlex.quote(run_id)}",
         "request": f"POST /v1/runs/{quote(run_id, safe='')}/resume",
@@ -193,8 +204,9 @@ def _mode(node: OpenNode) -> str:
     return mode
 
 
-def _signal(run_id: RunId, name: str) -> dict[str, str]:
+def _signal(run_id: RunId, name: str, correlation: str | None) -> dict[str, str]:
+    which = "" if correlation is None else f" --correlation {shlex.quote(correlation)}"
     return {
-        "command": f"smithers signal {shlex.quote(run_id)} {shlex.quote(name)}",
+        "command": f"smithers signal {shlex.quote(run_id)} {shlex.quote(name)}{which}",
         "request": f"POST /v1/runs/{quote(run_id, safe='')}/signals/{quote(name, safe='')}",
     }

@@ -14,6 +14,8 @@ SmithersError
     ├── AnswerTooLarge      a result, or a value to write, is more than one value of the database holds
     └── StoreUnavailable    the database does not answer: whether the last write was committed is not known
         ├── StoreStarting   it has been started, and takes no connections yet
+        ├── DiskFull        it answers, but its disk is full
+        ├── ReadOnly        it answers, but takes no writes
         ├── RowsHeld        another transaction holds locks on the rows: nothing was written
         │   └── Deadlocked  and waited for this one's: the same call, repeated, succeeds
         └── CallTooLong     it aborted a call that took too long: what was committed by then stands

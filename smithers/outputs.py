@@ -42,7 +42,7 @@ def encode_output(
         dump = _dump if model is None else partial(_dump_as, model)
         text = dump(value, what, max_bytes)
         _check_size(len(text), what, max_bytes)
-        from_json(text, allow_inf_nan=False)
+        _refuse_constants(text, what)
     except ValidationError as error:
         wrong = f"{what} does not fit {name_of(model)}: {say_misfits(error)}"
         raise InvalidOutput(wrong, details=misfits_of(error)) from error
@@ -111,6 +111,14 @@ def _is_iterator(kind: type[Any]) -> bool:
 def _refuse_iterator(kind: type[Any], what: str) -> None:
     if _is_iterator(kind):
         raise InvalidOutput(f"{what} is not JSON: a {kind.__name__}; make a list of its items")
+
+
+def _refuse_constants(text: bytes, what: str) -> None:
+    try:
+        from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        from_json(text)  # raises if the text is wrong in any other way
+        raise InvalidOutput(f"{what} is not JSON: it has NaN or an infinity") from error
 
 
 def _check_size(size: int, what: str, max_bytes: int) -> None:

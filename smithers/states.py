@@ -1,6 +1,7 @@
 """The closed sets of states, as they are stored and sent."""
 
 from enum import StrEnum
+from functools import cached_property
 from typing import Final
 
 
@@ -49,12 +50,12 @@ class NodeState(StrEnum):
     CANCELLED = "cancelled"
     SKIPPED = "skipped"
 
-    @property
+    @cached_property  # asked a dozen times for each node
     def is_settled(self) -> bool:
         """The tree goes on after the node."""
         return self in SETTLED_STATES
 
-    @property
+    @cached_property
     def is_waiting(self) -> bool:
         """The node waits for something outside the run."""
         return self in WAITING_STATES

@@ -8,7 +8,6 @@ goes on without it, and the child is replaced when its other runs are done.
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
@@ -45,7 +44,7 @@ from worker.toolboxes import AttemptToolbox
 
 GIVE_UP_S: Final = 2 * STOP_GRACE_S
 
-Judged = TypeVar("Judged")
+Result = TypeVar("Result")
 
 
 class PastCalls(NamedTuple):
@@ -90,8 +89,8 @@ class Attempts:
         `is_budget_spent` is called before each question to a model, with the attempt's working time in ms since it was
         last counted.
         """
-        span = self._begin_span(start)
-        task = start.leaf.element
+        trace, task = self._trace, start.leaf.element
+        span = None if trace is None else trace.begin_attempt(*start.leaf.key, start.attempt)
         assert isinstance(task, Task)
         is_value = task.ask is None and not callable(task.do)
         if is_value and is_quick(task.do, task.output):
@@ -139,11 +138,6 @@ class Attempts:
             for one in stuck:
                 self._bodies.on_abandoned(f"an attempt of run {self._run_id} does not stop: {one}")
 
-    def _begin_span(self, start: Start) -> Span | None:
-        if self._trace is None:
-            return None
-        return self._trace.begin_attempt(*start.leaf.key, start.attempt)
-
     def _end_span(self, span: Span | None, end: Happening) -> None:
         if self._trace is not None and span is not None:
             self._trace.end_attempt(span, *outcome_of(end))
@@ -170,9 +164,10 @@ class Attempts:
             finally:
                 PRINTS.set(None)
                 attempt.lift_limits()
-            # Stopped while its last tools ended: it has ended anyway.
-            with suppress(asyncio.CancelledError):
+            try:  # noqa: SIM105 - after each attempt: `suppress` is three calls more
                 await attempt.close()
+            except asyncio.CancelledError:
+                pass  # stopped while its last tools ended: it has ended anyway
             attempt.prints.flush()
             self._end(attempt, end)
             RUNNER.set(None)  # the task references its variables: see Attempt.let_go
@@ -184,10 +179,13 @@ class Attempts:
         return AttemptToolbox(self._bodies.workshop, attempt, tuple(previous), find_output)
 
     async def _produce(self, attempt: Attempt, toolbox: AttemptToolbox) -> Happening:
-        """Return the output of an earlier execution, or call the body."""
+        """Return the output of an earlier execution, or call the body.
+
+        A model that may run the author's code parses and encodes in a thread, within the attempt's time.
+        """
         task, cache = attempt.task, attempt.task.cache
         read = partial(read_needs, attempt.needs)
-        needs = await self._judge(attempt, read, is_quick=are_plain(attempt.needs))
+        needs = read() if are_plain(attempt.needs) else await self._call_in_thread(attempt, read)
         model = model_of(task)
         cache_key = None
         if cache is not None:
@@ -195,44 +193,32 @@ class Attempts:
             found = await self._caching.find_cached(cache_key)
             if found is not None:
                 fit = partial(fit_found, found, model)
-                output = await self._judge(attempt, fit, is_quick=is_plain(model))
+                output = fit() if is_plain(model) else await self._call_in_thread(attempt, fit)
                 if output is not None:
                     return Finished(attempt.key, attempt.number, output)
         value = await Steps(self._call(attempt, needs))
         toolbox.check_all_made()
         say = partial(end_returned, attempt.key, attempt.number, value, model)
-        end = await self._judge(attempt, say, is_quick=is_quick(value, model))
+        end = say() if is_quick(value, model) else await self._call_in_thread(attempt, say)
         if cache is None or cache_key is None or not isinstance(end, Finished):
             return end
         ttl_ms = None if cache.ttl_s is None else round(cache.ttl_s * 1000)
         return replace(end, cached=CachedOutput(attempt.key, cache_key, end.output, ttl_ms))
 
-    async def _judge(
-        self, attempt: Attempt, judge: Callable[[], Judged], *, is_quick: bool
-    ) -> Judged:
-        """Parse or encode with a model; if that may run the author's code, within the attempt's time."""
-        if is_quick:
-            return judge()
-        judged: Judged = await self._call_in_thread(attempt, judge)
-        return judged
-
     async def _call(self, attempt: Attempt, needs: Mapping[str, Any]) -> Any:
         ask = attempt.task.ask
-        if ask is None:
-            do = attempt.task.do
-            return await self._call_function(attempt, do, needs) if callable(do) else do
-        prompt = ask.prompt
-        if not isinstance(prompt, str):
-            prompt = await self._call_function(attempt, prompt, needs)
-        return await answer(ask, prompt, attempt.task.output)
+        do = attempt.task.do if ask is None else ask.prompt
+        if not callable(do):
+            value = do
+        elif is_async(do):
+            value = await do(**needs)
+        else:
+            value = await self._call_in_thread(attempt, partial(do, **needs))
+            if inspect.isawaitable(value):
+                value = await value
+        return value if ask is None else await answer(ask, value, attempt.task.output)
 
-    async def _call_function(self, attempt: Attempt, do: Any, needs: Mapping[str, Any]) -> Any:
-        if is_async(do):
-            return await do(**needs)
-        value = await self._call_in_thread(attempt, partial(do, **needs))
-        return await value if inspect.isawaitable(value) else value
-
-    async def _call_in_thread(self, attempt: Attempt, body: Callable[[], Any]) -> Any:
+    async def _call_in_thread(self, attempt: Attempt, body: Callable[[], Result]) -> Result:
         return await self._bodies.call_in_thread(
             body,
             where=attempt.where,

@@ -5,6 +5,7 @@ lost hint.
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -245,7 +246,12 @@ class Claimer:
             if not cursors:
                 continue
             try:
-                self.hear_news(frozenset(await self._shared.store.find_news(cursors)))
+                found = await self._shared.store.find_news(cursors)
             except StoreError as error:
                 if complaint.may_be_said():
                     LOG.warning("news_failed", error=str(error))
+                continue
+            for run_id, (executor, _) in self._executors.items():
+                # Most have committed since they were asked about.
+                if run_id in found and (found[run_id] or math.inf) > executor.last_seq:
+                    executor.hear_news()

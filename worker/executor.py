@@ -24,7 +24,7 @@ from smithers.errors import AnswerTooLarge, InvalidInput, LeaseLost, StoreError
 from smithers.events import EventType, correlation_json
 from smithers.states import NodeState
 from smithers.store.claims import ClaimedRun
-from smithers.store.commits import Committed, Outcome, RunOrigin, TurnCommit
+from smithers.store.commits import Committed, Outcome, TurnCommit
 from smithers.store.refusals import RunExists
 from smithers.store.run_facts import News
 from smithers.store.worker_store import WorkerStore
@@ -96,15 +96,6 @@ class Executor:
         )
         self._awaiting_commit: list[asyncio.Future[None]] = []  # bodies about to call a tool
         self._correlation = correlation_json(claim.run_id, claim.workflow_name)
-        self._origin = RunOrigin(
-            workflow_path=claim.workflow_path,
-            workflow_export=claim.workflow_export,
-            source_hash=claim.source_hash,
-            input=claim.input,
-            config=claim.config,
-            auth=claim.auth,
-            trace_context=claim.trace_context,
-        )
         self._commit_no = 0
         self._is_refused = False  # a turn was, and the run is to fail for it
         self.is_suspect = claim.crash_count > 0 and not claim.is_solo
@@ -261,7 +252,7 @@ class Executor:
         return Renderer(
             run_id=self.claim.run_id,
             workflow=idle,
-            input=None,
+            read_input=lambda: None,
             auth=Auth(),
             guard=self._shared.guard(idle.render_timeout_s),
         )
@@ -271,16 +262,14 @@ class Executor:
         claim, shared = self.claim, self._shared
         self._commit_no += 1
         change = TurnCommit(
-            run_id=claim.run_id,
+            claim=claim,
             correlation=self._correlation,
-            epoch=claim.epoch,
             commit_no=self._commit_no,
             frame_no=run.frame_no,
             expected_seq=None if turn.ending is None else self.last_seq,
             is_cancelling=run.is_cancelling,
             is_cleared=self._suspects.isdisjoint(run.in_flight),
             has_cleanup=bool(run.open_tries),
-            origin=self._origin,
             turn=turn,
             hints=kin_hints(claim, turn),
         )

@@ -43,7 +43,7 @@ class Steps(Coroutine[Any, Any, Any]):
         return self
 
     def __next__(self) -> Any:
-        return self.send(None)
+        return self._step(self._coroutine.send, None)
 
     def __getattr__(self, name: str) -> Any:
         # What inspect and anyio ask of a coroutine: cr_running, cr_frame and the like.

@@ -12,7 +12,7 @@ class Inbox:
     def __init__(self) -> None:
         self.has_news = False  # the run's rows have changed
         self._happenings: list[Happening] = []
-        self._arrived = asyncio.Event()
+        self._waiting: asyncio.Future[None] | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -22,12 +22,12 @@ class Inbox:
     def put(self, happening: Happening) -> None:
         """Add a report of an attempt."""
         self._happenings.append(happening)
-        self._arrived.set()
+        self._wake()
 
     def hear_news(self) -> None:
         """Handle a hint that there is news."""
         self.has_news = True
-        self._arrived.set()
+        self._wake()
 
     def take(self) -> list[Happening]:
         """Return and clear the reports, in the order of their arrival."""
@@ -35,13 +35,15 @@ class Inbox:
         return happenings
 
     async def wait(self, until: float) -> None:
-        """Wait for input; at the latest until `until` (s, the loop's clock)."""
-        if not self.is_empty:
-            return
-        self._arrived.clear()
+        """Wait for input while there is none; at the latest until `until` (s, the loop's clock)."""
+        self._waiting = asyncio.get_running_loop().create_future()
         if until == float("inf"):
-            await self._arrived.wait()
+            await self._waiting
             return
         with suppress(TimeoutError):
             async with asyncio.timeout_at(until):
-                await self._arrived.wait()
+                await self._waiting
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)

@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 import orjson
 
 from smithers.states import ToolCallState
-from smithers.store.tool_calls import ToolCallRow
+from smithers.store.tool_calls import HEAD_CHARS, ToolCallRow, digest_of
 from smithers.tools.errors import CallLost, ToolError
 from smithers.tools.toolbox import CallStart
 
@@ -36,7 +36,6 @@ FORGOTTEN_CALLS: Final = (
     "stand. Call it again only if that is not what you are about to do."
 )
 MAX_FORGOTTEN: Final = 5  # the newest of a tool, listed in an error's text
-MAX_FORGOTTEN_CHARS: Final = 300  # of a call's input, and of its output
 NO_PARENT: Final = 0
 
 
@@ -174,8 +173,9 @@ class _Place:
 
     def find(self, start: CallStart) -> ToolCallRow | None:
         """Return the first call that matches."""
+        digest = digest_of(start.input)
         for number, row in self.rows.items():
-            if _is_same(row, start):
+            if _is_same(row, start, digest):
                 return row
             if number not in self.at_once and not _may_be_inner(row):
                 return None
@@ -201,8 +201,8 @@ class _History:
         """Add the calls of the next attempt; if it left the others' path, abandon their calls from there on."""
         beside: list[tuple[int, int, int]] = []
         for row in attempt:
-            known = self._made.get(row.call_no, row)
-            if _key(known) != _key(row):
+            known = self._made.get(row.call_no)
+            if known is not None and _key(known) != _key(row):
                 self._forget(row.call_no)
             self._made[row.call_no] = row
             parent, number, other = row.parent_call_no, row.call_no, row.beside_call_no
@@ -242,12 +242,16 @@ def is_not_made(row: ToolCallRow) -> bool:
     return _code_of(row) == NotMade.code
 
 
-def _key(row: ToolCallRow) -> tuple[int | None, str, str, str | None]:
-    return row.parent_call_no or NO_PARENT, row.kind, row.tool_name, row.input
+def _key(row: ToolCallRow) -> tuple[int | None, str, str, str]:
+    digest = row.input_digest or digest_of(row.input or "")
+    return row.parent_call_no or NO_PARENT, row.kind, row.tool_name, digest
 
 
-def _is_same(made: ToolCallRow, start: CallStart) -> bool:
-    return (made.kind, made.tool_name, made.input) == (start.kind, start.tool_name, start.input)
+def _is_same(made: ToolCallRow, start: CallStart, digest: str) -> bool:
+    """Say whether a call is made as another was; `digest`: of its input."""
+    if (made.kind, made.tool_name) != (start.kind, start.tool_name):
+        return False
+    return made.input == start.input if made.input_digest is None else made.input_digest == digest
 
 
 def _may_be_inner(row: ToolCallRow) -> bool:
@@ -285,6 +289,8 @@ def _read_error(row: ToolCallRow) -> dict[str, str]:
 
 
 def _describe(row: ToolCallRow) -> str:
-    came_to = row.output or row.error or "nobody knows what it came to"
-    given = (row.input or "…")[:MAX_FORGOTTEN_CHARS]
-    return f"- {given}: {row.state}, {came_to[:MAX_FORGOTTEN_CHARS]}"
+    came_to = row.output or row.error
+    if came_to is None:
+        size = row.output_bytes
+        came_to = "nobody knows what it came to" if size is None else f"an answer of {size} bytes"
+    return f"- {(row.input or '…')[:HEAD_CHARS]}: {row.state}, {came_to[:HEAD_CHARS]}"

@@ -4,6 +4,8 @@ It does not reach code stuck in C; the parent notices that its child is silent. 
 any other time, set by some body, does nothing.
 """
 
+# What `signal` wraps: its signal tries an enum first, which raises for each function.
+import _signal  # type: ignore[import-not-found]  # typeshed leaves it out
 import os
 import signal
 from collections.abc import Callable
@@ -32,7 +34,7 @@ def render_guard(timeout_s: float) -> Guard:
         pid = os.getpid()
         try:
             # Each time: a body may have replaced it.
-            signal.signal(signal.SIGALRM, _ring)
+            _signal.signal(signal.SIGALRM, _ring)
             signal.setitimer(signal.ITIMER_REAL, timeout_s, _AGAIN_S)
             try:
                 return build()
@@ -51,7 +53,7 @@ def _silence() -> None:
     is_silent = False
     while not is_silent:
         with suppress(_RenderTimeout):  # it fired while it was being removed
-            signal.signal(signal.SIGALRM, _ignore)
+            _signal.signal(signal.SIGALRM, _ignore)
             signal.setitimer(signal.ITIMER_REAL, 0)
             is_silent = True
 

@@ -75,8 +75,9 @@ class Started:
             return
         for process in self._processes:
             process.close()
-        if calls := self._take_calls():  # they may end, but not keep their threads for ever
-            asyncio.get_running_loop().call_later(OUTLIVE_S, self._judge, calls)
+        if self._calls:  # they may end, but not keep their threads for ever
+            loop = asyncio.get_running_loop()
+            loop.call_later(OUTLIVE_S, self._judge, self._take_calls())
 
     async def _end(self, processes: list[Process], calls: list[ThreadCall], grace_s: float) -> None:
         try:

@@ -134,14 +134,7 @@ class AttemptToolbox:
         """`previous_calls`: of all earlier attempts, oldest first; `find_output` reads what is left out of one."""
         self._workshop = workshop
         self._desk = desk
-        self._previous_calls = previous_calls[-MAX_PREVIOUS_CALLS:]
-        # The same in each attempt that recalls the calls of those before it: agents are told of these in their prompts,
-        # and a question with another prompt is another question.
-        self._told_calls = tuple(
-            row
-            for row in previous_calls
-            if row.kind == "tool" and not (row.is_recallable or is_not_made(row))
-        )
+        self._previous_calls = previous_calls
         self._find_output = find_output
         self._recall = Recall(previous_calls)
         self._keys = CallKeys()
@@ -162,12 +155,19 @@ class AttemptToolbox:
     @property
     def previous_calls(self) -> tuple[PreviousCall, ...]:
         """The calls of earlier attempts."""
-        return tuple(_to_previous(row) for row in self._previous_calls if row.kind == "tool")
+        newest = self._previous_calls[-MAX_PREVIOUS_CALLS:]
+        return tuple(_to_previous(row) for row in newest if row.kind == "tool")
 
     @property
     def told_calls(self) -> tuple[PreviousCall, ...]:
         """Earlier attempts' calls that this one does not recall."""
-        return tuple(map(_to_previous, self._told_calls))
+        # The same in each attempt that recalls the calls of those before it: agents are told of these in their prompts,
+        # and a question with another prompt is another question.
+        return tuple(
+            _to_previous(row)
+            for row in self._previous_calls
+            if row.kind == "tool" and not (row.is_recallable or is_not_made(row))
+        )
 
     async def recall(self, start: CallStart) -> PreviousCall | None:
         """Match a call with one that an attempt made whose process died; None: make it."""
@@ -175,8 +175,8 @@ class AttemptToolbox:
         recalled = self._recall.take(start, parent=_parent())
         if recalled is None:
             return None
-        self._count_in(recalled)
-        row = recalled.row
+        self._count_in(recalled, start)
+        row = replace(recalled.row, input=start.input)  # of a brief row it is only the head
         if recalled.loss is not None:
             row = self._lose(row, start, recalled.loss)
         elif row.output is None and row.output_bytes is not None:
@@ -305,8 +305,9 @@ class AttemptToolbox:
         """Stop, and return when nothing is left of any call."""
         self._speech.flush()
         self.stop()
-        own = asyncio.current_task()
-        tasks = {call.task for call in self._under_way.values()} - {own}
+        if not self._under_way:
+            return
+        tasks = {call.task for call in self._under_way.values()} - {asyncio.current_task()}
         if tasks:
             _, stuck = await asyncio.wait(tasks, timeout=CLOSE_S)
             if stuck:
@@ -319,10 +320,11 @@ class AttemptToolbox:
         self._desk.take_call(call, None)
         return replace(made, state=call.state, error=error)
 
-    def _count_in(self, recalled: Recalled) -> None:
+    def _count_in(self, recalled: Recalled, start: CallStart) -> None:
         """Count a recalled call among the calls of this attempt; a refused one can still be made, with its key."""
-        made = recalled.inner if recalled.is_refused else (recalled.row, *recalled.inner)
-        for row in made:
+        if not recalled.is_refused:
+            self._keys.take(start.tool_name, start.input)
+        for row in recalled.inner:
             self._keys.take(row.tool_name, row.input)
 
     def _begun(self, start: CallStart, number: int) -> ToolCall:

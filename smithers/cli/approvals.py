@@ -31,7 +31,9 @@ Note = Annotated[str | None, typer.Option("--note", metavar="TEXT", help="A note
 Iteration = Annotated[
     int,
     typer.Option(
-        "--iteration", min=0, help="For a node in a loop; for a budget, how often it was granted."
+        "--iteration",
+        min=0,
+        help="For a node in a loop, counted from 0: `NODE · 2` is 1. For a budget, how often it was granted.",
     ),
 ]
 By = Annotated[
@@ -67,7 +69,7 @@ def approvals(
         (
             (
                 approval.run_id,
-                approval.node_id,
+                node_words(approval),
                 _question(approval),
                 span(approval.waiting_ms / 1000),
             )
@@ -78,7 +80,7 @@ def approvals(
 
 
 def _in_full(approval: "Approval") -> Iterator[tuple[str, str]]:
-    yield "node", approval.node_id
+    yield "node", node_words(approval)
     yield "question", _question(approval)
     if approval.request_summary:
         yield "summary", approval.request_summary
@@ -87,6 +89,12 @@ def _in_full(approval: "Approval") -> Iterator[tuple[str, str]]:
     for error in approval.request_errors or ():
         yield "wrong", json.dumps(error, ensure_ascii=False)
     yield "waits", span(approval.waiting_ms / 1000)
+
+
+def node_words(approval: "Approval") -> str:
+    """Return an approval's node as a command names it: without the flag, it means a loop's first iteration."""
+    which = f" --iteration {approval.iteration}" if approval.iteration else ""
+    return f"{approval.node_id}{which}"
 
 
 def _question(approval: "Approval") -> str:
@@ -112,7 +120,11 @@ def approve(
     ] = None,
     rank: Annotated[
         str | None,
-        typer.Option("--rank", metavar="A,B,…", help="All of the options, best first."),
+        typer.Option(
+            "--rank",
+            metavar="A,B,…",
+            help="All of the options, best first; as JSON, '[\"A\",…]', if they have commas.",
+        ),
     ] = None,
     text: Note = None,
     iteration: Iteration = 0,
@@ -128,7 +140,7 @@ def approve(
             exit_code=Exit.USAGE,
         )
     told = _told(text, iteration) | {"decided_by": _name(by)}
-    ranked = None if rank is None else rank.split(",")
+    ranked = None if rank is None else _read_ranking(rank)
     with o.open_client(server, token) as client, _explained(run):
         client.approve(run, node, selected=select, ranked=ranked, **told)
     note(f"{node} of run {run}: approved")
@@ -174,6 +186,13 @@ def answer(
     with o.open_client(server, token) as client, _explained(run):
         client.answer(run, node, filled_in, answered_by=_name(by), iteration=iteration)
     note(f"{node} of run {run}: answered")
+
+
+def _read_ranking(text: str) -> list[str]:
+    if not text.startswith("["):
+        return text.split(",")
+    options: list[str] = read_json("--rank", text, example='["red, dry", "white"]')
+    return options
 
 
 def _told(text: str | None, iteration: int) -> dict[str, Any]:

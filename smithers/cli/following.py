@@ -9,6 +9,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 
 import typer
@@ -17,9 +18,20 @@ from rich.panel import Panel
 
 from smithers.cli.console import open_console
 from smithers.cli.progress import Display
-from smithers.client import Approval, AsyncClient, Conflict, Event, Run
+from smithers.client import Approval, AsyncClient, Conflict, Event, NotFound, Run, Why
 from smithers.states import RunStatus
 from smithers.texts import printable
+
+LOOK_AGAIN_S: Final = 0.5
+MAX_STREAMS: Final = 1_000  # a server refuses too many
+# The kinds of reasons for which a parked run waits, and those among them that give it its status.
+WAITS: Final = frozenset({"approval", "signal", "subflow", "timer", "back-off"})
+AWAITED: Final = MappingProxyType(
+    {
+        RunStatus.WAITING_APPROVAL: ("approval",),
+        RunStatus.WAITING_EVENT: ("signal", "subflow"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +49,10 @@ class Followed:
     """The run's state when following ended."""
 
     run: Run
-    questions: tuple[Approval, ...] = ()  # its questions that nobody here answers
+    questions: tuple[
+        Approval, ...
+    ] = ()  # that nobody here answers: its own, and of the runs below it
+    whys: tuple[Why, ...] = ()  # why they all wait
     successor: str | None = None  # the run that continues it
 
 
@@ -47,37 +62,133 @@ Ask = Callable[[Approval], Awaitable[Answer | None]]  # None: there is no answer
 async def follow(
     client: AsyncClient, run_id: str, display: Display, ask: Ask, *, until_ended: bool
 ) -> Followed:
-    """Show a run's events until it has ended, or waits for what `ask` cannot answer.
+    """Show a run's events until it has ended, or it and the runs below it wait for what `ask` cannot answer.
 
     `until_ended`: somebody else may answer what `ask` cannot.
     """
-    successor = None
-    async for event in client.stream(run_id):
-        display.show(event)
-        if event.type == "NodeWaitingApproval":
-            await _answer(client, event, display, ask)
-        elif event.type == "RunContinuedAsNew":
-            successor = str(event.field("newRunId"))
-        elif event.type == "RunStatusChanged" and not until_ended:
-            # The event may be an old one.
-            stuck = await _find_stuck(client, await client.get(run_id))
-            if stuck is not None:
-                return stuck
-    return Followed(run=await client.get(run_id), successor=successor)
+    family = _Family(client, run_id, display, ask, until_ended=until_ended)
+    family.hear(run_id)
+    try:
+        return await family.left
+    finally:
+        await family.drop()
 
 
-async def _find_stuck(client: AsyncClient, run: Run) -> Followed | None:
-    """Return the run if only somebody else can move it; one whose last question was answered moves by itself."""
-    if run.status is RunStatus.WAITING_APPROVAL:
-        asked = await client.list_approvals()
-        questions = tuple(approval for approval in asked if approval.run_id == run.run_id)
-        return Followed(run=run, questions=questions) if questions else None
-    if run.status is not RunStatus.WAITING_EVENT:
+class _Family:
+    """A run and the runs below it, its subflows: only its own events are shown, the questions of all are asked."""
+
+    def __init__(
+        self, client: AsyncClient, run_id: str, display: Display, ask: Ask, *, until_ended: bool
+    ) -> None:
+        self.left: asyncio.Future[Followed] = asyncio.get_running_loop().create_future()
+        self._client = client
+        self._run_id = run_id
+        self._display = display
+        self._ask = ask
+        self._until_ended = until_ended
+        self._is_parked: dict[str, bool] = {}  # by run, as far as its events are known
+        self._hearing: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()  # for one event at a time: a question has the terminal
+        self._room = asyncio.Semaphore(MAX_STREAMS)
+        self._successor: str | None = None
+
+    def hear(self, run_id: str) -> None:
+        """Follow a run, unless it is followed already."""
+        if run_id in self._is_parked:
+            return
+        self._is_parked[run_id] = False
+        hearing = asyncio.create_task(self._hear(run_id))
+        self._hearing.add(hearing)
+        hearing.add_done_callback(self._end)
+
+    async def drop(self) -> None:
+        """Follow none any more."""
+        for hearing in self._hearing:
+            hearing.cancel()
+        await asyncio.gather(*self._hearing, return_exceptions=True)
+
+    def _end(self, hearing: asyncio.Task[None]) -> None:
+        self._hearing.discard(hearing)
+        error = None if hearing.cancelled() else hearing.exception()
+        if error is not None and not self.left.done():
+            self.left.set_exception(error)
+
+    async def _hear(self, run_id: str) -> None:
+        async with self._room:
+            await self._stream(run_id)
+        async with self._turn:
+            if run_id == self._run_id:
+                self._leave(Followed(run=await self._client.get(run_id), successor=self._successor))
+            del self._is_parked[run_id]
+            await self._leave_if_stuck()
+
+    async def _stream(self, run_id: str) -> None:
+        while True:
+            try:
+                async for event in self._client.stream(run_id):
+                    async with self._turn:
+                        await self._take(event)
+            except NotFound:
+                if run_id == self._run_id:
+                    raise
+                # A workflow's own database tells of its new runs a moment later.
+                await asyncio.sleep(LOOK_AGAIN_S)
+            else:
+                return
+
+    async def _take(self, event: Event) -> None:
+        is_own = event.run_id == self._run_id
+        if is_own:
+            self._display.show(event)
+        match event.type:
+            case "NodeWaitingApproval":
+                await _answer(self._client, event, self._display, self._ask)
+            case "SubflowStarted":
+                self.hear(str(event.field("childRunId")))
+            case "RunContinuedAsNew" if is_own:
+                self._successor = str(event.field("newRunId"))
+            case "RunContinuedAsNew":
+                self.hear(str(event.field("newRunId")))
+            case "RunStarted":
+                self._is_parked[event.run_id] = False
+            case "RunStatusChanged":
+                self._is_parked[event.run_id] = True
+                await self._leave_if_stuck()
+            case _:
+                pass
+
+    async def _leave_if_stuck(self) -> None:
+        if self._until_ended or self.left.done() or not all(self._is_parked.values()):
+            return
+        # The events may be old ones.
+        stuck = await _find_stuck(self._client, [*self._is_parked])
+        if stuck is not None:
+            self._leave(stuck)
+
+    def _leave(self, followed: Followed) -> None:
+        if not self.left.done():
+            self.left.set_result(followed)
+
+
+async def _find_stuck(client: AsyncClient, run_ids: Sequence[str]) -> Followed | None:
+    """Return the first of these runs if only somebody else can move it and the others, those below it.
+
+    One whose last question was answered, or whose child has ended, moves by itself.
+    """
+    whys = [await client.why(run_id) for run_id in run_ids]
+    kinds = [reason.kind for why in whys for reason in why.reasons]
+    if not all(_is_parked(why) for why in whys) or kinds.count("subflow") >= len(run_ids):
         return None
-    kinds = {reason.kind for reason in (await client.why(run.run_id)).reasons}
-    # A child's end moves it by itself; without a signal to wait for it has moved on since its status was read.
-    is_stuck = "signal" in kinds and "subflow" not in kinds
-    return Followed(run=run) if is_stuck else None
+    asked = await client.list_approvals()
+    questions = tuple(approval for approval in asked if approval.run_id in run_ids)
+    if not questions and "signal" not in kinds:
+        return None
+    return Followed(run=await client.get(run_ids[0]), questions=questions, whys=tuple(whys))
+
+
+def _is_parked(why: Why) -> bool:
+    kinds = {reason.kind for reason in why.reasons}
+    return kinds <= WAITS and not kinds.isdisjoint(AWAITED.get(why.status, ()))
 
 
 async def _answer(client: AsyncClient, event: Event, display: Display, ask: Ask) -> None:

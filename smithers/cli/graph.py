@@ -53,7 +53,7 @@ def _render(options: ServerOptions, place: str, given: dict[str, Any]) -> dict[s
     from smithers.engine.drawing import xml_of
     from smithers.engine.facts import Facts
     from smithers.engine.rendering import build_renderer
-    from smithers.errors import InvalidInput
+    from smithers.errors import InvalidInput, WorkflowError
     from smithers.source.beneath import RootDirectory
     from smithers.source.closure import read_bundle
     from smithers.source.errors import SourceError
@@ -75,14 +75,11 @@ def _render(options: ServerOptions, place: str, given: dict[str, Any]) -> dict[s
     except SourceError as error:
         raise CommandFailed(error.reason, exit_code=Exit.USAGE) from error
     except InvalidInput as error:
-        lines = [
-            f"{'.'.join(map(str, one['loc'])) or 'input'}: {one['msg']}"
-            for one in error.details or ()
-        ]
-        raise CommandFailed(
-            "; ".join([str(error), *lines]), hint="--input JSON", exit_code=Exit.USAGE
-        ) from error
-    rendered = renderer.render(Facts(), {})
+        raise CommandFailed(str(error), hint="--input JSON", exit_code=Exit.USAGE) from error
+    try:
+        rendered = renderer.render(Facts(), {})
+    except WorkflowError as error:
+        raise CommandFailed(renderer.problem_of(error).message) from error
     tree: dict[str, Any] = json.loads(xml_of(rendered.mounted, workflow.name))
     return tree
 

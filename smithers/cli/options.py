@@ -102,7 +102,9 @@ def open_client(url: str | None, token: str | None) -> Iterator["Client"]:
     try:
         with Client(options.url, token=options.token) as client:
             yield client
-    except (BadRequest, Unsendable) as error:
-        if getattr(error, "code", None) == NO_LISTS:
+    except BadRequest as error:
+        if error.code == NO_LISTS:
             raise
+        raise CommandFailed(in_full(error), exit_code=Exit.USAGE) from error
+    except Unsendable as error:
         raise CommandFailed(in_full(error), exit_code=Exit.USAGE) from error

@@ -173,8 +173,8 @@ class PlainDisplay:
             for line in str(event.field("text")).splitlines():
                 yield f"{event.node_id} | {line}"
         elif event.type in RUN_WORDS or event.type == "RunStatusChanged":
-            error = event.field("error")
-            yield f"run {self.progress.run_word}" + (f": {error.get('message')}" if error else "")
+            remark = _remark(event)
+            yield f"run {self.progress.run_word}" + (f": {remark}" if remark else "")
         elif node is not None and event.type != "NodePending":
             attempt = f", attempt {node.attempt}" if node.attempt > 1 else ""
             remark = f": {node.remark}" if node.remark else ""

@@ -1,6 +1,7 @@
 """Inspect and control runs, over HTTP: `ps`, `inspect`, `why`, `events`, `frames`, `cancel`, `resume`."""
 
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -70,8 +71,8 @@ def inspect(
         return
     print_fields(_describe(found))
     print_line("")
-    # In the order in which they began; the others last, as the server lists them.
-    began = sorted(nodes, key=lambda node: (node.started_at_ms is None, node.started_at_ms or 0))
+    # In the order in which they began, or ended without that; the others last, as the server lists them.
+    began = sorted(nodes, key=lambda node: node.started_at_ms or node.finished_at_ms or math.inf)
     print_table(
         ("NODE", "STATE", "ATTEMPT", "TOOK", "OUTPUT"),
         (_node_row(node) for node in began),

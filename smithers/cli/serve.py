@@ -86,7 +86,10 @@ def gateway(
     log_format: o.LogFormat = None,
     log_level: o.LogLevel = None,
 ) -> None:
-    """Serve requests only; workers on other hosts execute the runs."""
+    """Serve requests only; workers on other hosts execute the runs.
+
+    It starts no Postgres of its own: DATABASE_URL must be set.
+    """
     given = o.server_options({**locals(), "workers": "0"})
     _require_database(given)
     _run(_serve, given)
@@ -117,7 +120,10 @@ def worker(
     log_format: o.LogFormat = None,
     log_level: o.LogLevel = None,
 ) -> None:
-    """Execute runs only; gateways on other hosts serve the requests."""
+    """Execute runs only; gateways on other hosts serve the requests.
+
+    It starts no Postgres of its own: DATABASE_URL must be set.
+    """
     given = o.server_options(locals())
     _require_database(given)
     _run(_work, given)

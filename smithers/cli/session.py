@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from smithers.cli.approvals import node_words
 from smithers.cli.console import (
     CommandFailed,
     Exit,
@@ -32,7 +33,7 @@ from smithers.states import RunStatus
 if TYPE_CHECKING:
     from smithers.cli.following import Answer, Ask, Followed
     from smithers.cli.progress import Display
-    from smithers.client import Approval, AsyncClient, Run
+    from smithers.client import Approval, AsyncClient
     from smithers.server import Server
 
 Result = TypeVar("Result")
@@ -286,33 +287,33 @@ class _Session:
                     hint=f"fix it, then: {self._command('--resume')}",
                 )
             case _:
-                self._say_what_unblocks(run, self._left.questions)
+                self._say_what_unblocks(self._left)
                 return Exit.WAITING
 
-    def _say_what_unblocks(self, run: "Run", questions: "tuple[Approval, ...]") -> None:
-        blocked = (run.run_state.blocked if run.run_state else None) or {}
-        if run.status is RunStatus.WAITING_EVENT:
-            note(f"run {run.run_id} waits for the signal {blocked.get('correlationKey')}")
-            note("a server of this root, `smithers serve`, takes it:")
-            note(f"  smithers signal {run.run_id} {blocked.get('correlationKey')}")
-            note(f"then go on with:\n  {self._command('--resume')}")
-        elif questions:
-            self._say_who_answers(run, questions)
-        else:
-            self._say_how_to_go_on(f"run {run.run_id} is {run.status}")
+    def _say_what_unblocks(self, left: "Followed") -> None:
+        if left.questions:
+            self._say_who_answers(left.questions)
+            return
+        for why in left.whys:
+            for reason in why.reasons:
+                if reason.kind == "signal" and reason.unblock is not None:
+                    note(f"run {why.run_id}: {reason.text}")
+                    self._say_who_takes_it(reason.unblock["command"])
+                    return
+        self._say_how_to_go_on(f"run {left.run.run_id} is {left.run.status}")
 
-    def _say_who_answers(self, run: "Run", questions: "tuple[Approval, ...]") -> None:
+    def _say_who_answers(self, questions: "tuple[Approval, ...]") -> None:
         for asked in questions:
             if asked.request_mode == "form":
-                note(f"run {run.run_id} waits for a person to fill in a form: {asked.node_id}")
-                note("a server of this root, `smithers serve`, takes it:")
-                note(f"  smithers answer {run.run_id} {asked.node_id} --value JSON")
-                note(f"then go on with:\n  {self._command('--resume')}")
+                note(f"run {asked.run_id} waits for a person to fill in a form: {asked.node_id}")
+                self._say_who_takes_it(
+                    f"smithers answer {asked.run_id} {node_words(asked)} --value JSON"
+                )
                 return
         first = questions[0]
         is_choice = first.request_mode != "approve"
         note(
-            f"run {run.run_id} waits for {'a choice' if is_choice else 'an approval'}: {first.node_id}"
+            f"run {first.run_id} waits for {'a choice' if is_choice else 'an approval'}: {first.node_id}"
         )
         if is_choice:
             note(
@@ -321,6 +322,11 @@ class _Session:
         note(
             f"{'choose' if is_choice else 'approve it'} with:\n  {self._command('--resume', '--yes')}"
         )
+
+    def _say_who_takes_it(self, command: str) -> None:
+        note("a server of this root, `smithers serve`, takes it:")
+        note(f"  {command}")
+        note(f"then go on with:\n  {self._command('--resume')}")
 
     def _say_how_to_go_on(self, word: str) -> None:
         note(f"{word}; go on with:\n  {self._command('--resume')}")

@@ -95,6 +95,12 @@ def up(
 
 
 def _up(file: str, flags: Mapping[str, Any]) -> int:
+    if flags["resume"] and flags["input_text"] is not None:
+        raise CommandFailed(
+            "--input: a resumed run keeps the input that it was started with",
+            hint="leave --input out, or start another run without --resume",
+            exit_code=Exit.USAGE,
+        )
     chosen = _choose_id(flags["run_id"], is_resume=flags["resume"])
     told = _read_options(flags, file, chosen)
     errand = Errand(

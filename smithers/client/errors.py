@@ -58,7 +58,10 @@ class AccessRefused(RequestRefused):
 class NotFound(RequestRefused):
     """There is no such run, node or route."""
 
-    hint = "`smithers ps` lists the runs, `smithers inspect RUN` the nodes of one"
+    hint = (
+        "`smithers ps` lists the runs, `smithers inspect RUN` the nodes of one; "
+        "`up --serve` serves one run, without `ps`, `start` and `resume`"
+    )
 
 
 class Conflict(RequestRefused):

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Final
 
 from smithers.engine import budgets, children, waits
-from smithers.engine.facts import TOLERATED, Facts, NodeKey, Problem
+from smithers.engine.facts import LATER, TOLERATED, Facts, NodeKey, Problem
 from smithers.engine.turn import Ending, EventDraft
 from smithers.events import EventType
 from smithers.states import NodeState, RunStatus, TryPhase
@@ -30,14 +30,19 @@ def end_or_park(run: "Progress", now_ms: int) -> Ending | None:
 
 
 def find_failure(facts: Facts) -> Problem | None:
-    """Find the failure recorded by an earlier owner that died before the run's end."""
-    for turned in facts.tries.values():
-        if turned.phase in (TryPhase.RAISED, TryPhase.BROKEN):
-            return turned.problem
-    for key in sorted(facts.nodes):
-        fact = facts.nodes[key]
-        if fact.state is NodeState.FAILED and fact.wait != TOLERATED:
-            return fact.error or Problem("TaskFailed", f"{key.node_id} failed")
+    """Find the failure recorded by an earlier owner that died before the run's end: the first one, if there are more."""
+    failed = [
+        key
+        for key, fact in sorted(facts.nodes.items())
+        if fact.state is NodeState.FAILED and fact.wait != TOLERATED
+    ]
+    first = [key for key in failed if facts.nodes[key].wait != LATER]
+    if not first:
+        for turned in facts.tries.values():
+            if turned.phase in (TryPhase.RAISED, TryPhase.BROKEN):
+                return turned.problem
+    for key in first or failed:
+        return facts.nodes[key].error or Problem("TaskFailed", f"{key.node_id} failed")
     return None
 
 

@@ -17,6 +17,8 @@ from smithers.tree import SCOPE_MARK
 UNCHOSEN: Final = '{"unchosen":true}'
 # A tolerated failure. Every other failed node fails its run, even if another process takes it up.
 TOLERATED: Final = '{"tolerated":true}'
+# A failure in a run that something had failed before: it is the run's only if that is not known any more.
+LATER: Final = '{"later":true}'
 # Why a node is pending again: its attempt stopped before a question to a model for which the budget has no room.
 PARKED: Final = '{"parked":true}'
 
@@ -65,7 +67,7 @@ class NodeFact(NamedTuple):
     error: Problem | None = None
     due_ms: int | None = None  # when a timer fires, a wait expires, a back-off ends
     started_ms: int | None = None
-    wait: str | None = None  # what it waits for, UNCHOSEN, TOLERATED or PARKED: JSON text
+    wait: str | None = None  # what it waits for, UNCHOSEN, TOLERATED, LATER or PARKED: JSON text
     heartbeat: str | None = None  # its body's newest heartbeat: JSON text
     loop: str | None = None  # its innermost loop, whose iteration is in its key
 

@@ -23,13 +23,13 @@ def hash_of(xml_json: str) -> str:
     return hashlib.sha256(xml_json.encode()).hexdigest()
 
 
-def next_frame(frame_no: int, xml_json: str, previous: str | None) -> FrameDraft:
-    """Return a tree's row: as a difference to the one before, unless a whole one is due or not much longer."""
+def encode_frame(frame_no: int, xml_json: str, previous: str | None) -> tuple[str, str]:
+    """Return a row's encoding and body: the difference to the one before, unless a whole one is due or not much longer."""
     if previous is not None and frame_no % KEYFRAME_EVERY != 1:
         body = make_delta(previous, xml_json)
         if len(body) * 2 < len(xml_json):
-            return FrameDraft(frame_no, hash_of(xml_json), DELTA, body)
-    return FrameDraft(frame_no, hash_of(xml_json), KEYFRAME, xml_json)
+            return DELTA, body
+    return KEYFRAME, xml_json
 
 
 class FrameLog:
@@ -44,10 +44,11 @@ class FrameLog:
 
     def next(self, xml_json: str) -> FrameDraft | None:
         """Return a tree's row; None if the tree is unchanged."""
-        if hash_of(xml_json) == self._hash:
+        xml_hash = hash_of(xml_json)
+        if xml_hash == self._hash:
             return None
-        self._next_xml = xml_json
-        return next_frame(self.frame_no + 1, xml_json, self._xml)
+        self._next_xml, frame_no = xml_json, self.frame_no + 1
+        return FrameDraft(frame_no, xml_hash, *encode_frame(frame_no, xml_json, self._xml))
 
     def commit(self, frame: FrameDraft) -> None:
         """Record that the last returned frame is committed."""

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from smithers.engine import tries
-from smithers.engine.facts import TOLERATED, NodeFact, NodeKey, Problem
+from smithers.engine.facts import LATER, TOLERATED, NodeFact, NodeKey, Problem
 from smithers.engine.retrying import moment_after
 from smithers.events import EventType
 from smithers.states import NodeState
@@ -54,8 +54,9 @@ def put_failed(
     run: "Progress", key: NodeKey, fact: NodeFact, problem: Problem, *, is_tolerated: bool
 ) -> None:
     """Record that a node has failed, and propagate its failure to the Try that catches it."""
+    why = LATER if run.failure is not None else None
     if not is_tolerated:
         leaf = run.find_leaf(key)
         is_tolerated = tries.fail_at(run, None if leaf is None else leaf.parent, problem)
-    run.put(key, fact.but(wait=TOLERATED if is_tolerated else None))
+    run.put(key, fact.but(wait=TOLERATED if is_tolerated else why))
     run.settle(key)

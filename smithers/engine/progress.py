@@ -7,7 +7,7 @@ its consequences; the facts that task bodies read (`committed`) are updated only
 Building a progress from the facts of any commit and continuing gives the same history as an uninterrupted run.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from smithers.engine import places, reports, tries, waits
@@ -116,7 +116,7 @@ class Progress:
         *,
         approvals: dict[NodeKey, ApprovalFact],
         ends: dict[NodeKey, EndFact],
-        signals: Iterable[SignalFact],
+        signals: Collection[SignalFact],
     ) -> None:
         """Apply news: each decision, end and signal is passed once.
 
@@ -125,7 +125,7 @@ class Progress:
         self.facts.approvals.update(approvals)
         self.facts.ends.update(ends)
         self.facts.signals.extend(signals)
-        waits.take_all(self)
+        waits.take_news(self, approvals.keys() | ends.keys(), has_signals=bool(signals))
 
     def pass_time(self, now_ms: int) -> None:
         """Apply what has become due: timers, waits' time-outs, back-offs' ends."""
@@ -262,8 +262,8 @@ class Progress:
 
     def say(self, event: EventType, key: NodeKey, **fields: Any) -> None:
         """Add an event of a node."""
-        node = {"nodeId": key.node_id, "iteration": key.iteration}
-        self.turn.events.append(EventDraft(event, {**node, **fields}))
+        fields = {"nodeId": key.node_id, "iteration": key.iteration, **fields}
+        self.turn.events.append(EventDraft(event, fields))
 
     def settle(self, key: NodeKey) -> None:
         """Let the tree go on after a node; the facts say that it is settled, or cancelled and gone."""

@@ -63,6 +63,8 @@ def apply_decision(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
     decision = run.facts.approvals.get(leaf.key)
     if decision is None or decision.status not in (ApprovalStatus.APPROVED, ApprovalStatus.DENIED):
         return
+    if run.is_just_asked(leaf.key):
+        return
     match leaf.element:
         case Task() as task:
             if decision.status is ApprovalStatus.APPROVED:

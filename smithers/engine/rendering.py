@@ -57,10 +57,11 @@ class Renderer:
 
     run_id: RunId
     workflow: Workflow[Any]
-    input: Any
+    # A value for each render: what a builder does to its own, the next one does not see.
+    read_input: Callable[[], Any]
     auth: Auth
     guard: Guard
-    carried: Any = None  # what the run that this one goes on for has handed over
+    carried: str = "null"  # what the run that this one goes on for has handed over: JSON text
     budget: Budget | None = None
     # Of the budget, by the run that this one goes on for.
     spent: Spent = field(default_factory=Spent)
@@ -123,9 +124,9 @@ class Renderer:
         reads = Reads()
         context: Context[Any] = Context(
             run_id=self.run_id,
-            input=self.input,
+            input=self.read_input(),
             auth=self.auth,
-            carried=self.carried,
+            carried=decode_output(self.carried),
             facts=facts,
             loop_paths=loop_paths,
             reads=reads,
@@ -169,10 +170,10 @@ def build_renderer(
     return Renderer(
         run_id=run_id,
         workflow=workflow,
-        input=_read_input(workflow, input_json, guard),
+        read_input=_input_reader(workflow, input_json, guard),
         auth=Auth(auth.get("user"), tuple(auth.get("scopes", ()))),
         guard=guard,
-        carried=None if carried_json is None else decode_output(carried_json),
+        carried=carried_json or "null",
         budget=_budget_under(workflow.budget, config.get("budget")),
         spent=Spent.of(config.get(SPENT)),
         find_export=find_export,
@@ -180,12 +181,13 @@ def build_renderer(
     )
 
 
-def _read_input(workflow: Workflow[Any], input_json: str, guard: Guard) -> Any:
+def _input_reader(workflow: Workflow[Any], input_json: str, guard: Guard) -> Callable[[], Any]:
+    """Return what reads the input: plain JSON is read anew each time, a model's value is one for all renders."""
     model = workflow.input_model
     if model is None:
-        return decode_output(input_json)  # whole numbers of any size
+        return partial(decode_output, input_json)  # whole numbers of any size
     try:
-        return guard(partial(model.model_validate_json, input_json))
+        given = guard(partial(model.model_validate_json, input_json))
     except ValidationError as error:
         text = f"the input does not fit {workflow.name}: {say_misfits(error)}"
         raise InvalidInput(text, details=misfits_of(error)) from error
@@ -193,6 +195,7 @@ def _read_input(workflow: Workflow[Any], input_json: str, guard: Guard) -> Any:
         kind = type(error).__name__
         text = f"the input does not fit {workflow.name}: {model.__name__} raised {kind}"
         raise InvalidInput(text) from error
+    return lambda: given
 
 
 def _budget_under(budget: Budget | None, limits: Mapping[str, Any] | None) -> Budget | None:

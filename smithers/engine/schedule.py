@@ -54,8 +54,9 @@ class Schedule:
             _, leaf = heapq.heappop(queue)
             self._try(leaf, opened, queue)
             around = leaf.parent
-            while around is not None:  # the room that it was offered and did not use
-                _offer_room(around, queue)
+            while around is not None:
+                if around.held:  # the room that it was offered and did not use
+                    _offer_room(around, queue)
                 around = around.parent
         opened.sort(key=lambda leaf: leaf.position)
         return opened
@@ -189,7 +190,7 @@ class Schedule:
             was_idle = group.open_count == 0
             group.open_count += 1
             group.busy_count += is_alone
-            if isinstance(child, GroupPlace):
+            if isinstance(child, GroupPlace) and child.held_here:
                 _offer(child.take_held_here(), queue)  # they need no room of their own now
             is_alone, child, group = was_idle, group, group.parent
 

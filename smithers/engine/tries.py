@@ -45,10 +45,11 @@ def fail_at(run: "Progress", group: GroupPlace | None, problem: Problem) -> bool
         group = group.parent
     if run.is_stopped or run.continuation is not None:
         return True  # it was ending in any case
+    is_first = run.failure is None
     run.fail(problem)
     for place in passed:
         # A new owner of the run checks a saga again.
-        if isinstance(place.element, Try):
+        if is_first and isinstance(place.element, Try):
             _put(run, place, TryFact(TryPhase.RAISED, is_done=True, problem=problem))
     return False
 
@@ -127,12 +128,10 @@ def _hand_on(run: "Progress", place: TryPlace, fact: TryFact) -> None:
         return
     _turn(run, place, TryFact(fact.phase, is_done=True, problem=fact.problem))
     assert fact.problem is not None
-    if fail_at(run, place.group.parent, fact.problem):
-        return
-    if isinstance(element, Try):
-        _put(run, place, TryFact(TryPhase.RAISED, is_done=True, problem=fact.problem))
-    elif not was_ending:  # otherwise a new owner of the run checks it again
-        _put(run, place, TryFact(TryPhase.BROKEN, is_done=True, problem=fact.problem))
+    if fail_at(run, place.group.parent, fact.problem) or was_ending:
+        return  # a new owner of a run that was ending checks it again
+    phase = TryPhase.RAISED if isinstance(element, Try) else TryPhase.BROKEN
+    _put(run, place, TryFact(phase, is_done=True, problem=fact.problem))
 
 
 def _turn(run: "Progress", place: TryPlace, fact: TryFact) -> None:

@@ -1,5 +1,6 @@
 """Leaves that wait for something outside the run: how waits begin and end. Pure; works on one run's Progress."""
 
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 import orjson
@@ -48,11 +49,21 @@ def begin(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None
 
 
 def take_all(run: "Progress") -> None:
-    """Apply what nodes wait for, if it has arrived; the first in the tree is served first."""
-    leaves = [leaf for key in run.waiting if (leaf := run.find_leaf(key)) is not None]
+    """Apply what nodes wait for, if it has arrived."""
+    _take(run, run.waiting)
+
+
+def take_news(run: "Progress", keys: AbstractSet[NodeKey], *, has_signals: bool) -> None:
+    """Apply decisions and ends that have come for these nodes, and signals, which do not say for which."""
+    _take(run, run.waiting if has_signals else run.waiting & keys)
+
+
+def _take(run: "Progress", keys: AbstractSet[NodeKey]) -> None:
+    # The first in the tree is served first.
+    leaves = [leaf for key in keys if (leaf := run.find_leaf(key)) is not None]
     for leaf in sorted(leaves, key=lambda leaf: leaf.position):
         fact = run.facts.nodes[leaf.key]
-        if not fits(leaf.element, fact.state) or run.is_just_asked(leaf.key):
+        if not fits(leaf.element, fact.state):
             continue
         match fact.state:
             case NodeState.WAITING_APPROVAL:

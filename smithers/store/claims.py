@@ -143,8 +143,10 @@ UPDATE smithers.runs SET crash_count = 0 WHERE run_id = $1 AND epoch = $2 AND ow
 
 # -- name: find_news
 # The fallback for lost hints, one query for all of a child's runs: which have been written to by others, or been lost.
+# With the newest seq, if that is all that tells: it may be a commit of the child's own whose answer is on its way.
 FIND_NEWS: Final = """
-SELECT k.run_id FROM unnest($2::text[], $3::bigint[]) AS k (run_id, last_seq)
+SELECT k.run_id, CASE WHEN r.owner_id = $1 AND r.cancel_requested_at IS NULL THEN r.last_seq END AS last_seq
+FROM unnest($2::text[], $3::text[]::bigint[]) AS k (run_id, last_seq)
 LEFT JOIN smithers.runs AS r ON r.run_id = k.run_id
 WHERE r.owner_id IS DISTINCT FROM $1 OR r.last_seq > k.last_seq OR r.cancel_requested_at IS NOT NULL
 """
@@ -241,8 +243,11 @@ async def acquit_run(pool: asyncpg.Pool, worker_id: WorkerId, run_id: RunId, epo
 
 async def find_news(
     pool: asyncpg.Pool, worker_id: WorkerId, cursors: dict[RunId, int]
-) -> list[RunId]:
-    """Return which of a child's runs others have written to, by the last seq that it knows of each."""
+) -> dict[RunId, int | None]:
+    """Return which of a child's runs others have written to, by the last seq that it knows of each.
+
+    With the newest seq, unless there are news in any case: a child that knows of it by now has none.
+    """
     with driver_errors():
-        rows = await pool.fetch(FIND_NEWS, worker_id, list(cursors), list(cursors.values()))
-    return [row["run_id"] for row in rows]
+        rows = await pool.fetch(FIND_NEWS, worker_id, [*cursors], [*map(str, cursors.values())])
+    return {row["run_id"]: row["last_seq"] for row in rows}

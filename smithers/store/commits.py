@@ -11,9 +11,9 @@ a connection of its own, with a far longer time-out, and delays nobody; if it is
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final, Self, assert_never
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, Self, assert_never
 from uuid import UUID
 
 import asyncpg
@@ -24,8 +24,9 @@ from smithers.engine.rendering import SPENT
 from smithers.engine.turn import ChildStart, Turn
 from smithers.errors import CallTooLong, LeaseLost, StoreError, StoreUnavailable
 from smithers.events import EventType, correlation_json, event_parts
-from smithers.ids import Epoch, RunId, SourceHash, WorkerId
+from smithers.ids import WorkerId
 from smithers.states import NodeState
+from smithers.store.claims import ClaimedRun
 from smithers.store.connections import driver_errors
 from smithers.store.hints import Channel, pack_hints
 from smithers.store.lanes import Lane
@@ -51,40 +52,23 @@ class Outcome(StrEnum):
     LOCKED = "locked"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOrigin:
-    """A run's own start parameters, inherited by the runs that it starts; the texts are JSON."""
-
-    workflow_path: str
-    workflow_export: str | None
-    source_hash: SourceHash
-    input: str
-    config: str
-    auth: str | None
-    trace_context: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnCommit:
+class TurnCommit(NamedTuple):
     """A turn, and whose it is."""
 
-    run_id: RunId
+    claim: ClaimedRun
     correlation: str
-    epoch: Epoch
     commit_no: int  # counts this owner's commits of the run, from 1
     frame_no: int
     expected_seq: int | None  # set if news would change the turn: parks, ends
     is_cancelling: bool
     is_cleared: bool  # the attempts in flight when an owner died have ended
     turn: Turn
-    origin: RunOrigin
     has_cleanup: bool = False  # a cancel must let the owner clean up first
     # What to tell besides that it has new events.
-    hints: Mapping[Channel, Collection[str]] = field(default_factory=dict)
+    hints: Mapping[Channel, Collection[str]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(NamedTuple):
     """The database's answer to a turn."""
 
     outcome: Outcome
@@ -131,7 +115,7 @@ class Committer:
                 continue
             match answer.outcome:
                 case Outcome.LOST:
-                    raise LeaseLost(f"run {change.run_id} has another owner")
+                    raise LeaseLost(f"run {change.claim.run_id} has another owner")
                 case Outcome.LOCKED:
                     await asyncio.sleep(LOCKED_PAUSE_S)
                 case Outcome.COMMITTED | Outcome.STALE:
@@ -168,7 +152,9 @@ async def _commit_group(
         try:
             rows.add(number, change)
         except (TypeError, ValueError) as error:  # an unpaired surrogate, which UTF-8 cannot encode
-            raise StoreError(f"a value of run {change.run_id} is not JSON: {error}") from error
+            raise StoreError(
+                f"a value of run {change.claim.run_id} is not JSON: {error}"
+            ) from error
     answer = await connection.fetchrow(
         COMMIT_TURNS, worker_id, *rows.columns(), *pack_hints(_hints(changes))
     )
@@ -182,7 +168,7 @@ async def _commit_group(
 
 def _hints(changes: Sequence[TurnCommit]) -> dict[Channel, set[str]]:
     """Return the group's hints; a hint about an uncommitted turn leads to nothing new."""
-    hints: dict[Channel, set[str]] = {Channel.EVENTS: {change.run_id for change in changes}}
+    hints: dict[Channel, set[str]] = {Channel.EVENTS: {change.claim.run_id for change in changes}}
     for change in changes:
         for channel, names in change.hints.items():
             hints.setdefault(channel, set()).update(names)
@@ -206,24 +192,25 @@ class _Rows:
         self.children: list[tuple[Any, ...]] = []
         self.cached: list[tuple[Any, ...]] = []
 
-    def columns(self) -> tuple[list[tuple[Any, ...]], ...]:
+    def columns(self) -> tuple[list[tuple[Any, ...]] | None, ...]:
+        # Most are empty, and the driver inspects an empty array, but not a null.
         return (
             self.runs,
-            self.events,
-            self.nodes,
-            self.attempts,
-            self.frames,
-            self.loops,
-            self.approvals,
-            self.signals,
-            self.tries,
-            self.tool_calls,
-            self.children,
-            self.cached,
+            self.events or None,
+            self.nodes or None,
+            self.attempts or None,
+            self.frames or None,
+            self.loops or None,
+            self.approvals or None,
+            self.signals or None,
+            self.tries or None,
+            self.tool_calls or None,
+            self.children,  # the function's FOREACH takes no null
+            self.cached or None,
         )
 
     def add(self, number: int, change: TurnCommit) -> None:
-        turn, run_id = change.turn, change.run_id
+        turn, run_id = change.turn, change.claim.run_id
         self._add_run(change)
         ending = turn.ending
         events = turn.events if ending is None else [*turn.events, *ending.events]
@@ -263,8 +250,8 @@ class _Rows:
         count = len(turn.events) + (0 if ending is None else len(ending.events))
         self.runs.append(
             (
-                change.run_id,
-                change.epoch,
+                change.claim.run_id,
+                change.claim.epoch,
                 change.commit_no,
                 change.expected_seq,
                 change.is_cancelling,
@@ -284,7 +271,7 @@ class _Rows:
     def _add_children(self, number: int, change: TurnCommit) -> None:
         turn, ending = change.turn, change.turn.ending
         for key in turn.abandoned:
-            self.children.append((number, change.run_id, *key, None, True, *[None] * 13))
+            self.children.append((number, change.claim.run_id, *key, None, True, *[None] * 13))
         successor = None if ending is None else ending.successor
         for child in [*turn.children, *([] if successor is None else [successor])]:
             self.children.append(_child_row(number, change, child))
@@ -294,7 +281,7 @@ class _Rows:
             self.nodes.append(
                 (
                     number,
-                    change.run_id,
+                    change.claim.run_id,
                     key.node_id,
                     key.iteration,
                     fact.kind,
@@ -315,22 +302,22 @@ class _Rows:
 
 
 def _child_row(number: int, change: TurnCommit, child: ChildStart) -> tuple[Any, ...]:
-    origin = change.origin
+    claim = change.claim
     correlation = correlation_json(child.run_id, child.workflow_name)
     return (
         number,
-        change.run_id,
+        claim.run_id,
         *(child.key or (None, None)),
         child.run_id,
         False,
         child.workflow_name,
-        origin.workflow_path,
-        child.workflow_export or origin.workflow_export,
-        origin.source_hash,
-        child.input or origin.input,
-        _config_of(child, origin),
-        origin.auth,
-        origin.trace_context,
+        claim.workflow_path,
+        child.workflow_export or claim.workflow_export,
+        claim.source_hash,
+        child.input or claim.input,
+        _config_of(child, claim),
+        claim.auth,
+        claim.trace_context,
         child.carried,
         child.queue,
         child.is_solo,
@@ -338,9 +325,9 @@ def _child_row(number: int, change: TurnCommit, child: ChildStart) -> tuple[Any,
     )
 
 
-def _config_of(child: ChildStart, origin: RunOrigin) -> str:
+def _config_of(child: ChildStart, claim: ClaimedRun) -> str:
     """Return a run's config for another: the spent budget is passed to its continuation, not to children."""
-    config = orjson.loads(origin.config)
+    config = orjson.loads(claim.config)
     config.pop(SPENT, None)
     if child.spent is not None:
         config[SPENT] = child.spent.to_wire()

@@ -89,14 +89,14 @@ class Lane(Generic[Item, Result]):
         give_up_at, pause_s = time.monotonic() + HELD_S, MIN_PAUSE_S
         while True:
             try:
-                return await self._submit_once(item)
+                return await self._put(item)
             except RowsHeld:
                 if time.monotonic() > give_up_at:
                     raise
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
-    async def _submit_once(self, item: Item) -> Result:
+    def _put(self, item: Item) -> asyncio.Future[Result]:
         if self._is_closed:
             raise StoreUnavailable("this process has closed its connections")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -104,7 +104,7 @@ class Lane(Generic[Item, Result]):
             self._waiting_since = time.perf_counter()
         self._queue.append((item, future))
         self._arrived.set()
-        return await future
+        return future
 
     async def _run(self) -> None:
         while True:

@@ -137,7 +137,7 @@ FIND_NODES: Final = """
 LIST_ATTEMPTS: Final = """
     SELECT a.node_id, a.iteration, a.attempt, a.state, smithers.to_ms(a.started_at) AS started_ms,
            smithers.to_ms(a.finished_at) AS finished_ms, a.error
-    FROM unnest($2::text[], $3::integer[]) AS n(node_id, iteration)
+    FROM unnest($2::text[], $3::text[]::integer[]) AS n(node_id, iteration)
     CROSS JOIN LATERAL (
         SELECT * FROM smithers.attempts a
         WHERE a.run_id = $1 AND a.node_id = n.node_id AND a.iteration = n.iteration
@@ -314,7 +314,7 @@ async def _with_attempts(
             LIST_ATTEMPTS,
             run_id,
             [row["node_id"] for row in rows],
-            [row["iteration"] for row in rows],
+            [str(row["iteration"]) for row in rows],
         )
         for key, group in groupby(found, key=lambda row: (row["node_id"], row["iteration"])):
             attempts[key] = tuple(

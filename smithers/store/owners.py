@@ -25,8 +25,8 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, smithers.clock(), smithers.clock())
 # A retired child claims from no queue, so that it does not count as able to claim a waiting run.
 BEAT: Final = """
 UPDATE smithers.workers SET heartbeat_at = smithers.clock(),
-    queues = CASE WHEN worker_id = ANY ($2) THEN '{}' ELSE queues END
-WHERE worker_id = ANY ($1) AND dead_at IS NULL AND death IS NULL RETURNING worker_id
+    queues = CASE WHEN worker_id = ANY ($2::text[]::uuid[]) THEN '{}' ELSE queues END
+WHERE worker_id = ANY ($1::text[]::uuid[]) AND dead_at IS NULL AND death IS NULL RETURNING worker_id
 """
 
 MAX_NAMED: Final = 5  # of a dead worker's runs, for logs
@@ -125,7 +125,7 @@ async def beat(
 ) -> set[WorkerId]:
     """Write these workers' heartbeats, and which of them no longer claim; return those that still count as alive."""
     with driver_errors():
-        rows = await pool.fetch(BEAT, worker_ids, retired)
+        rows = await pool.fetch(BEAT, [*map(str, worker_ids)], [*map(str, retired)])
     return {row["worker_id"] for row in rows}
 
 

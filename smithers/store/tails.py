@@ -7,12 +7,12 @@ last_seq and its events come from one snapshot: "terminal, and all sent" is deci
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import asyncpg
 
 from smithers.ids import RunId
-from smithers.states import RunStatus
+from smithers.states import TERMINAL_STATUSES
 from smithers.store.connections import driver_errors
 from smithers.store.lanes import Lane
 
@@ -21,8 +21,7 @@ PAGE_EVENTS: Final = 500
 PAGE_BYTES: Final = 256 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Cursor:
+class Cursor(NamedTuple):  # a key: it is hashed more often than it is made
     """The last event of a run that a viewer has; -1: none."""
 
     run_id: RunId
@@ -37,7 +36,7 @@ class Tail:
     """
 
     run_id: RunId
-    status: RunStatus
+    has_ended: bool  # the run, until it is resumed
     last_seq: int  # of the run, in the same snapshot
     now_ms: int  # the database's time when this was read
     first_seq: int  # of the payloads
@@ -56,7 +55,7 @@ class Tail:
     @property
     def is_last(self) -> bool:
         """The run has ended, and nothing comes after this."""
-        return self.status.is_terminal and self.end_seq >= self.last_seq
+        return self.has_ended and self.end_seq >= self.last_seq
 
 
 TailLane = Lane[tuple[Cursor, ...], dict[Cursor, Tail]]
@@ -68,7 +67,7 @@ TailLane = Lane[tuple[Cursor, ...], dict[Cursor, Tail]]
 READ_TAILS: Final = """
     SELECT c.run_id, c.seq, r.status, r.last_seq, e.first_seq, e.payloads,
         (SELECT smithers.to_ms(smithers.clock())) AS now_ms
-    FROM unnest($1::text[], $2::bigint[]) AS c(run_id, seq)
+    FROM unnest($1::text[], $2::text[]::bigint[]) AS c(run_id, seq)
     JOIN smithers.runs r ON r.run_id = c.run_id
     CROSS JOIN LATERAL (
         SELECT min(p.seq) AS first_seq, array_agg(p.payload ORDER BY p.seq) AS payloads FROM (
@@ -84,7 +83,7 @@ READ_TAILS: Final = """
 # -- name: find_moved
 # The net under lost hints: which of these runs have more than their viewers were sent.
 FIND_MOVED: Final = """
-    SELECT r.run_id FROM unnest($1::text[], $2::bigint[]) AS c(run_id, seq)
+    SELECT r.run_id FROM unnest($1::text[], $2::text[]::bigint[]) AS c(run_id, seq)
     JOIN smithers.runs r ON r.run_id = c.run_id WHERE r.last_seq > c.seq"""
 
 
@@ -101,14 +100,14 @@ async def read_tails(
     rows = await connection.fetch(
         READ_TAILS,
         [cursor.run_id for cursor in wanted],
-        [cursor.seq for cursor in wanted],
+        [str(cursor.seq) for cursor in wanted],
         PAGE_EVENTS,
         PAGE_BYTES,
     )
     found = {
         Cursor(row["run_id"], row["seq"]): Tail(
             run_id=row["run_id"],
-            status=RunStatus(row["status"]),
+            has_ended=row["status"] in TERMINAL_STATUSES,
             last_seq=row["last_seq"],
             now_ms=row["now_ms"],
             first_seq=row["seq"] + 1 if row["first_seq"] is None else row["first_seq"],
@@ -123,6 +122,8 @@ async def find_moved(pool: asyncpg.Pool, cursors: Sequence[Cursor]) -> list[RunI
     """Return the runs with events after their cursors."""
     with driver_errors():
         rows = await pool.fetch(
-            FIND_MOVED, [cursor.run_id for cursor in cursors], [cursor.seq for cursor in cursors]
+            FIND_MOVED,
+            [cursor.run_id for cursor in cursors],
+            [str(cursor.seq) for cursor in cursors],
         )
     return [row["run_id"] for row in rows]

@@ -1,6 +1,7 @@
 """Read the calls of a node's attempts."""
 
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Final, NamedTuple
 
 import asyncpg
@@ -17,6 +18,7 @@ class CallPlace(NamedTuple):
 
 
 END: Final = CallPlace(2**31 - 1, 0)  # after every call: the column's maximum
+HEAD_CHARS: Final = 300  # of the input of a brief row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +34,11 @@ class ToolCallRow:
     state: str
     is_side_effect: bool
     is_idempotent: bool
-    input: str | None  # None also where it is larger than was asked for
+    input: (
+        str | None
+    )  # None also where it is larger than was asked for; of a brief row only the head
     input_bytes: int | None
+    input_digest: str | None  # of a brief row: see digest_of
     output: str | None  # None also where it is larger than was asked for
     output_bytes: int | None
     error: str | None
@@ -45,11 +50,15 @@ class ToolCallRow:
 # -- name: list_tool_calls
 # The newest calls of one node before a place, by the primary key from its end; told in the order in which they were made.
 # What is wide is left where it lies: a call may hold a megabyte. An attempt that has not ended has no row among the attempts.
+# Brief rows are of thousands of calls, in memory at once: of an input they have what tells it from others and what is shown
+# of it. Calls that a tool made keep theirs, of which keys are made.
 LIST_TOOL_CALLS: Final = """
     SELECT * FROM (
         SELECT t.attempt, t.call_no, t.parent_call_no, t.beside_call_no, t.kind, t.tool_name, t.state,
                t.is_side_effect, t.is_idempotent,
-               CASE WHEN octet_length(t.input) <= $4 THEN t.input END AS input, octet_length(t.input) AS input_bytes,
+               CASE WHEN $9 AND t.parent_call_no = 0 THEN left(t.input, $10)
+                   WHEN octet_length(t.input) <= $4 THEN t.input END AS input, octet_length(t.input) AS input_bytes,
+               CASE WHEN $9 THEN encode(sha256(convert_to(t.input, 'UTF8')), 'hex') END AS input_digest,
                CASE WHEN octet_length(t.output) <= $5 THEN t.output END AS output, octet_length(t.output) AS output_bytes,
                t.error, smithers.to_ms(t.started_at) AS started_ms, smithers.to_ms(t.finished_at) AS finished_ms,
                t.attempt > coalesce(
@@ -79,14 +88,14 @@ async def list_tool_calls(
     *,
     limit: int,
     max_bytes: int,
-    with_outputs: bool = True,
+    is_brief: bool = False,
     before: CallPlace = END,
 ) -> list[ToolCallRow]:
     """List the newest calls of all of a node's attempts that stand before a place, oldest first.
 
-    Inputs and outputs above `max_bytes` are left out, and all outputs where they are not asked for.
+    Inputs and outputs above `max_bytes` are left out, and of brief rows all outputs.
     """
-    max_output_bytes = max_bytes if with_outputs else -1
+    max_output_bytes = -1 if is_brief else max_bytes
     with driver_errors():
         rows = await pool.fetch(
             LIST_TOOL_CALLS,
@@ -98,8 +107,15 @@ async def list_tool_calls(
             before.attempt,
             before.call_no,
             limit,
+            is_brief,
+            HEAD_CHARS,
         )
     return [ToolCallRow(**row) for row in rows]
+
+
+def digest_of(given: str) -> str:
+    """Return what tells an input from others, as brief rows have it."""
+    return sha256(given.encode()).hexdigest()
 
 
 async def find_call_output(

@@ -94,9 +94,10 @@ class WorkerStore:
         """Commit one run's turn; raises LeaseLost, StoreError."""
         answer = await self._committer.commit(change)
         # A park's answer may come after this child has claimed the run again.
-        is_known = self._uncommitted.get(change.run_id) == change.epoch
+        run_id, epoch = change.claim.run_id, change.claim.epoch
+        is_known = self._uncommitted.get(run_id) == epoch
         if answer.outcome is Outcome.COMMITTED and is_known:
-            del self._uncommitted[change.run_id]
+            del self._uncommitted[run_id]
         return answer
 
     async def load_run(self, run_id: RunId) -> run_facts.LoadedRun:
@@ -122,8 +123,8 @@ class WorkerStore:
     ) -> list[tool_calls.ToolCallRow]:
         """List the calls of a node's attempts, oldest first: all recallable ones, and the newest thousand others.
 
-        Which others, and so an agent's prompt, does not depend on how many are recallable. Of recallable ones
-        before the newest thousand the outputs are left out: see find_call_output.
+        Which others, and so an agent's prompt, does not depend on how many are recallable. Recallable ones before the
+        newest thousand are brief: see find_call_output.
         """
         newest = page = await self._list_calls(run_id, node_id, iteration, tool_calls.END)
         if len(newest) < PREVIOUS_CALLS or not newest[-1].is_recallable:
@@ -131,7 +132,7 @@ class WorkerStore:
         recallable = [row for row in newest if row.is_recallable]
         while len(page) == PREVIOUS_CALLS and page[0].is_recallable:
             before = tool_calls.CallPlace(page[0].attempt, page[0].call_no)
-            page = await self._list_calls(run_id, node_id, iteration, before, with_outputs=False)
+            page = await self._list_calls(run_id, node_id, iteration, before, is_brief=True)
             recallable = [row for row in page if row.is_recallable] + recallable
         first = tool_calls.CallPlace(recallable[0].attempt, 0)
         return await self._list_calls(run_id, node_id, iteration, first) + recallable
@@ -144,8 +145,8 @@ class WorkerStore:
             lambda: tool_calls.find_call_output(self._pool, run_id, node_id, iteration, place)
         )
 
-    async def find_news(self, cursors: dict[RunId, int]) -> list[RunId]:
-        """Say which of these runs others have written to."""
+    async def find_news(self, cursors: dict[RunId, int]) -> dict[RunId, int | None]:
+        """Say which of these runs others have written to: see claims.find_news."""
         return await claims.find_news(self._pool, self.worker_id, cursors)
 
     async def release(self, run_ids: list[RunId]) -> None:
@@ -183,7 +184,7 @@ class WorkerStore:
         iteration: int,
         before: tool_calls.CallPlace,
         *,
-        with_outputs: bool = True,
+        is_brief: bool = False,
     ) -> list[tool_calls.ToolCallRow]:
         return await _patiently(
             lambda: tool_calls.list_tool_calls(
@@ -193,7 +194,7 @@ class WorkerStore:
                 iteration,
                 limit=PREVIOUS_CALLS,
                 max_bytes=PREVIOUS_CALL_BYTES,
-                with_outputs=with_outputs,
+                is_brief=is_brief,
                 before=before,
             )
         )

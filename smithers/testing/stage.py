@@ -24,7 +24,7 @@ from smithers.store.claims import ClaimedRun
 from smithers.store.connections import Pool, open_connection, open_pool
 from smithers.store.forms import Answer, answer_form, read_form
 from smithers.store.owners import register_worker
-from smithers.store.refusals import NodeNotWaiting, RunExists
+from smithers.store.refusals import NodeNotWaiting, RunExists, RunNotFound
 from smithers.store.tails import Cursor, read_tails
 from smithers.store.worker_store import WorkerStore, open_worker_store
 from smithers.telemetry.names import Role
@@ -171,11 +171,13 @@ class Stage:
         self.claimer.hear_due()
 
     async def events(self, run_id: RunId) -> list[dict[str, Any]]:
-        """Read a run's events, from the first on."""
+        """Read a run's events, from the first on; raise RunNotFound if there is no such run."""
         payloads: list[str] = []
         while True:
             asked = Cursor(run_id, len(payloads) - 1)
             (found,) = await read_tails(self._connection, [(asked,)])
+            if asked not in found:
+                raise RunNotFound
             if not found[asked].payloads:
                 return [json.loads(payload) for payload in payloads]
             payloads += found[asked].payloads

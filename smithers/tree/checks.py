@@ -109,7 +109,7 @@ def check_choice(kind: type[Choice], value: Any, where: str) -> Choice:
 def check_truth(value: object, where: str) -> bool:
     """Say whether a value is true, or what a callable without arguments returns; raise InvalidTree for an awaitable."""
     found = value() if callable(value) else value
-    if inspect.isawaitable(found):
+    if not isinstance(found, bool) and inspect.isawaitable(found):
         _close(found)
         raise InvalidTree(f"{where} cannot be awaited: what takes time belongs into a task")
     return bool(found)

@@ -11,6 +11,7 @@ from smithers import (
     ContinueAsNew,
     HumanTask,
     Loop,
+    Parallel,
     Sequence,
     Signal,
     Subflow,
@@ -92,6 +93,18 @@ def weighs(_ctx):
 @workflow
 def sends(_ctx):
     return Subflow("parcel", weighs), Task("send", lambda kg: kg, needs={"kg": "parcel"})
+
+
+@workflow
+def hands_over(_ctx):
+    return Subflow("counter", counts_down), Task(
+        "thank", lambda left: left, needs={"left": "counter"}
+    )
+
+
+@workflow
+def asks_twice(_ctx):
+    return Parallel(Subflow("wine", asks), Subflow("news", listens)), Task("end", "both")
 
 
 @workflow

@@ -428,6 +428,27 @@ def test_up_follows_a_run_to_what_it_goes_on_as(server: Serving, flows: Path) ->
     assert (done.returncode, done.stdout) == (0, "1\n")
 
 
+def test_up_says_what_the_runs_below_its_run_wait_for_and_goes_on_with_them(
+    server: Serving, flows: Path
+) -> None:
+    left = up(server, flows, "flows.py:asks_twice", "--run-id", "twice")
+    assert (left.returncode, left.stdout) == (3, "")
+    child = re.search(r"run (twice\.\w+) waits for an approval: go", left.stderr)
+    assert child is not None
+    again = up(server, flows, "flows.py:asks_twice", "--run-id", "twice", "--resume", "--yes")
+    assert again.returncode == 3
+    (command,) = re.findall(r"smithers (signal twice\.\w+ paid)", again.stderr)
+    with server.client() as client:
+        client.signal(*command.split()[1:])
+    done = up(server, flows, "flows.py:asks_twice", "--run-id", "twice", "--resume")
+    assert (done.returncode, done.stdout) == (0, '"both"\n')
+
+
+def test_up_asks_for_what_a_subflow_goes_on_as(server: Serving, flows: Path) -> None:
+    done = up(server, flows, "flows.py:hands_over", "--yes")
+    assert (done.returncode, done.stdout) == (0, "1\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [

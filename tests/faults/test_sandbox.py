@@ -71,7 +71,7 @@ def test_a_command_sees_the_root_and_writes_to_it(place: Place) -> None:
 
 
 def test_a_root_may_lie_where_a_command_has_a_directory_of_its_own(place: Place) -> None:
-    for parent in ("/tmp", "/dev/shm"):
+    for parent in ("/tmp", "/dev/shm", "/var/tmp"):
         folder = Path(tempfile.mkdtemp(dir=parent))
         try:
             folder.chmod(0o755)

@@ -145,6 +145,34 @@ async def test_a_child_that_claims_no_more_still_looks_for_news(database: str) -
             await site.running
 
 
+async def test_what_a_run_has_committed_while_news_were_asked_for_is_none(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with claiming_from(database) as site:
+        committing: list[Held] = []
+        find_news = site.store.find_news
+
+        async def answer_late(cursors: dict[RunId, int]) -> dict[RunId, int | None]:
+            found = await find_news(cursors)
+            for held in committing:
+                held.last_seq = 1
+            return found
+
+        monkeypatch.setattr(site.store, "find_news", answer_late)
+        for run_id in ("busy", "told"):
+            await site.ground.start(run_id)
+        busy, told = [await site.until_held(run_id) for run_id in ("busy", "told")]
+        committing.append(busy)
+        await site.ground.sql.execute("UPDATE smithers.runs SET last_seq = 1")
+        async with asyncio.timeout(60):
+            await told.heard.wait()
+        assert not busy.heard.is_set()
+        for held in (busy, told):
+            held.over.set()
+        site.claimer.drain()
+        await site.running
+
+
 async def test_a_queue_that_always_has_something_leaves_room_for_the_others(database: str) -> None:
     async with claiming_from(database, limit=1, queues=("busy", "quiet")) as site:
         await site.ground.start(*(f"busy-{number}" for number in range(4)), queue="busy")

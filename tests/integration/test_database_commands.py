@@ -58,7 +58,7 @@ def test_what_is_logged_while_a_database_starts_is_no_data(
     async def find(dsn: str, direct_dsn: str) -> Route:
         looks.append(dsn)
         if len(looks) == 1:
-            raise StoreStarting("the database is starting, or recovering")
+            raise StoreStarting("the database is starting, stopping or recovering")
         return await find_route(dsn, direct_dsn)
 
     monkeypatch.setattr(foundation, "find_route", find)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from gateway import app
 from gateway.app import open_gateway
 from tests.support.canary import TOKEN
-from tests.support.gateway import Client, Port, Rows, settings_for
+from tests.support.gateway import LIMIT_S, Client, Port, Rows, parse_answer, settings_for, until
 from tests.support.serving import clean_environment
 
 LISTENING = re.compile(r"http://127\.0\.0\.1:(\d+)")
@@ -128,3 +129,31 @@ async def test_a_drain_answers_what_the_kernel_has_connected_and_nobody_has_acce
         for caller in callers:
             with caller:
                 assert (await loop.sock_recv(caller, 1000)).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_drain_still_answers_on_a_connection_that_is_kept(
+    database: str, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "GRACE_S", LIMIT_S)
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with open_gateway(settings_for(database, rows.root)) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(request)
+        answer = parse_answer(await reader.readuntil(b"}"))
+        assert "connection" not in answer.headers
+        draining = asyncio.create_task(gateway.drain())
+        await until(lambda: gateway._services.readiness.is_draining)
+        writer.write(request)
+        answer = parse_answer(await reader.read())
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        writer.close()
+        draining.cancel()
+
+
+async def test_a_drain_waits_for_nobody_where_no_connection_is_kept(
+    database: str, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "GRACE_S", 10 * LIMIT_S)
+    async with asyncio.timeout(LIMIT_S), open_gateway(settings_for(database, rows.root)) as gateway:
+        assert (await Client(gateway).get("/health")).status == 200
+        await gateway.drain()

@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.hub import POLL_S, Hub
-from gateway.viewers import MAX_BUFFERED_BYTES
+from gateway.viewers import MAX_BUFFERED_BYTES, STALLED_S
 from smithers.ids import RunId
 from smithers.store.tails import PAGE_BYTES, PAGE_EVENTS, Cursor, Tail, read_tails
 from smithers.telemetry.names import DropReason
@@ -459,6 +459,16 @@ async def test_a_reader_that_stalls_behind_a_full_socket_is_dropped(
         await rows.add_events("r", 1, size=900_000)
         await attached(client, 0)
     assert stalled(client) == 1
+
+
+async def test_the_kernel_cuts_a_reader_that_acknowledges_nothing(
+    client: Client, rows: Rows
+) -> None:
+    await rows.add_run("r")
+    async with client.stream("r"):
+        connection = (await only_transport(client)).get_extra_info("socket")
+        limit_ms = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    assert limit_ms == STALLED_S * 1000
 
 
 class slow_reader:  # noqa: N801 - reads like the function that it is

@@ -162,6 +162,8 @@ def test_a_child_that_has_not_been_started_is_not_found(rehearsal: Rehearsal) ->
         child.wait()
     with pytest.raises(RunNotFound):
         _ = child.status
+    with pytest.raises(RunNotFound):
+        _ = child.events
 
 
 def test_a_run_goes_on_with_its_own_of_two_workflows_of_one_name(rehearsal: Rehearsal) -> None:

@@ -234,7 +234,7 @@ async def test_the_next_due_time_is_the_earliest_of_any_priority(ground, worker)
 async def test_the_news_are_the_runs_that_others_wrote_to_or_took(ground, worker):
     claimed = await ground.owned(worker, "cancelled", "lost", "quiet", "signalled")
     cursors = {claim.run_id: claim.last_seq for claim in claimed}
-    assert await claims.find_news(ground.sql, worker, cursors) == []
+    assert await claims.find_news(ground.sql, worker, cursors) == {}
     await ground.sql.fetchrow("SELECT * FROM smithers.cancel_run_v1('cancelled')")
     await ground.sql.fetchrow(
         "SELECT * FROM smithers.send_signal_v2('signalled', 's', NULL, '1', NULL, NULL)"
@@ -242,7 +242,7 @@ async def test_the_news_are_the_runs_that_others_wrote_to_or_took(ground, worker
     await ground.hand_over(claimed[1], worker, await ground.add_worker())
     cursors["never was"] = 0
     news = await claims.find_news(ground.sql, worker, cursors)
-    assert sorted(news) == ["cancelled", "lost", "never was", "signalled"]
+    assert news == {"cancelled": None, "lost": None, "never was": None, "signalled": 1}
 
 
 async def test_a_worker_that_is_buried_or_was_never_registered_claims_nothing(ground, worker):

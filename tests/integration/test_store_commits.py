@@ -685,6 +685,23 @@ async def test_all_calls_that_are_recallable_are_read_however_many_they_are(grou
         assert await store.find_call_output(RunId("r"), NodeId("a"), 0, place) == "701"
 
 
+async def test_of_calls_before_the_newest_thousand_only_the_head_of_an_input_is_read(
+    ground, worker
+):
+    given = '{"to": "' + "ä" * 5_000 + '"}'
+    await ground.owned(worker, "r")
+    await ground.sql.execute(MAKE_CALLS, 1, 1, 1100)
+    await ground.sql.execute("UPDATE smithers.tool_calls SET input = $1, parent_call_no = 0", given)
+    inner = "UPDATE smithers.tool_calls SET parent_call_no = 1 WHERE call_no = 2"
+    await ground.sql.execute(inner)
+    async with open_worker_store(ground.dsn, worker) as store:
+        rows = await store.list_previous_calls(RunId("r"), NodeId("a"), 0)
+    head = given[: tool_calls.HEAD_CHARS]
+    assert [row.input for row in rows] == [head, given, *[head] * 98, *[given] * 1000]
+    digests = [row.input_digest for row in rows]
+    assert digests == [tool_calls.digest_of(given)] * 100 + [None] * 1000
+
+
 @pytest.mark.parametrize("lost_count", [700, 2200])
 async def test_what_an_agent_is_told_of_does_not_depend_on_how_much_is_recallable(
     ground, worker, lost_count: int

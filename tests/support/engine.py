@@ -102,7 +102,7 @@ class World:
         self.renderer = Renderer(
             run_id=RunId("r1"),
             workflow=workflow,
-            input={} if input is None else input,
+            read_input=lambda: {} if input is None else input,
             auth=Auth(),
             guard=self._guard,
             budget=workflow.budget,
@@ -314,7 +314,11 @@ class World:
         if builder is not None:
             workflow = Workflow(name="test", builder=builder)
             self.renderer = Renderer(
-                run_id=RunId("r1"), workflow=workflow, input={}, auth=Auth(), guard=self._guard
+                run_id=RunId("r1"),
+                workflow=workflow,
+                read_input=dict,
+                auth=Auth(),
+                guard=self._guard,
             )
         rows.status = RunStatus.QUEUED
         self._take_up()

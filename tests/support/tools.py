@@ -61,6 +61,7 @@ def row(call_no: int, name: str, given: str, **more: Any) -> ToolCallRow:
         "is_side_effect": True,
         "is_idempotent": False,
         "input_bytes": 1,
+        "input_digest": None,
         "output": None,
         "output_bytes": None,
         "error": None,

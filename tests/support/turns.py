@@ -18,22 +18,13 @@ from smithers.ids import NodeId, RunId, SourceHash, WorkerId
 from smithers.states import RunStatus
 from smithers.store import claims, owners
 from smithers.store.claims import ClaimedRun, ClaimKind
-from smithers.store.commits import RunOrigin, TurnCommit
+from smithers.store.commits import TurnCommit
 from smithers.store.starts import RunStart, start_runs
 
 NAME = "hello"
 PATIENCE_S = 60.0
 IDENTITY = owners.ProcessIdentity(boot_id="b", pid_namespace="n", pid=1, process_start="s")
 LOG = logging.getLogger(__name__)
-ORIGIN = RunOrigin(
-    workflow_path="hello.py",
-    workflow_export=None,
-    source_hash=SourceHash("none"),
-    input="{}",
-    config="{}",
-    auth=None,
-    trace_context=None,
-)
 OVER = frozenset({"RunFinished", "RunFailed", "RunCancelled"})
 
 
@@ -72,12 +63,10 @@ def change(claim: ClaimedRun, turn: Turn, number: int = 1, **fields: Any) -> Tur
         "is_cleared": True,
     }
     return TurnCommit(
-        run_id=claim.run_id,
+        claim=claim,
         correlation=correlation_json(claim.run_id, NAME),
-        epoch=claim.epoch,
         commit_no=number,
         turn=turn,
-        origin=ORIGIN,
         **{**told, **fields},
     )
 

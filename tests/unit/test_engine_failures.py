@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from smithers import Branch, Loop, Parallel, Retry, Sequence, Task, Timer
+from smithers import Branch, Loop, Parallel, Retry, Sequence, Task, Timer, Try
 from smithers.engine import reports
 from smithers.engine.facts import Problem
 from smithers.engine.retrying import LONGEST_S, backoff_ms
@@ -95,6 +95,30 @@ class TestEndings:
         world = World(lambda _: Parallel(Task("a", 1), Task("b", 1)), aborts_at_once=False).begin()
         world.fail("b").fail("a", Problem("Second", "later"))
         assert world.rows.error == BOOM
+
+    def test_the_first_failure_is_the_runs_also_after_a_death(self):
+        tree = Parallel(Task("a", 1), Task("b", 1), Task("c", 1))
+        world = World(lambda _: tree, aborts_at_once=False).begin()
+        world.fail("b").fail("a", Problem("Second", "later")).die()
+        assert world.rows.error == BOOM
+
+    @pytest.mark.parametrize("is_caught", [False, True])
+    def test_the_first_failure_is_the_runs_also_if_trys_raised_both(self, is_caught):
+        def make_try(n: str) -> Try:
+            failing, last = Task(f"a{n}", 1), Task(f"in{n}", 1)
+            if not is_caught:
+                return Try(f"t{n}", failing, finally_=last)
+            endless = Loop(f"l{n}", last, max_iterations=1, on_max_reached="fail")
+            return Try(f"t{n}", failing, catch=endless)
+
+        tree = Parallel(make_try("1"), make_try("2"), Task("z", 1))
+        world = World(lambda _: tree, aborts_at_once=False).begin()
+        world.fail("a1", Problem("Boom", "1")).fail("a2", Problem("Boom", "2"))
+        world.finish("in1", "in2")
+        assert world.run.failure is not None
+        first = world.run.failure
+        world.rows.tries = dict(reversed(world.rows.tries.items()))  # a database has no order
+        assert world.die().rows.error == first
 
     def test_nothing_is_retried_in_a_run_that_fails(self):
         world = World(

@@ -12,13 +12,14 @@ from pydantic import BaseModel, field_validator
 
 from smithers import Approval, Branch, Loop, Parallel, Sequence, Signal, Task, Timer
 from smithers.engine import schedule as schedules
+from smithers.engine.facts import Facts
 from smithers.engine.frames import (
     DELTA,
     KEYFRAME,
     KEYFRAME_EVERY,
+    encode_frame,
     hash_of,
     mounted_tasks,
-    next_frame,
     restore,
 )
 from smithers.engine.rendering import build_renderer
@@ -126,16 +127,16 @@ class TestFrames:
 
     def test_a_small_change_of_a_large_tree_is_a_small_row(self):
         text = orjson.dumps(["x" * 9 for _ in range(1000)]).decode()
-        frame = next_frame(2, text.replace("x", "y", 1), text)
-        assert frame.encoding == DELTA
-        assert len(frame.body) < 30
-        assert restore(text, frame.encoding, frame.body) == text.replace("x", "y", 1)
+        encoding, body = encode_frame(2, text.replace("x", "y", 1), text)
+        assert encoding == DELTA
+        assert len(body) < 30
+        assert restore(text, encoding, body) == text.replace("x", "y", 1)
 
     def test_a_whole_tree_stands_there_every_so_often_and_first(self):
         text = "x" * 1000
-        assert next_frame(1, text, None).encoding == KEYFRAME
-        assert next_frame(KEYFRAME_EVERY + 1, text + "y", text).encoding == KEYFRAME
-        assert next_frame(2, text + "y", text).encoding == DELTA
+        assert encode_frame(1, text, None)[0] == KEYFRAME
+        assert encode_frame(KEYFRAME_EVERY + 1, text + "y", text)[0] == KEYFRAME
+        assert encode_frame(2, text + "y", text)[0] == DELTA
         assert restore("", KEYFRAME, text) == text
 
     def test_the_wire_knows_every_kind_of_element(self):
@@ -415,7 +416,28 @@ def read_input(given: str, *, timeout_s: float = 60) -> Any:
         config_json="{}",
         guard=render_guard(timeout_s),
     )
-    return renderer.input
+    return renderer.read_input()
+
+
+def test_what_a_builder_changes_in_its_input_no_later_render_sees():
+    def build(ctx: Any) -> Any:
+        ctx.input["names"].append("x")
+        ctx.carried.append("y")
+        names = [*ctx.input["names"], *ctx.carried, len(ctx.carried)]
+        return [Task(f"{name}", 1) for name in names]
+
+    renderer = build_renderer(
+        Workflow(name="w", builder=build),
+        run_id=RunId("r"),
+        input_json='{"names": ["a"]}',
+        auth_json=None,
+        carried_json="[]",
+        config_json="{}",
+        guard=lambda call: call(),
+    )
+    for _ in range(2):
+        mounted = renderer.render(Facts(), {}).mounted
+        assert [key.node_id for key in mounted.leaves] == ["a", "x", "y", "1"]
 
 
 @pytest.fixture

@@ -574,7 +574,7 @@ def test_a_cancel_ends_the_run_as_cancelled_with_nothing_left_to_clean_up(
 def test_the_random_trees_fail_and_catch():
     seen: Counter[str] = Counter()
 
-    @settings(max_examples=100)
+    @settings(max_examples=300)
     @given(specs(has_tries=True), CHOICES)
     def look(spec, choices):
         world = Play(spec, choices).to_end()

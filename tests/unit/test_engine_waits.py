@@ -25,6 +25,9 @@ from smithers import (
     Task,
     Timer,
 )
+from smithers.engine.facts import NodeKey
+from smithers.engine.mount import LeafPlace
+from smithers.engine.progress import Progress
 from smithers.states import ApprovalStatus, NodeState, RunStatus
 from smithers.workflow import Workflow
 from tests.support.engine import START_MS, World
@@ -40,6 +43,21 @@ class TestApprovals:
         assert (decision.approved, decision.note, decision.decided_by) == (True, "fine", "ann")
         assert decision.decided_at == datetime.fromtimestamp(START_MS / 1000, UTC)
         assert world.under_way == ["a"]
+
+    def test_one_is_decided_without_a_look_at_the_others(self, monkeypatch: pytest.MonkeyPatch):
+        gates = [Approval(f"ok-{number}", title="?") for number in range(9)]
+        world = World(lambda _: Parallel(Task("holds", 1), *gates)).begin()
+        looked_at: list[NodeKey] = []
+        find_leaf = Progress.find_leaf
+
+        def count(run: Progress, key: NodeKey) -> LeafPlace | None:
+            looked_at.append(key)
+            return find_leaf(run, key)
+
+        monkeypatch.setattr(Progress, "find_leaf", count)
+        world.approve("ok-7")
+        assert world.state("ok-7") is NodeState.FINISHED
+        assert set(looked_at) == {world.key("ok-7")}
 
     def test_a_no_fails_the_run(self):
         world = World(lambda _: [Approval("ok", title="?"), Task("a", 1)]).begin()

@@ -14,12 +14,11 @@ from gateway import hub as hub_module
 from gateway.access import ANYBODY, Credential
 from gateway.hub import FollowedRun, Hub
 from gateway.metrics import Metrics
-from gateway.viewers import MAX_BUFFERED_BYTES, Ending, Viewer
+from gateway.viewers import MAX_BUFFERED_BYTES, Ending, ReadersPace, Viewer
 from smithers import service_loops
 from smithers.complaints import EVERY_S, Complaint
 from smithers.errors import StoreUnavailable
 from smithers.ids import RunId
-from smithers.states import RunStatus
 from smithers.store.tails import Cursor, Tail
 from smithers.telemetry.exposition import merge
 from smithers.telemetry.names import STREAM_LAG, DropReason
@@ -34,14 +33,14 @@ class History:
     """One run's events, and whether it has ended."""
 
     count: int = 1
-    status: RunStatus = RunStatus.RUNNING
+    has_ended: bool = False
 
     def tail(self, cursor: int) -> Tail:
         end = min(self.count, cursor + 1 + PAGE)
         payloads = [f'{{"timestampMs":1,"n":{seq}}}' for seq in range(cursor + 1, end)]
         return Tail(
             run_id=RUN,
-            status=self.status,
+            has_ended=self.has_ended,
             last_seq=self.count - 1,
             now_ms=1 + AGE_MS,
             first_seq=cursor + 1,
@@ -168,11 +167,11 @@ async def test_no_interleaving_loses_or_doubles_an_event(seed: int) -> None:
         for _ in range(60):
             history.count += chance.choice([1, 1, 1, 2, 3, 9])
             if history.count > 100:
-                history.status = RunStatus.FINISHED
+                history.has_ended = True
             await turns(chance.randrange(4))
             hub.hear(frozenset({RUN, "other"}))
             await turns(chance.randrange(4))
-        history.status = RunStatus.FINISHED
+        history.has_ended = True
         hub.hear(frozenset({RUN}))
 
     async def view() -> list[int]:
@@ -207,7 +206,7 @@ async def test_who_has_joined_needs_no_slow_poll_to_see_the_last_event(seed: int
             hub.hear(frozenset({RUN}))
         await turns(chance.randrange(30))
         history.count += 1
-        history.status = RunStatus.FINISHED
+        history.has_ended = True
         hub.hear(frozenset({RUN}))
     assert viewings == [list(range(history.count))] * 3
 
@@ -375,3 +374,21 @@ def test_a_viewer_stalls_only_when_nothing_of_what_was_written_is_taken() -> Non
     assert viewer.look_after(130.1) is DropReason.STALLED
     transport.buffered = 0
     assert viewer.look_after(131.0) is None
+
+
+async def test_a_write_may_be_cancelled_while_its_reader_stalls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.viewers.STALLED_S", 0.0)
+    transport = FakeTransport(buffered=1)
+
+    async def write() -> None:
+        with ReadersPace(transport):  # type: ignore[arg-type]  # a fake
+            await asyncio.Event().wait()
+
+    writing = asyncio.create_task(write())
+    while not transport.is_closed:
+        await asyncio.sleep(0)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing

@@ -23,7 +23,17 @@ from gateway.access import Access, InvalidTokensFile, Scope, read_tokens
 from gateway.envelope import PROBLEMS
 from gateway.errors import GatewayError, InvalidRequest, Unauthorized
 from gateway.exchange import Exchange
-from gateway.fields import WHOLE, Body, Digits, Headers, Query, Text, read_each_once, read_fields
+from gateway.fields import (
+    WHOLE,
+    Body,
+    Digits,
+    Headers,
+    Person,
+    Query,
+    Text,
+    read_each_once,
+    read_fields,
+)
 from gateway.frames import WholeFrame, fit_page
 from gateway.paging import MAX_PAGE_BYTES, read_cursor, write_cursor
 from gateway.routes import ROUTES
@@ -49,9 +59,16 @@ class SomeHeaders(Headers):
     some: str | None = Field(None, alias="X-Some")
 
 
+class Inner(Body):
+    note: Text | None = None
+
+
 class SomeBody(Body):
     count_max: Annotated[int, Field(ge=0, le=2**31 - 1), WHOLE] | None = None
     note: Text | None = None
+    by: Person | None = None
+    values: dict[str, Any] | None = None
+    inner: Inner | None = None
 
 
 def headers(**values: str) -> CIMultiDictProxy[str]:
@@ -288,6 +305,20 @@ def test_a_whole_number_in_a_body_is_one(value: object) -> None:
         read_fields(SomeBody, {"countMax": value})
     assert caught.value.details is not None
     assert caught.value.details["errors"][0]["path"] == ["countMax"]
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"values": []}, "values: Input should be an object"),
+        ({"inner": []}, "inner: Input should be an object"),
+        ({"by": "system:me"}, "by: a name that begins with 'system:' is the server's own"),
+    ],
+)
+def test_a_refusal_is_in_the_words_of_the_api(body: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read_fields(SomeBody, body)
+    assert str(caught.value) == told
 
 
 def test_null_in_a_body_is_as_not_given_and_unknown_fields_are_ignored() -> None:

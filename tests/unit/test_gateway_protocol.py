@@ -11,7 +11,6 @@ import uvloop
 from aiohttp import web
 
 from gateway.app import bind
-from gateway.front import answer_every_path
 from gateway.load import Load
 from gateway.protocol import GatewayProtocol, GatewayRunner
 from gateway.settings import GatewaySettings
@@ -43,7 +42,7 @@ class Site:
         self.asked = asyncio.Event()
         self.may_answer = asyncio.Event()
 
-    async def answer(self, request: web.Request) -> web.Response:
+    async def answer(self, request: web.BaseRequest) -> web.Response:
         self.asked.set()
         assert isinstance(request.protocol, GatewayProtocol)
         assert request.transport is not None
@@ -79,14 +78,14 @@ class Site:
 async def serving() -> AsyncIterator[Site]:
     with bind("127.0.0.1", 0) as listener:
         site = Site(listener.getsockname()[1])
-        app = web.Application()
-        answer_every_path(app, site.answer)
-        runner = GatewayRunner(app, SETTINGS, site.load, drain_s=60)
+        runner = GatewayRunner(site.answer, SETTINGS, site.load, drain_s=60)
         await runner.setup()
-        await web.SockSite(runner, listener).start()
-        async with asyncio.timeout(60):
-            yield site
-        await runner.cleanup()
+        await runner.listen(listener)
+        try:
+            async with asyncio.timeout(60):
+                yield site
+        finally:
+            await runner.cleanup()
 
 
 @both_loops
@@ -109,6 +108,21 @@ def test_whole_requests_are_answered_and_then_the_connection_is_closed(
             _, *parts = (await reader.read()).decode().split("HTTP/1.1 200 OK")
             assert [part.split("\r\n\r\n")[1] for part in parts] == answers
             assert "Connection: close" in parts[-1]
+
+    run(main())
+
+
+@both_loops
+def test_several_connections_are_accepted_in_a_turn_of_the_loop(run: Run) -> None:
+    async def main() -> None:
+        async with serving() as site, AsyncExitStack() as stack:
+            for _ in range(64):
+                stack.enter_context(socket.create_connection(("127.0.0.1", site.port)))
+            turn_count = 0
+            while site.load.connections < 64:
+                turn_count += 1
+                await asyncio.sleep(0)
+            assert turn_count < 32
 
     run(main())
 

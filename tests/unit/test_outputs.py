@@ -107,6 +107,12 @@ def test_what_is_no_json_is_refused(value):
         encode_output(value)
 
 
+@pytest.mark.parametrize("value", [math.nan, -math.inf, [{"x": math.inf}]])
+def test_a_number_that_json_does_not_have_is_named(value):
+    with pytest.raises(InvalidOutput, match="is not JSON: it has NaN or an infinity"):
+        encode_output(value)
+
+
 @pytest.mark.parametrize("make", [lambda: deep(20_000), endless, lambda: {"x": deep(5000)}])
 @pytest.mark.parametrize("model", [None, Any, list, Article])
 def test_what_is_nested_without_end_is_refused(make, model):

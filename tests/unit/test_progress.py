@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from smithers.cli.progress import NodeLine, Progress, choose_lines
+from smithers.cli.progress import NodeLine, PlainDisplay, Progress, choose_lines
 from smithers.cli.runs import span
 from smithers.client import Event
 from smithers.states import NodeState
@@ -31,6 +31,13 @@ def test_a_node_is_followed_through_its_attempts() -> None:
     take(progress, "NodeStarted", "a", attempt=2, timestampMs=2000)
     take(progress, "NodeFinished", "a", attempt=2, timestampMs=2500)
     assert (node.state, node.attempt, node.took_s(9_000)) == (NodeState.FINISHED, 2, 0.5)
+
+
+def test_a_failed_runs_line_names_its_error(capfd: pytest.CaptureFixture[str]) -> None:
+    error = {"name": "KeyError", "message": "'topic'"}
+    sent = {"type": "RunFailed", "runId": "r", "timestampMs": 1000, "seq": 0, "error": error}
+    PlainDisplay().show(Event.model_validate(sent))
+    assert capfd.readouterr().err.split(maxsplit=1)[1] == "run failed: KeyError: 'topic'\n"
 
 
 def test_each_iteration_of_a_loop_has_its_line() -> None:

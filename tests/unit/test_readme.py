@@ -41,7 +41,7 @@ def test_the_first_workflow_renders_what_the_readme_says(bundle):
     renderer = Renderer(
         run_id=RunId("r"),
         workflow=find_workflow(load_module(bundle), None),
-        input=STARTED["input"],
+        read_input=lambda: STARTED["input"],
         auth=Auth(),
         guard=lambda call: call(),
     )

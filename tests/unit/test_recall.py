@@ -13,7 +13,7 @@ from smithers.agents.agent import AgentTool
 from smithers.engine.turn import ToolCall
 from smithers.errors import SmithersError
 from smithers.states import ToolCallState
-from smithers.store.tool_calls import CallPlace, ToolCallRow
+from smithers.store.tool_calls import CallPlace, ToolCallRow, digest_of
 from smithers.tools import ToolError, current_call, tool
 from smithers.tools.tool import Tool
 from tests.support.tools import Records, lending_tools, row
@@ -474,6 +474,32 @@ async def test_an_output_that_is_left_out_is_read_when_its_call_is_recalled(
         assert await send(post, "1", "2") == ["1 has it", "2 has it"]
     assert records.calls == []
     assert post.notes == []
+
+
+def brief(number: int, name: str, given: str) -> ToolCallRow:
+    return row(number, name, given[:3], input_digest=digest_of(given), output_bytes=7)
+
+
+async def test_a_call_is_recalled_by_the_digest_of_its_input(tmp_path: Path, post: Post) -> None:
+    charge = {"whom": "a", "amount": 1}
+    rows = (brief(1, "charge", '{"whom":"a","amount":1}'), brief(2, "mail", '{"to":"a"}'))
+    outputs = {CallPlace(1, 1): '"paid"', CallPlace(1, 2): '"a has it"'}
+    with lending_tools(tmp_path, rows, outputs=outputs):
+        assert await post.charge.call(charge) == "paid"
+        assert await send(post, "a") == ["a has it"]
+        assert (post.keys, post.notes) == ([], [])
+        await post.charge.call(charge)
+    assert post.keys[0].endswith("/2")  # the first was counted
+
+
+async def test_of_an_abandoned_call_an_agent_is_told_what_is_known_of_it(
+    tmp_path: Path, post: Post
+) -> None:
+    with (
+        lending_tools(tmp_path, (brief(1, "mail", '{"to":"a"}'),)),
+        pytest.raises(ToolError, match=r'- \{"t: finished, an answer of 7 bytes'),
+    ):
+        await send(post, "b")
 
 
 async def test_calls_that_do_not_say_within_which_they_were_made_may_be_a_tools(

@@ -245,9 +245,14 @@ def test_source_is_decoded_as_python_decodes_it(root):
     assert bundle.modules["lines.py"] == "X = 1\nY = 2\nZ = 3\n"
 
 
+# Python 3.14 compiles it.
+TOO_LONG_A_CHAIN = [(b"a" + b".b" * 100_000, None)] if sys.version_info < (3, 14) else []
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [
+        *TOO_LONG_A_CHAIN,
         (b"X = 1\nY = '\xff'\n", 2),
         (b"# coding: no-such-codec\n", 1),
         (b"# coding: hex\n61", 1),
@@ -258,7 +263,6 @@ def test_source_is_decoded_as_python_decodes_it(root):
         (b"X = 1\n  Y = 2\n", 2),
         (b"(" * 5000, 1),
         (b"-" * 100_000 + b"1", None),
-        (b"a" + b".b" * 100_000, None),
     ],
 )
 def test_what_is_not_python_is_broken_with_its_line(root, content, line):

@@ -15,7 +15,7 @@ from smithers.settings import ServerOptions
 from smithers.states import RunStatus
 
 FLOW = "my flow.py"
-Told = list[tuple[Errand, ServerOptions]]
+Chosen = list[tuple[Errand, ServerOptions]]
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def told(place: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
+def told(place: Path, monkeypatch: pytest.MonkeyPatch) -> Chosen:
     """What would be run, instead of running it."""
-    seen: Told = []
+    seen: Chosen = []
 
     def keep(errand: Errand, options: ServerOptions) -> int:
         seen.append((errand, options))
@@ -42,7 +42,7 @@ def told(place: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
 
 
 def test_up_removes_no_runs_and_takes_no_other_tokens_whatever_the_environment_wants(
-    told: Told, monkeypatch: pytest.MonkeyPatch
+    told: Chosen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SMITHERS_RETENTION", "1s")
     monkeypatch.setenv("SMITHERS_LOG_LEVEL", "DEBUG")
@@ -66,7 +66,7 @@ def test_up_removes_no_runs_and_takes_no_other_tokens_whatever_the_environment_w
     ],
 )
 def test_the_command_that_goes_on_is_for_a_shell_and_repeats_the_flags(
-    told: Told, flags: list[str]
+    told: Chosen, flags: list[str]
 ) -> None:
     assert run(["up", FLOW, "--run-id", "r1", "--input", "{}", *flags]) == 0
     command = shlex.split(told[0][0].command("--resume", "--yes"))
@@ -80,7 +80,7 @@ def test_the_command_that_goes_on_is_for_a_shell_and_repeats_the_flags(
     assert replace(again, auth_token=None) == replace(options, auth_token=None)
 
 
-def test_the_command_that_goes_on_names_the_variables_of_secrets(told: Told) -> None:
+def test_the_command_that_goes_on_names_the_variables_of_secrets(told: Chosen) -> None:
     secret = "postgresql://me:hush@there/app"
     flags = ["--database-url", secret, "--database-direct-url", secret]
     serving = ["--serve", "--auth-token", "hush"]
@@ -92,18 +92,54 @@ def test_the_command_that_goes_on_names_the_variables_of_secrets(told: Told) -> 
     )
 
 
+def test_a_resume_with_an_input_is_refused(told: Chosen, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["up", FLOW, "--run-id", "r1", "--resume", "--input", "{}"]) == 4
+    assert "a resumed run keeps the input that it was started with" in capfd.readouterr().err
+    assert told == []
+
+
+class Told:
+    """A server that says of each run why it does not progress, and what is asked of whom."""
+
+    def __init__(self, whys: dict[str, tuple[RunStatus, list[str]]]) -> None:
+        self.whys = whys
+
+    async def why(self, run_id: str) -> Any:
+        status, kinds = self.whys[run_id]
+        reasons = [SimpleNamespace(kind=kind) for kind in kinds]
+        return SimpleNamespace(run_id=run_id, status=status, reasons=reasons)
+
+    async def get(self, run_id: str) -> Any:
+        return SimpleNamespace(run_id=run_id)
+
+    async def list_approvals(self) -> Any:
+        asking = {one: kinds for one, (_, kinds) in self.whys.items() if "approval" in kinds}
+        return [SimpleNamespace(run_id=run_id) for run_id in asking]
+
+
+EVENT, APPROVAL = RunStatus.WAITING_EVENT, RunStatus.WAITING_APPROVAL
+
+
 @pytest.mark.parametrize(
-    ("kinds", "is_stuck"), [(["signal"], True), (["signal", "subflow"], False), (["ended"], False)]
+    ("whys", "is_stuck"),
+    [
+        ({"r": (EVENT, ["signal"])}, True),
+        ({"r": (APPROVAL, ["approval", "timer"])}, True),
+        ({"r": (EVENT, ["ended"])}, False),
+        ({"r": (EVENT, ["signal", "queued"])}, False),
+        ({"r": (APPROVAL, ["timer"])}, False),  # answered, and claimed
+        ({"r": (EVENT, ["signal", "subflow"])}, False),  # the child has ended, or is not known yet
+        ({"r": (EVENT, ["subflow"]), "c": (APPROVAL, ["approval"])}, True),
+        ({"r": (EVENT, ["subflow"]), "c": (RunStatus.RUNNING, ["in-progress"])}, False),
+        ({"r": (EVENT, ["subflow"]), "c": (RunStatus.WAITING_TIMER, ["timer"])}, False),
+        ({"r": (EVENT, ["signal", "subflow"]), "c": (RunStatus.FINISHED, ["ended"])}, False),
+        ({"r": (APPROVAL, ["approval", "subflow"]), "c": (EVENT, ["signal"])}, True),
+        ({"r": (EVENT, ["subflow"]), "c": (EVENT, ["subflow"]), "d": (EVENT, ["signal"])}, True),
+    ],
 )
-async def test_a_run_is_stuck_only_while_it_waits_for_a_signal(
-    kinds: list[str], *, is_stuck: bool
+async def test_a_run_is_stuck_only_while_it_and_all_below_it_wait_for_somebody_else(
+    whys: dict[str, tuple[RunStatus, list[str]]], *, is_stuck: bool
 ) -> None:
     """Its status may be an old one: a child that ends at once has moved it on."""
-    waiting: Any = SimpleNamespace(run_id="r", status=RunStatus.WAITING_EVENT)
-
-    class Client:
-        async def why(self, _run_id: str) -> Any:
-            return SimpleNamespace(reasons=[SimpleNamespace(kind=kind) for kind in kinds])
-
-    client: Any = Client()
-    assert (await following._find_stuck(client, waiting) is not None) is is_stuck
+    client: Any = Told(whys)
+    assert (await following._find_stuck(client, list(whys)) is not None) is is_stuck

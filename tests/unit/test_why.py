@@ -72,6 +72,11 @@ def test_a_run_says_what_holds_it_up(row: WhyRow, kind: str, said: str) -> None:
             "signal",
             "smithers signal 'r 1' go",
         ),
+        (
+            node(NodeState.WAITING_EVENT, wait='{"signalName":"go","correlationId":"order 7"}'),
+            "signal",
+            "smithers signal 'r 1' go --correlation 'order 7'",
+        ),
         (node(NodeState.WAITING_TIMER, due_ms=NOW_MS + 1), "timer", None),
         (node(NodeState.PENDING, due_ms=NOW_MS + 1), "back-off", None),
         (node(NodeState.IN_PROGRESS), "in-progress", None),
@@ -99,10 +104,21 @@ def test_no_worker_ends_with_the_command_that_starts_one() -> None:
     assert reason["unblock"]["command"] == "smithers worker --queue gpu"
 
 
-def test_what_up_has_left_goes_on_with_up() -> None:
-    reason = explain(RUN, replace(ROW, worker_count=0, queue="up-r1"), None)["reasons"][0]
-    command = "smithers up 'flows/a b.py:trip' --run-id 'r 1' --resume"
-    assert reason["unblock"]["command"] == command
+@pytest.mark.parametrize("status", [RunStatus.QUEUED, RunStatus.FAILED, RunStatus.CANCELLED])
+@pytest.mark.parametrize("run_id", ["r1", "r1+2"])
+def test_what_up_has_left_goes_on_with_up(status: RunStatus, run_id: str) -> None:
+    row = replace(ROW, status=status, worker_count=0, queue="up-r1")
+    reason = explain(RunId(run_id), row, None)["reasons"][0]
+    command = f"smithers up 'flows/a b.py:trip' --run-id {run_id} --resume"
+    assert reason["unblock"] == {"command": command}
+    assert "--workflow" not in reason["text"]  # up takes the file as it is
+
+
+def test_a_child_of_what_up_has_left_goes_on_with_its_parent_alone() -> None:
+    row = replace(ROW, worker_count=0, queue="up-r1")
+    reason = explain(RunId("r1.0123456789ab"), row, None)["reasons"][0]
+    assert reason["kind"] == "no-worker"
+    assert "unblock" not in reason
 
 
 def test_no_worker_of_a_workflows_own_database_names_the_variable_that_a_worker_lacks() -> None:

@@ -38,6 +38,7 @@ from worker.sandbox.syscalls import (
 _OLD: Final = "/.old"
 _TMP: Final = "/tmp"  # noqa: S108 - the jail's own, where nobody else is
 _SHM: Final = "/dev/shm"  # noqa: S108 - as above
+_VAR_TMP: Final = f"/var{_TMP}"  # a link to _TMP, unless what is bound lies there
 _STAGE: Final = "/mnt"
 _TMP_FILES: Final = 65_536  # an empty file uses kernel memory, but none of the size limit
 _HOST_NAME: Final = "sandbox"
@@ -122,6 +123,8 @@ def build_jail(mould: Mould) -> None:
     bound = [policy.root, *_extra(policy)]
     _mount_own(_TMP, _FLAGS, policy.limits.tmp_bytes, bound)
     _mount_own(_SHM, _FLAGS | MS_NOEXEC, policy.limits.tmp_bytes, bound)
+    if _uses_var_tmp(policy):
+        _mount_own(_VAR_TMP, _FLAGS, policy.limits.tmp_bytes, bound)
     with suppress(PermissionError):
         syscalls.mount("proc", "/proc", "proc", _FLAGS | MS_NOEXEC)
         _limit_pids(policy.limits.processes)
@@ -142,7 +145,10 @@ def _map_ids(mould: Mould) -> None:
 def _mount_common(policy: JailPolicy) -> None:
     for place in (_TMP, "/dev", _SHM, "/proc", "/var", _STAGE):
         os.mkdir(place)
-    os.symlink(_TMP, f"/var{_TMP}")
+    if _uses_var_tmp(policy):
+        os.mkdir(_VAR_TMP)
+    else:
+        os.symlink(_TMP, _VAR_TMP)
     for name in _DEVICES:
         _bind(f"/dev/{name}", MOUNT_ATTR_NOSUID)
     for name, number in (("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2"), ("fd", "")):
@@ -194,6 +200,10 @@ def _extra(policy: JailPolicy) -> list[str]:
     """Return what is visible besides the system and the root, and outside both."""
     inside = (policy.root.rstrip("/") + "/", "/usr/")
     return [path for path in policy.read_only if not f"{path}/".startswith(inside)]
+
+
+def _uses_var_tmp(policy: JailPolicy) -> bool:
+    return any(f"{path}/".startswith(f"{_VAR_TMP}/") for path in (policy.root, *_extra(policy)))
 
 
 def _mount_system(policy: JailPolicy) -> None:

@@ -67,6 +67,7 @@ SERVER_SETTINGS: Final = MappingProxyType(
     {
         "max_connections": "200",
         "shared_buffers": "128MB",
+        "max_pred_locks_per_transaction": "10",  # 3 MiB less: nothing here is SERIALIZABLE
         "max_wal_size": "1GB",
         "fsync": "on",
         "synchronous_commit": "on",
