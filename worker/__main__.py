@@ -3,19 +3,23 @@
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from worker.fork_server import open_fork_server
-from worker.settings import PoolSettings
+
+if TYPE_CHECKING:
+    from worker.settings import PoolSettings
 
 
 def main() -> None:
     """Read the settings and run the pool."""
-    fork_server = open_fork_server()  # first: it loads concurrently
+    fork_server = open_fork_server()  # before anything else is imported: it loads concurrently
     import uvloop
 
     import smithers.telemetry.without_rich  # noqa: F401 - before structlog
     from smithers.telemetry.logs import configure_logging
     from worker.pool import run_pool
+    from worker.settings import PoolSettings
 
     # Unbuffered: the pipe's end is the parent's life sign, so nothing after the line may be read here.
     line = b""
@@ -30,7 +34,7 @@ def main() -> None:
         uvloop.run(run_pool(settings, fork_server))
 
 
-def _share(settings: PoolSettings) -> AbstractContextManager[object]:
+def _share(settings: "PoolSettings") -> AbstractContextManager[object]:
     """Hold a share of the embedded Postgres, so that the pool can drain even if the process that started both was killed."""
     if settings.embedded_data_dir is None:
         return nullcontext()

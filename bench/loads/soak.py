@@ -40,10 +40,10 @@ TABLES = """
     ORDER BY bytes DESC"""
 
 GOALS = (
-    Goal("soak", "minutes", "minutes at half load"),
+    Goal("soak", "minutes", "minutes at the pace"),
     Goal("soak", "full_runs_per_s", "raw: what a closed loop reached before, runs/s"),
     Goal("soak", "runs_per_s", "pace, runs/s"),
-    Goal("soak", "run_count", "runs of the half load, removed a minute after their ends"),
+    Goal("soak", "run_count", "runs, removed a minute after their ends"),
     Goal("soak", "unfinished_count", "… that did not finish", 0),
     Goal("soak", "gateway_mib", "gateway, PSS at the end, MiB"),
     Goal("soak", "gateway_growth_percent", "… growth over the last three quarters, %", 5),
