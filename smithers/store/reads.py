@@ -84,15 +84,16 @@ class RunPlace:
 
 
 # The first node that a waiting run `r` waits for, as `n`; only if the status says that there is one. An open question is
-# found among the run's questions, which are few; for the others all of the run's nodes are read.
+# found among the run's questions, which are few (OFFSET: without statistics the index of all open questions would be read
+# for each run instead); for the others all of the run's nodes are read.
 _OPEN_WAIT: Final = """LEFT JOIN LATERAL (
         SELECT w.node_id, w.wait, smithers.to_ms(w.due_at) AS due_ms, smithers.to_ms(w.requested_at) AS requested_ms
         FROM (
             SELECT o.created_at, o.node_id, o.iteration, o.wait, o.due_at, a.requested_at
-            FROM smithers.approvals a CROSS JOIN LATERAL (
+            FROM (SELECT * FROM smithers.approvals p WHERE p.run_id = r.run_id OFFSET 0) a CROSS JOIN LATERAL (
                 SELECT * FROM smithers.nodes t
                 WHERE t.run_id = a.run_id AND t.node_id = a.node_id AND t.iteration = a.iteration LIMIT 1) o
-            WHERE r.status = 'waiting-approval' AND a.run_id = r.run_id AND a.status = 'requested' AND o.state = r.status
+            WHERE r.status = 'waiting-approval' AND a.status = 'requested' AND o.state = r.status
             UNION ALL
             SELECT o.created_at, o.node_id, o.iteration, o.wait, o.due_at, NULL
             FROM smithers.nodes o

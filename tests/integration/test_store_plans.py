@@ -95,7 +95,15 @@ COLD = {
         f"list {status} runs": Case(
             reads.LIST_RUNS_IN_STATUS, f"{NEWEST}, 50, '{status}'", 400, 1_500
         )
-        for status in ("queued", "running", "waiting-timer", "finished", "failed", "cancelled")
+        for status in (
+            "queued",
+            "running",
+            "waiting-approval",
+            "waiting-timer",
+            "finished",
+            "failed",
+            "cancelled",
+        )
     },
     "list failed runs of a common workflow": Case(
         reads.LIST_RUNS_OF_BOTH_BY_STATUS, f"{NEWEST}, 50, 'failed', 'common'", 450, 1_500
