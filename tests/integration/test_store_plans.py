@@ -208,6 +208,30 @@ def test_a_query_of_the_pool_reads_what_it_needs(crowd: Crowd, name: str, mode: 
     check(crowd.plans[name, True, mode], COLD[name])
 
 
+ALL_ASK = """
+INSERT INTO smithers.runs (run_id, status, queue, priority, epoch, commit_no, last_seq, created_at)
+SELECT 'r' || lpad(n::text, 6, '0'), 'waiting-approval', 'default', 0, 1, 3, 9, now() - n * interval '1 s'
+FROM generate_series(1, 20000) AS n;
+INSERT INTO smithers.run_requests (run_id, workflow_name, workflow_path, source_hash, input, config, created_at)
+SELECT run_id, 'common', 'x.py', 'h', '{}', '{}', created_at FROM smithers.runs;
+INSERT INTO smithers.nodes (run_id, node_id, iteration, kind, state, created_at)
+SELECT run_id, 'w', 0, 'wait', status, created_at FROM smithers.runs;
+INSERT INTO smithers.approvals (run_id, node_id, iteration, status, request, requested_at)
+SELECT run_id, 'w', 0, 'requested', '{}', created_at FROM smithers.runs
+"""
+
+
+async def test_runs_that_wait_are_listed_without_reading_every_open_question(database: str) -> None:
+    """Before the first ANALYZE, too, where Postgres takes the index of the open questions for the best."""
+    connection = await connect(database, role="test")
+    for table in BIG:
+        await connection.execute(f"ALTER TABLE smithers.{table} SET (autovacuum_enabled = false)")
+    await connection.execute(ALL_ASK)
+    plan = await explain(connection, reads.LIST_RUNS_IN_STATUS, f"{NEWEST}, 50, 'waiting-approval'")
+    assert plan.block_count < 1_500, str(plan)
+    await connection.close()
+
+
 READ_SO_FAR = """
 SELECT relname::text, seq_tup_read, coalesce(idx_tup_fetch, 0) AS fetched FROM pg_stat_xact_user_tables
 WHERE schemaname = 'smithers' AND relname = ANY ($1)"""
