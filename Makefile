@@ -16,9 +16,9 @@ install: $(INSTALLED)  ## create .venv with the packages of pyproject.toml, in t
 demo: install  ## run an example on its own server, to its end
 	@$(BIN)/python -m examples.demo
 
-# Tests wait half of their time, so there are more files than cores; in the order of names the short ones come last.
-test: install  ## run the tests, four files at a time; ARGS="-k name" selects, one at a time
-	@$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 4 --dist loadfile --no-loadscope-reorder)
+# In the order of names: the short files come last.
+test: install  ## run the tests, two files at a time; ARGS="-k name" selects, one at a time
+	@$(BIN)/python -m pytest $(or $(ARGS),--numprocesses 2 --dist loadfile --no-loadscope-reorder)
 
 check: lint test  ## everything that the gate runs
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -79,14 +80,17 @@ class PlainPostgres:
     def kill(self) -> None:
         """End the server as a crash of its host does; nothing more is written."""
         if self._process is not None:
-            pids = [self._process.pid, *_children(self._process.pid)]
-            for pid in pids:
-                try:
+            children = _children(self._process.pid) if self._process.poll() is None else []
+            for pid in (self._process.pid, *children):
+                with suppress(ProcessLookupError):
                     os.kill(pid, 9)
-                except ProcessLookupError:
-                    continue
             self._process.wait(LIMIT_S)
             self._process = None
+            # The next server refuses to start while one of them still has the shared memory.
+            ends = time.monotonic() + LIMIT_S
+            while any(_is_alive(pid) for pid in children):
+                assert time.monotonic() < ends, children
+                time.sleep(0.01)
 
     def run_tool(self, name: str, *words: str) -> None:
         """Run one of Postgres' own tools against the server, to its end."""
@@ -100,6 +104,14 @@ class PlainPostgres:
             env=clean_environment(),
         )
         assert done.returncode == 0, (name, done.stderr)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
 
 
 def _children(pid: int) -> list[int]:

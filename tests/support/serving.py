@@ -180,7 +180,7 @@ def find_modules(mark: str, module: str) -> list[int]:
 def _is_module(pid: int, module: str) -> bool:
     try:
         return f"\0-m\0{module}\0".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
