@@ -39,6 +39,7 @@ from worker.processes import die_with_parent, volunteer_for_oom
 from worker.relay import listen_to_parent
 from worker.rendering import install_alarm, render_guard
 from worker.settings import DRAIN, RETIRES, ChildSettings
+from worker.slices import shorten_slices
 from worker.started import LoopThreads
 from worker.threads import MAX_THREADS
 from worker.toolboxes import open_workshop
@@ -64,6 +65,7 @@ def run_child(
 ) -> None:
     """Run a child until told to end; output of its code to descriptors 1 and 2 goes to `outlet`."""
     die_with_parent()
+    shorten_slices()
     # Ctrl-C goes to the whole group: the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     install_alarm()

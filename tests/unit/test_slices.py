@@ -1,0 +1,48 @@
+"""That a child's thread asks for short slices of the processor, and what it starts does not."""
+
+import json
+import platform
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from worker.slices import SLICE_NS, read_attributes, shorten_slices
+
+_RUNTIME = 5  # the field of `sched_attr` that holds the slice
+_KERNEL = tuple(int(part) for part in platform.release().split(".")[:2])
+
+
+def _in_a_thread(call):
+    """Call in a thread of its own: the test's keeps its slices."""
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(call()))
+    thread.start()
+    thread.join()
+    return answers[0]
+
+
+@pytest.mark.skipif(_KERNEL < (6, 12), reason="the kernel keeps no slice for a thread")
+def test_a_thread_has_short_slices_and_what_it_starts_has_the_usual_ones():
+    def shorten_and_look():
+        shorten_slices()
+        script = "import json, worker.slices as s; print(json.dumps(s.read_attributes()))"
+        process = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True)
+        return read_attributes(), _in_a_thread(read_attributes), json.loads(process.stdout)
+
+    usual = _in_a_thread(read_attributes)
+    shortened, in_thread, in_process = _in_a_thread(shorten_and_look)
+
+    assert shortened[_RUNTIME] == SLICE_NS < usual[_RUNTIME]
+    assert in_thread[_RUNTIME] == in_process[_RUNTIME] == usual[_RUNTIME]
+
+
+def test_on_a_machine_whose_calls_are_not_known_nothing_happens(monkeypatch):
+    usual = _in_a_thread(read_attributes)
+    monkeypatch.setattr("worker.slices._NUMBERS", {})
+
+    _in_a_thread(shorten_slices)
+
+    monkeypatch.undo()
+    assert _in_a_thread(read_attributes) == usual
