@@ -46,9 +46,12 @@ levels (queue, priority) AS (
 # SHARE, a burial locks it FOR UPDATE, so a buried worker never owns a run. No event here: the first commit after the
 # claim records it. A resumed run stays `queued` until that commit, which begins its era: if its owner dies before that, the
 # next one sees the same. Suspects, and runs that need a child of their own, are not claimed here.
+# A claim does not wait for its flush (docs/adr/0014): whatever its owner commits is flushed after it. If Postgres crashes
+# before, the run is due again, and the epoch, in microseconds since 1970, is not given a second time.
 CLAIM_RUNS: Final = """
 WITH RECURSIVE alive AS MATERIALIZED (
-    SELECT worker_id FROM smithers.workers WHERE worker_id = $3 AND dead_at IS NULL FOR KEY SHARE),
+    SELECT worker_id, set_config('synchronous_commit', 'off', true)
+    FROM smithers.workers WHERE worker_id = $3 AND dead_at IS NULL FOR KEY SHARE),
 LEVELS,
 due AS MATERIALIZED (
     SELECT d.run_id, d.status_before, d.due_at FROM levels AS l CROSS JOIN LATERAL (
@@ -60,7 +63,8 @@ due AS MATERIALIZED (
     LIMIT $2),
 claimed AS (
     UPDATE smithers.runs AS r SET
-        owner_id = $3, epoch = epoch + 1, commit_no = 0, due_at = NULL,
+        owner_id = $3, commit_no = 0, due_at = NULL,
+        epoch = greatest(epoch + 1, (extract(epoch FROM smithers.clock()) * 1000000)::bigint),
         status = CASE WHEN status = 'queued' AND era = 0 THEN 'running' ELSE status END,
         started_at = coalesce(started_at, smithers.clock())
     FROM due WHERE r.run_id = due.run_id

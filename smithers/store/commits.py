@@ -1,4 +1,4 @@
-"""Commit turns and notify others: many runs' changes in one call of `commit_turns_v4`, with an outcome for each run.
+"""Commit turns and notify others: many runs' changes in one call of `commit_turns_v5`, with an outcome for each run.
 
 The lane gathers turns while the last group is being committed. A run that lost its lease, or whose row a gateway has
 locked, does not affect the others; neither does a value that Postgres refuses: the group is then committed run by run,
@@ -36,10 +36,10 @@ PATIENT_S: Final = 300.0  # for a turn that is too long for a call
 LOCKED_PAUSE_S: Final = 0.005  # about the duration of a gateway's commit, which holds the row
 
 # -- name: commit_turns
-# One round trip and one flush for all; see migrations/functions/commit_turns_v3.sql for when it answers,
-# commit_turns_v2.sql for how it notifies others, and commit_group_v3.sql for the reason of its order.
+# One round trip and one flush for all; see migrations/functions/commit_turns_v5.sql for the reason of its order, and
+# commit_turns_v3.sql for when it answers.
 COMMIT_TURNS: Final = """
-CALL smithers.commit_turns_v4(
+CALL smithers.commit_turns_v5(
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, NULL, NULL, NULL)"""
 
 

@@ -49,12 +49,12 @@ class Site:
         self.ground = ground
         self.running = asyncio.create_task(claimer.run())
 
-    async def until_held(self, run_id: str, epoch: int = 1) -> Held:
-        """Wait until the claimer has claimed a run, for the so manieth time."""
+    async def until_held(self, run_id: str, after: Held | None = None) -> Held:
+        """Wait until the claimer has claimed a run, anew if it was `after`."""
         async with asyncio.timeout(60):
             while not self.running.done():
                 held: Any = self.claimer._executors.get(RunId(run_id), (None,))[0]
-                if held is not None and held.claim.epoch == epoch:
+                if held is not None and held is not after:
                     return held
                 await asyncio.sleep(0.01)
         raise AssertionError(self.running)
@@ -97,7 +97,7 @@ async def test_a_claim_that_overtakes_the_answer_to_its_park_waits_for_it(databa
         first = await site.until_held(RUN)
         await site.store.release([RUN])  # committed, and whoever had the run does not know it yet
         site.claimer.hear_due()
-        second = await site.until_held(RUN, epoch=2)
+        second = await site.until_held(RUN, after=first)
         await site.ground.start("next")
         site.claimer.hear_due()
         following = await site.until_held("next")
@@ -116,10 +116,10 @@ async def test_a_claim_that_overtakes_the_answer_to_its_park_waits_for_it(databa
 async def test_all_of_a_run_that_was_claimed_twice_is_stopped(database: str) -> None:
     async with claiming_from(database) as site:
         await site.ground.start(RUN)
-        await site.until_held(RUN)
+        first = await site.until_held(RUN)
         await site.store.release([RUN])
         site.claimer.hear_due()
-        await site.until_held(RUN, epoch=2)
+        await site.until_held(RUN, after=first)
         site.claimer.drain()
         await site.claimer.release_all()
         async with asyncio.timeout(60):

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 from uuid import uuid4
 
@@ -12,7 +12,7 @@ import pytest
 
 from smithers.engine.facts import NodeFact
 from smithers.engine.turn import ApprovalChange, Turn
-from smithers.errors import StoreUnavailable
+from smithers.errors import LeaseLost, StoreUnavailable
 from smithers.events import EventType
 from smithers.ids import RunId, WorkerId
 from smithers.states import NodeState, RunStatus
@@ -124,7 +124,7 @@ async def test_a_claim_says_all_that_a_start_said_and_starts_the_clock(ground, w
     await ground.start("a", **said_of)
     (claim,) = await ground.claim(worker)
     assert {name: getattr(claim, name) for name in said_of} == said_of
-    assert (claim.epoch, claim.status_before, claim.is_new) == (1, RunStatus.QUEUED, True)
+    assert (claim.status_before, claim.is_new) == (RunStatus.QUEUED, True)
     row = await ground.run("a")
     assert (row["status"], row["owner_id"], row["due_at"]) == ("running", worker, None)
     assert row["started_at"] >= row["created_at"]
@@ -138,8 +138,48 @@ async def test_the_epoch_grows_with_each_claim_and_each_death(ground):
         (claim,) = await ground.claim(worker)
         epochs.append(claim.epoch)
         await owners.bury_worker(ground.sql, worker, "silent")
-    assert epochs == [1, 3, 5]
-    assert (await ground.run("a"))["epoch"] == 6
+    epochs.append((await ground.run("a"))["epoch"])
+    assert all(after > before + 1 for before, after in pairwise(epochs[:-1]))
+    assert epochs[-1] == epochs[-2] + 1
+
+
+async def test_the_epoch_grows_while_the_clock_stands_still_or_is_put_back(ground, worker):
+    (before,) = await ground.owned(worker, "a")
+    await ground.sql.execute(
+        """CREATE OR REPLACE FUNCTION smithers.clock() RETURNS timestamptz
+        LANGUAGE sql STABLE AS $$ SELECT timestamptz 'epoch' + interval '1 day' $$"""
+    )
+    await claims.release_runs(ground.sql, worker, [before.run_id])
+    (after,) = await ground.claim(worker)
+    assert after.epoch == before.epoch + 1
+
+
+async def test_a_claim_waits_for_no_flush_and_what_follows_it_does(ground, worker):
+    await ground.start("a")
+    async with ground.sql.transaction():
+        assert len(await ground.claim(worker)) == 1
+        assert await ground.sql.fetchval("SHOW synchronous_commit") == "off"
+    assert await ground.sql.fetchval("SHOW synchronous_commit") == "on"
+
+
+async def test_a_claim_that_a_crash_of_the_database_took_back_writes_nothing(ground, worker):
+    """It was not flushed: the next claim finds the row as it was before, and has another epoch all the same."""
+    await ground.start("a")
+    before = await ground.run("a")
+    (lost,) = await ground.claim(worker)
+    await ground.sql.execute(
+        "UPDATE smithers.runs SET owner_id = NULL, epoch = $1, status = $2, due_at = $3, started_at = NULL",
+        before["epoch"],
+        before["status"],
+        before["due_at"],
+    )
+    (taken,) = await ground.claim(rival := await ground.add_worker())
+    async with Committer(ground.dsn, worker_id=rival) as committer:
+        await committer.commit(change(taken, said("first")))
+    async with Committer(ground.dsn, worker_id=worker) as committer:
+        with pytest.raises(LeaseLost):  # the same commit_no, and not taken for a repetition
+            await committer.commit(change(lost, said("first")))
+    assert await ground.types("a") == ["RunStarted", "first"]
 
 
 async def test_the_era_of_a_resumed_run_begins_with_a_commit_whoever_had_it_before(ground, worker):

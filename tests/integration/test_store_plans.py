@@ -383,17 +383,21 @@ async def test_a_burial_reads_the_runs_of_its_worker_only(hot: asyncpg.Connectio
     assert await rows_read(hot) - before <= 50 * 8 + 2 * 50
 
 
-# What commit_turns_v4 does before its COMMIT, which a transaction that is to be undone forbids.
-UNTOLD = """
-SELECT c.outcomes, c.last_seqs, c.now_ms
-FROM smithers.commit_group_v4($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) AS c
-WHERE cardinality($14::text[]) = cardinality($15::text[])"""
+async def write_untold(connection: asyncpg.Connection) -> str:
+    """Return a call of what commit_turns_v5 does before its COMMIT, which a transaction that is to be undone forbids."""
+    text = await connection.fetchval(
+        "SELECT pg_get_functiondef('smithers.commit_turns_v5'::regproc)"
+    )
+    before, commit, _ = text.partition("    COMMIT;\n")
+    assert commit
+    await connection.execute(f"{before}END\n$procedure$".replace("commit_turns_v5", "untold", 1))
+    return commits.COMMIT_TURNS.replace("commit_turns_v5", "untold")
 
 
 async def test_a_group_of_commits_reads_its_runs_only(
     hot: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commits, "COMMIT_TURNS", UNTOLD)
+    monkeypatch.setattr(commits, "COMMIT_TURNS", await write_untold(hot))
     worker_id = WorkerId(UUID(WORKER.strip("'")))
     claimed = await claims.claim_runs(
         hot, worker_id=worker_id, queue="default", limit=50, kind=claims.ClaimKind.MANY
