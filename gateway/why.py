@@ -14,6 +14,7 @@ from smithers.ids import RunId
 from smithers.states import NodeState, RunStatus
 from smithers.store.refusals import RunNotFound
 from smithers.store.whys import OpenNode, WhyRow, find_why
+from smithers.texts import command_line, counted
 
 # By kind of question: what the person must do, and the command for it.
 _ASKED: Final = {
@@ -23,10 +24,10 @@ _ASKED: Final = {
     "form": "fill in a form",
 }
 _ANSWERS: Final = {
-    "approve": ("approve", ""),
-    "select": ("approve", " --select OPTION"),
-    "rank": ("approve", " --rank A,B"),
-    "form": ("answer", " --value JSON"),
+    "approve": ("approve", ()),
+    "select": ("approve", ("--select", "OPTION")),
+    "rank": ("approve", ("--rank", "A,B")),
+    "form": ("answer", ("--value", "JSON")),
 }
 SILENT_OWNER_MS: Final = 5_000  # heartbeats are written once a second
 
@@ -104,10 +105,10 @@ def _of_active(run_id: RunId, row: WhyRow, database: str | None) -> list[Reason]
     if not row.worker_count:
         reasons.append(_no_worker(run_id, row, database, since))
     elif row.crash_count:
-        text = f"{row.crash_count} workers died while they ran it: it waits to be tried apart from others"
+        text = f"{counted(row.crash_count, 'worker')} died while running it: it waits to be tried apart from others"
         reasons.append(_reason("quarantined", text, since=since))
     else:
-        text = f"it is due, and waits for one of {row.worker_count} workers to have room"
+        text = f"it is due, and waits for room in {counted(row.worker_count, 'worker')}"
         reasons.append(_reason("queued", text, since=since))
     return reasons
 
@@ -118,7 +119,7 @@ def _no_worker(run_id: RunId, row: WhyRow, database: str | None, since: str) -> 
         unblock = _resume(run_id, row) if _is_ups_own(run_id, row) else None
         return _reason("no-worker", text, since=since, unblock=unblock)
     text = f"no worker lives that claims from queue {row.queue!r}"
-    command = f"smithers worker --queue {shlex.quote(row.queue)}"
+    command = command_line("worker", flags=["--queue", row.queue])
     if database is not None:
         text += (
             f" of the database {database!r}: a worker does so when the variable {database} is set"
@@ -142,7 +143,8 @@ def _of_node(run_id: RunId, node: OpenNode, row: WhyRow) -> Reason:
             said = orjson.loads(node.wait) if node.wait else {}
             if (child := said.get("childRunId")) is not None:
                 text = f"{node.node_id} waits for its run {child} to end"
-                unblock = {"command": f"smithers why {shlex.quote(child)}"}
+                request = f"GET /v1/runs/{quote(child, safe='')}/why"
+                unblock = {"command": command_line("why", child), "request": request}
                 return _reason("subflow", text, since=since, unblock=unblock, **place)
             name = said.get("signalName", node.node_id)
             correlation = said.get("correlationId")
@@ -153,7 +155,7 @@ def _of_node(run_id: RunId, node: OpenNode, row: WhyRow) -> Reason:
         case NodeState.WAITING_TIMER:
             return _reason("timer", f"{node.node_id} sleeps", since=since, until=until, **place)
         case NodeState.PENDING:
-            text = f"{node.node_id} failed {node.attempt} times, and backs off before the next"
+            text = f"{node.node_id} failed {counted(node.attempt, 'time')}, and backs off before the next"
             return _reason("back-off", text, until=until, **place)
         case _:
             return _reason("in-progress", _tell_attempt(node, row), since=since, **place)
@@ -180,21 +182,20 @@ def _is_ups_own(run_id: RunId, row: WhyRow) -> bool:
 
 def _resume(run_id: RunId, row: WhyRow) -> dict[str, str]:
     if _is_ups_own(run_id, row):
-        file = shlex.quote(row.workflow_reference)
-        return {"command": f"smithers up {file} --run-id {shlex.quote(run_id)} --resume"}
+        flags = ["--run-id", run_id, "--resume"]
+        return {"command": command_line("up", row.workflow_reference, flags=flags)}
     return {
-        "command": f"smithers resume {shlex.quote(run_id)}",
+        "command": command_line("resume", run_id),
         "request": f"POST /v1/runs/{quote(run_id, safe='')}/resume",
     }
 
 
 def _approve(run_id: RunId, node: OpenNode) -> dict[str, str]:
     verb, more = _ANSWERS[_mode(node)]
-    iteration = f" --iteration {node.iteration}" if node.iteration else ""
+    iteration = ("--iteration", str(node.iteration)) if node.iteration else ()
     path = f"/v1/runs/{quote(run_id, safe='')}/nodes/{quote(node.node_id, safe='')}"
-    names = f"{shlex.quote(run_id)} {shlex.quote(node.node_id)}"
     return {
-        "command": f"smithers {verb} {names}{more}{iteration}",
+        "command": command_line(verb, run_id, node.node_id, flags=[*more, *iteration]),
         "request": f"POST {path}/{verb}",
     }
 
@@ -205,8 +206,8 @@ def _mode(node: OpenNode) -> str:
 
 
 def _signal(run_id: RunId, name: str, correlation: str | None) -> dict[str, str]:
-    which = "" if correlation is None else f" --correlation {shlex.quote(correlation)}"
+    which = () if correlation is None else ("--correlation", correlation)
     return {
-        "command": f"smithers signal {shlex.quote(run_id)} {shlex.quote(name)}{which}",
+        "command": command_line("signal", run_id, name, flags=which),
         "request": f"POST /v1/runs/{quote(run_id, safe='')}/signals/{quote(name, safe='')}",
     }

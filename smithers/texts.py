@@ -1,6 +1,8 @@
-"""Make text from outside safe to send, store and show."""
+"""Make text from outside safe to send, store, show and paste."""
 
 import re
+import shlex
+from collections.abc import Sequence
 from typing import Final
 
 # Terminal controls (C0 except tab and newline, delete, C1), and bidirectional controls.
@@ -29,3 +31,18 @@ def encodable(text: str) -> str:
 def printable(text: str) -> str:
     """Return a text that cannot control a terminal: its control characters are JSON escapes."""
     return _ORDERS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def command_line(verb: str, *operands: str, flags: Sequence[str] = ()) -> str:
+    """Return a `smithers` command for a shell; `flags`: options and their values.
+
+    An operand that begins with a hyphen stands behind `--`, and so behind all options.
+    """
+    is_like_option = any(operand.startswith("-") for operand in operands)
+    words = [*flags, "--", *operands] if is_like_option else [*operands, *flags]
+    return shlex.join(["smithers", verb, *words])
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number and its noun, in the plural unless the number is one."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -20,6 +20,7 @@ from smithers.cli.console import (
     read_json,
 )
 from smithers.cli.runs import span
+from smithers.texts import command_line
 
 if TYPE_CHECKING:
     from smithers.client import Approval
@@ -45,7 +46,7 @@ def approvals(
     run: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RUN]", help="Only this run's, each question in full.", show_default=False
+            metavar="RUN", help="Only this run's, each question in full.", show_default=False
         ),
     ] = None,
     *,
@@ -65,13 +66,13 @@ def approvals(
             print_line("")
         return
     print_table(
-        ("RUN", "NODE", "QUESTION", "WAITS"),
+        ("RUN", "NODE", "WAITS", "QUESTION"),
         (
             (
                 approval.run_id,
                 node_words(approval),
-                _question(approval),
                 span(approval.waiting_ms / 1000),
+                _question(approval),
             )
             for approval in asked
         ),
@@ -93,8 +94,12 @@ def _in_full(approval: "Approval") -> Iterator[tuple[str, str]]:
 
 def node_words(approval: "Approval") -> str:
     """Return an approval's node as a command names it: without the flag, it means a loop's first iteration."""
-    which = f" --iteration {approval.iteration}" if approval.iteration else ""
-    return f"{approval.node_id}{which}"
+    return " ".join((approval.node_id, *iteration_flags(approval)))
+
+
+def iteration_flags(approval: "Approval") -> tuple[str, ...]:
+    """Return the flag, and its value, that a command needs to name an approval in a loop."""
+    return ("--iteration", str(approval.iteration)) if approval.iteration else ()
 
 
 def _question(approval: "Approval") -> str:
@@ -141,7 +146,7 @@ def approve(
         )
     told = _told(text, iteration) | {"decided_by": _name(by)}
     ranked = None if rank is None else _read_ranking(rank)
-    with o.open_client(server, token) as client, _explained(run):
+    with o.open_client(server, token) as client, _explained(run, server):
         client.approve(run, node, selected=select, ranked=ranked, **told)
     note(f"{node} of run {run}: approved")
 
@@ -158,7 +163,7 @@ def deny(
 ) -> None:
     """Deny; the workflow says what that does to the run."""
     told = _told(text, iteration) | {"decided_by": _name(by)}
-    with o.open_client(server, token) as client, _explained(run):
+    with o.open_client(server, token) as client, _explained(run, server):
         client.deny(run, node, **told)
     note(f"{node} of run {run}: denied")
 
@@ -183,7 +188,7 @@ def answer(
 ) -> None:
     """Fill in a form; the run then resumes by itself."""
     filled_in = read_json("--value", value, example='"yes"')
-    with o.open_client(server, token) as client, _explained(run):
+    with o.open_client(server, token) as client, _explained(run, server):
         client.answer(run, node, filled_in, answered_by=_name(by), iteration=iteration)
     note(f"{node} of run {run}: answered")
 
@@ -204,12 +209,14 @@ def _name(by: str | None) -> str | None:
 
 
 @contextmanager
-def _explained(run: str) -> Iterator[None]:
+def _explained(run: str, server: str | None) -> Iterator[None]:
     from smithers.client import Conflict
 
     try:
         yield
     except Conflict as error:
         raise CommandFailed(
-            str(error), hint=f"smithers inspect {run} shows its state", exit_code=Exit.FAILED
+            str(error),
+            hint=f"{o.at_server(command_line('inspect', run), server)} shows its state",
+            exit_code=Exit.FAILED,
         ) from error

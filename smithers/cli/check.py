@@ -11,6 +11,7 @@ from smithers.cli import options as o
 from smithers.cli.console import CommandFailed, Exit, log_to_stderr, note, print_json, print_table
 from smithers.cli.db import find_existing
 from smithers.settings import ServerOptions
+from smithers.texts import counted
 
 if TYPE_CHECKING:
     from smithers.checking import Finding
@@ -26,7 +27,7 @@ GONE: Final = "the file is gone: it keeps its own source"
 OnlyFile = Annotated[
     str | None,
     typer.Argument(
-        metavar="[FILE]", help="Only runs of this file, below the root.", show_default=False
+        metavar="FILE", help="Only runs of this file, below the root.", show_default=False
     ),
 ]
 
@@ -65,8 +66,8 @@ def check(
         note(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())))
     if counts["fails"]:
         raise CommandFailed(
-            f"{counts['fails']} parked runs could not go on with this source",
-            hint="they keep their own, unless they are resumed with this one",
+            f"{counted(counts['fails'], 'parked run')} could not go on with this source",
+            hint="each keeps its own, unless it is resumed with this one",
             exit_code=Exit.FAILED,
         )
 

@@ -7,6 +7,7 @@ cannot control a terminal.
 """
 
 import json
+import shutil
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -37,6 +38,10 @@ STYLES: Final = {
     "waiting-event": "magenta",
     "waiting-timer": "magenta",
 }
+
+
+COLUMN_GAP: Final = 3
+FOLDED_CHARS: Final = 20  # less room for a table's last column could not be read
 
 
 class Exit(IntEnum):
@@ -120,12 +125,17 @@ def print_line(text: str) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
-    """Print rows under their columns, with STYLES by word. `empty`: the message for no rows."""
+    """Print rows under their columns, with STYLES by word; the last column is folded to the terminal's width.
+
+    `empty`: the message for no rows. A terminal that is too narrow for the others gets plain lines, which it wraps itself.
+    """
     listed = [tuple(map(printable, row)) for row in rows]
     if not listed:
         note(empty)
         return
-    if not sys.stdout.isatty():
+    *widths, last = (max(map(len, cells)) for cells in zip(columns, *listed, strict=True))
+    needed = sum(widths) + len(widths) * COLUMN_GAP + min(last, FOLDED_CHARS)
+    if not sys.stdout.isatty() or needed > shutil.get_terminal_size().columns:
         _print_plain(columns, listed)
         return
     from rich import box
@@ -134,7 +144,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
     for number, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=number == 0)
+        table.add_column(column, overflow="fold", no_wrap=number < len(widths))
     for row in listed:
         table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
     open_console().print(table, soft_wrap=False)

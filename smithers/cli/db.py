@@ -21,6 +21,7 @@ from smithers.cli.console import (
 )
 from smithers.settings import ServerOptions
 from smithers.store.revisions import read_revisions
+from smithers.texts import counted
 
 if TYPE_CHECKING:
     from smithers.foundation import Database
@@ -65,7 +66,7 @@ def current(
     elif found != needed:
         raise CommandFailed(
             "the schema is not the one that this version needs",
-            hint="smithers db upgrade",
+            hint="smithers db upgrade, for the same database",
             exit_code=Exit.FAILED,
         )
 
@@ -109,11 +110,12 @@ def prune(
         return
     if pruned.is_elsewhere:
         raise CommandFailed(
-            f"another process prunes this database; {pruned.run_count} runs were removed here",
+            f"another process prunes this database; removed here: {counted(pruned.run_count, 'run')}",
             hint="it removes the rest by its own --retention; or try again in a minute",
         )
     did = "would remove" if dry_run else "removed"
-    print_line(f"{did} {pruned.run_count} runs with {pruned.event_count} events")
+    runs, events = counted(pruned.run_count, "run"), counted(pruned.event_count, "event")
+    print_line(f"{did} {runs} with {events}")
 
 
 @asynccontextmanager

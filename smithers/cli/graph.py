@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from smithers.cli import options as o
 from smithers.cli.console import CommandFailed, Exit, open_console, print_json
-from smithers.cli.up import FileArgument, InputText, find_root, place_below, read_input
+from smithers.cli.up import FileArgument, InputText, RootDir, find_root, place_below, read_input
 from smithers.ids import RunId
 from smithers.settings import ServerOptions
 from smithers.texts import printable
@@ -32,7 +32,7 @@ def graph(
     *,
     input_text: InputText = None,
     as_json: o.AsJson = False,
-    root_dir: o.RootDir = None,
+    root_dir: RootDir = None,
 ) -> None:
     """Show a workflow's first tree: the work to do before there is any output.
 

@@ -120,7 +120,11 @@ def _add_checking() -> None:
     _add(app, graph.graph, "smithers graph flow.py", "smithers graph flow.py --json")
     _add(app, check.check, "smithers check", "smithers check flow.py --json")
     _add(app, doctor.doctor, "smithers doctor", "DATABASE_URL=postgresql://db/app smithers doctor")
-    group = typer.Typer(help="The database's schema.", no_args_is_help=True, rich_markup_mode=None)
+    group = typer.Typer(
+        help="The database: its schema, and its old runs.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
     _add(group, db.upgrade, "DATABASE_URL=postgresql://db/app smithers db upgrade")
     _add(group, db.current, "smithers db current", "smithers db current --json")
     _add(

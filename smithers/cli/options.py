@@ -1,6 +1,7 @@
 """The command line's options, generated from the table of settings, the only place of flags' help and defaults."""
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -24,19 +25,22 @@ NO_LISTS: Final = "DB_NOT_CONFIGURED"  # a 400 that no argument can fix
 _BY_FIELD: Final = {setting.field: setting for setting in (*SETTINGS, *CLIENT_SETTINGS)}
 
 
-def option(field: str) -> Any:
-    """Return the option for a setting; its value is parsed together with all others."""
+def option(field: str, *, default: str | None = None) -> Any:
+    """Return the option for a setting; its value is parsed together with all others.
+
+    `default`: that of a command with its own.
+    """
     return typer.Option(
         _BY_FIELD[field].flag,
         metavar=_BY_FIELD[field].metavar or None,
-        help=_describe(_BY_FIELD[field]),
+        help=_describe(_BY_FIELD[field], default or _BY_FIELD[field].default),
         show_default=False,
     )
 
 
-def _describe(setting: Setting) -> str:
+def _describe(setting: Setting, default: str) -> str:
     variable = f"{setting.env}; " if setting.env else ""
-    return f"{setting.help} [{variable}default: {setting.default}]"
+    return f"{setting.help} [{variable}default: {default}]"
 
 
 Text = str | None
@@ -91,6 +95,11 @@ def looking_options(flags: Mapping[str, Any]) -> ServerOptions:
     if "database_url" in flags:
         used.add("database_direct_url")
     return read_server_options(flags, os.environ, used=used)
+
+
+def at_server(command: str, url: str | None) -> str:
+    """Return a printed command for the server that this command's flag named."""
+    return command if url is None else f"SMITHERS_URL={shlex.quote(url)} {command}"
 
 
 @contextmanager

@@ -79,6 +79,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.nodes: dict[tuple[str, int], NodeLine] = {}
+        self._children: dict[tuple[str, int], str] = {}  # by the subflow's node: its run
         self.run_word = "starting"
         self.began_ms: int | None = None
         self.last_ms = 0
@@ -91,6 +92,9 @@ class Progress:
             self.run_word = RUN_WORDS[event.type]
         elif event.type == "RunStatusChanged":
             self.run_word = str(event.field("status"))
+        elif event.type == "SubflowStarted" and event.node_id is not None:
+            place = (event.node_id, event.iteration or 0)
+            self._children[place] = str(event.field("childRunId"))
         state = STATES.get(event.type)
         if state is None or event.node_id is None:
             return None
@@ -106,7 +110,7 @@ class Progress:
             node.ended_ms = event.timestamp_ms
         if event.type == "NodeStarted":
             node.attempt = event.attempt or 1
-        node.remark = printable(_remark(event))
+        node.remark = printable(_remark(event, self._children.get((node_id, iteration))))
         node.state = state
         return node
 
@@ -116,7 +120,7 @@ class Progress:
         return ", ".join(f"{counts[state]} {state}" for state in NodeState if counts[state])
 
 
-def _remark(event: "Event") -> str:
+def _remark(event: "Event", child: str | None = None) -> str:
     error = event.field("error")
     if error:
         return f"{error.get('name')}: {error.get('message')}".splitlines()[0]
@@ -124,7 +128,8 @@ def _remark(event: "Event") -> str:
         case "NodeRetrying":
             return f"attempt {event.attempt} is next"
         case "NodeWaitingEvent":
-            return f"waits for the signal {event.field('signalName')}"
+            awaited = f"the signal {event.field('signalName')}"
+            return f"waits for {f'its run {child} to end' if child else awaited}"
         case "NodeWaitingApproval":
             return "waits for a person"
         case "NodeCancelled":
@@ -263,11 +268,11 @@ class LiveDisplay:
         shown, hidden = choose_lines(list(self.progress.nodes.values()), room)
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True, overflow="ellipsis")
+        table.add_column()
         table.add_column(justify="right", no_wrap=True)
-        table.add_column(no_wrap=True, overflow="ellipsis", style="dim")
+        table.add_column(style="dim")
         for node in shown:
-            table.add_row(self._mark(node), node.name, self._took(node), _detail(node))
+            table.add_row(self._mark(node), _cut(node.name), self._took(node), _cut(_detail(node)))
         if hidden:
             table.add_row("", f"… {hidden} more", "", "")
         return table
@@ -304,6 +309,13 @@ def choose_lines(nodes: list[NodeLine], room: int) -> tuple[list[NodeLine], int]
 
     best = sorted(enumerate(nodes), key=rank)[: room - 1]
     return [node for _, node in sorted(best, key=lambda pair: pair[0])], len(nodes) - len(best)
+
+
+def _cut(text: str) -> "Text":
+    """Return a cell that is cut where its column, the first to shrink, has no room for it."""
+    from rich.text import Text
+
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def _detail(node: NodeLine) -> str:

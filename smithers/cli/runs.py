@@ -31,7 +31,7 @@ Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="How 
 def ps(
     *,
     status: Annotated[
-        str | None,
+        RunStatus | None,
         typer.Option("--status", metavar="STATUS", help=f"Only {', '.join(RunStatus)}."),
     ] = None,
     workflow: Annotated[
@@ -100,9 +100,11 @@ def why(
         since = f" (since {reason.since})" if reason.since else ""
         print_line(f"{reason.text}{since}")
         if reason.unblock:
-            print_line(f"  {reason.unblock['command']}")
+            command = reason.unblock["command"]
+            is_asked = "request" in reason.unblock  # others, like `smithers up`, ask no server
+            print_line(f"  {o.at_server(command, server) if is_asked else command}")
     if any(reason.kind == "approval" for reason in found.reasons):
-        note(f"its questions in full: smithers approvals {run}")
+        note(f"its questions in full: {o.at_server(f'smithers approvals {run}', server)}")
 
 
 def events(
@@ -167,7 +169,9 @@ def resume(
     *,
     workflow_path: Annotated[
         str | None,
-        typer.Option("--workflow", metavar="PATH", help="Resume with this file as it is now."),
+        typer.Option(
+            "--workflow", metavar="PATH", help="Resume with PATH, or PATH:NAME, as it is now."
+        ),
     ] = None,
     server: o.ServerUrl = None,
     token: o.Token = None,
@@ -179,9 +183,11 @@ def resume(
             raise CommandFailed(f"run {run} is {before}: nothing is left to do")
         client.resume(run, workflow_path=workflow_path)
     if workflow_path is not None or before in {RunStatus.FAILED, RunStatus.CANCELLED}:
-        note(f"run {run} is resumed; follow it with: smithers events {run} -f")
+        command = o.at_server(f"smithers events {run} -f", server)
+        note(f"run {run} is resumed; follow it with: {command}")
     else:
-        note(f"run {run} is {before}: `smithers why {run}` says what it waits for")
+        command = o.at_server(f"smithers why {run}", server)
+        note(f"run {run} is {before}: `{command}` says what it waits for")
 
 
 def _choose(

@@ -12,6 +12,7 @@ from smithers.cli import options as o
 from smithers.cli.console import heeded_signals, log_to_stderr, note
 from smithers.collector import settle_collector
 from smithers.settings import InvalidSettings, ServerOptions
+from smithers.texts import counted
 
 if TYPE_CHECKING:
     from smithers.foundation import Foundation
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 Opened = TypeVar("Opened")
 Hurries = list[Callable[[], None]]  # the last one is what there is to cut short
 
-UNITS: Final = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
+UNITS: Final = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -300,7 +301,9 @@ def _kept(options: ServerOptions) -> str:
         return "every run, for ever"
     rest = int(options.retention.total_seconds())
     size, unit = next((size, unit) for size, unit in UNITS if rest % size == 0)
-    return f"runs for {rest // size} {unit} after their end, then only their ids (--retention)"
+    return (
+        f"runs for {counted(rest // size, unit)} after their end, then only their ids (--retention)"
+    )
 
 
 def _say_metrics(url: str, options: ServerOptions) -> None:

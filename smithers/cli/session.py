@@ -6,7 +6,6 @@ and a pool that claims only this run's queue. Others can see and control the run
 
 import asyncio
 import os
-import shlex
 import signal
 import socket
 import sys
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from smithers.cli.approvals import node_words
+from smithers.cli.approvals import iteration_flags
 from smithers.cli.console import (
     CommandFailed,
     Exit,
@@ -29,6 +28,7 @@ from smithers.cli.console import (
 from smithers.cli.rows import find_queue
 from smithers.settings import ServerOptions
 from smithers.states import RunStatus
+from smithers.texts import command_line
 
 if TYPE_CHECKING:
     from smithers.cli.following import Answer, Ask, Followed
@@ -53,10 +53,10 @@ class ServePlace:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """The command's arguments, quoted for a shell, to repeat it."""
+    """The command's arguments, to repeat it."""
 
     variables: tuple[str, ...]  # before the command: secrets, to fill in
-    words: tuple[str, ...]  # flags, with quoted values
+    words: tuple[str, ...]  # flags and their values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +76,8 @@ class Errand:
         """Return the command that resumes the run; `flags`: switches to add."""
         run = run_id or self.run_id
         added = [flag for flag in flags if flag not in self.again.words]
-        place = [shlex.quote(self.file), "--run-id", shlex.quote(run)]
-        return " ".join([*self.again.variables, "smithers up", *place, *added, *self.again.words])
+        words = ["--run-id", run, *added, *self.again.words]
+        return " ".join([*self.again.variables, command_line("up", self.file, flags=words)])
 
 
 def run_errand(
@@ -306,8 +306,9 @@ class _Session:
         for asked in questions:
             if asked.request_mode == "form":
                 note(f"run {asked.run_id} waits for a person to fill in a form: {asked.node_id}")
+                flags = ["--value", "JSON", *iteration_flags(asked)]
                 self._say_who_takes_it(
-                    f"smithers answer {asked.run_id} {node_words(asked)} --value JSON"
+                    command_line("answer", asked.run_id, asked.node_id, flags=flags)
                 )
                 return
         first = questions[0]
@@ -324,7 +325,7 @@ class _Session:
         )
 
     def _say_who_takes_it(self, command: str) -> None:
-        note("a server of this root, `smithers serve`, takes it:")
+        note("a server on this root and database, `smithers serve`, takes it:")
         note(f"  {command}")
         note(f"then go on with:\n  {self._command('--resume')}")
 

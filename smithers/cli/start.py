@@ -60,4 +60,4 @@ def start(
         print_json({"runId": started})
         return
     print_line(started)
-    note(f"follow it with: smithers events {started} --follow")
+    note(f"follow it with: {o.at_server(f'smithers events {started} --follow', server)}")

@@ -8,10 +8,10 @@ or that waits, is resumed by --resume.
 import os
 import re
 import secrets
-import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 import typer
@@ -26,6 +26,8 @@ from smithers.settings import SETTINGS, ServerOptions, Setting
 from smithers.settings.parsing import database_url
 from smithers.store.dsn import has_password
 
+# Its own defaults; a run has one owner at a time.
+OWN: Final = MappingProxyType({"workers": 1, "log_level": "WARNING"})
 COUNTED: Final = re.compile(r"\+[0-9]+$")
 SERVING: Final = ("host", "port", "auth_token", "detach")  # have no effect without --serve
 
@@ -37,6 +39,11 @@ FileArgument = Annotated[
         show_default=False,
     ),
 ]
+RootDir = Annotated[
+    str | None, o.option("root_dir", default="the current one, or that of a FILE outside it")
+]
+Workers = Annotated[str | None, o.option("workers", default=str(OWN["workers"]))]
+LogLevel = Annotated[str | None, o.option("log_level", default=str(OWN["log_level"]))]
 InputText = Annotated[
     str | None,
     typer.Option("--input", metavar="JSON", help="The input: JSON, @FILE, or @- for stdin."),
@@ -73,17 +80,17 @@ def up(
     auth_token: o.AuthToken = None,
     metrics: WithMetrics = True,
     detach: Detach = False,
-    root_dir: o.RootDir = None,
+    root_dir: RootDir = None,
     data_dir: o.DataDir = None,
     database_url: o.DatabaseUrl = None,
     database_direct_url: o.DatabaseDirectUrl = None,
     migrate: o.Migrate = False,
-    workers: o.Workers = None,
+    workers: Workers = None,
     allow_network: o.AllowNetwork = False,
     unsafe_tools: o.UnsafeTools = False,
     pass_env: o.PassEnv = None,
     log_format: o.LogFormat = None,
-    log_level: o.LogLevel = None,
+    log_level: LogLevel = None,
 ) -> None:
     """Run one workflow to its end; its result goes to stdout.
 
@@ -163,9 +170,9 @@ def _choose_id(given: str | None, *, is_resume: bool) -> str:
 def _read_options(flags: Mapping[str, Any], file: str, run_id: str) -> ServerOptions:
     """Read the settings of a server that serves this one run."""
     root_dir = flags["root_dir"] or os.environ.get("SMITHERS_ROOT_DIR") or find_root(file)
-    return o.server_options(
+    told = o.server_options(
         {**flags, "root_dir": root_dir},
-        defaults={"workers": 1, "log_level": "WARNING"},  # a run has one owner at a time
+        defaults=OWN,
         fixed={
             "own_queue": f"up-{COUNTED.sub('', run_id)}",  # also for its continuations
             "drain_timeout_s": DRAIN_S,
@@ -173,10 +180,13 @@ def _read_options(flags: Mapping[str, Any], file: str, run_id: str) -> ServerOpt
             "tokens_file": None,  # its gateway accepts one secret token
         },
     )
+    if not told.workers:
+        raise CommandFailed("--workers 0: nobody would run it", exit_code=Exit.USAGE)
+    return told
 
 
 def _repeat(flags: Mapping[str, Any]) -> Again:
-    """Return the command's own flags, quoted for a shell; secrets become variables to fill in."""
+    """Return the command's own flags; secrets become variables to fill in."""
     variables = []
     words = [f"--{name}" for name in ("yes", "serve", "detach") if flags[name]]
     words += ["--no-metrics"] * (not flags["metrics"])
@@ -188,7 +198,7 @@ def _repeat(flags: Mapping[str, Any]) -> Again:
             variables.append(f"{setting.env}=…")
         elif given:
             for text in given if setting.is_many else [given]:
-                words += [setting.flag, shlex.quote(text)]
+                words += [setting.flag, text]
     return Again(tuple(variables), tuple(words))
 
 
@@ -212,7 +222,7 @@ def place_below(root: Path, file: str) -> str:
     if not path.is_relative_to(root):
         raise CommandFailed(
             f"{path} is not below the root {root}",
-            hint="leave --root-dir out, or name a directory above the file",
+            hint="name a directory above the file with --root-dir",
             exit_code=Exit.USAGE,
         )
     _, colon, export = file.partition(":")

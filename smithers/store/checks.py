@@ -5,8 +5,15 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+import asyncpg
+
 from smithers.errors import StoreUnavailable
-from smithers.store.connections import connect_listening, driver_errors, open_connection
+from smithers.store.connections import (
+    connect_listening,
+    driver_errors,
+    open_connection,
+    transaction,
+)
 from smithers.store.schema import find_revision
 
 HINT_LIMIT_S: Final = 2.0
@@ -17,6 +24,7 @@ READ_SERVER: Final = """
     SELECT current_setting('server_version') AS version, extract(epoch FROM clock_timestamp())::float8 AS now_s,
            current_setting('max_connections')::int AS max_connections,
            current_setting('transaction_read_only')::boolean AS is_read_only,
+           has_database_privilege(current_database(), 'TEMP') AS may_write_page,
            (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')::int AS connections"""
 
 # -- name: read_room
@@ -24,9 +32,14 @@ READ_ROOM: Final = """
     SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int AS allowed,
            (SELECT count(*) - 1 FROM pg_stat_activity WHERE backend_type = 'client backend')::int AS taken"""
 
-# -- name: touch
-# A transaction that must be flushed to disk but leaves no row: only its id is in the WAL.
-TOUCH: Final = "SELECT pg_current_xact_id()"
+# -- name: write_page
+# A page of new room on the disk, and a transaction whose commit waits for the log to be flushed; nothing of it is left.
+# A transaction that only takes an id is not waited for, and a row in an old page needs no room.
+WRITE_PAGE: Final = "CREATE TEMP TABLE smithers_doctor ON COMMIT DROP AS SELECT 1 AS written"
+
+# -- name: write_log
+# The same commit, where this role may create no temporary table: it shows nothing of the room on the disk.
+WRITE_LOG: Final = "SELECT pg_logical_emit_message(true, 'smithers_doctor', '')"
 
 # -- name: send_hint
 SEND_HINT: Final = "SELECT pg_notify($1, '')"
@@ -66,9 +79,8 @@ async def check_database(dsn: str, direct_dsn: str) -> DatabaseCheck:
                     "the database takes no writes: it is a standby, or set to be read-only"
                 )
             revision = await find_revision(connection)
-            began_s = time.perf_counter()
-            await connection.execute(TOUCH)
-            commit_s = time.perf_counter() - began_s
+            writing = WRITE_PAGE if server["may_write_page"] else WRITE_LOG
+            commit_s = await _time_commit(connection, writing)
             hint_s = await _time_hint(direct_dsn)
     return DatabaseCheck(
         version=server["version"],
@@ -88,6 +100,14 @@ async def read_room(dsn: str) -> Room:
             row = await connection.fetchrow(READ_ROOM)
     assert row is not None
     return Room(allowed=row["allowed"], taken=row["taken"])
+
+
+async def _time_commit(connection: asyncpg.Connection, writing: str) -> float:
+    """Write, and time the commit alone."""
+    async with transaction(connection):
+        await connection.execute(writing)
+        began_s = time.perf_counter()
+    return time.perf_counter() - began_s
 
 
 async def _time_hint(direct_dsn: str) -> float | None:

@@ -260,7 +260,7 @@ def test_a_run_that_is_over_does_not_go_on(call: Call, finished: str, asking: st
 
 
 def test_an_approval_is_listed_and_given(call: Call, asking: str) -> None:
-    assert f"{asking}  go    Shall we go?" in call("approvals")[1]
+    assert re.search(rf"{asking}  go +[0-9.]+ s +Shall we go\?", call("approvals")[1])
     assert call("approve", asking, "go", "--note", "yes", "--by", "Ann")[0] == 0
     _, out, _ = call("events", asking, "--follow", "--json", "--type", "ApprovalGranted")
     granted = json.loads(out)
@@ -435,6 +435,7 @@ def test_up_says_what_the_runs_below_its_run_wait_for_and_goes_on_with_them(
     assert (left.returncode, left.stdout) == (3, "")
     child = re.search(r"run (twice\.\w+) waits for an approval: go", left.stderr)
     assert child is not None
+    assert f"waiting-event: waits for its run {child[1]} to end" in left.stderr
     again = up(server, flows, "flows.py:asks_twice", "--run-id", "twice", "--resume", "--yes")
     assert again.returncode == 3
     (command,) = re.findall(r"smithers (signal twice\.\w+ paid)", again.stderr)

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -88,6 +90,37 @@ def test_a_schema_that_is_newer_is_said_to_be_so_and_left(
     (schema,) = [each for each in json.loads(capsys.readouterr().out) if each["name"] == "schema"]
     assert schema["verdict"] == "ok"
     assert "9999, newer" in schema["told"]
+
+
+@pytest.fixture
+def bound(database: str) -> Iterator[str]:
+    """The database, for a role that may create no table in it, not even a temporary one."""
+    name = urlsplit(database).path.removeprefix("/")
+    for statement in (
+        f"CREATE ROLE {name} LOGIN",
+        f"REVOKE TEMP ON DATABASE {name} FROM PUBLIC",
+        f"GRANT USAGE ON SCHEMA smithers TO {name}",
+        f"GRANT SELECT ON ALL TABLES IN SCHEMA smithers TO {name}",
+    ):
+        asyncio.run(ask(database, statement))
+    theirs = database.replace("//postgres@", f"//{name}@")
+    assert theirs != database
+    yield theirs
+    for statement in (f"DROP OWNED BY {name}", f"DROP ROLE {name}"):
+        asyncio.run(ask(database, statement))
+
+
+@pytest.mark.parametrize("role", ["database", "bound"])
+def test_the_commit_that_the_doctor_times_waits_for_the_log(
+    role: str, request: pytest.FixtureRequest, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ["--database-url", request.getfixturevalue(role)]
+    before = asyncio.run(ask(database, "SELECT pg_current_wal_insert_lsn()::text"))
+    run(["doctor", *place, "--server", "http://127.0.0.1:1", "--json"])
+    flushed = f"SELECT pg_current_wal_flush_lsn() > '{before}'"
+    assert asyncio.run(ask(database, flushed))
+    (commit,) = [one for one in json.loads(capsys.readouterr().out) if one["name"] == "commit"]
+    assert commit["verdict"] == "ok"
 
 
 def test_a_database_that_takes_no_writes_is_no_good_to_a_server(

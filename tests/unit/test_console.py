@@ -15,7 +15,7 @@ from rich.console import Console
 from smithers.cli import console, following, main, progress
 from smithers.cli.following import Answer
 from smithers.cli.runs import event_line
-from smithers.client import Approval, Event, Node, Run
+from smithers.client import Approval, Event, Node, Run, Why
 from smithers.states import RunStatus
 
 HOSTILE = "hi\x1b]0;pwned\x07\x1b[2J\x9b31m\r\x7fAPPROVED \u202egnp.exe"
@@ -166,6 +166,58 @@ def test_options_with_commas_are_ranked_as_json(
     monkeypatch.setattr("smithers.cli.options.open_client", lambda *_: nullcontext(Server()))
     assert main.run(["approve", "r", "n", "--rank", text]) == 0
     assert sent == [ranked]
+
+
+def test_a_printed_command_asks_the_server_that_was_named(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    commands = {
+        "approve": {"command": "smithers approve r -a", "request": "POST /v1"},
+        "worker": {"command": "smithers worker --queue q"},
+    }
+
+    class Server:
+        def why(self, run: str) -> Why:
+            reasons = [
+                {"kind": "approval", "text": "t", "unblock": one} for one in commands.values()
+            ]
+            return Why.model_validate(
+                {
+                    "runId": run,
+                    "status": "queued",
+                    "computedAt": "",
+                    "summary": "",
+                    "reasons": reasons,
+                }
+            )
+
+        def start(self, *_: object, **__: object) -> str:
+            return "r"
+
+    monkeypatch.setattr("smithers.cli.options.open_client", lambda *_: nullcontext(Server()))
+    named = ["--server", "http://[::1]:1"]
+    assert main.run(["start", "flow.py", *named]) == main.run(["why", "r", *named]) == 0
+    told = capfd.readouterr()
+    there = "SMITHERS_URL='http://[::1]:1' smithers"
+    assert f"{there} events r --follow" in told.err
+    assert f"{there} approvals r" in told.err
+    assert told.out.splitlines()[2::2] == [f"  {there} approve r -a", "  smithers worker --queue q"]
+
+
+@pytest.mark.parametrize("columns", [30, 60, 80, 200])
+def test_a_table_loses_no_word_on_a_narrow_terminal(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    rows = [
+        (f"node-{number}-" + "x" * 40, "waiting-approval", "a few words " * 9) for number in (1, 2)
+    ]
+    console.print_table(("NODE", "STATE", "OUTPUT"), rows, empty="none")
+    told = capsys.readouterr().out
+    for name, state, _ in rows:
+        assert sum(name in line and state in line for line in told.splitlines()) == 1
+    assert told.split().count("words") == 18
 
 
 @pytest.mark.parametrize("words", [[], ["r"]])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from smithers.cli.progress import NodeLine, PlainDisplay, Progress, choose_lines
+from smithers.cli.progress import MARKS, LiveDisplay, NodeLine, PlainDisplay, Progress, choose_lines
 from smithers.cli.runs import span
 from smithers.client import Event
 from smithers.states import NodeState
@@ -40,11 +40,42 @@ def test_a_failed_runs_line_names_its_error(capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr().err.split(maxsplit=1)[1] == "run failed: KeyError: 'topic'\n"
 
 
+def test_a_subflow_waits_for_its_run_and_a_signal_of_that_name_for_a_signal() -> None:
+    progress = Progress()
+    take(progress, "SubflowStarted", "sub", childRunId="r.1")
+    for name in ("sub", "signal"):
+        take(progress, "NodeWaitingEvent", name, signalName="r.1")
+    remarks = [node.remark for node in progress.nodes.values()]
+    assert remarks == ["waits for its run r.1 to end", "waits for the signal r.1"]
+
+
 def test_each_iteration_of_a_loop_has_its_line() -> None:
     progress = Progress()
     take(progress, "NodeStarted", "a", attempt=1)
     take(progress, "NodeStarted", "a", attempt=1, iteration=1)
     assert [node.name for node in progress.nodes.values()] == ["a", "a · 2"]
+
+
+def test_a_long_name_leaves_room_for_the_mark_and_the_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    display = LiveDisplay("flow")
+    error = {"name": "E", "message": "m" * 80}
+    names = ("[red]" + "a" * 80, "b")
+    for number, name in enumerate(names):
+        at = {"runId": "r", "nodeId": name, "iteration": 0, "attempt": 1, "seq": number}
+        for more in (
+            {"type": "NodeStarted", "timestampMs": 1000},
+            {"type": "NodeFailed", "timestampMs": 2500, "error": error},
+        ):
+            display.show(Event.model_validate({**at, **more}))
+    with display:
+        pass
+    lines = capsys.readouterr().err.splitlines()[1:3]
+    assert [line.split()[0] in MARKS[NodeState.FAILED] for line in lines] == [True, True]
+    assert ["1.50 s" in line for line in lines] == [True, True]
+    assert "[red]aaa" in lines[0]
 
 
 def test_all_nodes_are_shown_where_there_is_room() -> None:

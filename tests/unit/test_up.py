@@ -92,6 +92,32 @@ def test_the_command_that_goes_on_names_the_variables_of_secrets(told: Chosen) -
     )
 
 
+def test_the_command_that_goes_on_tells_a_file_from_a_flag(told: Chosen, place: Path) -> None:
+    (place / "-flow.py").touch()
+    assert run(["up", "--run-id", "r1", "--", "-flow.py"]) == 0
+    assert run(shlex.split(told[0][0].command("--resume"))[1:]) == 0
+    assert [errand.file for errand, _ in told] == ["-flow.py"] * 2
+
+
+def test_a_run_that_nobody_would_run_is_refused(
+    told: Chosen, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["up", FLOW, "--workers", "0"]) == 4
+    assert "--workers 0: nobody would run it" in capfd.readouterr().err
+    assert told == []
+
+
+def test_the_help_of_up_names_its_own_defaults(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["up", "--help"]) == 0
+    text = " ".join(capfd.readouterr().out.split())
+    for told in (
+        "[default: 1]",
+        "default: WARNING]",
+        "default: the current one, or that of a FILE",
+    ):
+        assert told in text
+
+
 def test_a_resume_with_an_input_is_refused(told: Chosen, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["up", FLOW, "--run-id", "r1", "--resume", "--input", "{}"]) == 4
     assert "a resumed run keeps the input that it was started with" in capfd.readouterr().err

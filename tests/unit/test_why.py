@@ -1,10 +1,15 @@
 """Why a run does not move, said so that somebody can act on it."""
 
+import shlex
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from gateway.why import explain
+from smithers.cli import main
 from smithers.ids import RunId
 from smithers.states import NodeState, RunStatus
 from smithers.store.whys import OpenNode, WhyRow
@@ -39,9 +44,11 @@ def node(state: NodeState, **fields: object) -> OpenNode:
 @pytest.mark.parametrize(
     ("row", "kind", "said"),
     [
-        (ROW, "queued", "waits for one of 1 workers"),
+        (ROW, "queued", "waits for room in 1 worker"),
+        (replace(ROW, worker_count=3), "queued", "waits for room in 3 workers"),
         (replace(ROW, worker_count=0), "no-worker", "no worker lives that claims from queue 'gpu'"),
-        (replace(ROW, crash_count=2), "quarantined", "2 workers died"),
+        (replace(ROW, crash_count=1), "quarantined", "1 worker died while running it"),
+        (replace(ROW, crash_count=2), "quarantined", "2 workers died while running it"),
         (replace(ROW, cancel_requested_ms=NOW_MS), "cancelling", "a cancel is under way"),
         (replace(ROW, is_owned=True, heartbeat_ms=NOW_MS - 9000), "worker-silent", "silent"),
         (replace(ROW, status=RunStatus.FINISHED), "ended", "finished"),
@@ -92,10 +99,53 @@ def test_an_open_node_says_what_would_unblock_it(
     assert reason.get("unblock", {}).get("command") == command
 
 
+@pytest.mark.parametrize("name", ["-a", "--help", "--", "$(date)", "it's", "*", "b"])
+@pytest.mark.parametrize(
+    ("state", "wait", "sent"),
+    [
+        (NodeState.WAITING_APPROVAL, "{}", {"iteration": 1}),
+        (NodeState.WAITING_APPROVAL, '{"mode":"select"}', {"selected": "OPTION"}),
+        (NodeState.WAITING_APPROVAL, '{"mode":"rank"}', {"ranked": ["A", "B"]}),
+        (NodeState.WAITING_APPROVAL, '{"mode":"form"}', {"iteration": 1}),
+        (NodeState.WAITING_EVENT, '{"correlationId":"-7"}', {"correlation_id": "-7"}),
+    ],
+)
+def test_a_command_can_be_pasted_whatever_a_node_is_called(
+    name: str, state: NodeState, wait: str, sent: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+
+    class Server:
+        def __getattr__(self, _verb: str) -> Callable[..., object]:
+            def take(*place: object, **told: object) -> object:
+                taken.append((place, told))
+                return SimpleNamespace(seq=0)
+
+            return take
+
+    monkeypatch.setattr("smithers.cli.options.open_client", lambda *_: nullcontext(Server()))
+    row = replace(
+        ROW, status=RunStatus.WAITING_EVENT, nodes=(node(state, node_id=name, wait=wait),)
+    )
+    (reason,) = explain(RunId("r1"), replace(row, due_ms=None), None)["reasons"]
+    words = shlex.split(reason["unblock"]["command"].replace("JSON", "1"))
+    assert main.run(words[1:]) == 0
+    ((place, told),) = taken
+    assert place[:2] == ("r1", name)
+    assert sent.items() <= told.items()
+
+
+@pytest.mark.parametrize(("attempt", "told"), [(1, "failed 1 time,"), (2, "failed 2 times,")])
+def test_a_node_that_backs_off_says_how_often_it_failed(attempt: int, told: str) -> None:
+    waiting = node(NodeState.PENDING, attempt=attempt, due_ms=NOW_MS + 1)
+    row = replace(ROW, status=RunStatus.WAITING_TIMER, due_ms=NOW_MS + 1, nodes=(waiting,))
+    assert told in explain(RUN, row, None)["summary"]
+
+
 def test_an_attempt_that_a_drain_has_stopped_does_not_run() -> None:
     row = replace(ROW, status=RunStatus.RUNNING, nodes=(node(NodeState.IN_PROGRESS),))
     texts = [reason["text"] for reason in explain(RUN, row, None)["reasons"]]
-    assert texts[0].startswith("it is due, and waits for one of 1 workers")
+    assert texts[0].startswith("it is due, and waits for room in 1 worker")
     assert texts[1].startswith("a b was stopped in attempt 1: it is tried again when a worker")
 
 
