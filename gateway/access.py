@@ -91,6 +91,7 @@ class Access:
         self, *, auth_token: str | None, tokens_file: Path | None, only_loopback_names: bool
     ) -> None:
         """Read the file at once; raises InvalidTokensFile, or OSError where there is none."""
+        self._is_open = not auth_token and tokens_file is None
         self._fixed: Tokens = {}
         if auth_token:
             hashed = digest(auth_token.encode())
@@ -106,14 +107,9 @@ class Access:
             self._identity = _identity(tokens_file)
             self._tokens = self._fixed | read_tokens(tokens_file.read_text(encoding="utf-8"))
 
-    @property
-    def is_open(self) -> bool:
-        """Whether no token is required."""
-        return not self._fixed and self._file is None
-
     def admit(self, headers: CIMultiDictProxy[str]) -> Credential:
         """Find the caller's credential; raises Unauthorized, or Forbidden if a foreign page may be the caller."""
-        if self.is_open:
+        if self._is_open:
             if self._only_loopback_names:
                 _refuse_foreign_pages(headers)
             return ANYBODY

@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
 from gateway.access import read_access
-from gateway.exchange import Services
 from gateway.front import Front
 from gateway.protocol import BACKLOG, GatewayRunner
 from gateway.routes import ROUTES
@@ -27,9 +26,10 @@ GRACE_S: Final = 0.2  # between refusing new requests and closing idle connectio
 class Gateway:
     """A running gateway."""
 
-    def __init__(self, runner: GatewayRunner, services: Services, listener: socket.socket) -> None:
+    def __init__(self, runner: GatewayRunner, front: Front, listener: socket.socket) -> None:
         self._runner = runner
-        self._services = services
+        self._front = front
+        self._services = front.services
         self._listener = listener
         self._is_drained = False
         self.port: int = listener.getsockname()[1]
@@ -39,12 +39,10 @@ class Gateway:
         if self._is_drained:
             return
         self._is_drained = True
-        self._services.readiness.is_draining = True
+        self._front.drain()
         waiting = accept_waiting(self._listener)
         for site in self._runner.sites:
             await site.stop()  # closes the listener before it awaits anything
-        self._services.home.hub.drain()
-        self._services.databases.drain()
         await self._serve(waiting)
         if self._services.load.connections:
             # A balancer may just have sent something down a connection that it keeps: that is still answered, with
@@ -88,7 +86,7 @@ async def open_gateway(
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await runner.listen(bound)
-        gateway = Gateway(runner, services, bound)
+        gateway = Gateway(runner, front, bound)
         stack.push_async_callback(gateway.drain)
         yield gateway
 

@@ -30,14 +30,16 @@ async def read_object(
 ) -> dict[str, Any]:
     """Read the body as a JSON object; none at all is an empty one.
 
-    `grow` is called for every chunk of a body of unknown length. Raises PayloadTooLarge (before anything is
-    read, if the length says so), InvalidJson, InvalidRequest, and what `grow` raises.
+    `grow` is called with the length before anything is read, or with that of every chunk of a body of unknown length.
+    Raises PayloadTooLarge (before anything is read, if the length says so), InvalidJson, InvalidRequest, and what `grow`
+    raises.
     """
     length_bytes = request.content_length
     if (length_bytes or 0) > max_bytes:
         raise PayloadTooLarge(max_bytes)
     if not request.body_exists:
         return {}
+    grow(length_bytes or 0)
     if request.headers.get("Expect") and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # otherwise aiohttp considers the answer begun

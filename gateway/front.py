@@ -137,9 +137,9 @@ class Front:
 
     async def _at_run(self, exchange: Exchange) -> Exchange:
         """Switch to the database of the run that the path names, if there is more than one."""
-        if not self.services.databases.are_used:
+        if not (exchange.route.names_run and self.services.databases.are_used):
             return exchange
-        run_id = exchange.parts[0].decoded if exchange.route.names_run else None
+        run_id = exchange.parts[0].decoded
         if run_id is None or not is_run_id(run_id):
             return exchange
         return await exchange.at_run(RunId(run_id))
@@ -164,7 +164,7 @@ class Front:
 
 async def answer(exchange: Exchange) -> web.StreamResponse:
     """Validate the parameters of the route's handler, call it, and write its result."""
-    with exchange.services.load.body(_body_bytes(exchange)) as room:
+    with Room(exchange.services.load) as room:
         value = await exchange.route.handler(exchange, **await _take(exchange, room))
     if isinstance(value, web.StreamResponse):
         return value
@@ -185,18 +185,6 @@ async def _take(exchange: Exchange, room: Room) -> dict[str, Fields]:
             texts = request.query if name == "query" else request.headers
             given[name] = read_each_once(kind, texts)
     return given
-
-
-def _body_bytes(exchange: Exchange) -> int:
-    """Return the memory that the request's body takes from the start: a body over the limit is not read at all.
-
-    A chunked one takes the bytes received.
-    """
-    request = exchange.request
-    if "body" not in exchange.route.takes or not request.body_exists:
-        return 0
-    size = request.content_length or 0
-    return size if size <= exchange.services.settings.max_body_bytes else 0
 
 
 def _refuse(request: web.BaseRequest, error: Exception) -> web.StreamResponse:
@@ -226,8 +214,10 @@ def _raw_path(request: web.BaseRequest) -> str:
 
 def _is_surplus(request: web.BaseRequest) -> bool:
     """Say whether the request's connection exceeds the limit."""
-    return isinstance(request.protocol, GatewayProtocol) and request.protocol.is_surplus
+    protocol = request.protocol
+    return isinstance(protocol, GatewayProtocol) and protocol.is_surplus
 
 
 def _is_known_expectation(request: web.BaseRequest) -> bool:
-    return request.headers.get("Expect", "100-continue").lower() == "100-continue"
+    expected = request.headers.get("Expect")
+    return expected is None or expected.lower() == "100-continue"

@@ -80,7 +80,7 @@ class Hub:
         self._hears = hears
         self._admits = admits
         self._runs: dict[RunId, FollowedRun] = {}
-        self._moved: set[RunId] = set()
+        self._moved: set[FollowedRun] = set()
         self._has_moved = asyncio.Event()
         self._loops = ServiceLoops()
         self._complaint = Complaint()
@@ -153,22 +153,19 @@ class Hub:
     def _mark(self, run: FollowedRun) -> None:
         run.was_hinted = not run.viewers
         if run.viewers:
-            self._moved.add(run.run_id)
+            self._moved.add(run)
             self._has_moved.set()
 
     def _forget_if_idle(self, run: FollowedRun) -> None:
         if not run.viewers and not run.opening_count and self._runs.get(run.run_id) is run:
             del self._runs[run.run_id]
-            self._moved.discard(run.run_id)
+            self._moved.discard(run)
 
     async def _follow(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await self._has_moved.wait()
-            batch = [self._moved.pop() for _ in range(min(len(self._moved), MAX_RUNS_PER_READ))]
-            if not self._moved:
-                self._has_moved.clear()
-            asked = self._cursors(batch)
+            asked = self._take_moved()
             if not asked:
                 continue
             asked_at = loop.time()
@@ -182,22 +179,25 @@ class Hub:
                 await asyncio.sleep(_retry_s())
                 continue
             now = loop.time()
-            for cursor, tail in tails.items():
-                self._publish(asked[cursor], cursor.seq, tail, now)
+            for cursor, run in asked.items():
+                tail = tails.get(cursor)
+                if tail is None:  # retention has removed it
+                    continue
+                self._publish(run, cursor.seq, tail, now)
                 if tail.payloads:
                     lag_s = _age_when_read_s(tail) + loop.time() - asked_at
                     self._metrics.stream_lag.observe(lag_s)
 
-    def _cursors(self, batch: list[RunId]) -> dict[Cursor, FollowedRun]:
+    def _take_moved(self) -> dict[Cursor, FollowedRun]:
         asked = {}
-        for run_id in batch:
-            run = self._runs.get(run_id)
-            if run is None:
-                continue
+        for _ in range(min(len(self._moved), MAX_RUNS_PER_READ)):
+            run = self._moved.pop()
             if run.viewers:
-                asked[Cursor(run_id, run.cursor)] = run
+                asked[Cursor(run.run_id, run.cursor)] = run
             else:  # all left since the hint; who is catching up must still hear of it
                 run.was_hinted = True
+        if not self._moved:
+            self._has_moved.clear()
         return asked
 
     def _publish(self, run: FollowedRun, read_from: int, tail: Tail, now: float) -> None:

@@ -45,12 +45,6 @@ class Load:
         self._requests += 1
         return self._request
 
-    def body(self, size_bytes: int) -> "Room":
-        """Admit a request's body; raises Overloaded. A single one is admitted whatever its size."""
-        room = Room(self)
-        room.grow(size_bytes)
-        return room
-
     def stream(self, run_id: RunId, credential: Credential) -> AbstractContextManager[None]:
         """Count a request as a stream from now on; raises Overloaded, TooManyRequests."""
         if self._streams >= self.limits.streams:
@@ -93,7 +87,7 @@ class Room:
         self._load.body_bytes -= self._size_bytes
 
     def grow(self, more_bytes: int) -> None:
-        """Reserve more; raises Overloaded if other bodies leave no room."""
+        """Reserve more; raises Overloaded if other bodies leave no room. A single one is admitted whatever its size."""
         load = self._load
         is_alone = load.body_bytes == self._size_bytes
         if not is_alone and load.body_bytes + more_bytes > load.limits.body_bytes:

@@ -39,8 +39,7 @@ class Metrics:
         self._drops = {
             reason: self._page.counter(names.STREAMS_DROPPED, reason.value) for reason in DropReason
         }
-        self._requests: dict[tuple[str, str, int], Counter] = {}
-        self._durations: dict[tuple[str, str, int], Histogram] = {}
+        self._requests: dict[tuple[str, str, int], tuple[Counter, Histogram | None]] = {}
         self._listening = self._page.gauge(names.LISTENER_AGE, Role.GATEWAY)
         self._listening.set(0.0)
         self.lanes = LaneMeter(self._page)
@@ -52,21 +51,22 @@ class Metrics:
         self._runs_started = self._page.counter(names.RUNS_STARTED)
 
     def count_request(self, method: str, route: str, status: int, duration_s: float | None) -> None:
-        """Count an answer; a stream has no duration."""
-        method = method if method in METHODS else names.NO_METHOD
-        key = (method, route, status)
-        counted = self._requests.get(key)
-        if counted is None:
-            counted = self._page.counter(names.HTTP_REQUESTS, method, route, str(status))
-            self._requests[key] = counted
+        """Count an answer; a stream has no duration. Those of one method, route and status are all streams, or none is."""
+        key = (method if method in METHODS else names.NO_METHOD, route, status)
+        series = self._requests.get(key)
+        if series is None:
+            series = self._requests[key] = self._open_series(*key, is_timed=duration_s is not None)
+        counted, timed = series
         counted.inc()
-        if duration_s is None:
-            return
-        timed = self._durations.get(key)
-        if timed is None:
-            timed = self._page.histogram(names.HTTP_REQUEST_DURATION, method, route, str(status))
-            self._durations[key] = timed
-        timed.observe(duration_s)
+        if timed is not None and duration_s is not None:
+            timed.observe(duration_s)
+
+    def _open_series(
+        self, method: str, route: str, status: int, *, is_timed: bool
+    ) -> tuple[Counter, Histogram | None]:
+        labels = (method, route, str(status))
+        timed = self._page.histogram(names.HTTP_REQUEST_DURATION, *labels) if is_timed else None
+        return self._page.counter(names.HTTP_REQUESTS, *labels), timed
 
     def count_start(self) -> None:
         """Count an accepted run, with its first event."""

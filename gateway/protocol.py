@@ -113,9 +113,11 @@ class GatewayProtocol(web.RequestHandler):
             self._fail_body(web.RequestPayloadError("the body is not well-formed"))
             self._body = self._messages[-1][1]  # headers are complete
             self._disarm()
-            if not self._body.is_eof():
+            if self._body.is_eof():
+                self._body = self._began_at = None
+            else:
                 self._expect_body()
-        if self._body is not None:
+        elif self._body is not None:
             if self._body.is_eof():
                 self._disarm()
                 self._body = self._began_at = None

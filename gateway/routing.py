@@ -59,6 +59,7 @@ class Route:
     handler: Handler
     refusals: tuple[type[SmithersError], ...] = ()
     takes_stream_token: bool = False  # accepts a stream token as the credential: see stream_tokens
+    names_run: bool = field(init=False, compare=False)  # the first name in the path is a run's
     takes: Mapping[str, type[Fields]] = field(init=False, compare=False)
     answer: Any = field(init=False, compare=False)
 
@@ -70,13 +71,9 @@ class Route:
         for name, kind in takes.items():
             if name not in TAKEN or not issubclass(kind, TAKEN[name]):
                 raise TypeError(f"{self.handler.__qualname__} takes {name}: {kind}")
+        object.__setattr__(self, "names_run", ":runId" in self.template)
         object.__setattr__(self, "takes", MappingProxyType(takes))
         object.__setattr__(self, "answer", signature.return_annotation)
-
-    @property
-    def names_run(self) -> bool:
-        """Whether the first name in the path is a run's."""
-        return ":runId" in self.template
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +118,7 @@ class Router:
 
     def find(self, method: str, path: str) -> tuple[Route, tuple[Part, ...]] | None:
         """Find the route of a raw path, and the parts of the path that the template names."""
-        method = _read_as(method)
+        method = "GET" if method == "HEAD" else method
         if (route := self._exact.get((method, path))) is not None:
             return route, ()
         given = path.split("/")
@@ -142,10 +139,6 @@ def _match(parts: list[str], given: list[str]) -> tuple[Part, ...] | None:
         elif part != text:
             return None
     return tuple(named)
-
-
-def _read_as(method: str) -> str:
-    return "GET" if method == "HEAD" else method
 
 
 def _has_broken_percent(raw: str) -> bool:

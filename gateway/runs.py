@@ -31,7 +31,7 @@ from gateway.run_state import run_state
 from gateway.sources import KnownWorkflow
 from gateway.starts import may_name_database, repeat_start, start_run
 from smithers.defaults import DEFAULT_QUEUE
-from smithers.events import EventType, correlation_json, event_parts
+from smithers.events import Envelope, EventType, event_parts
 from smithers.ids import MAX_WORKFLOW_NAME_CHARS, RUN_ID_PATTERN, RunId, new_run_id
 from smithers.source.beneath import beneath
 from smithers.source.closure import SourceBundle, split_reference
@@ -309,7 +309,7 @@ def _build_start(
     body: StartBody,
 ) -> RunStart:
     name = (known.row.workflow_name if known else None) or PurePosixPath(bundle.entry).stem
-    head, tail = event_parts(EventType.RUN_STARTED, run_id, correlation_json(run_id, name), {})
+    head, tail = event_parts(EventType.RUN_STARTED, Envelope.of(run_id, name), {})
     return RunStart(
         run_id=run_id,
         workflow_name=name,

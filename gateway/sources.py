@@ -78,6 +78,7 @@ class Sources:
         self._reader = reader
         self._pool = pool
         self._hints = hints
+        self._found: dict[str, SourceBundle] = {}  # in this turn of the loop
         self._reads: dict[str, asyncio.Task[SourceBundle]] = {}
         self._swift: Bounded[str, bool] = Bounded(KNOWN)
         self._kept: Bounded[SourceHash, float] = Bounded(KNOWN)
@@ -92,22 +93,33 @@ class Sources:
         Requests of one turn of the loop share a read: it begins after all of them arrived. A cached, unchanged version is
         checked on the loop, if that was fast before (a thread costs more); anything else is read in a thread.
         """
+        if self._reader is None:
+            raise SourceNotFound("No source is read here.")
+        known = self._find(self._reader, workflow_path)
+        if known is not None:
+            return known
         reading = self._reads.get(workflow_path)
         if reading is None:
-            reading = asyncio.create_task(self._read(workflow_path), name="read source")
+            reading = asyncio.create_task(
+                self._read(self._reader, workflow_path), name="read source"
+            )
             self._reads[workflow_path] = reading
         return await asyncio.shield(reading)
 
-    async def _read(self, workflow_path: str) -> SourceBundle:
-        del self._reads[workflow_path]  # the files may have changed before the next request
-        if self._reader is None:
-            raise SourceNotFound("No source is read here.")
-        if self._swift.get(workflow_path):
-            known, is_swift = _timed(self._reader.find, workflow_path)
+    def _find(self, reader: SourceReader, workflow_path: str) -> SourceBundle | None:
+        """Return a cached version, checked in this turn of the loop: who asks in the same turn had come before."""
+        known = self._found.get(workflow_path)
+        if known is None and self._swift.get(workflow_path):
+            known, is_swift = _timed(reader.find, workflow_path)
             if known is not None:
                 self._swift.put(workflow_path, is_swift)
-                return known
-        bundle, is_swift = await asyncio.to_thread(_timed, self._reader.read, workflow_path)
+                self._found[workflow_path] = known
+                asyncio.get_running_loop().call_soon(self._found.pop, workflow_path)
+        return known
+
+    async def _read(self, reader: SourceReader, workflow_path: str) -> SourceBundle:
+        del self._reads[workflow_path]  # the files may have changed before the next request
+        bundle, is_swift = await asyncio.to_thread(_timed, reader.read, workflow_path)
         self._swift.put(workflow_path, is_swift)
         return bundle
 

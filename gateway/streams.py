@@ -57,9 +57,10 @@ class EventStream(EventSourceResponse):
         """Send the headers; aiohttp calls this again when the handler has returned."""
         if self.prepared:
             return self._payload_writer
-        if request.transport is None:
+        transport = request.transport
+        if transport is None:
             raise ConnectionResetError("the reader left before the head was sent")
-        _limit_connection(request.transport)
+        _limit_connection(transport)
         if request.version < (1, 1):
             self.headers["Connection"] = "close"
             self.force_close()
@@ -161,7 +162,7 @@ async def _stream(exchange: Exchange, run_id: RunId, cursor: int) -> web.StreamR
         tail = await hub.read(run_id, cursor)
         if tail is None:
             raise RunNotFound
-        if tail.is_last and not tail.payloads:
+        if not tail.payloads and tail.is_last:
             # EventSource reconnects after an end; only this makes it stop.
             return web.Response(status=204, headers=ENDED_HEADERS)
         stream = EventStream(exchange.request_id)

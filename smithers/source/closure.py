@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, Self
 from weakref import WeakValueDictionary
 
@@ -74,7 +75,7 @@ class SourceBundle:
 def hash_source(entry: str, modules: Mapping[str, str]) -> SourceHash:
     """Hash a version: every part is preceded by its length, the modules are sorted by path."""
     digest = hashlib.sha256(b"smithers source 1\n")
-    for part in (entry, *(part for item in sorted(modules.items()) for part in item)):
+    for part in (entry, *chain.from_iterable(sorted(modules.items()))):
         content = part.encode()
         digest.update(len(content).to_bytes(8, "big"))
         digest.update(content)

@@ -50,7 +50,7 @@ class Lane(Generic[Item, Result]):
     ) -> None:
         """`flush` returns one result for each item, in order; an exception among them is that item's alone.
 
-        `limit_s`: how long a call may take, by default the usual limit.
+        `limit_s`: how long a statement of it may take, by default the usual limit.
         """
         self._dsn = dsn
         self._role = role
@@ -88,23 +88,20 @@ class Lane(Generic[Item, Result]):
         """
         give_up_at, pause_s = time.monotonic() + HELD_S, MIN_PAUSE_S
         while True:
+            if self._is_closed:
+                raise StoreUnavailable("this process has closed its connections")
+            result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+            if not self._queue:
+                self._waiting_since = time.perf_counter()
+            self._queue.append((item, result))
+            self._arrived.set()
             try:
-                return await self._put(item)
+                return await result
             except RowsHeld:
                 if time.monotonic() > give_up_at:
                     raise
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
-
-    def _put(self, item: Item) -> asyncio.Future[Result]:
-        if self._is_closed:
-            raise StoreUnavailable("this process has closed its connections")
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        if not self._queue:
-            self._waiting_since = time.perf_counter()
-        self._queue.append((item, future))
-        self._arrived.set()
-        return future
 
     async def _run(self) -> None:
         while True:
@@ -133,8 +130,7 @@ class Lane(Generic[Item, Result]):
                     self._connection = await connect_hot(
                         self._dsn, role=self._role, limit_s=self._limit_s
                     )
-                async with asyncio.timeout(self._limit_s):
-                    results = await self._flush(self._connection, [item for item, _ in batch])
+                results = await self._flush(self._connection, [item for item, _ in batch])
             self._room = min(2 * self._room, self._max_batch)
         except StoreUnavailable as error:
             self._begin_anew(error)
@@ -188,4 +184,13 @@ async def each_on_its_own(
             raise
         if len(items) == 1:
             return [error]
-    return [(await each_on_its_own(connection, [item], call))[0] for item in items]
+    return await one_by_one(items, lambda alone: each_on_its_own(connection, alone, call))
+
+
+async def one_by_one(
+    items: Sequence[Item], call: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]]
+) -> Sequence[Result | Exception]:
+    """Call for each item by itself; all of these calls together may take as long as one."""
+    with driver_errors():
+        async with asyncio.timeout(COMMAND_TIMEOUT_S):
+            return [(await call([item]))[0] for item in items]

@@ -58,16 +58,18 @@ class Tail:
         return self.has_ended and self.end_seq >= self.last_seq
 
 
-TailLane = Lane[tuple[Cursor, ...], dict[Cursor, Tail]]
+Tails = dict[tuple[RunId, int], Tail]  # by their cursors
+TailLane = Lane[tuple[Cursor, ...], Tails]
 
 # -- name: read_tails
 # LATERAL: one walk of the primary key for each cursor, ended by its LIMIT. Aggregated, because a row for each event
 # would cost more than the event. The time is read once, not for each row.
 # Text that is stored apart has its length beside it, so what a page ends before is not read.
+# The cursors come as two texts, as hints do: of each array the driver asks ten questions.
 READ_TAILS: Final = """
     SELECT c.run_id, c.seq, r.status, r.last_seq, e.first_seq, e.payloads,
         (SELECT smithers.to_ms(smithers.clock())) AS now_ms
-    FROM unnest($1::text[], $2::text[]::bigint[]) AS c(run_id, seq)
+    FROM unnest(string_to_array($1, ' '), string_to_array($2, ' ')::bigint[]) AS c(run_id, seq)
     JOIN smithers.runs r ON r.run_id = c.run_id
     CROSS JOIN LATERAL (
         SELECT min(p.seq) AS first_seq, array_agg(p.payload ORDER BY p.seq) AS payloads FROM (
@@ -88,24 +90,20 @@ FIND_MOVED: Final = """
 
 
 def open_tail_lane(dsn: str, *, role: str) -> TailLane:
-    """Open a lane of reads; submitting cursors returns the tails of those whose runs exist."""
+    """Open a lane of reads; submitting cursors returns their tails, beside others, where their runs exist."""
     return Lane(dsn, role=role, flush=read_tails)
 
 
 async def read_tails(
     connection: asyncpg.Connection, asked: Sequence[tuple[Cursor, ...]]
-) -> list[dict[Cursor, Tail]]:
-    """Read for all callers in one query."""
-    wanted = list({cursor for cursors in asked for cursor in cursors})
+) -> list[Tails]:
+    """Read for all callers in one query; each gets what was read for all of them."""
+    run_ids, seqs = zip(*{cursor for cursors in asked for cursor in cursors}, strict=True)
     rows = await connection.fetch(
-        READ_TAILS,
-        [cursor.run_id for cursor in wanted],
-        [str(cursor.seq) for cursor in wanted],
-        PAGE_EVENTS,
-        PAGE_BYTES,
+        READ_TAILS, " ".join(run_ids), " ".join(map(str, seqs)), PAGE_EVENTS, PAGE_BYTES
     )
     found = {
-        Cursor(row["run_id"], row["seq"]): Tail(
+        (row["run_id"], row["seq"]): Tail(
             run_id=row["run_id"],
             has_ended=row["status"] in TERMINAL_STATUSES,
             last_seq=row["last_seq"],
@@ -115,7 +113,7 @@ async def read_tails(
         )
         for row in rows
     }
-    return [{cursor: found[cursor] for cursor in cursors if cursor in found} for cursors in asked]
+    return [found] * len(asked)
 
 
 async def find_moved(pool: asyncpg.Pool, cursors: Sequence[Cursor]) -> list[RunId]:

@@ -69,6 +69,7 @@ async def test_what_was_edited_is_parsed_in_a_thread(
     first = await sources.read("small.py")
     assert await sources.read("small.py") == first
     assert [thread == here for thread in seen.found_on] == [False, True]
+    await asyncio.sleep(0)  # the next turn of the loop
     write_files(top, {"helpers.py": "X = 22\n"})
     assert (await sources.read("small.py")).modules["helpers.py"] == "X = 22\n"
     assert len(seen.parsed_on) == 3

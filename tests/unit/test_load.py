@@ -1,7 +1,8 @@
 """What a process takes on, and what it says to the one that is too many."""
 
 import asyncio
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from gateway.access import Credential
 from gateway.backlog import Backlog
 from gateway.envelope import problem
 from gateway.errors import Overloaded, TooManyRequests
-from gateway.load import Load
+from gateway.load import Load, Room
 from smithers.errors import StoreUnavailable
 from smithers.ids import RunId
 from smithers.settings import InvalidSettings, Limits, read_server_options
@@ -23,6 +24,13 @@ ONE, OTHER = RunId("one"), RunId("other")
 
 def limit_of(error: pytest.ExceptionInfo[Any]) -> str:
     return str(error.value.details["limit"])
+
+
+@contextmanager
+def body(load: Load, size_bytes: int) -> Iterator[None]:
+    with Room(load) as room:
+        room.grow(size_bytes)
+        yield
 
 
 def test_requests_are_let_in_up_to_the_limit_and_again_when_one_is_done() -> None:
@@ -44,29 +52,29 @@ def test_a_request_that_fails_gives_its_place_back() -> None:
 
 def test_bodies_are_let_in_by_their_size_and_one_alone_always() -> None:
     load = Load(Limits(body_bytes=100))
-    with load.body(500):
-        with pytest.raises(Overloaded) as error, load.body(1):
+    with body(load, 500):
+        with pytest.raises(Overloaded) as error, body(load, 1):
             pass
         assert limit_of(error) == "body-bytes"
-    with load.body(60), load.body(40), pytest.raises(Overloaded), load.body(1):
+    with body(load, 60), body(load, 40), pytest.raises(Overloaded), body(load, 1):
         pass
 
 
 def test_a_body_of_unknown_length_takes_what_has_come_and_gives_all_of_it_back() -> None:
     load = Load(Limits(body_bytes=100))
     with ExitStack() as stack:
-        rooms = [stack.enter_context(load.body(0)) for _ in range(50)]
+        rooms = [stack.enter_context(Room(load)) for _ in range(50)]
         for room in rooms:
             room.grow(2)
         with pytest.raises(Overloaded) as error:
             rooms[0].grow(1)
         assert limit_of(error) == "body-bytes"
-    with load.body(0) as alone:
+    with Room(load) as alone:
         alone.grow(100)
         alone.grow(100)
-        with pytest.raises(Overloaded), load.body(1):
+        with pytest.raises(Overloaded), body(load, 1):
             pass
-    with load.body(100):
+    with body(load, 100):
         pass
 
 
