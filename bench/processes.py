@@ -24,6 +24,11 @@ def descendants(root: int) -> list[int]:
     return found
 
 
+def children_of_pool(pool_pid: int) -> list[int]:
+    """List the forks of a pool's fork server, which is the pool's child."""
+    return [pid for pid in descendants(pool_pid) if parent(parent(pid)) == pool_pid]
+
+
 def all_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 - names, and many
 

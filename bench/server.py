@@ -80,12 +80,8 @@ class Server:
 
     @property
     def child_pids(self) -> list[int]:
-        """The processes that move runs forward, without the helper of multiprocessing."""
-        return [
-            pid
-            for pid in processes.descendants(self.pool_pid)
-            if "forkserver" in processes.command_line(processes.parent(pid))
-        ]
+        """The processes that move runs forward."""
+        return processes.children_of_pool(self.pool_pid)
 
     @property
     def postmaster_pid(self) -> int:

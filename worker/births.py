@@ -1,15 +1,17 @@
-"""Start a child. Apart from worker.child, so that the parent need not import what a child runs."""
+"""Start a child, as a fork of the fork server."""
 
 import asyncio
 import socket
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, ForkServerProcess
 
 from smithers.ids import WorkerId
 from smithers.store.owners import ProcessIdentity
+from worker.child import run_child
+from worker.fork_server import Fork, ForkServer
 from worker.loads import Loads
 from worker.outlets import Outlet
 from worker.settings import ChildSettings
@@ -21,7 +23,7 @@ class Child:
 
     worker_id: WorkerId
     slot: int
-    process: ForkServerProcess
+    process: Fork
     orders: Connection
     outlet: Outlet
     started_at: float
@@ -35,19 +37,16 @@ class Child:
 
 
 def start_child(
-    fork_server: ForkServerContext, settings: ChildSettings, loads: Loads, ear: socket.socket
+    fork_server: ForkServer, settings: ChildSettings, loads_fd: int, ear: socket.socket
 ) -> Child:
     """Start a child; it takes over `ear`, the socket of its parent's hints."""
     with ear:
-        orders, childs_orders = fork_server.Pipe()
-        outlet, childs_outlet = fork_server.Pipe(duplex=False)
+        orders, childs_orders = Pipe()
+        outlet, childs_outlet = Pipe(duplex=False)
         with childs_orders, childs_outlet:
-            process = fork_server.Process(
-                target=be_child,
-                args=(settings, loads, ear, childs_orders, childs_outlet),
-                name=f"child-{settings.slot}",
-            )
-            process.start()
+            handed = [settings.sheet_fd, loads_fd]
+            handed += [one.fileno() for one in (ear, childs_orders, childs_outlet)]
+            process = fork_server.fork(_be_child, settings, handed=handed)
     return Child(
         worker_id=WorkerId(settings.worker_id),
         slot=settings.slot,
@@ -59,14 +58,14 @@ def start_child(
     )
 
 
-def be_child(
-    settings: ChildSettings,
-    loads: Loads,
-    ear: socket.socket,
-    orders: Connection,
-    outlet: Connection,
+def _be_child(
+    settings: ChildSettings, sheet_fd: int, loads_fd: int, ear: int, orders: int, outlet: int
 ) -> None:
-    """Run a child until told to end; the entry point of the process, for which the fork server has loaded everything."""
-    from worker.child import run_child
-
-    run_child(settings, loads, ear, orders, outlet)
+    """Run a child until told to end, in a fork."""
+    run_child(
+        replace(settings, sheet_fd=sheet_fd),
+        Loads.within(loads_fd),
+        socket.socket(fileno=ear),
+        Connection(orders),
+        Connection(outlet, readable=False),
+    )

@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from math import inf
-from multiprocessing.context import ForkServerContext
-from typing import Any, Final
+from typing import Final
 from uuid import uuid4
 
 import structlog
@@ -27,7 +26,8 @@ from worker import processes
 from worker.births import Child, start_child
 from worker.burials import log_burial
 from worker.descendants import sweep
-from worker.loads import ENDED, GONE, Loads
+from worker.fork_server import ForkServer
+from worker.loads import ENDED, GONE, Loads, make_loads
 from worker.meters import PoolMeters
 from worker.relay import Relay
 from worker.settings import DRAIN, MAX_RETIRED, MAX_SOLO, ChildSettings, PoolSettings
@@ -51,7 +51,7 @@ class Children:
         settings: PoolSettings,
         *,
         store: PoolStore,
-        fork_server: ForkServerContext,
+        fork_server: ForkServer,
         sheet: Sheet,
         meters: PoolMeters,
         on_left: Callable[[], None],
@@ -65,8 +65,8 @@ class Children:
         self._meters = meters
         self._on_left = on_left
         count = settings.worker_count + MAX_SOLO + MAX_RETIRED
-        self._beats: Any = fork_server.Array("d", count, lock=False)
-        self._loads = Loads(fork_server.Array("i", [GONE] * count, lock=False), self._beats)
+        self._loads_fd = make_loads(count)
+        self._loads = Loads.within(self._loads_fd)
         self.relay = Relay(self._loads)
         self._free: asyncio.PriorityQueue[int] = asyncio.PriorityQueue()
         for slot in range(count):
@@ -137,15 +137,19 @@ class Children:
 
     def _start_in(self, slot: int, *, is_solo: bool) -> Child:
         settings = ChildSettings(
-            worker_id=uuid4(), slot=slot, is_solo=is_solo, pool=self._settings, sheet=self._sheet
+            worker_id=uuid4(),
+            slot=slot,
+            is_solo=is_solo,
+            pool=self._settings,
+            sheet_fd=self._sheet.fd,
         )
         with ExitStack() as undo:
             undo.callback(self._free_slot, slot)
-            self._beats[slot] = 0.0
+            self._loads.beats[slot] = 0.0
             self._loads.tell(slot, GONE if is_solo else 0)
             ear = self.relay.open_ear(slot)
             undo.callback(self.relay.close_mouth, slot)
-            child = start_child(self._fork_server, settings, self._loads, ear)
+            child = start_child(self._fork_server, settings, self._loads_fd, ear)
             undo.pop_all()
         self._living[slot] = child
         return child
@@ -157,7 +161,7 @@ class Children:
     async def _introduce(self, child: Child) -> None:
         """Listen to a child, and register it: before that it can claim nothing."""
         asyncio.get_running_loop().add_reader(child.orders.fileno(), self._hear, child)
-        pid = child.process.pid or 0
+        pid = child.process.pid
         LOG.info("child_started", slot=child.slot, pid=pid, worker_id=str(child.worker_id))
         child.identity = processes.identify(pid)
         if child.identity is None:  # it is gone already
@@ -199,13 +203,13 @@ class Children:
             child.orders.send(DRAIN)
 
     def _is_silent(self, child: Child, now: float) -> bool:
-        beaten_at = self._beats[child.slot]
+        beaten_at = self._loads.beats[child.slot]
         limit_s = SILENT_CHILD_S if beaten_at else START_GRACE_S
         return bool(now - (beaten_at or child.started_at) > limit_s)
 
     def _is_large(self, child: Child) -> bool:
         limit_mib = self._settings.worker_memory_mib
-        if limit_mib is None or child.process.pid is None:
+        if limit_mib is None:
             return False
         found = find_process(child.process.pid)
         return found is not None and found.resident_bytes > limit_mib << 20
@@ -239,11 +243,10 @@ class Children:
         if not ending.cancelled() and (error := ending.exception()) is not None:
             LOG.error("child_end_failed", exc_info=error)
 
-    def _clear_after(self, child: Child) -> tuple[int | None, bool]:
+    def _clear_after(self, child: Child) -> tuple[int, bool]:
         """Free an ended child's resources here; return its exit code, and whether it ended as planned."""
-        child.process.join()
-        code = child.process.exitcode
-        is_done = self._beats[child.slot] == ENDED  # a body may cause an exit code of 0, too
+        code = child.process.wait()
+        is_done = self._loads.beats[child.slot] == ENDED  # a body may cause an exit code of 0, too
         del self._living[child.slot]
         if child in self._retired:
             self._retired.remove(child)

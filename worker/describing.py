@@ -6,8 +6,8 @@ import resource
 import signal
 from contextlib import suppress
 from dataclasses import replace
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Final
 from uuid import uuid4
 
@@ -16,6 +16,7 @@ from smithers.source.closure import SourceBundle
 from smithers.source.description import Description, describe
 from smithers.source.errors import SourceError
 from worker.descendants import mark_this_process, sweep
+from worker.fork_server import Fork, ForkServer
 from worker.processes import die_with_parent, until_readable
 
 TIMEOUT_S: Final = 20.0
@@ -25,16 +26,15 @@ END: Final = b"\n"  # one line: the author's processes may keep the pipe open
 
 
 async def describe_in_process(
-    fork_server: ForkServerContext, bundle: str, export: str, *, root_dir: str
+    fork_server: ForkServer, bundle: str, export: str, *, root_dir: str
 ) -> str:
     """Return a version's description as JSON; the process's abnormal end is part of it."""
-    receiver, sender = fork_server.Pipe(duplex=False)
     mark = WorkerId(uuid4())  # of this process alone: no worker has it
-    process = fork_server.Process(
-        target=_answer, args=(bundle, export or None, root_dir, sender, mark)
-    )
-    process.start()
-    sender.close()
+    receiver, sender = Pipe(duplex=False)
+    with sender:
+        process = fork_server.fork(
+            _answer, bundle, export or None, root_dir, mark, handed=[sender.fileno()]
+        )
     try:
         async with asyncio.timeout(TIMEOUT_S):
             return await _read(receiver)
@@ -64,23 +64,22 @@ async def _read(receiver: Connection) -> str:
     return answer
 
 
-async def _find_end(process: ForkServerProcess) -> str:
+async def _find_end(process: Fork) -> str:
     """Say what happened to a process that no longer answers: it may not have ended."""
     try:
         async with asyncio.timeout(EXIT_S):
             await until_readable(process.sentinel)
     except TimeoutError:
         return "importing the workflow closed the pipe for its description"
-    return f"importing the workflow ended its process (exit code {process.exitcode})"
+    return f"importing the workflow ended its process (exit code {process.wait()})"
 
 
-async def _end(process: ForkServerProcess, mark: WorkerId) -> None:
+async def _end(process: Fork, mark: WorkerId) -> None:
     """Kill the process, and those that the author's modules have started: in its group, or outside it by setsid."""
-    assert process.pid is not None
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
-    process.join()
+    process.wait()
     process.close()
     await sweep(mark)
 
@@ -100,9 +99,7 @@ def _accident(error: str) -> Description:
     return replace(_failure(error), is_accident=True)
 
 
-def _answer(
-    bundle: str, export: str | None, root_dir: str, sender: Connection, mark: WorkerId
-) -> None:
+def _answer(bundle: str, export: str | None, root_dir: str, mark: WorkerId, sender: int) -> None:
     """Run in the throwaway process."""
     die_with_parent()
     os.setsid()
@@ -117,6 +114,6 @@ def _answer(
         description = describe(SourceBundle.from_json(bundle, workflow_name=export), export)
     except SourceError as error:
         description = _failure(error.reason)
-    with os.fdopen(sender.fileno(), "wb", closefd=False) as out:
+    with os.fdopen(sender, "wb", closefd=False) as out:
         out.write(description.to_json().encode() + END)
     os._exit(0)  # do not wait for threads of the author's modules

@@ -4,12 +4,16 @@ If every child queried the database when a run is due, one would get it, and the
 just when the run needs it.
 """
 
+import mmap
+import os
 import time
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 GONE: Final = -1
 ENDED: Final = float("inf")  # instead of a heartbeat
+_BEAT_BYTES: Final = 8
+_SLOT_BYTES: Final = _BEAT_BYTES + 4  # and a count
 FRESH_S: Final = 1.0  # a child silent for so long is blocked or dead, and does not count
 
 
@@ -19,6 +23,13 @@ class Loads:
 
     counts: Any
     beats: Any
+
+    @classmethod
+    def within(cls, fd: int) -> Self:
+        """Use the memory of make_loads, in any process that has its descriptor."""
+        memory = memoryview(mmap.mmap(fd, os.fstat(fd).st_size))
+        beats_end = len(memory) // _SLOT_BYTES * _BEAT_BYTES
+        return cls(memory[beats_end:].cast("i"), memory[:beats_end].cast("d"))
 
     def tell(self, slot: int, count: int) -> None:
         """Record how many runs a child holds; GONE: it claims no more."""
@@ -60,3 +71,13 @@ class Loads:
     def has_heard(self, slot: int, told_at: float) -> bool:
         """Say whether a claiming child was alive after this time.monotonic()."""
         return bool(self.beats[slot] >= told_at) and self.is_compared(slot)
+
+
+def make_loads(slot_count: int) -> int:
+    """Return the descriptor of memory for so many slots, each without a child."""
+    fd = os.memfd_create("smithers-loads")
+    os.ftruncate(fd, slot_count * _SLOT_BYTES)
+    loads = Loads.within(fd)
+    for slot in range(slot_count):
+        loads.tell(slot, GONE)
+    return fd

@@ -8,7 +8,6 @@ from uuid import UUID
 import orjson
 
 from smithers.defaults import DEFAULT_QUEUE
-from smithers.telemetry.sheet import Sheet
 
 DRAIN: Final = "drain"  # tells a child to end
 RETIRES: Final = "retires"  # tells the parent: no more claims, the end after its runs
@@ -71,4 +70,4 @@ class ChildSettings:
     slot: int  # its place in the shared array of heartbeats
     is_solo: bool  # for one run that wants a child of its own, or for suspects
     pool: PoolSettings
-    sheet: Sheet  # the metrics sheet of the server's processes
+    sheet_fd: int  # the metrics sheet of the server's processes

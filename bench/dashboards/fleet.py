@@ -197,12 +197,12 @@ async def trouble(client: AsyncClient, server_pid: int, after_s: float) -> None:
     """Start more at once than all workers may hold, and kill one of them in the midst of it."""
     await asyncio.sleep(after_s)
     await asyncio.gather(*[client.start("fleet.py:takes_long", {}) for _ in range(700)])
-    forked = [
+    pool_pid = next(
         pid
         for pid in processes.descendants(server_pid)
-        if "forkserver" in processes.command_line(processes.parent(pid))
-    ]
-    os.kill(forked[0], signal.SIGKILL)
+        if "-m worker" in processes.command_line(pid)
+    )
+    os.kill(processes.children_of_pool(pool_pid)[0], signal.SIGKILL)
 
 
 @contextmanager

@@ -118,9 +118,7 @@ class Site:
     def pids(self) -> dict[str, list[int]]:
         """All processes of the server, by part."""
         below = [pid for pool in self.pools for pid in processes.descendants(pool.pid)]
-        children = [
-            pid for pid in below if "forkserver" in processes.command_line(processes.parent(pid))
-        ]
+        children = [pid for pool in self.pools for pid in processes.children_of_pool(pool.pid)]
         return {
             "gateway": list(_whole(process.pid for process in self._gateways)),
             "pool": [pool.pid for pool in self.pools] + [p for p in below if p not in children],

@@ -19,6 +19,7 @@ from tests.support.repositories import make_repository
 from tests.support.serving import (
     TREE,
     Serving,
+    find_fork_server,
     find_modules,
     find_processes,
     is_event,
@@ -155,6 +156,19 @@ def test_a_pool_that_was_killed_is_started_again(
         os.kill(pool, signal.SIGKILL)
         died = json.loads(server.talk.until(is_event("process_died")))
         assert died["exit_code"] == -signal.SIGKILL
+        flag.touch()
+        assert client.wait(run_id).status == "finished"
+
+
+def test_a_pool_whose_fork_server_was_killed_is_started_again(
+    flows: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    flag = tmp_path / "flag"
+    with Serving(flows, data_dir, *FLAGS) as server, server.client() as client:
+        run_id = client.start("flows.py:sleeps_once", {"path": str(flag)})
+        until_started(client.stream(run_id), "wait")
+        os.kill(find_fork_server(server.mark), signal.SIGKILL)
+        server.talk.until(is_event("process_died"))
         flag.touch()
         assert client.wait(run_id).status == "finished"
 

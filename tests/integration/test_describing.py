@@ -3,8 +3,6 @@
 import asyncio
 import time
 from collections.abc import Iterator
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ from smithers.source.closure import SourceReader
 from smithers.source.description import Description
 from worker import describing
 from worker.describing import describe_in_process
-from worker.fork_server import open_fork_server
+from worker.fork_server import ForkServer, open_fork_server
 
 WORKFLOW = """
 from smithers import Sequence, workflow
@@ -27,12 +25,13 @@ def named(ctx):
 
 
 @pytest.fixture(scope="module")
-def fork_server() -> Iterator[ForkServerContext]:
-    yield open_fork_server()
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # it would end with the test run
+def fork_server() -> Iterator[ForkServer]:
+    server = open_fork_server()
+    yield server
+    server.close()
 
 
-async def describe(fork_server: ForkServerContext, root: Path, source: str) -> Description:
+async def describe(fork_server: ForkServer, root: Path, source: str) -> Description:
     (root / "flow.py").write_text(source + WORKFLOW, encoding="utf-8")
     with RootDirectory(root) as directory:
         bundle = SourceReader(directory).read("flow.py").to_json()
@@ -41,9 +40,7 @@ async def describe(fork_server: ForkServerContext, root: Path, source: str) -> D
     )
 
 
-async def test_what_the_source_says_is_a_fact(
-    fork_server: ForkServerContext, tmp_path: Path
-) -> None:
+async def test_what_the_source_says_is_a_fact(fork_server: ForkServer, tmp_path: Path) -> None:
     found = await describe(fork_server, tmp_path, "")
     assert (found.workflow_name, found.error, found.is_accident) == ("named", None, False)
     found = await describe(fork_server, tmp_path, "raise ValueError('wrong')\n")
@@ -59,7 +56,7 @@ async def test_what_the_source_says_is_a_fact(
     ],
 )
 async def test_what_befalls_the_process_is_an_accident(
-    fork_server: ForkServerContext,
+    fork_server: ForkServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     source: str,
@@ -73,7 +70,7 @@ async def test_what_befalls_the_process_is_an_accident(
 
 
 async def test_an_import_that_closes_its_descriptors_holds_up_nobody(
-    fork_server: ForkServerContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fork_server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(describing, "EXIT_S", 0.2)
     began = time.monotonic()
@@ -86,7 +83,7 @@ async def test_an_import_that_closes_its_descriptors_holds_up_nobody(
 
 
 async def test_what_an_import_has_started_ends_with_it(
-    fork_server: ForkServerContext, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
     found = await describe(
         fork_server,
@@ -111,7 +108,7 @@ with open("pids", "w") as file:
 
 
 async def test_an_import_that_writes_into_the_pipe_is_no_description(
-    fork_server: ForkServerContext, tmp_path: Path
+    fork_server: ForkServer, tmp_path: Path
 ) -> None:
     for said in (r'b"\xff\n"', r'b"[1]\n"', """b'{"error": 1}\\n'""", r'b"[" * 60_000 + b"\n"'):
         found = await describe(
@@ -122,7 +119,7 @@ import os, sys
 frame = sys._getframe()
 while "sender" not in frame.f_locals:
     frame = frame.f_back
-os.write(frame.f_locals["sender"].fileno(), {said})
+os.write(frame.f_locals["sender"], {said})
 """,
         )
         assert "no description" in (found.error or "")

@@ -25,7 +25,7 @@ from smithers.store.embedded import (
 )
 from smithers.store.embedded.account import ServerAccount, choose_account
 from smithers.store.embedded.binaries import find_binaries
-from smithers.store.embedded.postgres import KEEPER
+from smithers.store.embedded.postgres import KEEPER, settings_of
 from tests.support.data_dirs import make_data_dir
 from tests.support.waiting import until
 
@@ -229,6 +229,18 @@ def test_the_server_answers_asyncpg_and_sqlalchemy(made_dir: Path) -> None:
             assert run_sql(postgres.dsn, f"SHOW {setting}") == "on"
         assert run_sql(postgres.dsn, "SHOW listen_addresses") == ""
     assert has_ended(made_dir)
+
+
+def test_the_server_keeps_no_process_that_nothing_here_needs(made_dir: Path) -> None:
+    needless = "('io worker', 'logical replication launcher')"
+    with open_embedded_postgres(made_dir) as postgres:
+        query = f"SELECT count(*) FROM pg_stat_activity WHERE backend_type IN {needless}"
+        assert run_sql(postgres.dsn, query) == 0
+
+
+def test_an_older_server_is_given_no_setting_that_it_does_not_know() -> None:
+    assert "io_method" in settings_of(18)
+    assert not any(name.startswith("io_") for name in settings_of(17))
 
 
 def test_five_openers_at_once_make_one_database_and_one_server(data_dir: Path) -> None:

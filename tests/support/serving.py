@@ -173,8 +173,20 @@ def find_processes(text: str) -> list[int]:
 
 
 def find_modules(mark: str, module: str) -> list[int]:
-    """Return the pids of a server's processes that are `python -m MODULE`."""
-    return [pid for pid in find_processes(mark) if _is_module(pid, module)]
+    """Return the pids of a server's processes that were started as `python -m MODULE`, without their forks."""
+    found = [pid for pid in find_processes(mark) if _is_module(pid, module)]
+    return [pid for pid in found if _parent(pid) not in found]
+
+
+def find_fork_server(mark: str) -> int:
+    """Return the pid of the fork server of a server's only pool."""
+    (pool,) = find_modules(mark, "worker")
+    (pid,) = (pid for pid in find_processes(mark) if _parent(pid) == pool)
+    return pid
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _is_module(pid: int, module: str) -> bool:

@@ -68,6 +68,7 @@ SERVER_SETTINGS: Final = MappingProxyType(
         "max_connections": "200",
         "shared_buffers": "128MB",
         "max_pred_locks_per_transaction": "10",  # 3 MiB less: nothing here is SERIALIZABLE
+        "max_logical_replication_workers": "0",
         "max_wal_size": "1GB",
         "fsync": "on",
         "synchronous_commit": "on",
@@ -77,6 +78,8 @@ SERVER_SETTINGS: Final = MappingProxyType(
         "log_line_prefix": "%m [%p] %a ",
     }
 )
+# Version 18 by itself has three processes and 8 MiB of shared memory to read from the disk; what a run reads is in memory.
+SETTINGS_SINCE_18: Final = MappingProxyType({"io_method": "sync", "io_max_concurrency": "8"})
 # What the guarantees of this package stand on: not for callers to set.
 OWN_SETTINGS: Final = frozenset(
     {
@@ -259,11 +262,17 @@ def _keeper_command(site: Site, programs: Path, settings: Mapping[str, str]) -> 
         "port": str(PORT),
         "unix_socket_directories": str(site.socket_dir),
     }
-    chosen = {**SERVER_SETTINGS, **settings, **own_settings}
+    version = int((site.pgdata / "PG_VERSION").read_text(encoding="ascii"))
+    chosen = {**settings_of(version), **settings, **own_settings}
     python = [sys.executable, "-I", "-S", str(KEEPER)]
     keeper = [*python, str(site.users_lock), str(site.account.uid), str(site.account.gid)]
     postgres = [str(programs / "postgres"), "-D", str(site.pgdata)]
     return [*keeper, *postgres, *(f"--{name}={value}" for name, value in chosen.items())]
+
+
+def settings_of(version: int) -> Mapping[str, str]:
+    """Return the settings of a server of this major version: it starts with none that it does not know."""
+    return {**SERVER_SETTINGS, **(SETTINGS_SINCE_18 if version >= 18 else {})}
 
 
 def _leave(site: Site, users_fd: int) -> None:
