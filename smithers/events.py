@@ -7,7 +7,7 @@ events that come from outside; a test compares the two.
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import orjson
 
@@ -53,15 +53,23 @@ class EventType(StrEnum):
     WORKFLOW_RELOADED = "WorkflowReloaded"
 
 
-def correlation_json(run_id: RunId, workflow_name: str) -> str:
-    """Return the `correlation` of a run's events: the same text at the end of each."""
-    return orjson.dumps({"runId": run_id, "workflowName": workflow_name}).decode()
+class Envelope(NamedTuple):
+    """What each event of one run contains besides its own fields: JSON texts."""
+
+    run_id: str
+    correlation: str
+
+    @classmethod
+    def of(cls, run_id: RunId, workflow_name: str) -> Self:
+        """Return the envelope of a run's events."""
+        correlation = {"runId": run_id, "workflowName": workflow_name}
+        return cls(orjson.dumps(run_id).decode(), orjson.dumps(correlation).decode())
 
 
 def event_parts(
-    event_type: EventType, run_id: RunId, correlation: str, fields: Mapping[str, Any]
+    event_type: EventType, envelope: Envelope, fields: Mapping[str, Any]
 ) -> tuple[str, str]:
-    """Return an event's JSON text before and after its time; `correlation` from correlation_json."""
-    head = f'{{"type":"{event_type}","runId":{orjson.dumps(run_id).decode()},"timestampMs":'
+    """Return an event's JSON text before and after its time."""
+    head = f'{{"type":"{event_type}","runId":{envelope.run_id},"timestampMs":'
     middle = "," + orjson.dumps(fields).decode()[1:-1] if fields else ""
-    return head, f'{middle},"correlation":{correlation}}}'
+    return head, f'{middle},"correlation":{envelope.correlation}}}'

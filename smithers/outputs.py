@@ -4,7 +4,7 @@ Stored values are strict JSON: no NaN, no infinity, valid Unicode. Anything else
 where.
 """
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from types import UnionType
 from typing import Any, Final, NamedTuple, Union, get_args, get_origin
 
@@ -38,9 +38,11 @@ def encode_output(
     The result can be read back: as JSON, and as `model`. A value that is far too large is not even encoded.
     """
     try:
-        _refuse_iterator(type(value), what)
-        dump = _dump if model is None else partial(_dump_as, model)
-        text = dump(value, what, max_bytes)
+        text = (
+            _dump(value, what, max_bytes)
+            if model is None
+            else _dump_as(model, value, what, max_bytes)
+        )
         _check_size(len(text), what, max_bytes)
         _refuse_constants(text, what)
     except ValidationError as error:
@@ -96,9 +98,11 @@ def is_plain(model: Any) -> bool:
     """Say whether a type is one of Python's own, or composed of such only."""
     if model is None or model is Any:
         return True
+    if type(model) is type:
+        return model.__module__ == "builtins"
     origin = get_origin(model)
     if origin is None:
-        return type(model) is type and model.__module__ == "builtins"
+        return False
     is_known = origin in (Union, UnionType) or is_plain(origin)
     return is_known and all(is_plain(part) for part in get_args(model))
 
@@ -133,7 +137,7 @@ def decode_output(text: str, model: Any = None) -> Any:
     """Return an output as plain JSON values, or as `model`."""
     if model is None:
         return from_json(text)
-    return adapter_for(model).validate_json(text)
+    return adapter_for(model).validator.validate_json(text)
 
 
 def _dump(plain: Any, what: str, max_bytes: int) -> bytes:
@@ -146,16 +150,18 @@ def _dump(plain: Any, what: str, max_bytes: int) -> bytes:
 
 def _dump_as(model: Any, value: Any, what: str, max_bytes: int) -> bytes:
     """Encode a value with its model, in the first way in which the model can read it back."""
+    _refuse_iterator(type(value), what)
     adapter = adapter_for(model)
-    value = adapter.validate_python(value)
+    validator, serializer = adapter.validator, adapter.serializer
+    value = validator.validate_python(value)
     for by_alias, round_trip in _WAYS:
         # Not dump_json: it silently writes NaN as null.
-        plain = adapter.dump_python(
+        plain = serializer.to_python(
             value, mode="json", by_alias=by_alias, round_trip=round_trip, warnings=False
         )
         text = _dump(plain, what, max_bytes)
         try:
-            adapter.validate_json(text)
+            validator.validate_json(text)
         except ValidationError:
             if (by_alias, round_trip) == _WAYS[-1]:
                 raise

@@ -4,18 +4,19 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from smithers.current import CurrentTask
 from smithers.engine.turn import Start, TokenUsage, ToolCall
 from smithers.ids import RunId
 from smithers.outputs import decode_output
+from smithers.store.tool_calls import ToolCallRow
 from smithers.telemetry.spans import Span
 from smithers.tree import Task
 from worker.bodies import Bodies
 from worker.happenings import Beaten, Called, Happening, Parked, Printed, Used
 from worker.heartbeats import Heartbeats
+from worker.loop_thread import LoopThread
 from worker.needs import Need
 from worker.prints import Prints
 from worker.started import Started
@@ -30,6 +31,19 @@ class Attempt:
     A body's reports may come from any thread; they are passed on in the loop's, and only until the attempt has ended.
     """
 
+    runner: asyncio.Task[None]
+    span: Span | None = None  # if traces are on
+    deadline: asyncio.TimerHandle | None = None
+    listening: asyncio.TimerHandle | None = None
+    stopped_by: Happening | None = None  # how it ends after a stop
+    is_reported = False
+    previous_calls: tuple[ToolCallRow, ...] = ()  # of earlier attempts
+    # Each is made when the body first uses it: most bodies never do.
+    toolbox: AttemptToolbox | None = None
+    prints: Prints | None = None
+    heartbeats: Heartbeats | None = None
+    _has_closed_tools = False  # no further call is made
+
     def __init__(
         self,
         run_id: RunId,
@@ -39,47 +53,69 @@ class Attempt:
         last_heartbeat: str | None,
         is_budget_spent: Callable[[int], bool],
         bodies: Bodies,
+        loop_thread: LoopThread,
         report: Callable[[Happening], None],
         stop: Callable[["Attempt", Happening], None],
+        lay_out_tools: Callable[["Attempt"], AttemptToolbox],
     ) -> None:
-        """`last_heartbeat`: JSON text. `stop` makes an attempt end in this way."""
+        """`last_heartbeat`: JSON text. `stop` makes an attempt end in this way; `lay_out_tools` makes its toolbox."""
         task = start.leaf.element
         assert isinstance(task, Task)
         self.key = start.leaf.key
-        self.where = f"{run_id}/{self.key.node_id}"  # for messages
         self.number = start.attempt
         self.task = task
         self.needs = needs
-        self.stopped_by: Happening | None = None  # how it ends after a stop
-        self.is_reported = False
-        self.span: Span | None = None  # if traces are on
-        self.deadline: asyncio.TimerHandle | None = None
-        self.listening: asyncio.TimerHandle | None = None
-        self.toolbox: AttemptToolbox | None = None  # created in the runner
-        self.prints = Prints(self.print)
-        self.heartbeats = Heartbeats(self.beat)
         self.started = Started(self.on_stuck)
-        self.current = self._describe(run_id, bodies.root_dir, last_heartbeat)
-        self.runner: asyncio.Task[None]
+        self.current = CurrentTask(
+            run_id=run_id,
+            node_id=self.key.node_id,
+            iteration=self.key.iteration,
+            attempt=self.number,
+            root_dir=bodies.root_dir,
+            last_heartbeat=None if last_heartbeat is None else decode_output(last_heartbeat),
+            _send_heartbeat=self._beat,
+        )
+        self._run_id = run_id
         self._is_budget_spent = is_budget_spent
         self._report = report
         self._stop = stop
+        self._lay_out_tools = lay_out_tools
         self._on_abandoned = bodies.on_abandoned
         self._counted_at = time.monotonic()  # when its time was last counted against a budget
-        self._loop = asyncio.get_running_loop()
-        self._loop_thread = threading.get_ident()
+        self._loop_thread = loop_thread
+        self._opening = threading.RLock()  # a finalizer may run meanwhile, and print
+
+    @property
+    def where(self) -> str:
+        """Its place, for messages."""
+        return f"{self._run_id}/{self.key.node_id}"
+
+    def open_toolbox(self) -> AttemptToolbox:
+        """Return its toolbox, from any thread."""
+        with self._opening:
+            if self.toolbox is None:
+                self.toolbox = self._lay_out_tools(self)
+                # Asked last: an end that finds no toolbox is seen here.
+                if self._has_closed_tools:
+                    self.toolbox.stop()
+            return self.toolbox
+
+    def open_heartbeats(self) -> Heartbeats:
+        """Return its heartbeats, from any thread."""
+        with self._opening:
+            if self.heartbeats is None:
+                self.heartbeats = Heartbeats(self._tell_beat, self._loop_thread)
+            return self.heartbeats
 
     def print(self, text: str, stream: str) -> None:
-        """Record printed text."""
-        self._tell(Printed(self.key, self.number, text, stream))
+        """Take what the body prints, from any thread."""
+        with self._opening:
+            prints = self.prints = self.prints or Prints(self._tell_printed)
+        prints.write(text, stream)
 
     def speak(self, text: str) -> None:
         """Record a model's text."""
-        self.print(text, MODEL_STREAM)
-
-    def beat(self, data: str) -> None:
-        """Record a heartbeat: JSON text."""
-        self._tell(Beaten(self.key, self.number, data))
+        self._tell_printed(text, MODEL_STREAM)
 
     def take_call(self, call: ToolCall, kept: asyncio.Future[None] | None) -> None:
         """Record a tool call's newest state; `kept` is completed when that is committed."""
@@ -96,7 +132,9 @@ class Attempt:
         if not self._is_budget_spent(took_ms):
             return True
         end = Parked(self.key, self.number, took_ms)
-        self._loop.call_soon(self._stop, self, end)  # not the task that asks: the whole attempt
+        self._loop_thread.loop.call_soon(
+            self._stop, self, end
+        )  # not the task that asks: the whole attempt
         return False
 
     def on_stuck(self) -> None:
@@ -113,6 +151,7 @@ class Attempt:
         """Stop the body, its tools, its processes and everything that waits for them."""
         self.lift_limits()
         self.current.cancelled.set()
+        self._has_closed_tools = True
         if self.toolbox is not None:
             self.toolbox.stop()
         self.runner.cancel()
@@ -120,32 +159,27 @@ class Attempt:
 
     async def close(self) -> None:
         """Return when nothing of it is left; an unstopped body's leftovers are its author's responsibility."""
+        self._has_closed_tools = True
         if self.toolbox is not None:
             await self.toolbox.close()
         await self.started.close()
 
     def let_go(self) -> None:
         """Break reference cycles, so that a finished attempt is freed at once and not by the garbage collector."""
-        del self.runner, self.current, self.started, self.heartbeats, self.prints
-        self.toolbox = None
+        del self.runner, self.current, self.started
+        self.toolbox = self.prints = self.heartbeats = None
 
-    def _describe(self, run_id: RunId, root_dir: Path, last_heartbeat: str | None) -> CurrentTask:
-        """Return the body's view of the attempt."""
-        return CurrentTask(
-            run_id=run_id,
-            node_id=self.key.node_id,
-            iteration=self.key.iteration,
-            attempt=self.number,
-            root_dir=root_dir,
-            last_heartbeat=None if last_heartbeat is None else decode_output(last_heartbeat),
-            _send_heartbeat=self.heartbeats.beat,
-        )
+    def _beat(self, data: Any) -> None:
+        self.open_heartbeats().beat(data)
+
+    def _tell_beat(self, data: str) -> None:
+        self._tell(Beaten(self.key, self.number, data))
+
+    def _tell_printed(self, text: str, stream: str) -> None:
+        self._tell(Printed(self.key, self.number, text, stream))
 
     def _tell(self, happening: Happening) -> None:
-        if threading.get_ident() == self._loop_thread:
-            self._tell_here(happening)
-        else:
-            self._loop.call_soon_threadsafe(self._tell_here, happening)
+        self._loop_thread.call(self._tell_here, happening)
 
     def _tell_here(self, happening: Happening) -> None:
         if not self.is_reported:

@@ -8,7 +8,6 @@ goes on without it, and the child is replaced when its other runs are done.
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -36,6 +35,7 @@ from worker.happenings import (
     Finished,
     Happening,
 )
+from worker.loop_thread import LoopThread
 from worker.loops import RUNNER
 from worker.needs import Need, are_plain, read_needs
 from worker.prints import PRINTS
@@ -73,7 +73,8 @@ class Attempts:
         self._past_calls = past_calls
         self._caching = caching
         self._trace = trace
-        self._loop = asyncio.get_running_loop()
+        self._loop_thread = LoopThread()
+        self._loop = self._loop_thread.loop
         self._under_way: dict[NodeKey, Attempt] = {}
 
     def start(
@@ -105,8 +106,10 @@ class Attempts:
             last_heartbeat=last_heartbeat,
             is_budget_spent=is_budget_spent,
             bodies=self._bodies,
+            loop_thread=self._loop_thread,
             report=self._report,
             stop=self._stop,
+            lay_out_tools=self._lay_out_tools,
         )
         attempt.span = span
         self._under_way[attempt.key] = attempt
@@ -129,6 +132,7 @@ class Attempts:
     async def drop(self) -> None:
         """Stop everything without a report: the run is no longer ours."""
         attempts = list(self._under_way.values())
+        self._under_way.clear()
         for attempt in attempts:
             attempt.is_reported = True
             attempt.cancel()
@@ -146,15 +150,16 @@ class Attempts:
         with self._bodies.attempt():
             RUNNER.set(attempt.runner)
             CURRENT.set(attempt.current)
-            PRINTS.set(attempt.prints)
+            PRINTS.set(attempt.print)
+            TOOLBOX.set(attempt.open_toolbox)
             attempt.started.note_here()
             if self._trace is not None and attempt.span is not None:
                 self._trace.make_current(attempt.span)
             end: Happening
             try:
-                attempt.toolbox = await self._lay_out_tools(attempt)
-                TOOLBOX.set(attempt.toolbox)
-                end = await self._produce(attempt, attempt.toolbox)
+                if attempt.number > 1:
+                    attempt.previous_calls = tuple(await self._past_calls.list_all(*attempt.key))
+                end = await self._produce(attempt)
             except BaseException as error:  # noqa: BLE001 - an author's sys.exit() ends an attempt, not this process
                 self._bodies.hear_error(error)
                 # A cancellation is swallowed only here, at the end of the cancelled task.
@@ -168,17 +173,19 @@ class Attempts:
                 await attempt.close()
             except asyncio.CancelledError:
                 pass  # stopped while its last tools ended: it has ended anyway
-            attempt.prints.flush()
+            if attempt.prints is not None:
+                attempt.prints.flush()
             self._end(attempt, end)
             RUNNER.set(None)  # the task references its variables: see Attempt.let_go
 
-    async def _lay_out_tools(self, attempt: Attempt) -> AttemptToolbox:
-        """Create the toolbox; only a later attempt has calls of earlier ones to load."""
-        previous = await self._past_calls.list_all(*attempt.key) if attempt.number > 1 else []
+    def _lay_out_tools(self, attempt: Attempt) -> AttemptToolbox:
+        """Make an attempt's toolbox."""
         find_output = partial(self._past_calls.find_output, *attempt.key)
-        return AttemptToolbox(self._bodies.workshop, attempt, tuple(previous), find_output)
+        return AttemptToolbox(
+            self._bodies.workshop, attempt, attempt.previous_calls, find_output, self._loop_thread
+        )
 
-    async def _produce(self, attempt: Attempt, toolbox: AttemptToolbox) -> Happening:
+    async def _produce(self, attempt: Attempt) -> Happening:
         """Return the output of an earlier execution, or call the body.
 
         A model that may run the author's code parses and encodes in a thread, within the attempt's time.
@@ -197,13 +204,14 @@ class Attempts:
                 if output is not None:
                     return Finished(attempt.key, attempt.number, output)
         value = await Steps(self._call(attempt, needs))
-        toolbox.check_all_made()
+        if attempt.toolbox is not None:
+            attempt.toolbox.check_all_made()
         say = partial(end_returned, attempt.key, attempt.number, value, model)
         end = say() if is_quick(value, model) else await self._call_in_thread(attempt, say)
         if cache is None or cache_key is None or not isinstance(end, Finished):
             return end
         ttl_ms = None if cache.ttl_s is None else round(cache.ttl_s * 1000)
-        return replace(end, cached=CachedOutput(attempt.key, cache_key, end.output, ttl_ms))
+        return end._replace(cached=CachedOutput(attempt.key, cache_key, end.output, ttl_ms))
 
     async def _call(self, attempt: Attempt, needs: Mapping[str, Any]) -> Any:
         ask = attempt.task.ask
@@ -226,9 +234,11 @@ class Attempts:
         )
 
     def _end(self, attempt: Attempt, end: Happening) -> None:
-        self._forget(attempt)
+        if self._under_way.get(attempt.key) is attempt:
+            del self._under_way[attempt.key]
         if not attempt.is_reported:
-            attempt.heartbeats.flush()
+            if attempt.heartbeats is not None:
+                attempt.heartbeats.flush()
             attempt.is_reported = True
             self._end_span(attempt.span, end)
             self._report(end)
@@ -244,12 +254,7 @@ class Attempts:
                 name, "the attempt failed with an exception that could not be inspected"
             )
             self._end(attempt, Failed(attempt.key, attempt.number, problem))
-        self._forget(attempt)  # one dropped before its first step has not ended yet
         attempt.let_go()
-
-    def _forget(self, attempt: Attempt) -> None:
-        if self._under_way.get(attempt.key) is attempt:
-            del self._under_way[attempt.key]
 
     def _limit(self, attempt: Attempt) -> None:
         """Limit how long a body may take, and how long it may be silent."""
@@ -265,7 +270,7 @@ class Attempts:
 
     def _listen(self, attempt: Attempt, timeout_s: float) -> None:
         """Stop a body that sends no heartbeat for too long; check again when that time would be over."""
-        left_s = timeout_s - attempt.heartbeats.silent_s
+        left_s = timeout_s - attempt.open_heartbeats().silent_s
         if left_s > 0:
             attempt.listening = self._loop.call_later(left_s, self._listen, attempt, timeout_s)
             return

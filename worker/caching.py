@@ -6,10 +6,9 @@ declares an edit of this one by `version`. A stored output must fit the task's p
 
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from types import FunctionType, MethodType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pydantic_core import to_json
 
@@ -21,8 +20,7 @@ from smithers.tree import Cache, CacheScope, Task
 KEY_VERSION: Final = 2  # version of the key's format: outputs under other formats are not found
 
 
-@dataclass(frozen=True, slots=True)
-class Caching:
+class Caching(NamedTuple):
     """Finds outputs for a run's tasks; `find_cached` takes a key."""
 
     run_id: RunId

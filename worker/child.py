@@ -23,6 +23,7 @@ from smithers.ids import WorkerId
 from smithers.store.worker_store import WorkerStore, open_worker_store
 from smithers.telemetry.logs import configure_logging
 from smithers.telemetry.names import Role
+from smithers.telemetry.sheet import Sheet
 from smithers.telemetry.tracing import open_tracer
 from worker.bodies import Bodies
 from worker.claimer import Claimer
@@ -202,7 +203,7 @@ async def _serve(
 
 
 def _make_shared(settings: ChildSettings, store: WorkerStore, bodies: Bodies) -> Shared:
-    meters = ChildMeters(settings.sheet.open_page(Role.CHILD))
+    meters = ChildMeters(Sheet(settings.sheet_fd).open_page(Role.CHILD))
     premises = bodies.premises
     assert premises is not None
     store.watch(meters.lanes.count)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextvars import Context as Variables
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Any, Final
 
 import orjson
@@ -21,7 +22,7 @@ from smithers.engine.progress import DEFAULT_CONCURRENCY, Progress
 from smithers.engine.rendering import Guard, Renderer, build_renderer
 from smithers.engine.turn import Turn
 from smithers.errors import AnswerTooLarge, InvalidInput, LeaseLost, StoreError
-from smithers.events import EventType, correlation_json
+from smithers.events import Envelope, EventType
 from smithers.states import NodeState
 from smithers.store.claims import ClaimedRun
 from smithers.store.commits import Committed, Outcome, TurnCommit
@@ -95,11 +96,11 @@ class Executor:
             claim.run_id, shared.bodies, self._inbox.put, past_calls, caching, self._record.trace
         )
         self._awaiting_commit: list[asyncio.Future[None]] = []  # bodies about to call a tool
-        self._correlation = correlation_json(claim.run_id, claim.workflow_name)
+        self._envelope = Envelope.of(claim.run_id, claim.workflow_name)
         self._commit_no = 0
         self._is_refused = False  # a turn was, and the run is to fail for it
         self.is_suspect = claim.crash_count > 0 and not claim.is_solo
-        self._acquit_at = float("inf")
+        self._acquit_at = inf
         self._survive_s = SURVIVE_S
         self._suspects: set[NodeKey] = set()  # what was in flight when the last owner died
 
@@ -160,7 +161,7 @@ class Executor:
     async def _acquit(self, run: Progress) -> None:
         """Acquit a run that has been tried for a while without another crash."""
         await self._shared.store.acquit(self.claim.run_id, self.claim.epoch)
-        self.is_suspect, self._acquit_at = False, float("inf")
+        self.is_suspect, self._acquit_at = False, inf
         run.start_only(None)
 
     async def _fail_now(self, run: Progress, problem: Problem) -> None:
@@ -263,7 +264,7 @@ class Executor:
         self._commit_no += 1
         change = TurnCommit(
             claim=claim,
-            correlation=self._correlation,
+            envelope=self._envelope,
             commit_no=self._commit_no,
             frame_no=run.frame_no,
             expected_seq=None if turn.ending is None else self.last_seq,

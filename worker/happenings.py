@@ -1,7 +1,7 @@
 """Reports of attempts to their run's executor, and how they are applied to the run."""
 
 import asyncio
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from smithers.engine import reports
 from smithers.engine.facts import NodeKey, Problem
@@ -9,8 +9,7 @@ from smithers.engine.progress import Progress
 from smithers.engine.turn import CachedOutput, TokenUsage, ToolCall
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(NamedTuple):
     """An attempt returned; `output` is JSON text."""
 
     key: NodeKey
@@ -19,8 +18,7 @@ class Finished:
     cached: CachedOutput | None = None  # for other nodes that would do the same
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """An attempt raised, took too long, or returned a value that cannot be stored."""
 
     key: NodeKey
@@ -28,8 +26,7 @@ class Failed:
     problem: Problem
 
 
-@dataclass(frozen=True, slots=True)
-class Aborted:
+class Aborted(NamedTuple):
     """An attempt was stopped on purpose."""
 
     key: NodeKey
@@ -37,8 +34,7 @@ class Aborted:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Parked:
+class Parked(NamedTuple):
     """An attempt stopped before a question to a model: the run's budget is spent."""
 
     key: NodeKey
@@ -46,8 +42,7 @@ class Parked:
     took_ms: int  # since it was last counted
 
 
-@dataclass(frozen=True, slots=True)
-class Printed:
+class Printed(NamedTuple):
     """A body printed."""
 
     key: NodeKey
@@ -56,8 +51,7 @@ class Printed:
     stream: str
 
 
-@dataclass(frozen=True, slots=True)
-class Beaten:
+class Beaten(NamedTuple):
     """A body reported its progress; `data` is JSON text."""
 
     key: NodeKey
@@ -65,8 +59,7 @@ class Beaten:
     data: str
 
 
-@dataclass(frozen=True, slots=True)
-class Called:
+class Called(NamedTuple):
     """A body called a tool, or the call has ended."""
 
     key: NodeKey
@@ -75,8 +68,7 @@ class Called:
     kept: asyncio.Future[None] | None  # completed when the call's start is committed
 
 
-@dataclass(frozen=True, slots=True)
-class Used:
+class Used(NamedTuple):
     """A model has used tokens."""
 
     key: NodeKey

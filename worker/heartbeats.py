@@ -9,19 +9,19 @@ from typing import Any, Final
 from pydantic_core import to_json
 
 from smithers.errors import InvalidOutput
+from worker.loop_thread import LoopThread
 
 EVERY_S: Final = 1.0
 MAX_BYTES: Final = 16_384
 
 
 class Heartbeats:
-    """An attempt's heartbeats; created and flushed in the loop's thread, beaten in any."""
+    """An attempt's heartbeats; flushed in the loop's thread, made and beaten in any."""
 
-    def __init__(self, sink: Callable[[str], None]) -> None:
+    def __init__(self, sink: Callable[[str], None], loop_thread: LoopThread) -> None:
         """`sink` gets JSON text, in the loop's thread."""
         self._sink = sink
-        self._loop = asyncio.get_running_loop()
-        self._loop_thread = threading.get_ident()
+        self._loop_thread = loop_thread
         self._lock = threading.Lock()
         self._newest: str | None = None  # not passed on yet
         self._is_awaited = False  # passing it on is scheduled
@@ -45,10 +45,7 @@ class Heartbeats:
             if self._is_awaited:
                 return
             self._is_awaited = True
-        if threading.get_ident() == self._loop_thread:
-            self._hand_on()
-        else:
-            self._loop.call_soon_threadsafe(self._hand_on)
+        self._loop_thread.call(self._hand_on)
 
     def flush(self) -> None:
         """Pass on the rest, at the attempt's end."""
@@ -60,7 +57,7 @@ class Heartbeats:
         """Pass on the newest now, or when a second is over."""
         wait_s = self._handed_on_at + EVERY_S - time.monotonic()
         if wait_s > 0:
-            self._timer = self._loop.call_later(wait_s, self._hand_on_newest)
+            self._timer = self._loop_thread.loop.call_later(wait_s, self._hand_on_newest)
         else:
             self._hand_on_newest()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from math import inf
 
 from worker.happenings import Happening
 
@@ -37,7 +38,7 @@ class Inbox:
     async def wait(self, until: float) -> None:
         """Wait for input while there is none; at the latest until `until` (s, the loop's clock)."""
         self._waiting = asyncio.get_running_loop().create_future()
-        if until == float("inf"):
+        if until == inf:
             await self._waiting
             return
         with suppress(TimeoutError):

@@ -83,7 +83,8 @@ class ChildMeters:
         self._count_events(turn.events)
         for end in turn.attempts:
             self._count_attempt(end, turn, times, now_ms)
-        self._runs_started.inc(len(turn.children))
+        for _child in turn.children:
+            self._runs_started.inc()
         for call in turn.tool_calls.values():
             self._count_call(call)
         for key, fact in turn.nodes.items():
@@ -94,12 +95,12 @@ class ChildMeters:
             self._count_ending(turn.ending, now_ms - times.started_ms)
 
     def _count_events(self, events: Sequence[EventDraft]) -> None:
-        for event in events:
-            self._events[event.type].inc()
-            if event.type is EventType.TIMER_FIRED:
-                self._timer_delay.observe(event.fields["delayMs"] / 1000)
-            elif event.type is EventType.TOKEN_USAGE_REPORTED:
-                self._count_tokens(event.fields)
+        for event_type, fields in events:
+            self._events[event_type].inc()
+            if event_type is EventType.TIMER_FIRED:
+                self._timer_delay.observe(fields["delayMs"] / 1000)
+            elif event_type is EventType.TOKEN_USAGE_REPORTED:
+                self._count_tokens(fields)
 
     def _count_tokens(self, used: Mapping[str, Any]) -> None:
         for direction in ("input", "output"):

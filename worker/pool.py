@@ -12,7 +12,6 @@ import signal
 import time
 from contextlib import suppress
 from functools import partial
-from multiprocessing.context import ForkServerContext
 from typing import Final
 from uuid import UUID
 
@@ -32,6 +31,7 @@ from worker.children import Children
 from worker.death_watch import DeathWatch
 from worker.descendants import sweep
 from worker.describing import describe_in_process
+from worker.fork_server import ForkServer
 from worker.liveness import keep_liveness
 from worker.meters import PoolMeters
 from worker.mirroring import mirroring
@@ -53,7 +53,7 @@ class Pool:
     """The parent of children."""
 
     def __init__(
-        self, settings: PoolSettings, store: PoolStore, fork_server: ForkServerContext, sheet: Sheet
+        self, settings: PoolSettings, store: PoolStore, fork_server: ForkServer, sheet: Sheet
     ) -> None:
         self._settings = settings
         self._store = store
@@ -176,10 +176,15 @@ class Pool:
                     LOG.warning("beat_failed", error=str(error))
 
     async def _watch_others(self) -> None:
-        """Check once a second for dead workers that nobody has buried; children start after the first check."""
+        """Check once a second for dead workers that nobody has buried; children start after the first check.
+
+        Nothing begins before the schema is new enough: a workflow's own database may be migrated later than the server's.
+        """
         complaint = Complaint()
         while True:
             try:
+                if not self._has_looked.is_set():
+                    await self._store.require_schema()
                 await self._bury_gone()
             except StoreError as error:
                 if complaint.may_be_said():
@@ -230,7 +235,7 @@ class Pool:
                         await self._wanted.wait()
 
 
-async def run_pool(settings: PoolSettings, fork_server: ForkServerContext) -> None:
+async def run_pool(settings: PoolSettings, fork_server: ForkServer) -> None:
     """Run a pool until SIGTERM, SIGINT or the end of stdin."""
     loop = asyncio.get_running_loop()
     async with open_pool_store(settings.dsn, settings.direct_dsn) as store:

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from smithers.engine.rendering import Guard
+from smithers.engine.rendering import Build, Guard
 
 MAX_USED: Final = 0.8  # of the descriptors that this process may have
 RESERVED: Final = 8  # one of so many is reserved
@@ -38,7 +38,7 @@ class Premises:
         self._root_dir = str(root_dir)
         self._umask = os.umask(0o077)
         os.umask(self._umask)
-        self._handlers = {number: _signal.getsignal(number) for number in _SIGNALS}
+        self._handlers = tuple(map(_signal.getsignal, _SIGNALS))
         self._recursion_limit = sys.getrecursionlimit()
         self._streams = sys.stdout, sys.stderr
         self._spares = {number: os.dup(number) for number in range(3)}
@@ -89,7 +89,7 @@ class Premises:
     def around(self, guard: Guard) -> Guard:
         """Do the same after a builder."""
 
-        def call(build: Callable[[], Any]) -> Any:
+        def call(build: Build) -> Any:
             try:
                 return guard(build)
             finally:
@@ -99,9 +99,10 @@ class Premises:
 
     def _restore(self) -> None:
         self._return()
-        for number, handler in self._handlers.items():
-            if _signal.getsignal(number) != handler:
-                signal.signal(number, handler)
+        present = map(_signal.getsignal, _SIGNALS)
+        for number, handler, ours in zip(_SIGNALS, present, self._handlers, strict=True):
+            if handler != ours:
+                signal.signal(number, ours)
         for descriptor, spare in self._spares.items():
             try:
                 os.fstat(descriptor)

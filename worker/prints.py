@@ -19,7 +19,8 @@ MIN_LINE_CHARS: Final = 5  # the least that a line counts: each is an event
 
 PrintSink = Callable[[str, str], None]  # (text, stream); called from any thread
 
-PRINTS: Final[ContextVar["Prints | None"]] = ContextVar("smithers_prints", default=None)
+# Takes what the current attempt's body prints.
+PRINTS: Final[ContextVar[PrintSink | None]] = ContextVar("smithers_prints", default=None)
 
 
 class Prints:
@@ -80,9 +81,9 @@ class _Routed(io.TextIOBase):
         return self._original.fileno()
 
     def write(self, text: str) -> int:
-        prints = PRINTS.get()
-        if prints is not None:
-            prints.write(text, self._stream)
+        take = PRINTS.get()
+        if take is not None:
+            take(text, self._stream)
         else:
             with suppress(OSError):  # closed by some body: the text is lost
                 self._original.write(text)

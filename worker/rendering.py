@@ -8,11 +8,9 @@ any other time, set by some body, does nothing.
 import _signal  # type: ignore[import-not-found]  # typeshed leaves it out
 import os
 import signal
-from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Final
 
-from smithers.engine.rendering import Guard
+from smithers.engine.rendering import Build, Guard
 from worker.forks import end_fork
 
 _AGAIN_S: Final = 0.1  # code that swallows the first alarm gets another
@@ -30,7 +28,7 @@ def install_alarm() -> None:
 def render_guard(timeout_s: float) -> Guard:
     """Return a caller of authors' functions that raises TimeoutError after this time; for the main thread."""
 
-    def guard(build: Callable[[], Any]) -> Any:
+    def guard(build: Build) -> Any:
         pid = os.getpid()
         try:
             # Each time: a body may have replaced it.
@@ -50,12 +48,13 @@ def render_guard(timeout_s: float) -> Guard:
 
 
 def _silence() -> None:
-    is_silent = False
-    while not is_silent:
-        with suppress(_RenderTimeout):  # it fired while it was being removed
+    while True:
+        try:
             _signal.signal(signal.SIGALRM, _ignore)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            is_silent = True
+        except _RenderTimeout:  # it fired while it was being removed
+            continue
+        return
 
 
 def _ring(_signal: int, _frame: object) -> None:

@@ -9,25 +9,33 @@ processor stay the same: sched_setattr(2), and Documentation/scheduler/sched-eev
 import ctypes
 import os
 import struct
+import sys
 from typing import Final
 
 SLICE_NS: Final = 300_000  # about a turn
 
-_NUMBERS: Final = {"x86_64": (314, 315), "aarch64": (274, 275)}  # sched_setattr, sched_getattr
+# sched_setattr, sched_getattr; the same numbers are other calls in a process of 32 bits, or on another system.
+_NUMBERS: Final = (
+    {"x86_64": (314, 315), "aarch64": (274, 275)}
+    if sys.platform == "linux" and sys.maxsize > 2**32
+    else {}
+)
 _ATTRIBUTES: Final = struct.Struct("=IIQiIQQQII")  # `struct sched_attr`: 56 bytes
-_POLICY, _FLAGS, _RUNTIME = 1, 2, 5
+_POLICY, _FLAGS, _NICE, _RUNTIME = 1, 2, 3, 5
 _RESET_ON_FORK: Final = 1
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_LIBC: Final = ctypes.CDLL(None)
 
 
 def shorten_slices() -> None:
     """Ask for short slices for this thread alone: threads and processes that it starts have the usual ones.
 
     Does nothing where that is not possible: on another kernel or machine, in a container that forbids it, or where
-    somebody chose a scheduling policy for this process.
+    somebody chose a scheduling policy for this process, or a priority above the usual one: what it starts would lose that.
     """
     attributes = read_attributes()
-    if attributes is None or attributes[_POLICY] != os.SCHED_OTHER:
+    if attributes is None or attributes[_POLICY] != os.SCHED_OTHER or attributes[_NICE] < 0:
+        return
+    if attributes[_RUNTIME] == 0:  # the kernel keeps no slice for a thread
         return
     attributes[_FLAGS] |= _RESET_ON_FORK
     attributes[_RUNTIME] = SLICE_NS

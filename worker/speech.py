@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from worker.loop_thread import LoopThread
+
 PAUSE_S: Final = 0.15  # between two pieces
 MAX_PIECE_CHARS: Final = 4_096  # a full piece is passed on at once
 MAX_SPOKEN_CHARS: Final = 262_144  # of one attempt; the rest is dropped, which is reported
@@ -12,13 +14,12 @@ DROPPED: Final = "\n[more was said, and dropped]\n"
 
 
 class Speech:
-    """Text of one attempt's models, not passed on yet; created and flushed in the loop's thread, added in any."""
+    """Text of one attempt's models, not passed on yet; flushed in the loop's thread, made and added to in any."""
 
-    def __init__(self, sink: Callable[[str], None]) -> None:
+    def __init__(self, sink: Callable[[str], None], loop_thread: LoopThread) -> None:
         """`sink` gets a piece, in the loop's thread."""
         self._sink = sink
-        self._loop = asyncio.get_running_loop()
-        self._loop_thread = threading.get_ident()
+        self._loop_thread = loop_thread
         self._lock = threading.Lock()
         self._said: list[str] = []
         self._size = 0
@@ -40,10 +41,7 @@ class Speech:
         # The loop is notified of a piece's beginning and of its being full, not of each word.
         if before > 0 and not is_full_now:
             return
-        if threading.get_ident() == self._loop_thread:
-            self._hand_on()
-        else:
-            self._loop.call_soon_threadsafe(self._hand_on)
+        self._loop_thread.call(self._hand_on)
 
     def flush(self) -> None:
         """Pass on the rest."""
@@ -64,4 +62,4 @@ class Speech:
         if self._size >= MAX_PIECE_CHARS:
             self.flush()
         elif self._timer is None:
-            self._timer = self._loop.call_later(PAUSE_S, self.flush)
+            self._timer = self._loop_thread.loop.call_later(PAUSE_S, self.flush)

@@ -6,7 +6,6 @@ into the next turn. So a call waits for at most one commit.
 
 import asyncio
 import concurrent.futures
-import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from smithers.texts import text_of
 from smithers.tools.errors import CallLost, ToolError
 from smithers.tools.toolbox import CALL, CallStart, Command, CommandEnd, CurrentCall, PreviousCall
 from worker.call_keys import CallKeys
+from worker.loop_thread import LoopThread
 from worker.recall import NO_PARENT, NotMade, Recall, Recalled, is_not_made, is_repeatable
 from worker.sandbox.commands import Commands, SandboxPolicy
 from worker.sandbox.jail import HIDDEN
@@ -130,6 +130,7 @@ class AttemptToolbox:
         desk: Desk,
         previous_calls: tuple[ToolCallRow, ...],
         find_output: FindOutput,
+        loop_thread: LoopThread,
     ) -> None:
         """`previous_calls`: of all earlier attempts, oldest first; `find_output` reads what is left out of one."""
         self._workshop = workshop
@@ -138,13 +139,13 @@ class AttemptToolbox:
         self._find_output = find_output
         self._recall = Recall(previous_calls)
         self._keys = CallKeys()
-        self._loop = asyncio.get_running_loop()
-        self._loop_thread = threading.get_ident()
+        self._loop = loop_thread.loop
+        self._loop_thread = loop_thread
         self._is_closed = False
         self._expected: set[object] = set()
         self._under_way: dict[int, _UnderWay] = {}
         self._unkept: dict[int, ToolCall] = {}  # ended, but its caller does not go on yet
-        self._speech = Speech(desk.speak)
+        self._speech = Speech(desk.speak, loop_thread)
         self._waits: set[concurrent.futures.Future[Any]] = set()
 
     @property
@@ -277,7 +278,7 @@ class AttemptToolbox:
 
     def wait_for(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """Run this on the loop, and block until it is done."""
-        if threading.get_ident() == self._loop_thread:
+        if self._loop_thread.is_here:
             coroutine.close()
             raise SmithersError("result() would block every run of this worker here: use await")
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)

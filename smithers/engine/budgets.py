@@ -46,7 +46,7 @@ def spend(run: "Progress", spent: Spent) -> None:
     place = find_place(run)
     if place is not None and (fact := run.facts.nodes.get(place.key)) is not None:
         told = spent_of(run).plus(spent).to_wire()
-        run.put(place.key, fact.but(heartbeat=orjson.dumps(told).decode()))
+        run.put(place.key, fact._replace(heartbeat=orjson.dumps(told).decode()))
 
 
 def find_cost(run: "Progress", usage: TokenUsage) -> Decimal | None:

@@ -33,7 +33,7 @@ def start(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
     key, element = leaf.key, leaf.element
     assert isinstance(element, Subflow)
     run.facts.ends.pop(key, None)  # of an earlier attempt
-    fact = fact.but(attempt=fact.attempt + 1)
+    fact = fact._replace(attempt=fact.attempt + 1)
     run.say(EventType.NODE_STARTED, key, attempt=fact.attempt)
     child = _child_of(run, key, element)
     if isinstance(child, Problem):
@@ -42,7 +42,9 @@ def start(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
     run.turn.children.append(child)
     child_id = child.run_id
     wait = {"childRunId": child_id, "signalName": child_id}
-    fact = fact.but(wait=orjson.dumps(wait).decode(), state=NodeState.WAITING_EVENT, due_ms=None)
+    fact = fact._replace(
+        wait=orjson.dumps(wait).decode(), state=NodeState.WAITING_EVENT, due_ms=None
+    )
     run.put(key, fact)
     run.say(EventType.SUBFLOW_STARTED, key, childRunId=child_id)
     run.say(EventType.NODE_WAITING_EVENT, key, signalName=child_id)

@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 
 from smithers.engine.facts import NodeKey
-from smithers.engine.mount import LoopPath, Mounted, key_in, scoped
+from smithers.engine.mount import LoopPath, Mounted, scoped
 from smithers.errors import InvalidTree
 from smithers.ids import LoopId, TryId
 from smithers.states import TryPhase
@@ -43,6 +43,17 @@ def xml_of(mounted: Mounted, workflow_name: str) -> str:
 
 def _xml(element: Element, mounted: Mounted, path: LoopPath) -> dict[str, Any]:
     match element:
+        case (
+            Task()  # first: most are
+            | Approval()
+            | HumanTask()
+            | Signal()
+            | Timer()
+            | Subflow()
+            | ContinueAsNew()
+            | Budget()
+        ):
+            return _leaf(element, mounted.keys[element.id])
         case Sequence():
             return _group("sequence", {}, element.children, mounted, path)
         case Parallel():
@@ -67,12 +78,6 @@ def _xml(element: Element, mounted: Mounted, path: LoopPath) -> dict[str, Any]:
             )
         case Try() | Saga():
             return _try(element, mounted, path)
-        case _:
-            key = key_in(element.id, path)
-            props = {"id": element.id, "nodeId": key.node_id, "iteration": str(key.iteration)}
-            if element.label:
-                props["label"] = element.label
-            return _leaf(element, props)
 
 
 def _try(element: Try | Saga, mounted: Mounted, path: LoopPath) -> dict[str, Any]:
@@ -99,14 +104,17 @@ def _try(element: Try | Saga, mounted: Mounted, path: LoopPath) -> dict[str, Any
     return _element("try-catch-finally", {"id": try_id}, parts)
 
 
+def _leaf(element: Leaf, key: NodeKey) -> dict[str, Any]:
+    props = {"id": element.id, "nodeId": key.node_id, "iteration": str(key.iteration)}
+    if element.label:
+        props["label"] = element.label
+    tag, more = _tag_of(element)
+    return _element(tag, props | more, [])
+
+
 def _budget(key: NodeKey) -> dict[str, Any]:
     props = {"id": key.node_id, "nodeId": key.node_id, "iteration": str(key.iteration)}
     return _element("budget", props, [])
-
-
-def _leaf(element: Leaf, props: dict[str, str]) -> dict[str, Any]:
-    tag, more = _tag_of(element)
-    return _element(tag, props | more, [])
 
 
 def _tag_of(element: Leaf) -> tuple[str, dict[str, str]]:
@@ -168,9 +176,12 @@ def _task_props(task: Task[Any]) -> dict[str, str]:
         props["cache"] = str(task.cache.scope)
     if task.depends_on or task.needs:
         props["dependsOn"] = ",".join([*task.depends_on, *task.needs.values()])
-    for name in ("continue_on_fail", "skip_if", "needs_approval"):
-        if getattr(task, name):
-            props[_camel(name)] = "true"
+    if task.continue_on_fail:
+        props["continueOnFail"] = "true"
+    if task.skip_if:
+        props["skipIf"] = "true"
+    if task.needs_approval:
+        props["needsApproval"] = "true"
     for name, value in task.meta.items():
         props[f"meta.{name}"] = value if isinstance(value, str) else orjson.dumps(value).decode()
     return props
@@ -196,8 +207,3 @@ def _element(tag: str, props: dict[str, str], children: list[dict[str, Any]]) ->
 
 def _text(value: bool) -> str:
     return "true" if value else "false"
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(part.title() for part in rest)

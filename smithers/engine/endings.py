@@ -31,19 +31,19 @@ def end_or_park(run: "Progress", now_ms: int) -> Ending | None:
 
 def find_failure(facts: Facts) -> Problem | None:
     """Find the failure recorded by an earlier owner that died before the run's end: the first one, if there are more."""
-    failed = [
-        key
-        for key, fact in sorted(facts.nodes.items())
-        if fact.state is NodeState.FAILED and fact.wait != TOLERATED
-    ]
-    first = [key for key in failed if facts.nodes[key].wait != LATER]
-    if not first:
-        for turned in facts.tries.values():
-            if turned.phase in (TryPhase.RAISED, TryPhase.BROKEN):
-                return turned.problem
-    for key in first or failed:
-        return facts.nodes[key].error or Problem("TaskFailed", f"{key.node_id} failed")
-    return None
+    later: Problem | None = None
+    for key in sorted(facts.nodes):
+        fact = facts.nodes[key]
+        if fact.state is not NodeState.FAILED or fact.wait == TOLERATED:
+            continue
+        problem = fact.error or Problem("TaskFailed", f"{key.node_id} failed")
+        if fact.wait != LATER:
+            return problem
+        later = later or problem
+    for turned in facts.tries.values():
+        if turned.phase in (TryPhase.RAISED, TryPhase.BROKEN):
+            return turned.problem
+    return later
 
 
 def _park(run: "Progress", now_ms: int) -> Ending | None:

@@ -71,10 +71,6 @@ class NodeFact(NamedTuple):
     heartbeat: str | None = None  # its body's newest heartbeat: JSON text
     loop: str | None = None  # its innermost loop, whose iteration is in its key
 
-    def but(self, **changes: Any) -> "NodeFact":
-        """Return the same fact with these fields changed."""
-        return self._replace(**changes)
-
 
 @dataclass(frozen=True, slots=True)
 class LoopFact:

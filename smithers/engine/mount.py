@@ -5,6 +5,7 @@ Pure. A mounted tree lives until the next render; the schedule keeps its cursors
 
 from dataclasses import dataclass, field
 from enum import Enum
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from smithers.engine.facts import Facts, LoopFact, NodeKey, TryFact, place_in_time
@@ -24,6 +25,7 @@ from smithers.tree import (
     Task,
     Try,
 )
+from smithers.tree.groups import LEAVES
 
 MAX_DEPTH: Final = 100
 MAX_LEAVES: Final = 100_000
@@ -66,6 +68,7 @@ _SAGA_FATES: Final = dict.fromkeys(TryPhase, (Fate.DEAD, Fate.LIVE)) | {
 }
 
 LoopPath = tuple[tuple[str, int], ...]  # (loop's written id, iteration), outermost first
+_LOOP_OF: Final = itemgetter(0)
 
 
 @dataclass(eq=False, slots=True)
@@ -148,7 +151,7 @@ class Mounted:
     """A rendered tree with a place for everything."""
 
     root: GroupPlace
-    tree: Element
+    tree: Sequence
     leaves: dict[NodeKey, LeafPlace] = field(default_factory=dict)
     unchosen: dict[NodeKey, Leaf] = field(default_factory=dict)  # leaves of branches not taken
     keys: dict[str, NodeKey] = field(default_factory=dict)  # written id → key in this tree
@@ -206,17 +209,17 @@ def key_in(written: str, path: LoopPath) -> NodeKey:
 
 
 def mount(
-    tree: Element, facts: Facts, *, budget: Budget | None = None, is_stopped: bool = False
+    tree: Sequence, facts: Facts, *, budget: Budget | None = None, is_stopped: bool = False
 ) -> Mounted:
     """Place a whole tree; raise DuplicateNodeId, or InvalidTree for one too deep or too large.
 
     `budget`: the run's, which is outside the tree. `is_stopped`: the run is ending, and only clean-up may go on.
     """
-    root = GroupPlace(children=[])
-    mounted = Mounted(root=root, tree=tree)
+    mounted = Mounted(root=GroupPlace([]), tree=tree)
     fate = Fate.STOPPED if is_stopped else Fate.LIVE
     mounting = _Mounting(mounted, facts, fate)
-    mounting.place(tree, root, (), 0)
+    for child in tree.children:
+        mounting.place(child, mounted.root, (), 1)
     if budget is not None:
         mounting.place_budget(budget)
     return mounted
@@ -235,6 +238,9 @@ class _Mounting:
     def place(self, element: Element, parent: GroupPlace, path: LoopPath, depth: int) -> None:
         if depth > MAX_DEPTH:
             raise InvalidTree(f"the tree is nested deeper than {MAX_DEPTH}")
+        if isinstance(element, LEAVES):  # first: most are
+            self._place_leaf(element, parent, path)
+            return
         match element:
             case Sequence():
                 self._place_group(element.children, GroupPlace([]), parent, path, depth)
@@ -251,8 +257,8 @@ class _Mounting:
                 self._place_loop(element, parent, path, depth)
             case Try() | Saga():
                 self._place_try(element, parent, path, depth)
-            case _:
-                self._place_leaf(element, parent, path)
+            case Budget():
+                raise AssertionError("a budget stands beside the tree")
 
     def place_budget(self, budget: Budget) -> None:
         """Place a budget outside any order: nothing waits for it, and each grant is an iteration of it."""
@@ -311,7 +317,7 @@ class _Mounting:
         fact = self.facts.tries.get(try_id, TryFact())
         place = TryPlace(try_id, element, fact, GroupPlace([], parent=parent))
         mounted.tries[try_id] = place
-        mounted.loop_paths[element.id] = tuple(loop for loop, _ in path)
+        mounted.loop_paths[element.id] = tuple(map(_LOOP_OF, path))
         parent.children.append(place.group)
         if before is Fate.LIVE or (before in (Fate.DEAD, Fate.STOPPED) and is_cleaning(place.fact)):
             place.group.try_place = place
@@ -367,7 +373,7 @@ class _Mounting:
             raise InvalidTree(f"the id {key.node_id!r} is too long with its loops' path")
         mounted.keys[leaf.id] = key
         self.order.append(key)
-        mounted.loop_paths[leaf.id] = tuple(loop for loop, _ in path)
+        mounted.loop_paths[leaf.id] = tuple(map(_LOOP_OF, path))
         match self.fate:
             case Fate.LIVE:
                 place = LeafPlace(key, leaf, len(mounted.keys), parent)

@@ -22,21 +22,21 @@ def wait(
 ) -> None:
     """Let a node wait, for at most `timeout_s`."""
     due_ms = None if timeout_s is None else moment_after(now_ms, timeout_s)
-    run.put(key, fact.but(state=state, due_ms=due_ms))
+    run.put(key, fact._replace(state=state, due_ms=due_ms))
     if due_ms is not None:
         run.at(due_ms, key)
 
 
 def finish(run: "Progress", key: NodeKey, fact: NodeFact, output: str | None) -> None:
     """Let a node finish; `output` is JSON text, or None if it has none."""
-    run.put(key, fact.but(state=NodeState.FINISHED, output=output, due_ms=None))
+    run.put(key, fact._replace(state=NodeState.FINISHED, output=output, due_ms=None))
     run.say(EventType.NODE_FINISHED, key, attempt=max(fact.attempt, 1))
     run.settle(key)
 
 
 def skip(run: "Progress", key: NodeKey, fact: NodeFact) -> None:
     """Skip a node for good."""
-    run.put(key, fact.but(state=NodeState.SKIPPED, due_ms=None))
+    run.put(key, fact._replace(state=NodeState.SKIPPED, due_ms=None))
     run.say(EventType.NODE_SKIPPED, key)
     run.settle(key)
 
@@ -45,7 +45,7 @@ def fail(
     run: "Progress", key: NodeKey, fact: NodeFact, problem: Problem, *, is_tolerated: bool = False
 ) -> None:
     """Let a node fail, and propagate the failure unless it is tolerated."""
-    fact = fact.but(state=NodeState.FAILED, error=problem, due_ms=None)
+    fact = fact._replace(state=NodeState.FAILED, error=problem, due_ms=None)
     run.say(EventType.NODE_FAILED, key, attempt=max(fact.attempt, 1), error=problem.to_wire())
     put_failed(run, key, fact, problem, is_tolerated=is_tolerated)
 
@@ -58,5 +58,5 @@ def put_failed(
     if not is_tolerated:
         leaf = run.find_leaf(key)
         is_tolerated = tries.fail_at(run, None if leaf is None else leaf.parent, problem)
-    run.put(key, fact.but(wait=TOLERATED if is_tolerated else why))
+    run.put(key, fact._replace(wait=TOLERATED if is_tolerated else why))
     run.settle(key)

@@ -23,6 +23,8 @@ def record_places(run: "Progress", rendered: Rendered, before: Rendered | None) 
     """Record the new tree's effect on nodes that have not run; `before`: the previous tree here."""
     mounted = rendered.mounted
     was_mounted = before.mounted.leaves if before is not None else {}
+    # After a take-up it is unknown what was mounted: every unsettled node is checked.
+    known = [*was_mounted] if before is not None else sorted(run.facts.nodes)
     _stop_leaves(run, mounted)
     for key, leaf in mounted.leaves.items():
         fact = run.facts.nodes.get(key)
@@ -32,7 +34,7 @@ def record_places(run: "Progress", rendered: Rendered, before: Rendered | None) 
             run.put(key, _pending(fact, leaf.element))
         elif fact.state.is_waiting and not _fits(leaf.element, fact):
             run.cancel_node(key, fact, "unmounted")
-            run.put(key, _new_fact(leaf.element, mounted).but(attempt=fact.attempt))
+            run.put(key, _new_fact(leaf.element, mounted)._replace(attempt=fact.attempt))
         elif fact.state is NodeState.PENDING and fact.kind != _kind_of(leaf.element):
             # No event: it is as pending as before. Its wait is told by its kind once it has begun.
             run.put(key, _pending(fact, leaf.element))
@@ -42,8 +44,7 @@ def record_places(run: "Progress", rendered: Rendered, before: Rendered | None) 
         run.say(EventType.NODE_PENDING, key)
     for key, unchosen in mounted.unchosen.items():
         _pass_over(run, key, run.facts.nodes.get(key) or _new_fact(unchosen, mounted))
-    # After a take-up it is unknown what was mounted: every unsettled node is checked.
-    for key in [*was_mounted] if before is not None else sorted(run.facts.nodes):
+    for key in known:
         if not mounted.has(key):
             _pass_over(run, key, run.facts.nodes.get(key))
 
@@ -68,7 +69,7 @@ def _pass_over(run: "Progress", key: NodeKey, fact: NodeFact | None) -> None:
     elif fact.state.is_waiting or key in run.facts.lost:
         run.cancel_node(key, fact, "unmounted")
     elif fact.state is NodeState.PENDING:
-        run.put(key, fact.but(state=NodeState.SKIPPED, wait=UNCHOSEN, due_ms=None))
+        run.put(key, fact._replace(state=NodeState.SKIPPED, wait=UNCHOSEN, due_ms=None))
         run.say(EventType.NODE_SKIPPED, key)
 
 
@@ -132,7 +133,7 @@ def _stop_leaves(run: "Progress", mounted: Mounted) -> None:
 
 def _pending(fact: NodeFact, leaf: Leaf) -> NodeFact:
     """Return the fact of a node that will begin as the tree's present element; it may have been of another kind."""
-    return fact.but(state=NodeState.PENDING, kind=_kind_of(leaf), label=leaf.label, wait=None)
+    return fact._replace(state=NodeState.PENDING, kind=_kind_of(leaf), label=leaf.label, wait=None)
 
 
 def _kind_of(leaf: Leaf) -> str:

@@ -185,7 +185,7 @@ class Progress:
         for key, fact in turn.nodes.items():
             known = fact
             if key in turn.started or fact.state.is_waiting:
-                known = fact.but(started_ms=now_ms)
+                known = fact._replace(started_ms=now_ms)
                 self.facts.put(key, known)
             self.committed.put(key, known)
         self.committed.loops.update(turn.loops)
@@ -205,7 +205,7 @@ class Progress:
         if self.is_cut_short:
             return 0
         due_ms = self._dues.next_ms(self.facts)
-        if not self.is_cleaning or self._cleanup_ends_ms is None:
+        if self._cleanup_ends_ms is None or not self.is_cleaning:
             return due_ms
         return self._cleanup_ends_ms if due_ms is None else min(due_ms, self._cleanup_ends_ms)
 
@@ -296,7 +296,7 @@ class Progress:
     def cancel_node(self, key: NodeKey, fact: NodeFact, reason: str) -> None:
         """Cancel a node, and withdraw its question or wait."""
         waits.withdraw(self, key, fact)
-        self.put(key, fact.but(state=NodeState.CANCELLED, due_ms=None))
+        self.put(key, fact._replace(state=NodeState.CANCELLED, due_ms=None))
         self.say(EventType.NODE_CANCELLED, key, reason=reason)
 
     # Inside.
@@ -387,7 +387,7 @@ class Progress:
         for place in schedule.take_reached_tries():
             if self._may_begin:
                 tries.enter(self, place)
-        loops, ended_tries = schedule.take_ended_loops(), schedule.take_ended_tries()
+        loops, ended_tries = schedule.take_ended()
         # A tree that will be remounted shows then what has ended in it.
         if self._is_overtaken or not (loops or ended_tries):
             return self._needs_render

@@ -44,7 +44,7 @@ def ask(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
     request = _request(run, element)
     _put_request(run, leaf.key, request)
     shown = {name: request[name] for name in ("mode", "options", "spent") if name in request}
-    fact = fact.but(wait=orjson.dumps(shown).decode() if shown else None)
+    fact = fact._replace(wait=orjson.dumps(shown).decode() if shown else None)
     outcomes.wait(run, leaf.key, fact, NodeState.WAITING_APPROVAL, now_ms, timeout_s)
     _say_asked(run, leaf.key)
 
@@ -68,7 +68,7 @@ def apply_decision(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
     match leaf.element:
         case Task() as task:
             if decision.status is ApprovalStatus.APPROVED:
-                run.put(leaf.key, fact.but(state=NodeState.PENDING, due_ms=None))
+                run.put(leaf.key, fact._replace(state=NodeState.PENDING, due_ms=None))
                 run.rest.go_on()
                 run.make_ready(leaf)
             else:

@@ -55,7 +55,9 @@ class Ready:
             run.in_flight.add(key)
             run.turn.started.add(key)
             run.turn.starts.append(Start(leaf, attempt))
-            fact = fact.but(state=NodeState.IN_PROGRESS, attempt=attempt, due_ms=None, wait=None)
+            fact = fact._replace(
+                state=NodeState.IN_PROGRESS, attempt=attempt, due_ms=None, wait=None
+            )
             run.put(key, fact)
             run.say(EventType.NODE_STARTED, key, attempt=attempt)
         for entry in held_back:

@@ -6,10 +6,9 @@ decided twice.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 from pydantic import ValidationError
@@ -29,7 +28,7 @@ from smithers.outputs import (
 )
 from smithers.texts import text_of
 from smithers.tracebacks import author_traceback, find_place
-from smithers.tree import Budget, Sequence, Spent, collect
+from smithers.tree import Budget, Sequence, Spent
 from smithers.workflow import Workflow
 
 MAX_PASSES: Final = 5
@@ -38,12 +37,12 @@ SPENT: Final = "spent"
 
 # Says where in the source of a run a workflow is, as ChildStart has it; None: under no name.
 FindExport = Callable[[Workflow[Any]], str | None]
+Build = Callable[[], Any]  # calls an author's function
 # Calls what it is given, which is an author's; raises TimeoutError where it takes longer than a render may.
-Guard = Callable[[Callable[[], Any]], Any]
+Guard = Callable[[Build], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
+class Rendered(NamedTuple):
     """A mounted tree and its builder's reads."""
 
     mounted: Mounted
@@ -51,8 +50,7 @@ class Rendered:
     context: Context[Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Renderer:
+class Renderer(NamedTuple):
     """What the renders of one run share."""
 
     run_id: RunId
@@ -64,7 +62,7 @@ class Renderer:
     carried: str = "null"  # what the run that this one goes on for has handed over: JSON text
     budget: Budget | None = None
     # Of the budget, by the run that this one goes on for.
-    spent: Spent = field(default_factory=Spent)
+    spent: Spent = Spent()
     find_export: FindExport = attrgetter("name")
     keeps_queue: bool = False  # what the run starts has its queue, whatever its workflow says
 
@@ -149,7 +147,7 @@ class Renderer:
             raise RenderFailed(
                 f"the builder of {self.workflow.name} returned None: is a return missing? [] says that nothing is to be done"
             )
-        return Sequence(collect((built,)))
+        return Sequence(built)
 
 
 def build_renderer(

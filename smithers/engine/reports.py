@@ -24,7 +24,7 @@ def lose_attempt(run: "Progress", key: NodeKey) -> None:
     fact = run.facts.nodes[key]
     end = AttemptEnd(key, fact.attempt, AttemptState.LOST, fact.started_ms, None)
     run.turn.attempts.append(end)
-    run.put(key, fact.but(state=NodeState.PENDING))
+    run.put(key, fact._replace(state=NodeState.PENDING))
     run.facts.lost.add(key)
 
 
@@ -35,7 +35,7 @@ def finish_attempt(
     if cached is not None:
         run.turn.cached.append(cached)
     fact = _end_attempt(run, key, AttemptState.FINISHED, None)
-    run.put(key, fact.but(state=NodeState.FINISHED, output=output, error=None))
+    run.put(key, fact._replace(state=NodeState.FINISHED, output=output, error=None))
     run.say(EventType.NODE_FINISHED, key, attempt=fact.attempt)
     run.settle(key)
 
@@ -49,20 +49,20 @@ def fail_attempt(run: "Progress", key: NodeKey, problem: Problem, now_ms: int) -
     if problem.code == HEARTBEAT_TIMEOUT:
         run.say(EventType.TASK_HEARTBEAT_TIMEOUT, key, attempt=fact.attempt)
     run.say(EventType.NODE_FAILED, key, attempt=fact.attempt, error=problem.to_wire())
-    fact = fact.but(failures=failures, error=problem)
+    fact = fact._replace(failures=failures, error=problem)
     if task is not None and failures <= task.retries:
         # Nothing starts any more: the remaining retries are for a resume.
         if run.is_ending and not run.is_cleaning:
-            run.put(key, fact.but(state=NodeState.PENDING))
+            run.put(key, fact._replace(state=NodeState.PENDING))
             return
         due_ms = now_ms + backoff_ms(task.retry, failures, f"{run.renderer.run_id}/{key}")
-        run.put(key, fact.but(state=NodeState.PENDING, due_ms=due_ms))
+        run.put(key, fact._replace(state=NodeState.PENDING, due_ms=due_ms))
         run.rest.go_on()
         run.say(EventType.NODE_RETRYING, key, attempt=fact.attempt + 1)
         run.at(due_ms, key)
         return
     is_tolerated = task is None or task.continue_on_fail  # None: it has left the tree
-    put_failed(run, key, fact.but(state=NodeState.FAILED), problem, is_tolerated=is_tolerated)
+    put_failed(run, key, fact._replace(state=NodeState.FAILED), problem, is_tolerated=is_tolerated)
 
 
 def abort_attempt(run: "Progress", key: NodeKey, reason: str) -> None:
@@ -74,7 +74,7 @@ def abort_attempt(run: "Progress", key: NodeKey, reason: str) -> None:
         return
     if run.is_ending:
         return
-    run.put(key, fact.but(state=NodeState.PENDING))  # back in the tree meanwhile
+    run.put(key, fact._replace(state=NodeState.PENDING))  # back in the tree meanwhile
     run.say(EventType.NODE_PENDING, key)
     run.ask_render()
 
@@ -90,7 +90,7 @@ def park_attempt(run: "Progress", key: NodeKey, took_ms: int) -> None:
         abort_attempt(run, key, run.reason if run.is_ending else "unmounted")
         return
     fact = _end_attempt(run, key, AttemptState.PARKED, None)
-    run.put(key, fact.but(state=NodeState.PENDING, wait=PARKED))
+    run.put(key, fact._replace(state=NodeState.PENDING, wait=PARKED))
     run.say(EventType.NODE_PENDING, key)
     run.make_ready(leaf)
 
@@ -102,7 +102,7 @@ def record_output(run: "Progress", key: NodeKey, attempt: int, text: str, stream
 
 def record_heartbeat(run: "Progress", key: NodeKey, attempt: int, data: str) -> None:
     """Record a body's heartbeat, JSON text."""
-    run.put(key, run.facts.nodes[key].but(heartbeat=data))
+    run.put(key, run.facts.nodes[key]._replace(heartbeat=data))
     run.say(EventType.TASK_HEARTBEAT, key, attempt=attempt)
 
 
@@ -150,7 +150,7 @@ def refuse_turn(run: "Progress", problem: Problem) -> None:
     for end in refused.attempts:
         fact = run.facts.nodes[end.key]
         run.turn.attempts.append(end._replace(state=AttemptState.FAILED, error=problem))
-        run.put(end.key, fact.but(state=NodeState.FAILED, error=problem))
+        run.put(end.key, fact._replace(state=NodeState.FAILED, error=problem))
         error = problem.to_wire()
         run.say(EventType.NODE_FAILED, end.key, attempt=end.attempt, error=error)
 

@@ -8,10 +8,14 @@ that tasks which depend on each other may be in a parallel in any order.
 """
 
 import heapq
+from operator import attrgetter
+from typing import Final
 
 from smithers.engine.facts import Facts, NodeKey
 from smithers.engine.mount import GroupPlace, LeafPlace, LoopPlace, Mounted, TryPlace
 from smithers.states import NodeState
+
+_POSITION: Final = attrgetter("position")
 
 
 class Schedule:
@@ -58,22 +62,21 @@ class Schedule:
                 if around.held:  # the room that it was offered and did not use
                     _offer_room(around, queue)
                 around = around.parent
-        opened.sort(key=lambda leaf: leaf.position)
+        opened.sort(key=_POSITION)
         return opened
-
-    def take_ended_loops(self) -> list[LoopPlace]:
-        """Return the loops whose iteration has ended since the last call: each needs a render to go on."""
-        ended, self._ended_loops = self._ended_loops, []
-        return ended
 
     def take_reached_tries(self) -> list[TryPlace]:
         """Return the Trys and Sagas whose turn has come since the last call."""
         reached, self._reached_tries = self._reached_tries, []
         return reached
 
-    def take_ended_tries(self) -> list[TryPlace]:
-        """Return the Trys and Sagas whose phase has ended since the last call: each needs a render to go on."""
-        ended, self._ended_tries = self._ended_tries, []
+    def take_ended(self) -> tuple[list[LoopPlace], list[TryPlace]]:
+        """Return the loops whose iteration has ended since the last call, and the Trys and Sagas whose phase has.
+
+        Each needs a render to go on.
+        """
+        ended = self._ended_loops, self._ended_tries
+        self._ended_loops, self._ended_tries = [], []
         return ended
 
     def blocked(self) -> list[tuple[NodeKey, list[str]]]:
@@ -140,15 +143,11 @@ class Schedule:
         if fact is not None and fact.state.is_settled:
             leaf.is_closed = True
             return True
-        unmet = [
-            wanted
-            for wanted in self.mounted.dependencies(leaf.element, self._facts)
-            if isinstance(wanted, str) or not self._is_out_of_the_way(wanted)
-        ]
-        leaf.unmet_count = len(unmet)
-        for wanted in unmet:
-            self._waiting_on.setdefault(wanted, []).append(leaf)
-        if not unmet:
+        for wanted in self.mounted.dependencies(leaf.element, self._facts):
+            if isinstance(wanted, str) or not self._is_out_of_the_way(wanted):
+                leaf.unmet_count += 1
+                self._waiting_on.setdefault(wanted, []).append(leaf)
+        if not leaf.unmet_count:
             self._reached.append(leaf)
         return False
 
@@ -184,15 +183,14 @@ class Schedule:
 
     def _take_room(self, leaf: LeafPlace, queue: list[tuple[int, LeafPlace]]) -> None:
         leaf.is_open = True
-        child: LeafPlace | GroupPlace = leaf
         is_alone, group = True, leaf.parent
         while group is not None:
             was_idle = group.open_count == 0
             group.open_count += 1
             group.busy_count += is_alone
-            if isinstance(child, GroupPlace) and child.held_here:
-                _offer(child.take_held_here(), queue)  # they need no room of their own now
-            is_alone, child, group = was_idle, group, group.parent
+            if group.held_here:
+                _offer(group.take_held_here(), queue)  # they need no room of their own now
+            is_alone, group = was_idle, group.parent
 
     def _give_room_back(self, leaf: LeafPlace) -> None:
         is_alone, group = True, leaf.parent

@@ -1,7 +1,7 @@
 """One turn of a run: everything that is committed together, and what may start afterwards."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, Literal, NamedTuple
 
@@ -144,30 +144,30 @@ class Ending:
     successor: ChildStart | None = None  # the run's continuation
 
 
-@dataclass(slots=True)
 class Turn:
     """All changes since the last commit."""
 
-    events: list[EventDraft] = field(default_factory=list)
-    nodes: dict[NodeKey, NodeFact] = field(default_factory=dict)
-    started: set[NodeKey] = field(default_factory=set)
-    attempts: list[AttemptEnd] = field(default_factory=list)
-    loops: dict[LoopId, LoopFact] = field(default_factory=dict)
-    approvals: list[ApprovalChange] = field(default_factory=list)
-    signals: list[tuple[int, NodeKey]] = field(default_factory=list)  # (signal's seq, who took it)
-    tries: dict[TryId, TryFact] = field(default_factory=dict)
-    # A call that begins and ends in one turn is one row: (node, attempt, number) of each.
-    tool_calls: dict[tuple[NodeKey, int, int], ToolCall] = field(default_factory=dict)
-    cached: list[CachedOutput] = field(default_factory=list)
-    children: list[ChildStart] = field(default_factory=list)
-    abandoned: list[NodeKey] = field(default_factory=list)  # their children are not awaited
-    frame: FrameDraft | None = None
-    status: RunStatus | None = None  # the run goes on, under another status
-    starts: list[Start] = field(default_factory=list)
-    aborts: list[Abort] = field(default_factory=list)
-    # Questions whose time has run out: denied like any other, by `system:timeout`.
-    timeouts: list[NodeKey] = field(default_factory=list)
-    ending: Ending | None = None
+    def __init__(self) -> None:
+        self.events: list[EventDraft] = []
+        self.nodes: dict[NodeKey, NodeFact] = {}
+        self.started: set[NodeKey] = set()
+        self.attempts: list[AttemptEnd] = []
+        self.loops: dict[LoopId, LoopFact] = {}
+        self.approvals: list[ApprovalChange] = []
+        self.signals: list[tuple[int, NodeKey]] = []  # (signal's seq, who took it)
+        self.tries: dict[TryId, TryFact] = {}
+        # A call that begins and ends in one turn is one row: (node, attempt, number) of each.
+        self.tool_calls: dict[tuple[NodeKey, int, int], ToolCall] = {}
+        self.cached: list[CachedOutput] = []
+        self.children: list[ChildStart] = []
+        self.abandoned: list[NodeKey] = []  # their children are not awaited
+        self.frame: FrameDraft | None = None
+        self.status: RunStatus | None = None  # the run goes on, under another status
+        self.starts: list[Start] = []
+        self.aborts: list[Abort] = []
+        # Questions whose time has run out: denied like any other, by `system:timeout`.
+        self.timeouts: list[NodeKey] = []
+        self.ending: Ending | None = None
 
     @property
     def is_empty(self) -> bool:

@@ -152,7 +152,7 @@ def _await_signal(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int)
         {"signalName": element.event, "correlationId": element.correlation_id}
     ).decode()
     outcomes.wait(
-        run, leaf.key, fact.but(wait=wait), NodeState.WAITING_EVENT, now_ms, element.timeout_s
+        run, leaf.key, fact._replace(wait=wait), NodeState.WAITING_EVENT, now_ms, element.timeout_s
     )
     run.say(EventType.NODE_WAITING_EVENT, leaf.key, signalName=element.event)
 
@@ -166,7 +166,7 @@ def _set_timer(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) ->
         due_ms, kind = min(round(element.until.timestamp() * 1000), longest_ms), "absolute"
     else:
         due_ms, kind = moment_after(now_ms, element.duration_s or 0), "duration"
-    fact = fact.but(state=NodeState.WAITING_TIMER, due_ms=due_ms)
+    fact = fact._replace(state=NodeState.WAITING_TIMER, due_ms=due_ms)
     run.say(
         EventType.TIMER_CREATED,
         leaf.key,

@@ -47,7 +47,8 @@ levels (queue, priority) AS (
 # claim records it. A resumed run stays `queued` until that commit, which begins its era: if its owner dies before that, the
 # next one sees the same. Suspects, and runs that need a child of their own, are not claimed here.
 # A claim does not wait for its flush (docs/adr/0014): whatever its owner commits is flushed after it. If Postgres crashes
-# before, the run is due again, and the epoch, in microseconds since 1970, is not given a second time.
+# before, the run is due again, and the epoch is not given a second time: it is the time in milliseconds and 20 random bits,
+# or, where the clock was put back, the last one plus one and a random number.
 CLAIM_RUNS: Final = """
 WITH RECURSIVE alive AS MATERIALIZED (
     SELECT worker_id, set_config('synchronous_commit', 'off', true)
@@ -64,7 +65,7 @@ due AS MATERIALIZED (
 claimed AS (
     UPDATE smithers.runs AS r SET
         owner_id = $3, commit_no = 0, due_at = NULL,
-        epoch = greatest(epoch + 1, (extract(epoch FROM smithers.clock()) * 1000000)::bigint),
+        epoch = greatest(epoch + 1, smithers.to_ms(smithers.clock()) << 20) + floor(random() * (1 << 20))::bigint,
         status = CASE WHEN status = 'queued' AND era = 0 THEN 'running' ELSE status END,
         started_at = coalesce(started_at, smithers.clock())
     FROM due WHERE r.run_id = due.run_id

@@ -12,6 +12,7 @@ a connection of its own, with a far longer time-out, and delays nobody; if it is
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Self, assert_never
 from uuid import UUID
@@ -23,13 +24,13 @@ from smithers.engine.facts import Problem
 from smithers.engine.rendering import SPENT
 from smithers.engine.turn import ChildStart, Turn
 from smithers.errors import CallTooLong, LeaseLost, StoreError, StoreUnavailable
-from smithers.events import EventType, correlation_json, event_parts
+from smithers.events import Envelope, EventType, event_parts
 from smithers.ids import WorkerId
 from smithers.states import NodeState
 from smithers.store.claims import ClaimedRun
 from smithers.store.connections import driver_errors
 from smithers.store.hints import Channel, pack_hints
-from smithers.store.lanes import Lane
+from smithers.store.lanes import Lane, one_by_one
 
 RETRY_PAUSE_S: Final = 0.2  # while the database is away
 PATIENT_S: Final = 300.0  # for a turn that is too long for a call
@@ -56,7 +57,7 @@ class TurnCommit(NamedTuple):
     """A turn, and whose it is."""
 
     claim: ClaimedRun
-    correlation: str
+    envelope: Envelope
     commit_no: int  # counts this owner's commits of the run, from 1
     frame_no: int
     expected_seq: int | None  # set if news would change the turn: parks, ends
@@ -138,10 +139,7 @@ class Committer:
         except StoreError as error:
             if len(changes) == 1:
                 return [error]
-        results: list[Committed | Exception] = []
-        for change in changes:
-            results += await self._flush(connection, [change])
-        return results
+        return await one_by_one(changes, partial(self._flush, connection))
 
 
 async def _commit_group(
@@ -168,8 +166,9 @@ async def _commit_group(
 
 def _hints(changes: Sequence[TurnCommit]) -> dict[Channel, set[str]]:
     """Return the group's hints; a hint about an uncommitted turn leads to nothing new."""
-    hints: dict[Channel, set[str]] = {Channel.EVENTS: {change.claim.run_id for change in changes}}
+    hints: dict[Channel, set[str]] = {Channel.EVENTS: set()}
     for change in changes:
+        hints[Channel.EVENTS].add(change.claim.run_id)
         for channel, names in change.hints.items():
             hints.setdefault(channel, set()).update(names)
     return hints
@@ -214,12 +213,12 @@ class _Rows:
         self._add_run(change)
         ending = turn.ending
         events = turn.events if ending is None else [*turn.events, *ending.events]
-        for event_no, event in enumerate(events, start=1):
-            head, tail = event_parts(event.type, run_id, change.correlation, event.fields)
+        for event_no, (event_type, fields) in enumerate(events, start=1):
+            head, tail = event_parts(event_type, change.envelope, fields)
             self.events.append((number, run_id, event_no, head, tail))
         self._add_nodes(number, change)
         for end in turn.attempts:
-            error = problem_json(end.error)
+            error = end.error and problem_json(end.error)
             self.attempts.append(
                 (number, run_id, *end.key, end.attempt, end.state, end.started_ms, error)
             )
@@ -228,7 +227,7 @@ class _Rows:
         for loop_id, loop in turn.loops.items():
             self.loops.append((number, run_id, loop_id, loop.iteration, loop.is_done))
         for try_id, place in turn.tries.items():
-            problem = problem_json(place.problem)
+            problem = place.problem and problem_json(place.problem)
             self.tries.append((number, run_id, try_id, place.phase, place.is_done, problem))
         # Asked and withdrawn in one turn is one change of one row.
         for approval in {change.key: change for change in turn.approvals}.values():
@@ -241,12 +240,12 @@ class _Rows:
             self.tool_calls.append((number, run_id, *key, attempt, *call))
         self._add_children(number, change)
         for cached in turn.cached:
-            fields = (cached.key.node_id, cached.cache_key, cached.output, cached.ttl_ms)
-            self.cached.append((number, run_id, *fields))
+            of_node = (cached.key.node_id, cached.cache_key, cached.output, cached.ttl_ms)
+            self.cached.append((number, run_id, *of_node))
 
     def _add_run(self, change: TurnCommit) -> None:
         turn, ending = change.turn, change.turn.ending
-        output = None if ending is None else ending.output
+        output, error = (None, None) if ending is None else (ending.output, ending.error)
         count = len(turn.events) + (0 if ending is None else len(ending.events))
         self.runs.append(
             (
@@ -261,7 +260,7 @@ class _Rows:
                 count,
                 change.frame_no,
                 change.is_cleared,
-                None if ending is None else problem_json(ending.error),
+                error and problem_json(error),
                 None if output is None else output.node_id,
                 None if output is None else output.iteration,
                 change.has_cleanup or None,
@@ -277,33 +276,33 @@ class _Rows:
             self.children.append(_child_row(number, change, child))
 
     def _add_nodes(self, number: int, change: TurnCommit) -> None:
+        run_id, started = change.claim.run_id, change.turn.started
         for key, fact in change.turn.nodes.items():
             self.nodes.append(
                 (
                     number,
-                    change.claim.run_id,
-                    key.node_id,
-                    key.iteration,
+                    run_id,
+                    *key,
                     fact.kind,
                     fact.label,
                     fact.state,
                     fact.attempt,
                     fact.failures,
-                    key in change.turn.started or fact.state.is_waiting,
+                    key in started or fact.state.is_waiting,
                     fact.state.is_settled or fact.state is NodeState.CANCELLED,
                     fact.due_ms,
                     fact.wait,
                     fact.loop,
                     fact.heartbeat,
                     fact.output,
-                    problem_json(fact.error),
+                    fact.error and problem_json(fact.error),
                 )
             )
 
 
 def _child_row(number: int, change: TurnCommit, child: ChildStart) -> tuple[Any, ...]:
     claim = change.claim
-    correlation = correlation_json(child.run_id, child.workflow_name)
+    envelope = Envelope.of(child.run_id, child.workflow_name)
     return (
         number,
         claim.run_id,
@@ -321,7 +320,7 @@ def _child_row(number: int, change: TurnCommit, child: ChildStart) -> tuple[Any,
         child.carried,
         child.queue,
         child.is_solo,
-        *event_parts(EventType.RUN_STARTED, child.run_id, correlation, {}),
+        *event_parts(EventType.RUN_STARTED, envelope, {}),
     )
 
 
@@ -334,10 +333,8 @@ def _config_of(child: ChildStart, claim: ClaimedRun) -> str:
     return orjson.dumps(config).decode()
 
 
-def problem_json(problem: Problem | None) -> str | None:
+def problem_json(problem: Problem) -> str:
     """Return a problem as stored: the API's fields, and the traceback for operators."""
-    if problem is None:
-        return None
     kept = problem.to_wire()
     if problem.traceback is not None:
         kept["traceback"] = problem.traceback

@@ -144,19 +144,25 @@ async def notify(
 
 def pack_hints(hints: Mapping[Channel, Iterable[str]]) -> tuple[list[str], list[str]]:
     """Return the channels and payloads of the notifications for these hints."""
-    packed = [(channel, text) for channel in hints for text in _payloads(hints[channel])]
-    return [channel for channel, _ in packed], [text for _, text in packed]
+    channels: list[str] = []
+    payloads: list[str] = []
+    for channel, names in hints.items():
+        packed = _pack(names)
+        channels += [channel] * len(packed)
+        payloads += packed
+    return channels, payloads
 
 
-def _payloads(names: Iterable[str]) -> list[str]:
+def _pack(names: Iterable[str]) -> list[str]:
     """Pack names into as few payloads as Postgres allows."""
-    lines: list[list[str]] = []
+    packed: list[str] = []
     room_bytes = 0
     for name in sorted(names):
         size_bytes = len(name.encode()) + 1
-        if not lines or size_bytes > room_bytes:
-            lines.append([])
+        if packed and size_bytes <= room_bytes:
+            packed[-1] += f" {name}"
+        else:
+            packed.append(name)
             room_bytes = MAX_PAYLOAD_BYTES
-        lines[-1].append(name)
         room_bytes -= size_bytes
-    return [" ".join(line) for line in lines]
+    return packed

@@ -13,7 +13,7 @@ from typing import Final
 
 import asyncpg
 
-from smithers.events import EventType, correlation_json, event_parts
+from smithers.events import Envelope, EventType, event_parts
 from smithers.ids import RunId
 from smithers.store.connections import driver_errors, transaction
 from smithers.store.hints import Channel
@@ -174,6 +174,6 @@ def _reservation(row: asyncpg.Record) -> Reservation:
     fields = dict(row)
     bundle = fields.pop("bundle")
     run_id = RunId(row["run_id"])
-    correlation = correlation_json(run_id, row["workflow_name"])
-    head, tail = event_parts(EventType.RUN_STARTED, run_id, correlation, {})
+    envelope = Envelope.of(run_id, row["workflow_name"])
+    head, tail = event_parts(EventType.RUN_STARTED, envelope, {})
     return Reservation(RunStart(**fields, head=head, tail=tail), bundle)

@@ -14,6 +14,7 @@ from smithers.ids import RunId, WorkerId
 from smithers.store import claims, descriptions, owners
 from smithers.store.connections import connect_listening, open_pool, prove
 from smithers.store.hints import Channel, Hints
+from smithers.store.schema import require_schema
 
 # Others believe after two seconds that a lock is gone; a silently lost one must be back soon.
 PROVE_EVERY_S: Final = 1.0
@@ -46,6 +47,10 @@ class PoolStore:
 
     hints: Hints
     _pool: asyncpg.Pool
+
+    async def require_schema(self) -> None:
+        """Raise SchemaMismatch unless the schema is at head or newer: with an older one children could commit nothing."""
+        await require_schema(self._pool)
 
     async def register(
         self,

@@ -90,7 +90,7 @@ def upgrade_schema(dsn: str) -> None:
     asyncio.run(run_alembic(dsn, lambda config: command.upgrade(config, "head")))
 
 
-async def require_schema(connection: asyncpg.Connection) -> None:
+async def require_schema(connection: asyncpg.Connection | asyncpg.Pool) -> None:
     """Raise SchemaMismatch, naming the command, unless the schema is at head or newer."""
     revision = await find_revision(connection)
     known = read_revisions()

@@ -19,8 +19,7 @@ from collections import Counter as Tally
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
-from multiprocessing import reduction
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import orjson
 
@@ -107,7 +106,7 @@ class Sheet:
 
     @classmethod
     def create(cls, page_count: int = PAGE_COUNT) -> Self:
-        """Make empty pages; hand `fd` down to processes that are exec'd, and the sheet itself to multiprocessing's."""
+        """Make empty pages; hand `fd` down to other processes."""
         fd = os.memfd_create("smithers-metrics")
         os.ftruncate(fd, page_count * PAGE_BYTES)
         return cls(fd)
@@ -137,14 +136,6 @@ class Sheet:
     def close(self) -> None:
         """Close the descriptor; open pages remain usable."""
         os.close(self.fd)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as a duplicate of the descriptor, for a spawned process."""
-        return _rebuild, (reduction.DupFd(self.fd),)
-
-
-def _rebuild(handed: Any) -> Sheet:
-    return Sheet(handed.detach())
 
 
 class Page:

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from smithers.defaults import DEFAULT_QUEUE
 from smithers.engine.children import next_run_id
-from smithers.events import EventType, correlation_json, event_parts
+from smithers.events import Envelope, EventType, event_parts
 from smithers.ids import NodeId, RunId, SourceHash, WorkerId
 from smithers.outputs import encode_output
 from smithers.source.loading import find_workflow
@@ -120,9 +120,8 @@ class Stage:
         self, workflow: Workflow[Any], run_id: RunId, given: str, auth: str, variables: Variables
     ) -> None:
         """Start a run, whose code sees these context variables; raises RunExists."""
-        head, tail = event_parts(
-            EventType.RUN_STARTED, run_id, correlation_json(run_id, workflow.name), {}
-        )
+        envelope = Envelope.of(run_id, workflow.name)
+        head, tail = event_parts(EventType.RUN_STARTED, envelope, {})
         start = starts.RunStart(
             run_id=run_id,
             workflow_name=workflow.name,

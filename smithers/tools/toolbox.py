@@ -143,18 +143,20 @@ class Toolbox(Protocol):
         """Run this on the worker's loop, and block this thread, which is a body's, until it is done."""
 
 
-TOOLBOX: Final[ContextVar[Toolbox]] = ContextVar("smithers_toolbox")
+# Returns the current attempt's toolbox, made when it is first asked for.
+TOOLBOX: Final[ContextVar[Callable[[], Toolbox]]] = ContextVar("smithers_toolbox")
 CALL: Final[ContextVar[CurrentCall]] = ContextVar("smithers_tool_call")
 
 
 def find_toolbox() -> Toolbox:
     """Return the current attempt's toolbox; raise SmithersError outside a task's body."""
     try:
-        return TOOLBOX.get()
+        open_toolbox = TOOLBOX.get()
     except LookupError:
         raise SmithersError(
             "tools are for the body of a task: a builder only says what is to be done"
         ) from None
+    return open_toolbox()
 
 
 def current_call() -> CurrentCall:

@@ -149,6 +149,7 @@ Child = Element | None | bool | Iterable["Child"]
 
 LEAVES: Final = (Task, Approval, HumanTask, Signal, Timer, Subflow, ContinueAsNew)
 GROUPS: Final = (Sequence, Parallel, Branch, Loop, Try, Saga)
+ELEMENTS: Final = LEAVES + GROUPS
 
 
 def collect(children: Iterable[Child]) -> tuple[Element, ...]:
@@ -158,7 +159,7 @@ def collect(children: Iterable[Child]) -> tuple[Element, ...]:
         given: object = child
         if given is None or isinstance(given, bool):
             continue
-        if isinstance(given, LEAVES + GROUPS):
+        if isinstance(given, ELEMENTS):
             found.append(given)
         elif isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping):
             found.extend(collect(given))

@@ -6,16 +6,22 @@ The plain ends and freezes are the nemesis's: see tests/faults/test_chaos.py. Ea
 import asyncio
 import os
 import shutil
-from contextlib import suppress
+import signal
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import asyncpg
 import pytest
 
+from bench import processes
 from chaos.postgres import PostgresServer
 from chaos.site import Site
+from smithers.store.schema import upgrade_schema
+from tests.support.data_dirs import scratch
 from tests.support.ordeals import go_through, site_on
-from tests.support.world import until
+from tests.support.turns import names
+from tests.support.world import World, until
 
 SLOW_SYNC = """
 #define _GNU_SOURCE
@@ -25,6 +31,96 @@ SLOW_SYNC = """
 SLOW(fsync)
 SLOW(fdatasync)
 """
+
+ONCE = """
+    import asyncio
+    import os
+    from ledger import mark
+    from smithers import Task, workflow
+
+    async def body(run):
+        mark(run)
+        while not os.path.exists("go"):
+            await asyncio.sleep(0.02)
+
+    @workflow
+    def once(ctx):
+        return Task("t", lambda: body(ctx.input["run"]))
+"""
+# What writes the log of Postgres besides those who commit.
+FLUSHING = "SELECT pid FROM pg_stat_activity WHERE backend_type IN ('walwriter', 'background writer', 'checkpointer')"
+CLAIMED = "SELECT count(*) FROM smithers.runs WHERE owner_id IS NOT NULL"
+AS_STARTED = (
+    "SELECT count(*) FROM smithers.runs WHERE owner_id IS NULL AND epoch = 0 AND status = 'queued'"
+)
+WORKERS = "SELECT count(*) FROM smithers.workers"
+
+
+@asynccontextmanager
+async def world_of_its_own(root: Path) -> AsyncIterator[tuple[World, PostgresServer]]:
+    """Have a world on a server that may be killed."""
+    with scratch() as place:
+        server = PostgresServer(place / "postgres")
+        try:
+            await asyncio.to_thread(server.__enter__)
+            await asyncio.to_thread(upgrade_schema, server.dsn)
+            async with World(server.dsn, root) as world:
+                yield world, server
+        finally:
+            await asyncio.to_thread(server.__exit__)
+
+
+def send(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        os.kill(pid, number)
+
+
+@contextmanager
+def stopped(pids: Collection[int]) -> Iterator[None]:
+    send(pids, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        send(pids, signal.SIGCONT)
+
+
+async def test_claims_that_a_crash_takes_back_lead_to_no_second_execution(tmp_path: Path) -> None:
+    """They wait for no flush. Who had them sends its first commits when others, who have the runs now, have sent theirs."""
+    run_ids = names(8)
+    async with world_of_its_own(tmp_path) as (world, server):
+        world.write("once.py", ONCE)
+        pool = world.start_pool(workers=2)
+        await until(lambda: has(world.sql, WORKERS, 2), "there are workers")
+        children = processes.descendants(pool.pid)
+        with stopped([pool.pid]):  # its heartbeats would flush the claims
+            send([row["pid"] for row in await world.sql.fetch(FLUSHING)], signal.SIGSTOP)
+            holder = await asyncpg.connect(server.dsn)
+            await holder.execute("BEGIN; LOCK TABLE smithers.nodes IN SHARE MODE")  # no commit ends
+            with stopped(children):  # a start that came after a claim would flush it, too
+                for run_id in run_ids:
+                    await world.start(run_id, "once.py", {"run": run_id})
+            await until(lambda: has(world.sql, CLAIMED, len(run_ids)), "all are claimed")
+            send(children, signal.SIGSTOP)
+            await asyncio.to_thread(server.kill)
+        with stopped(children):
+            await asyncio.to_thread(server.start)
+            holder.terminate()
+            world.sql.terminate()
+            world.sql = await asyncpg.connect(server.dsn)
+            assert await has(world.sql, AS_STARTED, len(run_ids))
+            world.start_pool(workers=2)
+            for run_id in run_ids:
+                await world.until_ledger(run_id)
+        await world.until_logged("lease_lost", len(run_ids))
+        (tmp_path / "go").touch()
+        for run_id in run_ids:
+            await world.until_status(run_id, "finished")
+            assert (await world.lines(run_id)).count("NodeStarted t 1") == 1
+        assert world.ledger() == dict.fromkeys(run_ids, 1)
+
+
+async def has(sql: asyncpg.Connection, question: str, count: int) -> bool:
+    return await sql.fetchval(question) == count
 
 
 async def run(*command: str) -> int:

@@ -34,7 +34,7 @@ from smithers.store import claims, commits, owners
 from smithers.store.claims import ClaimedRun, ClaimKind
 from smithers.store.commits import Committed, Outcome, TurnCommit
 from tests.support.postgres import fresh_database
-from tests.support.turns import IDENTITY, OVER, Ground, change, ended, key_of, parked, said
+from tests.support.turns import IDENTITY, OVER, Ground, a_turn, change, ended, key_of, parked, said
 
 TERMINAL = {"RunFinished": "finished", "RunFailed": "failed", "RunCancelled": "cancelled"}
 DECIDE = """SELECT (smithers.decide_approval_v4(
@@ -184,7 +184,7 @@ class Machine(RuleBasedStateMachine):
     def begin_a_body(self, whom: str, choose: int) -> None:
         if run := self.holding(whom, choose):
             fact = NodeFact(state=NodeState.IN_PROGRESS, kind="task", attempt=1)
-            self.commit(whom, run, Turn(nodes={key_of("t"): fact}, events=said("begun").events))
+            self.commit(whom, run, a_turn(nodes={key_of("t"): fact}, events=said("begun").events))
 
     @rule(whom=ask_whom, choose=st.integers(0, 2), due_in_ms=st.sampled_from([None, 0, 60_000]))
     def park(self, whom: str, choose: int, due_in_ms: int | None) -> None:

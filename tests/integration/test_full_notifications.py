@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 import asyncpg
 import pytest
 
-from smithers.engine.turn import ApprovalChange, Turn
+from smithers.engine.turn import ApprovalChange
 from smithers.ids import NodeId, RunId
 from smithers.store.commits import Committer, Outcome
 from smithers.store.embedded import open_embedded_postgres
@@ -16,7 +16,7 @@ from smithers.store.outside import Decision, SignalSent, decide, open_outside_la
 from smithers.store.schema import upgrade_schema
 from smithers.store.starts import open_start_lane
 from tests.support.data_dirs import scratch
-from tests.support.turns import Ground, a_start, change, key_of, parked, said
+from tests.support.turns import Ground, a_start, a_turn, change, key_of, parked, said
 
 QUEUE_PAGES = "64"  # the fewest that Postgres allows
 FILLER = "y" * 7_000
@@ -63,7 +63,7 @@ async def test_what_is_written_stands_and_is_answered_and_the_queue_heals(
         committer = await stack.enter_async_context(Committer(full_dsn, worker_id=worker))
         starts = await stack.enter_async_context(open_start_lane(full_dsn))
         outside = await stack.enter_async_context(open_outside_lane(full_dsn))
-        question = Turn(approvals=[ApprovalChange(key_of("ok"), "{}")], ending=parked().ending)
+        question = a_turn(approvals=[ApprovalChange(key_of("ok"), "{}")], ending=parked().ending)
         await committer.commit(change(asked, question))
         await fill(ground.sql)
         assert await starts.submit(a_start("new"))

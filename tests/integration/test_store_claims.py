@@ -22,7 +22,7 @@ from smithers.store.commits import Committed, Committer, TurnCommit
 from smithers.store.whys import find_why
 from smithers.store.worker_store import WorkerStore, open_worker_store
 from tests.support.proxy import Mode, Proxy
-from tests.support.turns import Ground, change, ended, key_of, names, parked, said, seeded
+from tests.support.turns import Ground, a_turn, change, ended, key_of, names, parked, said, seeded
 
 RIVALS = 4
 IN_FLIGHT = {key_of("n"): NodeFact(NodeState.IN_PROGRESS, attempt=1)}
@@ -151,7 +151,7 @@ async def test_the_epoch_grows_while_the_clock_stands_still_or_is_put_back(groun
     )
     await claims.release_runs(ground.sql, worker, [before.run_id])
     (after,) = await ground.claim(worker)
-    assert after.epoch == before.epoch + 1
+    assert after.epoch > before.epoch
 
 
 async def test_a_claim_waits_for_no_flush_and_what_follows_it_does(ground, worker):
@@ -162,15 +162,28 @@ async def test_a_claim_waits_for_no_flush_and_what_follows_it_does(ground, worke
     assert await ground.sql.fetchval("SHOW synchronous_commit") == "on"
 
 
-async def test_a_claim_that_a_crash_of_the_database_took_back_writes_nothing(ground, worker):
+async def set_clock(ground: Ground, ahead: str) -> None:
+    await ground.sql.execute(
+        f"""CREATE OR REPLACE FUNCTION smithers.clock() RETURNS timestamptz
+        LANGUAGE sql STABLE PARALLEL SAFE AS $$ SELECT clock_timestamp() + interval '{ahead}' $$"""
+    )
+
+
+@pytest.mark.parametrize("put_back_by", ["0 s", "1 h"])
+async def test_a_claim_that_a_crash_of_the_database_took_back_writes_nothing(
+    ground, worker, put_back_by: str
+):
     """It was not flushed: the next claim finds the row as it was before, and has another epoch all the same."""
     await ground.start("a")
+    await set_clock(ground, put_back_by)
+    await ground.claim(worker)
+    await set_clock(ground, "0 s")
+    await claims.release_runs(ground.sql, worker, [RunId("a")])
     before = await ground.run("a")
     (lost,) = await ground.claim(worker)
     await ground.sql.execute(
-        "UPDATE smithers.runs SET owner_id = NULL, epoch = $1, status = $2, due_at = $3, started_at = NULL",
+        "UPDATE smithers.runs SET owner_id = NULL, epoch = $1, due_at = $2",
         before["epoch"],
-        before["status"],
         before["due_at"],
     )
     (taken,) = await ground.claim(rival := await ground.add_worker())
@@ -395,7 +408,7 @@ async def test_only_an_end_that_its_parent_saw_makes_suspects_and_only_of_what_w
 ):
     busy, waiting, _ = await ground.owned(worker, "busy", "idle", "new")
     async with Committer(ground.dsn, worker_id=worker) as committer:
-        await committer.commit(change(busy, Turn(nodes=IN_FLIGHT)))
+        await committer.commit(change(busy, a_turn(nodes=IN_FLIGHT)))
         await committer.commit(change(waiting, said("all is done")))
     beaten_at = await ground.sql.fetchval("SELECT heartbeat_at FROM smithers.workers")
     await owners.bury_worker(ground.sql, worker, death)
@@ -430,7 +443,7 @@ async def test_the_third_death_in_a_row_fails_the_run_and_says_so(ground):
         key_of("done"): NodeFact(NodeState.FINISHED, output="1"),
     }
     asked = [ApprovalChange(key_of("ok"), '{"title":"?"}')]
-    burials = [await die_with(ground, "a", turn=Turn(nodes=nodes, approvals=asked))]
+    burials = [await die_with(ground, "a", turn=a_turn(nodes=nodes, approvals=asked))]
     burials += [await die_with(ground, "a") for _ in range(2)]
 
     assert [burial.queues for burial in burials] == [{"default": 1}, {"default": 1}, {}]
@@ -454,7 +467,7 @@ async def test_the_third_death_in_a_row_fails_the_run_and_says_so(ground):
 
 async def test_a_run_that_was_to_be_cancelled_is_not_failed_by_its_third_death(ground):
     await ground.start("a")
-    await die_with(ground, "a", turn=Turn(nodes=IN_FLIGHT))
+    await die_with(ground, "a", turn=a_turn(nodes=IN_FLIGHT))
     await die_with(ground, "a")
     worker = await ground.add_worker()
     await ground.claim(worker, kind=ClaimKind.SOLO)
@@ -468,7 +481,7 @@ async def test_a_run_that_was_to_be_cancelled_is_not_failed_by_its_third_death(g
 
 async def test_a_run_that_another_writes_to_is_handed_back_when_that_is_over(ground):
     await ground.start("a")
-    await die_with(ground, "a", turn=Turn(nodes=IN_FLIGHT))
+    await die_with(ground, "a", turn=a_turn(nodes=IN_FLIGHT))
     await die_with(ground, "a")
     worker, writing = await ground.add_worker(), await ground.connect()
     await ground.claim(worker, kind=ClaimKind.SOLO)

@@ -29,7 +29,7 @@ from smithers.store.commits import Committed, Committer, Outcome
 from smithers.store.hints import Channel
 from smithers.store.worker_store import open_worker_store
 from tests.support.proxy import Mode, Proxy
-from tests.support.turns import Ground, change, ended, key_of, names, parked, said, seeded
+from tests.support.turns import Ground, a_turn, change, ended, key_of, names, parked, said, seeded
 
 LOCK = "SELECT FROM smithers.runs WHERE run_id = $1 FOR NO KEY UPDATE"
 
@@ -199,17 +199,17 @@ async def test_after_a_cancel_the_owner_can_only_end_it_as_cancelled(ground, wor
 
 
 BAD_TURNS = {
-    "an output with a zero byte, which Postgres refuses": Turn(
+    "an output with a zero byte, which Postgres refuses": a_turn(
         nodes={key_of("n"): NodeFact(NodeState.FINISHED, output='"\x00"')}
     ),
-    "an output with half of a surrogate pair, which the driver refuses": Turn(
+    "an output with half of a surrogate pair, which the driver refuses": a_turn(
         nodes={key_of("n"): NodeFact(NodeState.FINISHED, output='"\ud800"')}
     ),
     "an event with half of a surrogate pair, which JSON refuses": said("\ud800"),
-    "an error with half of a surrogate pair": Turn(
+    "an error with half of a surrogate pair": a_turn(
         nodes={key_of("n"): NodeFact(NodeState.FAILED, error=Problem("E", "m", details="\ud800"))}
     ),
-    "an iteration that is no integer of Postgres": Turn(
+    "an iteration that is no integer of Postgres": a_turn(
         nodes={key_of("n", 1 << 40): NodeFact(NodeState.PENDING)}
     ),
 }
@@ -320,7 +320,7 @@ async def test_an_event_is_stored_as_head_now_and_tail_with_the_time_under_the_l
 ):
     (claim,) = await ground.owned(worker, "a")
     fields = {"text": 'ä " \\ \u2028 €', "n": 1.5, "deep": {"k": [None, True]}}
-    turn = Turn(events=[EventDraft(EventType.NODE_OUTPUT, fields)])
+    turn = a_turn(events=[EventDraft(EventType.NODE_OUTPUT, fields)])
     commit = change(claim, turn)
     async with ground.sql.transaction():
         await ground.sql.execute(LOCK, "a")
@@ -328,7 +328,7 @@ async def test_an_event_is_stored_as_head_now_and_tail_with_the_time_under_the_l
         await asyncio.wait([waiting], timeout=0.05)
         released_ms = await ground.sql.fetchval("SELECT smithers.to_ms(smithers.clock())")
     answer = await waiting
-    head, tail = event_parts(EventType.NODE_OUTPUT, claim.run_id, commit.correlation, fields)
+    head, tail = event_parts(EventType.NODE_OUTPUT, commit.envelope, fields)
     payload = await ground.sql.fetchval("SELECT payload FROM smithers.events WHERE seq = 1")
     assert payload == f"{head}{answer.now_ms}{tail}"
     assert answer.now_ms >= released_ms
@@ -378,7 +378,7 @@ async def test_a_node_keeps_its_making_and_its_start_and_takes_the_rest_of_the_n
     waits = NodeFact(
         NodeState.WAITING_TIMER, "timer", "L", due_ms=5_000, wait="{}", loop=LoopId("l")
     )
-    asked = await committer.commit(change(claim, Turn(nodes={key: waits})))
+    asked = await committer.commit(change(claim, a_turn(nodes={key: waits})))
     first = await node(ground)
     assert (first["iteration"], first["kind"], first["label"], first["loop_id"]) == (
         2,
@@ -391,7 +391,7 @@ async def test_a_node_keeps_its_making_and_its_start_and_takes_the_rest_of_the_n
     assert int(first["created_at"].timestamp() * 1000) == asked.now_ms
 
     again = NodeFact(NodeState.IN_PROGRESS, attempt=1, failures=1, heartbeat="3")
-    await committer.commit(change(claim, Turn(nodes={key: again}, started={key}), 2))
+    await committer.commit(change(claim, a_turn(nodes={key: again}, started={key}), 2))
     second = await node(ground)
     assert second["started_at"] > first["started_at"]
     assert (second["created_at"], second["due_at"], second["wait"]) == (
@@ -402,12 +402,12 @@ async def test_a_node_keeps_its_making_and_its_start_and_takes_the_rest_of_the_n
     assert (second["attempt"], second["failures"], second["heartbeat"]) == (1, 1, "3")
 
     done = NodeFact(NodeState.FINISHED, attempt=1, output="7")
-    await committer.commit(change(claim, Turn(nodes={key: done}), 3))
+    await committer.commit(change(claim, a_turn(nodes={key: done}), 3))
     third = await node(ground)
     assert (third["started_at"], third["output"]) == (second["started_at"], "7")
     assert third["finished_at"] > third["started_at"]
 
-    await committer.commit(change(claim, Turn(nodes={key: NodeFact(NodeState.PENDING)}), 4))
+    await committer.commit(change(claim, a_turn(nodes={key: NodeFact(NodeState.PENDING)}), 4))
     fourth = await node(ground)
     assert (fourth["finished_at"], fourth["output"]) == (None, None)
 
@@ -433,10 +433,10 @@ async def test_what_a_turn_says_of_nodes_is_what_is_loaded(ground, worker, commi
     }
     loops = {LoopId("l"): LoopFact(1), LoopId("m"): LoopFact(4, is_done=True)}
     frame = FrameDraft(1, "hash", "keyframe", "<a/>")
-    turn = Turn(nodes=facts, loops=loops, frame=frame)
+    turn = a_turn(nodes=facts, loops=loops, frame=frame)
     answer = await committer.commit(change(claim, turn, frame_no=1))
     (loaded,) = await run_facts.load_runs(ground.sql, [claim.run_id])
-    kept = {key: fact.but(started_ms=None) for key, fact in loaded.facts.nodes.items()}
+    kept = {key: fact._replace(started_ms=None) for key, fact in loaded.facts.nodes.items()}
     assert kept == facts
     assert loaded.facts.nodes[key_of("z")].started_ms == answer.now_ms
     assert loaded.facts.loops == loops
@@ -451,7 +451,7 @@ async def test_attempts_and_frames_are_kept_one_by_one_and_a_loop_has_its_newest
         await committer.commit(
             change(
                 claim,
-                Turn(
+                a_turn(
                     attempts=[
                         AttemptEnd(
                             key_of("n"), number, AttemptState.FAILED, 1_000, Problem("E", "m")
@@ -465,7 +465,7 @@ async def test_attempts_and_frames_are_kept_one_by_one_and_a_loop_has_its_newest
             )
         )
     lost = AttemptEnd(key_of("n"), 3, AttemptState.LOST, None, None)
-    await committer.commit(change(claim, Turn(attempts=[lost]), 3, frame_no=2))
+    await committer.commit(change(claim, a_turn(attempts=[lost]), 3, frame_no=2))
     attempts = await ground.rows("attempts", "a")
     assert [(row["attempt"], row["state"], row["worker_id"]) for row in attempts] == [
         (1, "failed", worker),
@@ -508,7 +508,7 @@ async def test_an_approval_is_withdrawn_only_while_nobody_has_decided_and_may_be
     async def put(request: str | None) -> None:
         nonlocal number
         number += 1
-        asked = Turn(approvals=[ApprovalChange(key_of("ok"), request)])
+        asked = a_turn(approvals=[ApprovalChange(key_of("ok"), request)])
         await committer.commit(change(claim, asked, number))
 
     await put('{"title":"1"}')
@@ -527,7 +527,7 @@ async def test_a_decision_is_news_once_and_what_is_loaded_is_all_of_them(ground,
     (claim,) = await ground.owned(worker, "a")
     keys = [key_of(name) for name in ("first", "second", "open")]
     await committer.commit(
-        change(claim, Turn(approvals=[ApprovalChange(key, "{}") for key in keys]))
+        change(claim, a_turn(approvals=[ApprovalChange(key, "{}") for key in keys]))
     )
 
     async def read_news(after_seq: int) -> tuple[dict[str, str], int]:
@@ -552,7 +552,7 @@ async def test_a_signal_that_a_node_took_is_not_among_the_news_any_more(ground, 
         await ground.sql.fetchrow(
             "SELECT * FROM smithers.send_signal_v2('a', 's', NULL, $1, NULL, NULL)", data
         )
-    await committer.commit(change(claim, Turn(signals=[(0, key_of("n")), (2, key_of("n", 1))])))
+    await committer.commit(change(claim, a_turn(signals=[(0, key_of("n")), (2, key_of("n", 1))])))
     news = await run_facts.load_news(ground.sql, "a", after_seq=0, after_signal=-1)
     assert [(signal.seq, signal.data) for signal in news.signals] == [(1, "2")]
     taken = [
@@ -580,7 +580,7 @@ async def test_a_signal_is_news_once_however_long_nobody_takes_it(ground, worker
     assert await read_news(1) == ([], 1)
     await send("3")
     assert await read_news(1) == (["3"], 2)
-    await committer.commit(change(claim, Turn(signals=[(2, key_of("n"))])))
+    await committer.commit(change(claim, a_turn(signals=[(2, key_of("n"))])))
     (loaded,) = await run_facts.load_runs(ground.sql, [claim.run_id])
     news = loaded.news
     assert ([signal.data for signal in news.signals], news.newest_signal) == (["1", "2"], 2)

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from smithers.engine.facts import NodeFact
-from smithers.engine.turn import ApprovalChange, ChildStart, Ending, EventDraft, Turn
+from smithers.engine.turn import ApprovalChange, ChildStart, Ending, EventDraft
 from smithers.errors import RowsHeld
 from smithers.events import EventType
 from smithers.ids import NodeId, RunId, WorkerId
@@ -41,6 +41,7 @@ from tests.support.turns import (
     LOG,
     Ground,
     a_start,
+    a_turn,
     change,
     ended,
     key_of,
@@ -152,7 +153,7 @@ async def test_of_approve_deny_and_cancel_one_decision_stands_at_most_and_never_
     waiting = {key_of("ok"): NodeFact(NodeState.WAITING_APPROVAL, "approval")}
     asked = [ApprovalChange(key_of("ok"), '{"title":"?"}')]
     ending = parked(RunStatus.WAITING_APPROVAL).ending
-    turn = Turn(nodes=waiting, approvals=asked, ending=ending)
+    turn = a_turn(nodes=waiting, approvals=asked, ending=ending)
     claimed = await ground.owned(worker, *names(ROUNDS))
     await asyncio.gather(*(committer.commit(change(claim, turn)) for claim in claimed))
     for run_id in names(ROUNDS):
@@ -284,7 +285,7 @@ async def test_each_signal_is_kept_once_in_the_order_of_the_answers_also_before_
                 status=RunStatus.WAITING_EVENT,
                 events=(EventDraft(EventType.RUN_STATUS_CHANGED, {}),),
             )
-            turn = Turn(nodes=waits, ending=park)
+            turn = a_turn(nodes=waits, ending=park)
             answer = await committer.commit(change(claim, turn, expected_seq=news.last_seq))
             assert answer.outcome is Outcome.COMMITTED
         answers = await asyncio.gather(*(send_share(doors, rng, share[half]) for share in shares))

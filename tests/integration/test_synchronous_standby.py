@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from smithers.engine.turn import ApprovalChange, Turn
+from smithers.engine.turn import ApprovalChange
 from smithers.errors import StoreUnavailable
 from smithers.ids import NodeId, RunId
 from smithers.store import connections, lanes
@@ -23,7 +23,7 @@ from smithers.store.starts import (
     open_start_lane,
     start_with_key,
 )
-from tests.support.turns import Ground, a_start, change, key_of, parked, said
+from tests.support.turns import Ground, a_start, a_turn, change, key_of, parked, said
 
 CALL_S = 2.5  # the server gives up after four fifths of it
 DECISION = Decision(
@@ -107,7 +107,7 @@ async def test_what_no_standby_has_is_not_answered_as_done(ground: Ground) -> No
         signals = await stack.enter_async_context(open_outside_lane(ground.dsn))
         starts = await stack.enter_async_context(open_start_lane(ground.dsn))
         pool = await stack.enter_async_context(open_pool(ground.dsn, role="test", max_size=2))
-        question = Turn(approvals=[ApprovalChange(key_of("ok"), "{}")], ending=parked().ending)
+        question = a_turn(approvals=[ApprovalChange(key_of("ok"), "{}")], ending=parked().ending)
         await committer.commit(change(asked, question))
 
         async def ask() -> list[Any]:

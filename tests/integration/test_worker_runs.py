@@ -1,7 +1,10 @@
 """Runs on a real pool and a real Postgres: what a workflow says is what its history says."""
 
+import asyncio
+
 import pytest
 
+from smithers.store.schema import run_alembic, upgrade_schema
 from tests.support.world import World
 
 TWO_TASKS = """
@@ -635,3 +638,19 @@ async def test_a_run_that_is_too_large_to_be_taken_up_fails_by_name_and_takes_no
     assert (await world.error("large"))["code"] == "RUN_TOO_LARGE"
     deaths = "SELECT count(*) FROM smithers.workers WHERE dead_at IS NOT NULL"
     assert await world.sql.fetchval(deaths) == 0
+
+
+async def test_a_pool_takes_up_no_run_before_the_schema_is_new_enough(world: World) -> None:
+    """A workflow's own database may still be at the last release's schema: a run could not even be failed there."""
+    from alembic import command
+
+    world.write("two.py", TWO_TASKS)
+    await world.start("r", "two.py")
+    await run_alembic(world.dsn, lambda config: command.downgrade(config, "-1"))
+    world.start_pool(workers=1)
+    await world.until_logged("watch_failed")
+    (line,) = world.log("watch_failed")
+    assert "run `smithers db upgrade`" in line["error"]
+    assert await world.status("r") == "queued"
+    await asyncio.to_thread(upgrade_schema, world.dsn)
+    await world.until_status("r", "finished")

@@ -12,7 +12,7 @@ import pytest
 from alembic import command
 
 from smithers.errors import RowsHeld
-from smithers.events import EventType, correlation_json, event_parts
+from smithers.events import Envelope, EventType, event_parts
 from smithers.ids import RunId
 from smithers.store.revisions import migrations_dir, read_revisions
 from smithers.store.schema import (
@@ -181,9 +181,8 @@ async def test_a_server_accepts_a_schema_from_the_future(empty_database, connect
 async def test_sql_writes_the_bytes_of_an_event_as_python_does(empty_database, connection, fields):
     await upgrade(empty_database)
     run_id, workflow_name, now_ms = RunId(f"r-{HARD_TEXT}"), f"w-{HARD_TEXT}", 1_700_000_000_123
-    head, tail = event_parts(
-        EventType.SIGNAL_RECEIVED, run_id, correlation_json(run_id, workflow_name), fields
-    )
+    envelope = Envelope.of(run_id, workflow_name)
+    head, tail = event_parts(EventType.SIGNAL_RECEIVED, envelope, fields)
     of_sql = await connection.fetchval(
         "SELECT smithers.event_v1('SignalReceived', $1, $2, $3, coalesce("
         " (SELECT string_agg(',' || to_json(key)::text || ':' || value, '') FROM unnest($4::text[], $5::text[])"

@@ -307,7 +307,7 @@ class World:
         rows = self.rows
         for key, fact in rows.nodes.items():
             if fact.state in (NodeState.FAILED, NodeState.CANCELLED):
-                rows.nodes[key] = fact.but(
+                rows.nodes[key] = fact._replace(
                     state=NodeState.PENDING, failures=0, due_ms=None, error=None
                 )
         rows.is_cancelling, rows.error = False, None
@@ -465,7 +465,9 @@ class World:
 def _commit_nodes(rows: Rows, turn: Turn, now_ms: int) -> None:
     for key, fact in turn.nodes.items():
         rows.nodes[key] = (
-            fact.but(started_ms=now_ms) if key in turn.started or fact.state.is_waiting else fact
+            fact._replace(started_ms=now_ms)
+            if key in turn.started or fact.state.is_waiting
+            else fact
         )
     rows.loops |= turn.loops
     rows.tries |= turn.tries

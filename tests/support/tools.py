@@ -14,6 +14,7 @@ from smithers.ids import NodeId, RunId
 from smithers.source.beneath import RootDirectory
 from smithers.store.tool_calls import CallPlace, ToolCallRow
 from smithers.tools.toolbox import TOOLBOX
+from worker.loop_thread import LoopThread
 from worker.sandbox.commands import Commands, SandboxPolicy
 from worker.sandbox.jail import HIDDEN
 from worker.sandbox.own_code import find_closed
@@ -98,8 +99,8 @@ def lending_tools(
     threads = ToolThreads()
     with RootDirectory(root, hidden=HIDDEN, closed=find_closed(root.resolve())) as beneath:
         workshop = Workshop(root=beneath, commands=commands, threads=threads)
-        toolbox = AttemptToolbox(workshop, records, previous, find_output)
-        tokens = CURRENT.set(current), TOOLBOX.set(toolbox)
+        toolbox = AttemptToolbox(workshop, records, previous, find_output, LoopThread())
+        tokens = CURRENT.set(current), TOOLBOX.set(lambda: toolbox)
         try:
             yield toolbox, records
         finally:

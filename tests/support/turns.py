@@ -13,7 +13,7 @@ import asyncpg
 
 from smithers.engine.facts import NodeKey
 from smithers.engine.turn import Ending, EventDraft, Turn
-from smithers.events import EventType, correlation_json, event_parts
+from smithers.events import Envelope, EventType, event_parts
 from smithers.ids import NodeId, RunId, SourceHash, WorkerId
 from smithers.states import RunStatus
 from smithers.store import claims, owners
@@ -32,10 +32,18 @@ def key_of(node_id: str, iteration: int = 0) -> NodeKey:
     return NodeKey(NodeId(node_id), iteration)
 
 
+def a_turn(**parts: Any) -> Turn:
+    """A turn with these parts."""
+    turn = Turn()
+    assert parts.keys() <= vars(turn).keys()
+    vars(turn).update(parts)
+    return turn
+
+
 def said(*texts: str, **parts: Any) -> Turn:
     """A turn that says these, and whatever else stands in it."""
     drafts = [EventDraft(EventType.NODE_OUTPUT, {"text": text}) for text in texts]
-    return Turn(events=drafts, **parts)
+    return a_turn(events=drafts, **parts)
 
 
 def ended(status: RunStatus = RunStatus.FINISHED, **parts: Any) -> Turn:
@@ -45,13 +53,13 @@ def ended(status: RunStatus = RunStatus.FINISHED, **parts: Any) -> Turn:
         RunStatus.FAILED: EventType.RUN_FAILED,
         RunStatus.CANCELLED: EventType.RUN_CANCELLED,
     }[status]
-    return Turn(ending=Ending(status=status, events=(EventDraft(event, {}),), **parts))
+    return a_turn(ending=Ending(status=status, events=(EventDraft(event, {}),), **parts))
 
 
 def parked(status: RunStatus = RunStatus.WAITING_EVENT, due_ms: int | None = None) -> Turn:
     """A turn that gives the run back until something comes."""
     event = EventDraft(EventType.RUN_STATUS_CHANGED, {"status": status})
-    return Turn(ending=Ending(status=status, events=(event,), due_ms=due_ms))
+    return a_turn(ending=Ending(status=status, events=(event,), due_ms=due_ms))
 
 
 def change(claim: ClaimedRun, turn: Turn, number: int = 1, **fields: Any) -> TurnCommit:
@@ -64,7 +72,7 @@ def change(claim: ClaimedRun, turn: Turn, number: int = 1, **fields: Any) -> Tur
     }
     return TurnCommit(
         claim=claim,
-        correlation=correlation_json(claim.run_id, NAME),
+        envelope=Envelope.of(claim.run_id, NAME),
         commit_no=number,
         turn=turn,
         **{**told, **fields},
@@ -73,8 +81,8 @@ def change(claim: ClaimedRun, turn: Turn, number: int = 1, **fields: Any) -> Tur
 
 def a_start(run_id: str, **fields: Any) -> RunStart:
     """The start of a run."""
-    correlation = correlation_json(RunId(run_id), NAME)
-    head, tail = event_parts(EventType.RUN_STARTED, RunId(run_id), correlation, {})
+    envelope = Envelope.of(RunId(run_id), NAME)
+    head, tail = event_parts(EventType.RUN_STARTED, envelope, {})
     told = {
         "workflow_name": NAME,
         "workflow_path": "hello.py",

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import asyncpg
 
-from smithers.events import EventType, correlation_json, event_parts
+from smithers.events import Envelope, EventType, event_parts
 from smithers.ids import RunId, SourceHash
 from smithers.source.beneath import RootDirectory
 from smithers.source.closure import SourceReader
@@ -150,8 +150,8 @@ class World:
             bundle.to_json(),
         )
         name = Path(bundle.entry).stem
-        correlation = correlation_json(RunId(run_id), name)
-        head, tail = event_parts(EventType.RUN_STARTED, RunId(run_id), correlation, {})
+        envelope = Envelope.of(RunId(run_id), name)
+        head, tail = event_parts(EventType.RUN_STARTED, envelope, {})
         start = RunStart(
             **{
                 "run_id": RunId(run_id),

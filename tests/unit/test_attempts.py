@@ -21,6 +21,7 @@ from smithers.engine.mount import mount
 from smithers.engine.turn import Start
 from smithers.ids import NodeId, RunId
 from smithers.store.tool_calls import CallPlace
+from smithers.tools.toolbox import CallStart, find_toolbox
 from smithers.tree import Sequence
 from worker.attempt import Attempt
 from worker.attempts import Attempts, PastCalls
@@ -34,6 +35,7 @@ from worker.toolboxes import open_workshop
 KEY = NodeKey(NodeId("t"), 0)
 HELD: ContextVar[object] = ContextVar("held")
 ZERO = Need(NodeId("zero"), "0", None)
+CALL_START = CallStart(tool_name="send", input="{}", is_side_effect=True, is_idempotent=False)
 
 
 class Picky(BaseModel):
@@ -166,6 +168,39 @@ async def test_what_an_attempt_held_is_freed_at_its_end(
                 await asyncio.sleep(0)
     finally:
         gc.enable()
+
+
+async def test_a_body_that_is_being_stopped_gets_closed_tools(stage: Stage) -> None:
+    async def work() -> None:
+        try:
+            await for_ever()
+        finally:
+            with pytest.raises(asyncio.CancelledError):
+                await find_toolbox().recall(CALL_START)
+            refused.append(CALL_START)
+
+    refused: list[CallStart] = []
+    stage.start(Task("t", work))
+    await asyncio.sleep(0)
+    stage.attempts.abort(KEY, "unmounted")
+    await stage.end()
+    assert refused == [CALL_START]
+
+
+async def test_what_outlives_an_attempt_gets_closed_tools(stage: Stage) -> None:
+    async def outlive() -> None:
+        await is_over.wait()
+        with pytest.raises(asyncio.CancelledError):
+            await find_toolbox().recall(CALL_START)
+
+    async def work() -> None:
+        left.append(asyncio.create_task(outlive()))
+
+    is_over, left = asyncio.Event(), list[asyncio.Task[None]]()
+    stage.start(Task("t", work))
+    await stage.end()
+    is_over.set()
+    await left[0]
 
 
 async def test_the_newest_heartbeat_is_told_with_the_end(stage: Stage) -> None:

@@ -1,7 +1,5 @@
 """Other runs that a run starts, as the engine sees them: children, and what it goes on as."""
 
-from dataclasses import replace
-
 import orjson
 import pytest
 from pydantic import BaseModel
@@ -41,13 +39,13 @@ class TestSubflow:
             return Subflow("s", small, {"amount": 3}), ContinueAsNew()
 
         world = World(going_on)
-        world.renderer = replace(world.renderer, keeps_queue=True)
+        world.renderer = world.renderer._replace(keeps_queue=True)
         world.begin().end_child("s")
         assert [child.queue for child in world.rows.children] == [None, None]
 
     def test_a_workflow_that_no_module_has_under_a_name_fails_the_node_by_name(self):
         world = World(lambda _ctx: Subflow("s", small, {"amount": 3}))
-        world.renderer = replace(world.renderer, find_export=lambda _workflow: None)
+        world.renderer = world.renderer._replace(find_export=lambda _workflow: None)
         world.begin()
         assert world.rows.error.code == "SOURCE_BROKEN"
         assert "'small'" in world.rows.error.message
@@ -155,7 +153,7 @@ class TestSubflow:
 
     def test_subflows_that_are_nested_without_end_fail_by_name(self):
         world = World(lambda _ctx: Subflow("s", small, {"amount": 3}))
-        object.__setattr__(world.renderer, "run_id", RunId("r" * 250))
+        world.renderer = world.renderer._replace(run_id=RunId("r" * 250))
         assert world.begin().rows.error.code == "SUBFLOW_TOO_DEEP"
 
     def test_what_is_no_workflow_is_refused_where_it_is_written(self):
@@ -229,7 +227,7 @@ class TestContinueAsNew:
 
     def test_a_name_that_nobody_could_ask_for_is_not_given(self):
         world = World(lambda _ctx: ContinueAsNew())
-        object.__setattr__(world.renderer, "run_id", RunId("r" * 254))
+        world.renderer = world.renderer._replace(run_id=RunId("r" * 254))
         assert world.begin().rows.error.code == "RUN_ID_TOO_LONG"
         assert world.rows.children == []
 

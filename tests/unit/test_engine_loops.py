@@ -214,7 +214,7 @@ def test_a_body_reads_the_current_iteration_also_after_a_death():
         assert rendered.context.output_maybe("a") is None
         assert rendered.context.latest("a") == "old"
         for key, fact in world.rows.nodes.items():
-            world.rows.nodes[key] = fact.but(loop=None)  # as if nobody had kept it
+            world.rows.nodes[key] = fact._replace(loop=None)  # as if nobody had kept it
         world.die()
 
 

@@ -3,7 +3,6 @@
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -457,7 +456,7 @@ def test_what_no_line_of_a_builder_raised_is_told_with_where_the_builder_begins(
     code = compile(f"\ndef build(ctx):\n    {wrong}\n", "flows/plan.py@0a1b2c3d", "exec")
     exec(code, names)
     world = World(names["build"])
-    world.renderer = replace(world.renderer, guard=render_guard(0.1))
+    world.renderer = world.renderer._replace(guard=render_guard(0.1))
     error = world.begin().rows.error
     assert error is not None
     assert error.message.endswith(" (flows/plan.py, line 2)")

@@ -3,7 +3,6 @@
 import asyncio
 import signal
 import threading
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -459,7 +458,7 @@ def test_a_model_that_breaks_or_hangs_fails_its_wait_by_name(host, wrong):
     before = signal.getsignal(signal.SIGALRM)
     try:
         world = World(lambda _: Signal("paid", output=Paid))
-        world.renderer = replace(world.renderer, guard=render_guard(0.1))
+        world.renderer = world.renderer._replace(guard=render_guard(0.1))
         world.begin().signal("paid", {"host": host})
     finally:
         signal.signal(signal.SIGALRM, before)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from smithers.agents import say
 from tests.support.tools import lending_tools
+from worker.loop_thread import LoopThread
 from worker.speech import DROPPED, MAX_PIECE_CHARS, MAX_SPOKEN_CHARS, Speech
 
 
 async def test_what_is_said_in_a_moment_is_one_piece() -> None:
     heard: asyncio.Queue[str] = asyncio.Queue()
-    speech = Speech(heard.put_nowait)
+    speech = Speech(heard.put_nowait, LoopThread())
     for word in ("one ", "", "two ", "three"):
         speech.say(word)
     assert heard.empty()
@@ -22,7 +23,7 @@ async def test_what_is_said_in_a_moment_is_one_piece() -> None:
 
 async def test_a_piece_that_is_full_goes_at_once_and_a_large_one_in_parts() -> None:
     heard: list[str] = []
-    speech = Speech(heard.append)
+    speech = Speech(heard.append, LoopThread())
     speech.say("a" * (MAX_PIECE_CHARS - 1))
     assert heard == []
     speech.say("bc")
@@ -33,7 +34,7 @@ async def test_a_piece_that_is_full_goes_at_once_and_a_large_one_in_parts() -> N
 
 async def test_what_nobody_could_read_is_dropped_and_said_to_be() -> None:
     heard: list[str] = []
-    speech = Speech(heard.append)
+    speech = Speech(heard.append, LoopThread())
     for _ in range(3):
         speech.say("a" * (MAX_SPOKEN_CHARS // 2 + 1))
     speech.flush()
@@ -51,7 +52,7 @@ async def test_what_is_said_in_threads_is_handed_on_in_the_loops() -> None:
         threads.add(threading.get_ident())
         heard.put_nowait(text)
 
-    speech = Speech(hear)
+    speech = Speech(hear, LoopThread())
     await asyncio.to_thread(speech.say, "one")
     assert await heard.get() == "one"
     count = 50

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from multiprocessing import reduction
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,13 @@ from smithers.telemetry.names import Kind, Merge, Metric, Role
 from smithers.telemetry.sheet import PAGE_BYTES, Sheet
 
 SPAWN = multiprocessing.get_context("spawn")
+
+
+def rebuild(handed) -> Sheet:
+    return Sheet(handed.detach())
+
+
+reduction.register(Sheet, lambda sheet: (rebuild, (reduction.DupFd(sheet.fd),)))
 
 
 def count_and_wait(sheet: Sheet, started) -> None:
