@@ -20,7 +20,8 @@ from smithers.telemetry.sheet import Page
 
 __all__ = ["Gateway", "GatewaySettings", "InsecureSettings", "open_gateway"]
 
-GRACE_S: Final = 0.2  # between refusing new requests and closing idle connections
+GRACE_S: Final = 1.0  # between refusing new connections and closing those that are idle
+LOOK_EVERY_S: Final = 0.02
 
 
 class Gateway:
@@ -40,14 +41,19 @@ class Gateway:
             return
         self._is_drained = True
         self._front.drain()
-        waiting = accept_waiting(self._listener)
+        # Nothing is awaited from here until the listener is closed, and nothing takes time after the last connection was
+        # accepted: one that the kernel makes then is reset, with its request.
         for site in self._runner.sites:
-            await site.stop()  # closes the listener before it awaits anything
+            await site.stop()
+        waiting = accept_waiting(self._listener)
+        self._listener.close()
         await self._serve(waiting)
-        if self._services.load.connections:
-            # A balancer may just have sent something down a connection that it keeps: that is still answered, with
-            # Connection: close.
-            await asyncio.sleep(GRACE_S)
+        # A balancer may send something down a connection that it keeps until it notices: that is still answered, with
+        # Connection: close, and a busy one has soon used them all.
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + GRACE_S
+        while self._services.load.connections and loop.time() < give_up_at:  # noqa: ASYNC110 - a second at most
+            await asyncio.sleep(LOOK_EVERY_S)
         await self._runner.cleanup()
 
     async def _serve(self, connections: list[socket.socket]) -> None:
@@ -71,7 +77,7 @@ async def open_gateway(
     page: Page | None = None,
     otel: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Gateway]:
-    """Serve on `listener`, or on a socket of its own, until the block is left.
+    """Serve on `listener`, which a drain closes, or on a socket of its own, until the block is left.
 
     `page`: this process's page of the shared metrics sheet; by default it has a sheet to itself.
     `otel`: the `OTEL_*` variables if this process is traced; raises InvalidTelemetry for invalid ones.

@@ -275,14 +275,13 @@ class GatewayRunner(web.ServerRunner):
         super().__init__(GatewayServer(handler, settings, load), shutdown_timeout=drain_s / 2)
 
     async def listen(self, listener: socket.socket) -> None:
-        """Serve on a socket, which is closed when the sites are stopped.
+        """Serve on a socket, which the caller closes when the sites are stopped.
 
         uvloop accepts one connection for each descriptor in a turn of the loop. The turns of a busy gateway are long: with
         a single descriptor, new callers, health checks too, would wait in the kernel for minutes instead of being refused.
         """
-        for number in range(ACCEPTED_COUNT):
-            site = web.SockSite(self, listener.dup() if number else listener, backlog=BACKLOG)
-            await site.start()
+        for _ in range(ACCEPTED_COUNT):
+            await web.SockSite(self, listener.dup(), backlog=BACKLOG).start()
 
     def hurry(self) -> None:
         """Stop waiting for open requests when cleaning up."""

@@ -11,9 +11,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from gateway import app
 from gateway.app import open_gateway
+from gateway.protocol import ACCEPTED_COUNT
 from tests.support.canary import TOKEN
 from tests.support.gateway import LIMIT_S, Client, Port, Rows, parse_answer, settings_for, until
 from tests.support.serving import clean_environment
@@ -126,6 +128,27 @@ async def test_a_drain_answers_what_the_kernel_has_connected_and_nobody_has_acce
             caller.connect_ex(("127.0.0.1", gateway.port))
             caller.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await gateway.drain()
+        for caller in callers:
+            with caller:
+                assert (await loop.sock_recv(caller, 1000)).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_connection_made_while_a_drain_stops_accepting_is_answered(
+    database: str, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, callers, stop = asyncio.get_running_loop(), [], web.SockSite.stop
+
+    async def stop_and_connect(site: web.SockSite) -> None:
+        await stop(site)
+        caller = socket.create_connection(("127.0.0.1", gateway.port))
+        caller.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        caller.setblocking(False)
+        callers.append(caller)
+
+    monkeypatch.setattr(web.SockSite, "stop", stop_and_connect)
+    async with open_gateway(settings_for(database, rows.root)) as gateway:
+        await gateway.drain()
+        assert len(callers) == ACCEPTED_COUNT
         for caller in callers:
             with caller:
                 assert (await loop.sock_recv(caller, 1000)).startswith(b"HTTP/1.1 200 ")
