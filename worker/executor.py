@@ -42,6 +42,7 @@ from worker.inbox import Inbox
 from worker.kin import kin_hints
 from worker.meters import ChildMeters
 from worker.needs import find_needs
+from worker.pace import Pace
 from worker.records import RunRecord
 from worker.rendering import render_guard
 from worker.workflows import Library, LoadFailed
@@ -95,6 +96,7 @@ class Executor:
         self._attempts = Attempts(
             claim.run_id, shared.bodies, self._inbox.put, past_calls, caching, self._record.trace
         )
+        self._pace = Pace(self._loop)
         self._awaiting_commit: list[asyncio.Future[None]] = []  # bodies about to call a tool
         self._envelope = Envelope.of(claim.run_id, claim.workflow_name)
         self._commit_no = 0
@@ -272,6 +274,7 @@ class Executor:
             is_cleared=self._suspects.isdisjoint(run.in_flight),
             has_cleanup=bool(run.open_tries),
             turn=turn,
+            is_told=turn.ending is not None or self._pace.may_tell(),
             hints=kin_hints(claim, turn),
         )
         try:
@@ -285,6 +288,10 @@ class Executor:
             run.retract_ending()
             await self._reload_news(run)
             return False
+        if change.is_told:
+            self._pace.tell()
+        else:
+            self._pace.owe()
         self._apply_commit(run, turn, answer)
         return True
 
@@ -328,11 +335,14 @@ class Executor:
     async def _await_reports(self, run: Progress) -> None:
         """Wait for reports or news, and apply them."""
         if self._inbox.is_empty:
-            due_ms, wake_at = run.next_due_ms(), self._acquit_at
+            due_ms, wake_at = run.next_due_ms(), min(self._acquit_at, self._pace.owed_at)
             if due_ms is not None:
                 wait_s = (due_ms - self._shared.clock.now_ms()) / 1000
                 wake_at = min(wake_at, self._loop.time() + wait_s)
             await self._inbox.wait(wake_at)
+            if self._loop.time() >= self._pace.owed_at:
+                self._pace.tell()
+                await self._shared.store.tell_events(self.claim.run_id)
         now_ms = self._shared.clock.now_ms()
         for happening in self._inbox.take():
             apply_report(run, happening, now_ms)

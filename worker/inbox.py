@@ -1,7 +1,6 @@
 """A run's pending input: reports of its attempts, and the flag that there is news from outside."""
 
 import asyncio
-from contextlib import suppress
 from math import inf
 
 from worker.happenings import Happening
@@ -37,13 +36,16 @@ class Inbox:
 
     async def wait(self, until: float) -> None:
         """Wait for input while there is none; at the latest until `until` (s, the loop's clock)."""
-        self._waiting = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._waiting = loop.create_future()
         if until == inf:
             await self._waiting
             return
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(until):
-                await self._waiting
+        timer = loop.call_at(until, self._wake)
+        try:
+            await self._waiting
+        finally:
+            timer.cancel()
 
     def _wake(self) -> None:
         if self._waiting is not None and not self._waiting.done():

@@ -65,7 +65,8 @@ class TurnCommit(NamedTuple):
     is_cleared: bool  # the attempts in flight when an owner died have ended
     turn: Turn
     has_cleanup: bool = False  # a cancel must let the owner clean up first
-    # What to tell besides that it has new events.
+    is_told: bool = True  # with a hint that it has new events
+    # What to tell besides.
     hints: Mapping[Channel, Collection[str]] = MappingProxyType({})
 
 
@@ -168,7 +169,8 @@ def _hints(changes: Sequence[TurnCommit]) -> dict[Channel, set[str]]:
     """Return the group's hints; a hint about an uncommitted turn leads to nothing new."""
     hints: dict[Channel, set[str]] = {Channel.EVENTS: set()}
     for change in changes:
-        hints[Channel.EVENTS].add(change.claim.run_id)
+        if change.is_told:
+            hints[Channel.EVENTS].add(change.claim.run_id)
         for channel, names in change.hints.items():
             hints.setdefault(channel, set()).update(names)
     return hints

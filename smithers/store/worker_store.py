@@ -100,6 +100,11 @@ class WorkerStore:
             del self._uncommitted[run_id]
         return answer
 
+    async def tell_events(self, run_id: RunId) -> None:
+        """Hint at events that were committed without a hint."""
+        with suppress(StoreError):  # only a hint: polling finds them, too
+            await notify(self._pool, {Channel.EVENTS: [run_id]})
+
     async def load_run(self, run_id: RunId) -> run_facts.LoadedRun:
         """Read the facts of a run that is taken up again."""
         return await _patiently(lambda: self._loads.submit(run_id))

@@ -1,11 +1,16 @@
 """Runs on a real pool and a real Postgres: what a workflow says is what its history says."""
 
 import asyncio
+import platform
 
 import pytest
 
 from smithers.store.schema import run_alembic, upgrade_schema
 from tests.support.world import World
+from worker.slices import SLICE_NS
+
+KERNEL = tuple(int(part) for part in platform.release().split(".")[:2])
+RUNTIME = 5  # the field of `sched_attr` with the slice
 
 TWO_TASKS = """
     from smithers import Task, workflow
@@ -41,6 +46,29 @@ async def test_two_tasks_in_sequence_have_the_history_of_the_contract(world: Wor
         "RunFinished",
     ]
     assert await world.outputs("r") == {"a": {"n": 1}, "b": 2}
+
+
+@pytest.mark.skipif(KERNEL < (6, 12), reason="the kernel keeps no slice for a thread")
+async def test_a_child_has_short_slices_and_a_bodys_thread_the_usual_ones(world: World) -> None:
+    world.write(
+        "slices.py",
+        """
+        from smithers import Task, workflow
+        from worker.slices import read_attributes
+
+        async def in_loop():
+            return read_attributes()
+
+        @workflow
+        def slices(ctx):
+            return Task("loop", in_loop), Task("thread", read_attributes)
+        """,
+    )
+    world.start_pool(workers=1)
+    await world.start("r", "slices.py")
+    await world.until_status("r", "finished")
+    seen = await world.outputs("r")
+    assert seen["loop"][RUNTIME] == SLICE_NS < seen["thread"][RUNTIME]
 
 
 async def test_a_slow_sibling_delays_nobody(world: World) -> None:
