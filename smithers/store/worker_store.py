@@ -50,6 +50,8 @@ class WorkerStore:
         self._decisions = decisions
         self._claiming: asyncpg.Connection | None = None
         self._is_claim_lost = False
+        self._untold: set[RunId] = set()
+        self._is_telling = False
         self._uncommitted: dict[RunId, Epoch] = {}  # claimed here, and nothing committed yet
 
     def watch(self, meter: Meter) -> None:
@@ -101,9 +103,19 @@ class WorkerStore:
         return answer
 
     async def tell_events(self, run_id: RunId) -> None:
-        """Hint at events that were committed without a hint."""
-        with suppress(StoreError):  # only a hint: polling finds them, too
-            await notify(self._pool, {Channel.EVENTS: [run_id]})
+        """Hint at events that were committed without a hint; those of calls meanwhile go together, in the next one."""
+        self._untold.add(run_id)
+        if self._is_telling:
+            return
+        self._is_telling = True
+        try:
+            while self._untold:
+                run_ids, self._untold = self._untold, set()
+                await notify(self._pool, {Channel.EVENTS: run_ids})
+        except StoreError:
+            self._untold.clear()  # only hints: polling finds the events, too
+        finally:
+            self._is_telling = False
 
     async def load_run(self, run_id: RunId) -> run_facts.LoadedRun:
         """Read the facts of a run that is taken up again."""

@@ -1,8 +1,8 @@
-"""When a run's commits are told of: the first ones each, then some, and what was not told soon afterwards."""
+"""When a run's commits are told of: each of a slow run, some of a fast one, and what was not told soon afterwards."""
 
 from math import inf
 
-from worker.pace import AT_ONCE, PAUSE_S, Pace
+from worker.pace import FAST_S, PAUSE_S, Pace
 
 
 class Clock:
@@ -28,37 +28,32 @@ def commit(pace: Pace) -> bool:
 def commits(pace: Pace, clock: Clock, count: int, apart_s: float) -> list[bool]:
     told = []
     for _ in range(count):
-        clock.now_s += apart_s
         told.append(commit(pace))
+        clock.now_s += apart_s
     return told
 
 
-def fast_run() -> tuple[Pace, Clock]:
-    """A run that has used up what is told at once."""
+def test_a_fast_run_is_told_of_at_first_and_then_once_a_pause():
     clock = Clock()
-    pace = Pace(clock)
-    assert commits(pace, clock, AT_ONCE, 0.0) == [True] * AT_ONCE
-    return pace, clock
+    assert commits(Pace(clock), clock, 100, PAUSE_S / 4 * 1.001) == [True, False, False, False] * 25
 
 
-def test_after_its_first_commits_a_fast_run_is_told_of_once_a_pause():
-    pace, clock = fast_run()
-    told = commits(pace, clock, 100, PAUSE_S / 4 * 1.001)
-    assert told == [False, False, False, True] * 25
-
-
-def test_a_slow_run_is_told_of_with_each_commit():
-    pace, clock = fast_run()
-    assert commits(pace, clock, 20, PAUSE_S * 1.001) == [True] * 20
+def test_a_run_that_is_not_fast_is_told_of_with_each_commit():
+    clock = Clock()
+    assert commits(Pace(clock), clock, 20, FAST_S * 1.001) == [True] * 20
 
 
 def test_what_was_not_told_is_due_a_pause_after_the_first_of_it():
-    pace, clock = fast_run()
+    clock = Clock()
+    pace = Pace(clock)
+    assert commit(pace)
     assert pace.owed_at == inf
-    commits(pace, clock, 1, PAUSE_S / 4)
+    clock.now_s += 0.001
+    assert not commit(pace)
     owed_at = pace.owed_at
     assert owed_at == clock.now_s + PAUSE_S
-    commits(pace, clock, 1, PAUSE_S / 4)
+    clock.now_s += 0.001
+    assert not commit(pace)
     assert pace.owed_at == owed_at
     pace.tell()
     assert pace.owed_at == inf
