@@ -9,7 +9,8 @@ from math import inf
 from typing import Final
 
 PAUSE_S: Final = 0.005  # between the hints of a fast run
-FAST_S: Final = 0.0025  # from one commit to the next: then its next one will probably come before a hint is due
+# From one commit to the next: then the next but one will probably come before a hint is due.
+FAST_S: Final = 0.0025
 
 
 class Pace:
