@@ -9,8 +9,7 @@ from math import inf
 from typing import Final
 
 PAUSE_S: Final = 0.005  # between the hints of a fast run
-# From one commit to the next: then the next but one will probably come before a hint is due.
-FAST_S: Final = 0.0025
+FAST_S: Final = 0.0025  # from one commit to the next: the next one will be as soon
 
 
 class Pace:
