@@ -11,8 +11,8 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import uvloop
@@ -212,13 +212,14 @@ async def end_steps(port: int, *, run_ids: list[str]) -> Result:
 
     async def follow(run_id: str) -> None:
         nonlocal resumed_count
-        async with connected(port) as connection:
+        async with Connection(port) as connection:
             stream = await connection.follow(run_id, is_keeping=True)
         text = b"".join(data for _, data in stream.arrivals)
         for line in text.split(b"\n"):
             finished.update(NODE_FINISHED.findall(line))
             resumed_count += b'"type":"RunAutoResumed"' in line
 
+    await until_listening(port)
     await asyncio.gather(*[follow(run_id) for run_id in run_ids])
     return {
         "ended_at": time.monotonic(),
@@ -228,21 +229,15 @@ async def end_steps(port: int, *, run_ids: list[str]) -> Result:
     }
 
 
-@asynccontextmanager
-async def connected(port: int) -> AsyncIterator[Connection]:
-    """Connect as soon as somebody listens."""
-    connection = Connection(port)
+async def until_listening(port: int) -> None:
+    """Wait until somebody listens: one client asks, for all."""
     async with asyncio.timeout(SETTLE_LIMIT_S):
         while True:
             try:
-                await connection.__aenter__()
-                break
+                async with Connection(port):
+                    return
             except OSError:
                 await asyncio.sleep(0.01)
-    try:
-        yield connection
-    finally:
-        await connection.__aexit__()
 
 
 async def spread(

@@ -17,6 +17,7 @@ from bench import raw
 from bench.meters import Meter
 from bench.profiling import Profile
 from bench.server import ROOT_DIR, Server
+from smithers.store.embedded import open_embedded_postgres
 
 Result = dict[str, Any]
 LOAD_LIMIT_S = 420.0
@@ -57,24 +58,26 @@ QUICK = Sizes(
 
 def load(workload: str, port: int, *, by: str = "bench.load", **options: Any) -> Result:
     """Run one workload in the load generator's process; `by`: which one."""
-    process = begin_load(workload, port, by=by, **options)
+    process = open_load(by=by)
+    begin_load(process, workload, port, **options)
     return end_load(process)
 
 
-def begin_load(
-    workload: str, port: int, *, by: str = "bench.load", **options: Any
-) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
+def open_load(*, by: str = "bench.load") -> subprocess.Popen[bytes]:
+    """Start a load generator: it imports what it needs, and waits to be told."""
+    return subprocess.Popen(
         [sys.executable, "-m", by],
         cwd=ROOT_DIR,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
+
+
+def begin_load(process: subprocess.Popen[bytes], workload: str, port: int, **options: Any) -> None:
     assert process.stdin is not None
     order = {"workload": workload, "port": port, "options": options}
     process.stdin.write(json.dumps(order).encode() + b"\n")
     process.stdin.flush()
-    return process
 
 
 def end_load(process: subprocess.Popen[bytes]) -> Result:
@@ -98,7 +101,10 @@ def warm_up(server: Server, sizes: Sizes) -> Result:
 
 
 def measure_raw(server: Server, sizes: Sizes) -> Result:
-    return asyncio.run(raw.measure(server.dsn, commit_count=sizes.commits, group_size=IN_FLIGHT))
+    """Measure bare commits, on a Postgres of their own: a recovery of the server's would repeat them."""
+    with open_embedded_postgres(server.data_dir / "raw") as postgres:
+        limits = raw.measure(postgres.dsn, commit_count=sizes.commits, group_size=IN_FLIGHT)
+        return asyncio.run(limits)
 
 
 def w1(server: Server, sizes: Sizes) -> Result:
@@ -180,11 +186,12 @@ def w6(server: Server, sizes: Sizes) -> Result:
     with tempfile.NamedTemporaryFile(prefix="smithers-ledger-", dir="/tmp") as ledger:
         given = {"count": sizes.steps, "step_s": 1.0, "ledger": ledger.name}
         begun = load("begin_steps", server.port, count=sizes.step_runs, given=given)
-        time.sleep(max(0.0, begun["began_at"] + KILL_AFTER_S - time.monotonic()))
-        killed_at = time.monotonic()
-        server.kill()
-        following = begin_load("end_steps", server.port, run_ids=begun["run_ids"])
+        following = open_load()  # clients are there already when a server fails
         try:
+            time.sleep(max(0.0, begun["began_at"] + KILL_AFTER_S - time.monotonic()))
+            killed_at = time.monotonic()
+            server.kill()
+            begin_load(following, "end_steps", server.port, run_ids=begun["run_ids"])
             server.restart()
             restarted_at = time.monotonic()
             ended = end_load(following)
@@ -208,7 +215,8 @@ def profile(server: Server, sizes: Sizes) -> str:
     with tempfile.TemporaryDirectory(prefix="smithers-profile-") as directory:
         trial = load("many", server.port, count=sizes.many, in_flight=IN_FLIGHT)
         count = int(trial["runs_per_s"] * (PROFILE_S + 3))
-        following = begin_load("many", server.port, count=count, in_flight=IN_FLIGHT)
+        following = open_load()
+        begin_load(following, "many", server.port, count=count, in_flight=IN_FLIGHT)
         time.sleep(1.0)
         watched = {"gateway": server.gateway_pid, "child": server.child_pids[0]}
         profiles = [

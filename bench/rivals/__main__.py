@@ -22,7 +22,16 @@ from bench.meters import Meter, Neighbours, wait_for_quiet
 from bench.rivals.environments import Unavailable, find_python, find_restate_server, versions
 from bench.rivals.sites import SITES, Site
 from bench.server import Server
-from bench.workloads import IN_FLIGHT, KILL_AFTER_S, Result, Sizes, begin_load, end_load, load
+from bench.workloads import (
+    IN_FLIGHT,
+    KILL_AFTER_S,
+    Result,
+    Sizes,
+    begin_load,
+    end_load,
+    load,
+    open_load,
+)
 
 FULL = Sizes(warm_up=100, alone=100, many=500, approved_alone=20, approved_rest=180, commits=300)
 SMALL = Sizes(
@@ -168,11 +177,12 @@ def _kill(site: Site, sizes: Sizes) -> Result:
     with tempfile.NamedTemporaryFile(prefix="smithers-ledger-", dir="/tmp") as ledger:
         given = {"count": sizes.steps, "step_s": 1.0, "ledger": ledger.name}
         begun = _load(site, "begin_steps", count=sizes.step_runs, given=given)
-        time.sleep(max(0.0, begun["began_at"] + KILL_AFTER_S - time.monotonic()))
-        killed_at = time.monotonic()
-        site.kill()
-        following = begin_load("end_steps", site.port, by=LOAD, run_ids=begun["run_ids"])
+        following = open_load(by=LOAD)
         try:
+            time.sleep(max(0.0, begun["began_at"] + KILL_AFTER_S - time.monotonic()))
+            killed_at = time.monotonic()
+            site.kill()
+            begin_load(following, "end_steps", site.port, run_ids=begun["run_ids"])
             site.restart()
             ended = end_load(following)
         finally:

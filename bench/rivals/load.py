@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from bench.client import STREAM_LIMIT_S, Connection, Unexpected
-from bench.load import Result, connected, main, spread
+from bench.load import Result, main, spread, until_listening
 from bench.numbers import percentile
 
 PARKED_WITHIN_S = 3.0  # nobody says which runs wait; this is ten times what the slowest needs
@@ -128,12 +128,13 @@ async def end_steps(port: int, *, run_ids: list[str]) -> Result:
     async def wait(run_id: str) -> None:
         async with asyncio.timeout(STREAM_LIMIT_S):
             while True:
-                async with connected(port) as connection:
-                    try:
+                try:
+                    async with Connection(port) as connection:
                         return await end(connection, "steps", run_id)
-                    except (OSError, TimeoutError, Unexpected):  # not up yet
-                        await asyncio.sleep(0.02)
+                except (OSError, TimeoutError, Unexpected):  # not up yet
+                    await asyncio.sleep(0.02)
 
+    await until_listening(port)
     await asyncio.gather(*[wait(run_id) for run_id in run_ids])
     return {"ended_at": time.monotonic()}
 
