@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 
 from bench import report
-from bench.meters import Neighbours, wait_for_quiet
+from bench.meters import wait_for_quiet
 from bench.numbers import median_of
 from bench.server import Server
 from bench.workloads import QUICK, WORKLOADS, Sizes, profile, warm_up
@@ -71,10 +71,7 @@ def measure(
     for name in names:
         wait_for_quiet(server, patience_s)
         print(f"{label} {name} …", file=sys.stderr, flush=True)
-        with Neighbours(server) as neighbours:
-            results[name] = WORKLOADS[name](server, sizes)
-        if name != "W6":  # whose server is another one at the end
-            results[name]["neighbours_cores"] = neighbours.cores
+        results[name] = WORKLOADS[name](server, sizes)
     return results
 
 

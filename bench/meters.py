@@ -32,12 +32,13 @@ class Measured(Protocol):
 
 
 class Meter:
-    """Processor time and memory of a server, between two moments."""
+    """Processor time and memory of a server, between two moments, and processor time of others."""
 
     def __init__(self, server: Measured, *, with_memory: bool = False) -> None:
         """`with_memory`: look at it twice a second, which costs a little itself."""
         self._server = server
         self._peak = MemoryPeak(self._all_pids) if with_memory else None
+        self._neighbours = Neighbours(server)
         self._pids: dict[str, list[int]] = {}
         self._before: dict[int, float] = {}
         self._began = 0.0
@@ -49,6 +50,7 @@ class Meter:
         self._pids = self._server.pids()
         self._before = {pid: cpu_s(pid) for pid in self._all_pids()}
         self._began = time.monotonic()
+        self._neighbours.__enter__()
         if self._peak is not None:
             self._peak.__enter__()
         return self
@@ -56,6 +58,7 @@ class Meter:
     def __exit__(self, *_exc: object) -> None:
         if self._peak is not None:
             self._peak.__exit__()
+        self._neighbours.__exit__()
         self.took_s = time.monotonic() - self._began
         self._pids = self._server.pids()
         used = {pid: cpu_s(pid) - self._before.get(pid, 0.0) for pid in self._all_pids()}
@@ -72,8 +75,9 @@ class Meter:
         return dict(sorted(backends.items(), key=lambda item: -item[1]))
 
     def per_run(self, run_count: int) -> dict[str, Any]:
-        """Return milliseconds of processor time for each run, and the peak of memory."""
+        """Return milliseconds of processor time for each run, the peak of memory, and the cores that others used."""
         result = {
+            "neighbours_cores": self._neighbours.cores,
             "cpu_ms_per_run": sum(self.used_s.values()) * 1000 / run_count,
             "cpu_ms_per_run_by_part": {
                 part: used * 1000 / run_count for part, used in self.used_s.items()

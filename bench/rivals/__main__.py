@@ -18,7 +18,7 @@ from typing import Any
 
 from bench import report, workloads
 from bench.__main__ import ask_version
-from bench.meters import Meter, Neighbours, wait_for_quiet
+from bench.meters import Meter, wait_for_quiet
 from bench.rivals.environments import Unavailable, find_python, find_restate_server, versions
 from bench.rivals.sites import SITES, Site
 from bench.server import Server
@@ -116,7 +116,7 @@ def measure_ours(server: Server, sizes: Sizes, patience_s: float) -> dict[str, R
     """Run the workloads of `python -m bench` that rivals can do, in its own way."""
     results = {"first": workloads.warm_up(server, sizes)}
     for name in ("W1", "W2", "W3", "W5", "W6"):
-        results[name] = _beside(
+        results[name] = _when_quiet(
             server,
             f"ours {name}",
             patience_s,
@@ -144,22 +144,18 @@ def measure_rival(site: Site, sizes: Sizes, patience_s: float) -> dict[str, Resu
         "W6": lambda: _kill(site, sizes),
     }
     return {
-        name: _beside(site, f"{site.name} {name}", patience_s, measure)
+        name: _when_quiet(site, f"{site.name} {name}", patience_s, measure)
         for name, measure in measures.items()
     }
 
 
-def _beside(
+def _when_quiet(
     server: Server | Site, label: str, patience_s: float, measure: Callable[[], Result]
 ) -> Result:
-    """Measure, and say what others used meanwhile."""
+    """Say what is measured, and measure it as soon as others are quiet."""
     wait_for_quiet(server, patience_s)
     print(f"{label} …", file=sys.stderr, flush=True)
-    if label.endswith("W6"):  # whose server is another one at the end
-        return measure()
-    with Neighbours(server) as neighbours:
-        result = measure()
-    return result | {"neighbours_cores": neighbours.cores}
+    return measure()
 
 
 def _load(site: Site, workload: str, **options: Any) -> Result:
