@@ -30,7 +30,6 @@ class Gateway:
     def __init__(self, runner: GatewayRunner, front: Front, listener: socket.socket) -> None:
         self._runner = runner
         self._front = front
-        self._services = front.services
         self._listener = listener
         self._is_drained = False
         self.port: int = listener.getsockname()[1]
@@ -52,7 +51,7 @@ class Gateway:
         # Connection: close, and a busy one has soon used them all.
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + GRACE_S
-        while self._services.load.connections and loop.time() < give_up_at:  # noqa: ASYNC110 - a second at most
+        while self._front.services.load.connections and loop.time() < give_up_at:  # noqa: ASYNC110 - a second at most
             await asyncio.sleep(LOOK_EVERY_S)
         await self._runner.cleanup()
 
