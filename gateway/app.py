@@ -20,7 +20,7 @@ from smithers.telemetry.sheet import Page
 
 __all__ = ["Gateway", "GatewaySettings", "InsecureSettings", "open_gateway"]
 
-GRACE_S: Final = 1.0  # between refusing new connections and closing those that are idle
+GRACE_S: Final = 1.0  # at most, between refusing new connections and closing those that are idle
 LOOK_EVERY_S: Final = 0.02
 
 
@@ -35,7 +35,7 @@ class Gateway:
         self.port: int = listener.getsockname()[1]
 
     async def drain(self) -> None:
-        """Stop taking requests, end the streams after a whole event, finish open requests; once."""
+        """Stop taking connections, end the streams after a whole event, finish open requests; once."""
         if self._is_drained:
             return
         self._is_drained = True

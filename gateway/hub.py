@@ -284,8 +284,8 @@ def _retry_s() -> float:
 
 
 def _age_when_read_s(tail: Tail) -> float:
-    """Return the age of its last event, by the database's clock: this host's may differ."""
-    payload = tail.payloads[-1]
+    """Return the age of its first event, by the database's clock: this host's may differ."""
+    payload = tail.payloads[0]
     start = payload.index(_STAMP) + len(_STAMP)
     stamp_ms = int(payload[start : payload.index(",", start)])
     return max(tail.now_ms - stamp_ms, 0) / 1000

@@ -1,7 +1,7 @@
 """Assemble a whole server: a database, a gateway in this process or several in others, a pool of workers.
 
 `async with start_server(ServerOptions(...)) as server:` serves until the block is left. Then the gateway drains first (no
-new requests, streams end after a whole event), the pool after it (runs reach a pause or are released), and the share
+new connections, streams end after a whole event), the pool after it (runs reach a pause or are released), and the share
 of the embedded Postgres is released last. Whatever dies meanwhile, by kill -9 or not, is recovered at the next start.
 """
 

@@ -96,7 +96,7 @@ class Executor:
         self._attempts = Attempts(
             claim.run_id, shared.bodies, self._inbox.put, past_calls, caching, self._record.trace
         )
-        self._pace = Pace(self._loop)
+        self._pace = Pace()
         self._awaiting_commit: list[asyncio.Future[None]] = []  # bodies about to call a tool
         self._envelope = Envelope.of(claim.run_id, claim.workflow_name)
         self._commit_no = 0
@@ -288,10 +288,7 @@ class Executor:
             run.retract_ending()
             await self._reload_news(run)
             return False
-        if change.is_told:
-            self._pace.tell()
-        else:
-            self._pace.owe()
+        self._pace.commit(is_told=change.is_told)
         self._apply_commit(run, turn, answer)
         return True
 
@@ -335,14 +332,11 @@ class Executor:
     async def _await_reports(self, run: Progress) -> None:
         """Wait for reports or news, and apply them."""
         if self._inbox.is_empty:
-            due_ms, wake_at = run.next_due_ms(), min(self._acquit_at, self._pace.owed_at)
+            due_ms, wake_at = run.next_due_ms(), self._acquit_at
             if due_ms is not None:
                 wait_s = (due_ms - self._shared.clock.now_ms()) / 1000
                 wake_at = min(wake_at, self._loop.time() + wait_s)
             await self._inbox.wait(wake_at)
-            if self._loop.time() >= self._pace.owed_at:
-                self._pace.tell()
-                await self._shared.store.tell_events(self.claim.run_id)
         now_ms = self._shared.clock.now_ms()
         for happening in self._inbox.take():
             apply_report(run, happening, now_ms)

@@ -97,7 +97,7 @@ async def _try_sandbox(options: ServerOptions) -> list[Finding]:
     return [
         Finding("sandbox", verdict, found.standing),
         # Most hosts have none: that is not a fault.
-        Finding("sandbox", Verdict.OK, f"limits by cgroups: {found.cgroup_limits}"),
+        Finding("sandbox", Verdict.OK, f"cgroup limits: {found.cgroup_limits}"),
     ]
 
 

@@ -162,7 +162,7 @@ def _refusal(error: asyncpg.PostgresError) -> Exception:
         case asyncpg.UniqueViolationError() if error.constraint_name in RUN_ID_CONSTRAINTS:
             return RunExists()
         case asyncpg.ProgramLimitExceededError() if "NOTIFY queue" in str(error):
-            # An error after a commit that stands: see commit_turns_v3.sql.
+            # An error after a commit that stands: see commit_turns_v5.sql.
             return StoreUnavailable("the database cannot notify: its queue is full")
         case asyncpg.ProgramLimitExceededError():
             return AnswerTooLarge(f"it is more than the database puts into one value: {error}")

@@ -1,8 +1,9 @@
 """The database for one child: its connections and calls."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Final, TypeVar
 
 import asyncpg
@@ -17,6 +18,7 @@ from smithers.store.hints import Channel, notify
 from smithers.store.lanes import Lane, Meter
 from smithers.store.outside import Decision, OutsideLane, decide, open_outside_lane
 from smithers.store.refusals import Refused
+from smithers.store.untold import Untold
 
 AWAY_PAUSE_S: Final = 0.2
 PREVIOUS_CALLS: Final = 1_000  # read at once
@@ -39,6 +41,7 @@ class WorkerStore:
         worker_id: WorkerId,
         pool: asyncpg.Pool,
         committer: Committer,
+        untold: Untold,
         loads: LoadLane,
         decisions: OutsideLane,
     ) -> None:
@@ -46,12 +49,11 @@ class WorkerStore:
         self._dsn = dsn
         self._pool = pool
         self._committer = committer
+        self._untold = untold
         self._loads = loads
         self._decisions = decisions
         self._claiming: asyncpg.Connection | None = None
         self._is_claim_lost = False
-        self._untold: set[RunId] = set()
-        self._is_telling = False
         self._uncommitted: dict[RunId, Epoch] = {}  # claimed here, and nothing committed yet
 
     def watch(self, meter: Meter) -> None:
@@ -98,24 +100,12 @@ class WorkerStore:
         # A park's answer may come after this child has claimed the run again.
         run_id, epoch = change.claim.run_id, change.claim.epoch
         is_known = self._uncommitted.get(run_id) == epoch
-        if answer.outcome is Outcome.COMMITTED and is_known:
-            del self._uncommitted[run_id]
+        if answer.outcome is Outcome.COMMITTED:
+            if is_known:
+                del self._uncommitted[run_id]
+            note = self._untold.discard if change.is_told else self._untold.add
+            note(run_id)
         return answer
-
-    async def tell_events(self, run_id: RunId) -> None:
-        """Hint at events that were committed without a hint; those of calls meanwhile go together, in the next one."""
-        self._untold.add(run_id)
-        if self._is_telling:
-            return
-        self._is_telling = True
-        try:
-            while self._untold:
-                run_ids, self._untold = self._untold, set()
-                await notify(self._pool, {Channel.EVENTS: run_ids})
-        except StoreError:
-            self._untold.clear()  # only hints: polling finds the events, too
-        finally:
-            self._is_telling = False
 
     async def load_run(self, run_id: RunId) -> run_facts.LoadedRun:
         """Read the facts of a run that is taken up again."""
@@ -232,6 +222,10 @@ class WorkerStore:
             self._claiming.terminate()
 
 
+async def _tell_events(pool: asyncpg.Pool, run_ids: Collection[RunId]) -> None:
+    await notify(pool, {Channel.EVENTS: run_ids})
+
+
 async def _patiently(ask: Callable[[], Awaitable[Answer]]) -> Answer:
     """Retry until the database answers; only for idempotent calls."""
     while True:
@@ -243,13 +237,14 @@ async def _patiently(ask: Callable[[], Awaitable[Answer]]) -> Answer:
 
 @asynccontextmanager
 async def open_worker_store(dsn: str, worker_id: WorkerId) -> AsyncIterator[WorkerStore]:
-    """Open a child's connections: to commit, to claim, to load runs, and one for the rest."""
+    """Open a child's connections: to commit, to claim, to load runs, to decide, and one for the rest."""
     async with AsyncExitStack() as stack:
         # News is read at every hint, and planning that costs three times as much as executing it.
         pool = await stack.enter_async_context(
             open_pool(dsn, role="child", max_size=1, settings=PLANS_MADE_ONCE)
         )
         committer = await stack.enter_async_context(Committer(dsn, worker_id=worker_id))
+        untold = await stack.enter_async_context(Untold(partial(_tell_events, pool)))
         loads = await stack.enter_async_context(Lane(dsn, role="load", flush=run_facts.load_runs))
         decisions = await stack.enter_async_context(open_outside_lane(dsn))
         store = WorkerStore(
@@ -257,6 +252,7 @@ async def open_worker_store(dsn: str, worker_id: WorkerId) -> AsyncIterator[Work
             worker_id=worker_id,
             pool=pool,
             committer=committer,
+            untold=untold,
             loads=loads,
             decisions=decisions,
         )

@@ -218,7 +218,7 @@ STREAM_EVENTS_SENT: Final = Metric(
 )
 STREAM_LAG: Final = Metric(
     name="smithers_stream_lag_seconds",
-    help="Time from the commit of a write's last event until it is written to a stream, by the database's clock.",
+    help="Time from the commit of a write's first event until it is written to a stream, by the database's clock.",
     kind=Kind.HISTOGRAM,
     buckets=LAG_SECONDS,
 )

@@ -159,7 +159,7 @@ async def test_a_rolling_restart_under_load_fails_no_request_and_loses_no_event(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", KINDS)
-async def test_fifty_rolling_restarts_under_load_fail_no_request_and_lose_no_event(
+async def test_a_hundred_rolling_restarts_under_load_fail_no_request_and_lose_no_event(
     kind: str, root: Path, tmp_path: Path, database: str
 ) -> None:
     with fleet(root, database) as gateways, balancing(kind, tmp_path, gateways.addresses) as url:

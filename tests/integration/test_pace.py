@@ -31,6 +31,27 @@ STARTED = """
     SELECT 1 FROM smithers.events WHERE run_id = 'r' AND payload LIKE '%"NodeStarted"%"' || $1 || '"%'"""
 
 
+FAST = """
+    from smithers import Sequence, Task, workflow
+
+    @workflow
+    def fast(ctx):
+        return Sequence(*(Task(f"n{n}", n) for n in range(40)))
+"""
+
+
+async def test_the_end_of_a_fast_run_is_told_of(world: World):
+    hints: asyncio.Queue[str] = asyncio.Queue()
+    await world.sql.add_listener(Channel.EVENTS, lambda *hint: hints.put_nowait(hint[3]))
+    world.write("fast.py", FAST)
+    world.start_pool(workers=1)
+    await world.start("r", "fast.py")
+    async with asyncio.timeout(PATIENCE_S):
+        while await world.status("r") != "finished":
+            assert await hints.get() == "r"
+    await world.sql.reset()
+
+
 async def test_a_run_that_slows_down_is_told_of_although_it_commits_nothing_more(world: World):
     hints: asyncio.Queue[str] = asyncio.Queue()
     await world.sql.add_listener(Channel.EVENTS, lambda *hint: hints.put_nowait(hint[3]))

@@ -100,6 +100,24 @@ async def test_only_what_was_committed_is_told(ground, worker, committer):
     await ground.sql.reset()
 
 
+async def test_of_a_group_only_those_are_told_that_shall_be(ground, worker, committer):
+    told: asyncio.Queue[str] = asyncio.Queue()
+    await ground.sql.add_listener(Channel.EVENTS, lambda *hint: told.put_nowait(hint[3]))
+    a, b, c = await ground.owned(worker, "a", "b", "c")
+    silent = [change(claim, said("quietly"), is_told=False) for claim in (a, c)]
+    assert (
+        outcomes(await commit_all(committer, silent[0], change(b, said("loud")), silent[1]))
+        == [Outcome.COMMITTED] * 3
+    )
+    assert outcomes(await commit_all(committer, change(a, said("more"), 2, is_told=False))) == [
+        Outcome.COMMITTED
+    ]
+    await ground.sql.execute("SELECT pg_notify($1, 'the last')", Channel.EVENTS)
+    async with asyncio.timeout(60):
+        assert [await told.get(), await told.get()] == ["b", "the last"]
+    await ground.sql.reset()
+
+
 async def test_the_epoch_alone_shuts_out_a_worker_that_got_its_run_back(ground, worker, committer):
     (old,) = await ground.owned(worker, "a")
     new = await ground.hand_over(old, worker, worker)

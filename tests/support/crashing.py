@@ -3,7 +3,7 @@
 CRASH_POINT names a point ("child commit after"), CRASH_HITS a file: each time a process passes the point it adds a byte
 there, and at CRASH_AT bytes it ends with `os._exit`, as if by kill -9: nothing is flushed, closed or told to anybody.
 The product knows nothing of this: the functions that speak to Postgres are wrapped from outside, before anybody has taken
-them by name. A child process imports its parent's main module, which is this one, so that the points are in it too.
+them by name. Children are forks of this process, so the points are in them too.
 """
 
 import functools
@@ -84,7 +84,7 @@ def install(point: str, hits_path: str, at: int) -> None:
     setattr(module, function, crashing)
 
 
-if __name__ in {"__main__", "__mp_main__"}:
+if __name__ == "__main__":
     install(os.environ["CRASH_POINT"], os.environ["CRASH_HITS"], int(os.environ["CRASH_AT"]))
     if __name__ == "__main__":
         runpy.run_module(PARTS[os.environ["CRASH_POINT"].split()[0]], run_name="__main__")

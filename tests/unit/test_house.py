@@ -1,4 +1,4 @@
-"""Facts about the tree itself: what style.md asks for and a linter does not look at."""
+"""Facts about the tree itself: what CONTRIBUTING.md asks for and a linter does not look at."""
 
 import ast
 import re

@@ -5,7 +5,7 @@ that open_embedded_postgres returns has answered; what Postgres acknowledged is 
 synchronous_commit are on); a killed server comes back; a server without users ends.
 
 Kernel locks (flock) say who may do what. They end with their holders, so that nothing has to be
-believed of a dead process, as pid files would have it (design/limits.md, section 8):
+believed of a dead process, as pid files would have it:
 
     door.lock    held while somebody comes or goes: openers and leavers pass one at a time
     users.lock   shared by every user; who gets it exclusively stops the server, and comers wait

@@ -1,0 +1,97 @@
+"""Hints about what was committed without one: soon, together, once, and again if the database was away."""
+
+import asyncio
+
+import pytest
+
+from smithers.errors import StoreUnavailable
+from smithers.store.untold import LATE_S, Untold
+
+PATIENCE_S = 60.0
+
+
+class Ear:
+    """Hears hints, and may refuse or delay them."""
+
+    def __init__(self) -> None:
+        self.hints: asyncio.Queue[set[str]] = asyncio.Queue()
+        self.failures = 0
+        self.is_open = asyncio.Event()
+        self.is_open.set()
+
+    async def tell(self, run_ids) -> None:
+        told = set(run_ids)
+        await self.is_open.wait()
+        if self.failures:
+            self.failures -= 1
+            raise StoreUnavailable("away")
+        self.hints.put_nowait(told)
+
+    async def hear(self) -> set[str]:
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.hints.get()
+
+
+@pytest.fixture
+def ear() -> Ear:
+    return Ear()
+
+
+async def settle() -> None:
+    """Let all that is due be sent."""
+    await asyncio.sleep(10 * LATE_S)
+
+
+async def test_runs_are_told_of_together_and_once(ear):
+    async with Untold(ear.tell) as untold:
+        for run_id in ("a", "b", "a"):
+            untold.add(run_id)
+        assert await ear.hear() == {"a", "b"}
+        await settle()
+        assert ear.hints.empty()
+        untold.add("a")
+        assert await ear.hear() == {"a"}
+
+
+async def test_nothing_is_sent_about_a_run_that_was_told_of_meanwhile(ear):
+    async with Untold(ear.tell) as untold:
+        untold.add("a")
+        untold.discard("a")
+        untold.add("b")
+        assert await ear.hear() == {"b"}
+        await settle()
+    assert ear.hints.empty()
+
+
+async def test_what_comes_while_a_hint_is_sent_goes_with_the_next(ear):
+    ear.is_open.clear()
+    async with Untold(ear.tell) as untold:
+        untold.add("a")
+        await settle()
+        untold.add("a")
+        untold.add("b")
+        ear.is_open.set()
+        assert await ear.hear() == {"a"}
+        assert await ear.hear() == {"a", "b"}
+
+
+async def test_a_hint_that_could_not_be_sent_is_sent_again(ear):
+    ear.failures = 2
+    async with Untold(ear.tell) as untold:
+        untold.add("a")
+        assert await ear.hear() == {"a"}
+
+
+async def test_what_is_left_at_the_end_is_told(ear):
+    async with Untold(ear.tell) as untold:
+        untold.add("a")
+    assert ear.hints.get_nowait() == {"a"}
+
+
+async def test_the_end_waits_for_no_database(ear, monkeypatch):
+    monkeypatch.setattr("smithers.store.untold.LAST_S", 0.05)
+    ear.is_open.clear()
+    async with asyncio.timeout(PATIENCE_S):
+        async with Untold(ear.tell) as untold:
+            untold.add("a")
+    assert ear.hints.empty()
