@@ -41,7 +41,7 @@ class Inbox:
         if until == inf:
             await self._waiting
             return
-        timer = loop.call_at(until, self._wake)
+        timer = loop.call_at(until, self._wake)  # a time-out would cancel this task, and catch that
         try:
             await self._waiting
         finally:

@@ -6,7 +6,10 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from smithers.ids import WorkerId
+from smithers.store.commits import Committer
 from tests.support.gateway import Rows, make_root
+from tests.support.turns import Ground
 from tests.support.world import World
 
 
@@ -21,3 +24,20 @@ async def rows(database: str, tmp_path: Path) -> AsyncIterator[Rows]:
     connection = await asyncpg.connect(database)
     yield Rows(connection, make_root(tmp_path))
     await connection.close()
+
+
+@pytest.fixture
+async def ground(database: str) -> AsyncIterator[Ground]:
+    async with Ground(database) as ground:
+        yield ground
+
+
+@pytest.fixture
+async def worker(ground: Ground) -> WorkerId:
+    return await ground.add_worker()
+
+
+@pytest.fixture
+async def committer(ground: Ground, worker: WorkerId) -> AsyncIterator[Committer]:
+    async with Committer(ground.dsn, worker_id=worker) as committer:
+        yield committer

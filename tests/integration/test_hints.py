@@ -4,14 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
-import pytest
 from structlog.testing import capture_logs
 
 from smithers.errors import StoreUnavailable
 from smithers.store import hints as hints_module
 from smithers.store.hints import MAX_PAYLOAD_BYTES, Channel, Hints, Listener
 from tests.support.proxy import Mode, Proxy
-from tests.support.turns import PATIENCE_S, Ground, names
+from tests.support.turns import PATIENCE_S, names
 
 
 class Ear:
@@ -39,12 +38,6 @@ class Ear:
             while not (self.names.issuperset(wanted) and self.beginnings >= beginnings):
                 self._moved.clear()
                 await self._moved.wait()
-
-
-@pytest.fixture
-async def ground(database: str) -> AsyncIterator[Ground]:
-    async with Ground(database) as ground:
-        yield ground
 
 
 @asynccontextmanager

@@ -28,17 +28,6 @@ RIVALS = 4
 IN_FLIGHT = {key_of("n"): NodeFact(NodeState.IN_PROGRESS, attempt=1)}
 
 
-@pytest.fixture
-async def ground(database: str) -> AsyncIterator[Ground]:
-    async with Ground(database) as ground:
-        yield ground
-
-
-@pytest.fixture
-async def worker(ground: Ground) -> WorkerId:
-    return await ground.add_worker()
-
-
 async def test_no_run_goes_to_two_claimers_and_none_is_left(ground):
     await ground.start(*names(200, "a"), priority=0)
     await ground.start(*names(200, "b"), priority=3)

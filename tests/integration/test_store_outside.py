@@ -102,12 +102,6 @@ class Door:
 
 
 @pytest.fixture
-async def ground(database: str) -> AsyncIterator[Ground]:
-    async with Ground(database) as ground:
-        yield ground
-
-
-@pytest.fixture
 async def doors(database: str) -> AsyncIterator[list[Door]]:
     """Three gateways."""
     async with AsyncExitStack() as stack:
@@ -118,17 +112,6 @@ async def doors(database: str) -> AsyncIterator[list[Door]]:
             )
             for _ in range(3)
         ]
-
-
-@pytest.fixture
-async def worker(ground: Ground) -> WorkerId:
-    return await ground.add_worker()
-
-
-@pytest.fixture
-async def committer(ground: Ground, worker: WorkerId) -> AsyncIterator[Committer]:
-    async with Committer(ground.dsn, worker_id=worker) as committer:
-        yield committer
 
 
 async def race(rng: random.Random, **racers: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from smithers.ids import NodeId, RunId, SourceHash, WorkerId
 from smithers.states import RunStatus
 from smithers.store import claims, owners
 from smithers.store.claims import ClaimedRun, ClaimKind
-from smithers.store.commits import TurnCommit
+from smithers.store.commits import Committed, Committer, TurnCommit
 from smithers.store.starts import RunStart, start_runs
 
 NAME = "hello"
@@ -234,3 +234,8 @@ def seeded() -> random.Random:
 
 def by_id(claimed: Iterable[ClaimedRun]) -> dict[RunId, ClaimedRun]:
     return {claim.run_id: claim for claim in claimed}
+
+
+async def commit_all(committer: Committer, *changes: Any) -> list[Committed | BaseException]:
+    """Commit at once: they come in before the lane's first call, so they are one group."""
+    return await asyncio.gather(*map(committer.commit, changes), return_exceptions=True)
