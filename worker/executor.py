@@ -288,7 +288,6 @@ class Executor:
             run.retract_ending()
             await self._reload_news(run)
             return False
-        self._pace.commit(is_told=change.is_told)
         self._apply_commit(run, turn, answer)
         return True
 

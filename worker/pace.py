@@ -10,7 +10,7 @@ from math import inf
 from typing import Final
 
 PAUSE_S: Final = 0.005  # between the hints of a fast run
-FAST_S: Final = 0.0025  # from one commit to the next: the next one will be as soon
+FAST_S: Final = 0.0025  # from the beginning of one commit to that of the next: the one after it will come as soon
 
 
 class Pace:
@@ -19,15 +19,14 @@ class Pace:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         """`now`: a clock, in seconds."""
         self._now = now
-        self._told_at = self._committed_at = -inf
+        self._began_at = self._told_at = -inf
 
     def may_tell(self) -> bool:
-        """Say whether the commit that begins now is to carry a hint."""
+        """Say whether the commit that begins now is to carry a hint; call it once for each."""
         now = self._now()
-        return now >= min(self._told_at + PAUSE_S, self._committed_at + FAST_S)
-
-    def commit(self, *, is_told: bool) -> None:
-        """Note a commit that has just ended."""
-        self._committed_at = self._now()
-        if is_told:
-            self._told_at = self._committed_at
+        is_fast = now < self._began_at + FAST_S
+        self._began_at = now
+        if is_fast and now < self._told_at + PAUSE_S:
+            return False
+        self._told_at = now
+        return True

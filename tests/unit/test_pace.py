@@ -1,5 +1,7 @@
 """Which commits carry a hint: each of a slow run, some of a fast one."""
 
+import itertools
+
 from worker.pace import FAST_S, PAUSE_S, Pace
 
 
@@ -13,38 +15,24 @@ class Clock:
         return self.now_s
 
 
-def commits(count: int, *, apart_s: float, took_s: float = 0.0) -> list[bool]:
-    """Commit as an executor does, so far apart, each taking so long; say which were told."""
+def commits(count: int, *apart_s: float) -> list[bool]:
+    """Begin commits so far apart, over and over; say which are told."""
     clock = Clock()
     pace = Pace(clock)
     told = []
-    for _ in range(count):
-        is_told = pace.may_tell()
-        clock.now_s += took_s
-        pace.commit(is_told=is_told)
-        told.append(is_told)
-        clock.now_s += apart_s
+    for pause_s in itertools.islice(itertools.cycle(apart_s), count):
+        told.append(pace.may_tell())
+        clock.now_s += pause_s
     return told
 
 
 def test_a_fast_run_is_told_of_at_first_and_then_once_a_pause():
-    assert commits(100, apart_s=PAUSE_S / 4 * 1.001) == [True, False, False, False] * 25
+    assert commits(100, PAUSE_S / 5 * 1.001) == [True, False, False, False, False] * 20
 
 
 def test_a_run_that_is_not_fast_is_told_of_with_each_commit():
-    assert commits(20, apart_s=FAST_S * 1.001) == [True] * 20
-
-
-def test_slow_commits_of_a_fast_run_are_told_of_alternately():
-    assert commits(20, apart_s=0.0002, took_s=2 * PAUSE_S) == [True, False] * 10
+    assert commits(20, FAST_S * 1.001) == [True] * 20
 
 
 def test_a_run_of_short_and_long_nodes_is_told_of_after_each_long_one():
-    clock = Clock()
-    pace = Pace(clock)
-    told = []
-    for apart_s in [0.001, 0.006] * 10:
-        told.append(pace.may_tell())
-        pace.commit(is_told=told[-1])
-        clock.now_s += apart_s
-    assert told == [True, False] * 10
+    assert commits(20, FAST_S / 2, 2 * FAST_S) == [True, False] * 10
