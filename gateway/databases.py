@@ -18,6 +18,7 @@ from smithers.errors import StoreError
 from smithers.ids import RunId
 from smithers.store.connections import Pool
 from smithers.store.hints import Hints
+from smithers.store.migrating import settle_schema
 from smithers.store.outside import OutsideLane
 from smithers.store.own_databases import (
     find_home,
@@ -25,7 +26,6 @@ from smithers.store.own_databases import (
     list_own_databases,
     use_own_database,
 )
-from smithers.store.schema import settle_schema
 from smithers.store.starts import StartLane
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ Postgres starts or recovers, and runs resume before requests are served.
 """
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
@@ -16,12 +15,12 @@ from urllib.parse import urlsplit
 
 import structlog
 
-import smithers
 from gateway.settings import GatewaySettings
 from smithers.capacity import check_connections, embedded_settings
 from smithers.errors import StoreStarting
 from smithers.kept_process import KeptProcess, Program
 from smithers.pools import OwnPool, Pools
+from smithers.processes import importing_this
 from smithers.settings import InvalidSettings, ServerOptions
 from smithers.store.connections import open_connection
 from smithers.store.dsn import describe_dsn, has_password
@@ -32,8 +31,8 @@ from smithers.store.embedded import (
     open_embedded_postgres,
     open_temporary_postgres,
 )
+from smithers.store.migrating import settle_schema
 from smithers.store.poolers import Route, Way, find_route, leads_to
-from smithers.store.schema import settle_schema
 from smithers.telemetry.names import PROCESSES_DIED, Role
 from smithers.telemetry.otel_variables import OTEL_PREFIX
 from smithers.telemetry.sheet import Page, Sheet
@@ -277,13 +276,7 @@ def worker_environment(environ: Mapping[str, str], pass_env: tuple[str, ...]) ->
         for name, value in environ.items()
         if name in pass_env or not _is_secret(name, value)
     }
-    packages = Path(smithers.__file__).parent.parent
-    if packages.name not in {"site-packages", "dist-packages"}:
-        # A checkout: `-P` keeps the current directory out of the path, and with it the packages, were they not named.
-        kept["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [str(packages), environ.get("PYTHONPATH")])
-        )
-    return kept
+    return importing_this(kept)
 
 
 def otel_variables(options: ServerOptions, environ: Mapping[str, str]) -> dict[str, str] | None:

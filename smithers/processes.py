@@ -1,6 +1,7 @@
-"""What the kernel knows of a process: when it started, and how much memory it uses."""
+"""Processes: what the kernel knows of one, and what another interpreter needs to import this package."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,3 +35,13 @@ def age_s(start: int) -> float:
     """Say how long ago a process started."""
     up_s = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
     return max(0.0, up_s - start / _TICKS_PER_S)
+
+
+def importing_this(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which `python -P` finds the packages that this process has."""
+    packages = Path(__file__).parent.parent
+    if packages.name in {"site-packages", "dist-packages"}:
+        return dict(environ)
+    # A checkout: `-P` keeps the current directory out of the path, and with it the packages, were they not named.
+    path = os.pathsep.join(filter(None, [str(packages), environ.get("PYTHONPATH")]))
+    return {**environ, "PYTHONPATH": path}

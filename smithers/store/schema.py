@@ -2,7 +2,7 @@
 
 The migrations travel inside the wheel as `smithers/migrations`; in a checkout they are the top folder `migrations/`.
 Any number of processes may upgrade at once: an advisory lock lets one do it; the others wait and find it done. Alembic and
-SQLAlchemy, half a second and 28 MiB, are imported by what needs them: a server whose schema is right does not.
+SQLAlchemy, half a second and 28 MiB, are imported by what needs them: a server does not, see migrating.py.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import asyncpg
 
 from smithers.errors import StoreError
-from smithers.store.connections import connect, driver_errors, open_connection
+from smithers.store.connections import connect, driver_errors
 from smithers.store.revisions import migrations_dir, read_revisions
 
 if TYPE_CHECKING:
@@ -100,14 +100,3 @@ async def require_schema(connection: asyncpg.Connection | asyncpg.Pool) -> None:
             f"the database {found}, and this version needs {known.head}: run `smithers db upgrade`, "
             "or start with --migrate"
         )
-
-
-async def settle_schema(dsn: str, *, migrate: bool) -> None:
-    """Return when the schema is at head or newer; raises SchemaMismatch if it is older and may not be migrated."""
-    async with open_connection(dsn, role="start") as connection:
-        try:
-            await require_schema(connection)
-        except SchemaMismatch:
-            if not migrate:
-                raise
-            await asyncio.to_thread(upgrade_schema, dsn)

@@ -15,8 +15,9 @@ from smithers.foundation import find_database
 from smithers.settings import InvalidSettings, ServerOptions
 from smithers.store.connections import open_connection, open_pool, transaction
 from smithers.store.dsn import describe_dsn
+from smithers.store.migrating import settle_schema
 from smithers.store.poolers import leads_to
-from smithers.store.schema import settle_schema, upgrade_schema
+from smithers.store.schema import upgrade_schema
 from tests.support.postgres import name_database
 
 SSL_REQUEST = b"\x04\xd2\x16\x2f"
