@@ -58,8 +58,8 @@ class Meter:
     def __exit__(self, *_exc: object) -> None:
         if self._peak is not None:
             self._peak.__exit__()
-        self._neighbours.__exit__()
         self.took_s = time.monotonic() - self._began
+        self._neighbours.__exit__()
         self._pids = self._server.pids()
         used = {pid: cpu_s(pid) - self._before.get(pid, 0.0) for pid in self._all_pids()}
         self.used_s = {part: sum(used[pid] for pid in pids) for part, pids in self._pids.items()}

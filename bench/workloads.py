@@ -58,19 +58,22 @@ QUICK = Sizes(
 
 def load(workload: str, port: int, *, by: str = "bench.load", **options: Any) -> Result:
     """Run one workload in the load generator's process; `by`: which one."""
-    process = open_load(by=by)
-    begin_load(process, workload, port, **options)
-    return end_load(process)
+    with open_load(by=by) as process:
+        begin_load(process, workload, port, **options)
+        return end_load(process)
 
 
-def open_load(*, by: str = "bench.load") -> subprocess.Popen[bytes]:
-    """Start a load generator: it imports what it needs, and waits to be told."""
-    return subprocess.Popen(
-        [sys.executable, "-m", by],
-        cwd=ROOT_DIR,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+@contextmanager
+def open_load(*, by: str = "bench.load") -> Iterator[subprocess.Popen[bytes]]:
+    """Have a load generator: it imports what it needs, and waits to be told."""
+    command = [sys.executable, "-m", by]
+    with subprocess.Popen(
+        command, cwd=ROOT_DIR, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def begin_load(process: subprocess.Popen[bytes], workload: str, port: int, **options: Any) -> None:
@@ -81,12 +84,7 @@ def begin_load(process: subprocess.Popen[bytes], workload: str, port: int, **opt
 
 
 def end_load(process: subprocess.Popen[bytes]) -> Result:
-    try:
-        answer, _ = process.communicate(timeout=LOAD_LIMIT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        raise
+    answer, _ = process.communicate(timeout=LOAD_LIMIT_S)
     if process.returncode:
         raise RuntimeError(f"the load generator ended with {process.returncode}")
     result: Result = json.loads(answer)
@@ -103,8 +101,9 @@ def warm_up(server: Server, sizes: Sizes) -> Result:
 def measure_raw(server: Server, sizes: Sizes) -> Result:
     """Measure bare commits, on a Postgres of their own: a recovery of the server's would repeat them."""
     with open_embedded_postgres(server.data_dir / "raw") as postgres:
-        limits = raw.measure(postgres.dsn, commit_count=sizes.commits, group_size=IN_FLIGHT)
-        return asyncio.run(limits)
+        return asyncio.run(
+            raw.measure(postgres.dsn, commit_count=sizes.commits, group_size=IN_FLIGHT)
+        )
 
 
 def w1(server: Server, sizes: Sizes) -> Result:
@@ -186,8 +185,7 @@ def w6(server: Server, sizes: Sizes) -> Result:
     with tempfile.NamedTemporaryFile(prefix="smithers-ledger-", dir="/tmp") as ledger:
         given = {"count": sizes.steps, "step_s": 1.0, "ledger": ledger.name}
         begun = load("begin_steps", server.port, count=sizes.step_runs, given=given)
-        following = open_load()  # clients are there already when a server fails
-        try:
+        with open_load() as following:  # clients are there already when a server fails
             time.sleep(max(0.0, begun["began_at"] + KILL_AFTER_S - time.monotonic()))
             killed_at = time.monotonic()
             server.kill()
@@ -195,8 +193,6 @@ def w6(server: Server, sizes: Sizes) -> Result:
             server.restart()
             restarted_at = time.monotonic()
             ended = end_load(following)
-        finally:
-            following.kill()
         lines = Counter(Path(ledger.name).read_text().splitlines())
     return {
         "kill_to_finished_s": ended["ended_at"] - killed_at,
@@ -215,16 +211,16 @@ def profile(server: Server, sizes: Sizes) -> str:
     with tempfile.TemporaryDirectory(prefix="smithers-profile-") as directory:
         trial = load("many", server.port, count=sizes.many, in_flight=IN_FLIGHT)
         count = int(trial["runs_per_s"] * (PROFILE_S + 3))
-        following = open_load()
-        begin_load(following, "many", server.port, count=count, in_flight=IN_FLIGHT)
-        time.sleep(1.0)
-        watched = {"gateway": server.gateway_pid, "child": server.child_pids[0]}
-        profiles = [
-            Profile(name, pid, seconds=PROFILE_S, directory=Path(directory))
-            for name, pid in watched.items()
-        ]
-        tables = [one.table() for one in profiles]
-        end_load(following)
+        with open_load() as following:
+            begin_load(following, "many", server.port, count=count, in_flight=IN_FLIGHT)
+            time.sleep(1.0)
+            watched = {"gateway": server.gateway_pid, "child": server.child_pids[0]}
+            profiles = [
+                Profile(name, pid, seconds=PROFILE_S, directory=Path(directory))
+                for name, pid in watched.items()
+            ]
+            tables = [one.table() for one in profiles]
+            end_load(following)
     return "\n".join(tables)
 
 

@@ -39,7 +39,7 @@ class HttpProcesses:
             await process.end()
 
     async def drain(self) -> None:
-        """Make all of them stop taking requests, end their streams, finish open requests, and exit."""
+        """Make all of them stop taking connections, end their streams, finish open requests, and exit."""
         self._listener.close()
         for process in self._processes:
             process.drain()

@@ -1,4 +1,5 @@
-"""What every test may ask for: `database`, the DSN of a fresh migrated one; `own_logs`, to run commands in this process.
+"""What every test may ask for: `database`, the DSN of a fresh migrated one, `empty_database`, that of one with nothing in it,
+and `own_logs`, to run commands in this process.
 
 And what holds for all of them: Hypothesis tries the same examples each time, for as long as that takes, and no thread that
 a test began outlives it.
@@ -8,12 +9,14 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from uuid import uuid4
 
+import asyncpg
 import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
-from tests.support.postgres import fresh_database, make_template, open_server
+from tests.support.postgres import fresh_database, make_template, name_database, open_server
 from tests.support.waiting import LIMIT_S
 
 settings.register_profile(
@@ -54,6 +57,17 @@ def database_template(postgres_server: str) -> str:
 async def database(postgres_server: str, database_template: str) -> AsyncIterator[str]:
     async with fresh_database(postgres_server, database_template) as dsn:
         yield dsn
+
+
+@pytest.fixture
+async def empty_database(postgres_server: str) -> AsyncIterator[str]:
+    """Give the DSN of a database with nothing in it."""
+    name = f"empty_{uuid4().hex}"
+    beside = await asyncpg.connect(postgres_server)
+    await beside.execute(f"CREATE DATABASE {name} TEMPLATE template0")
+    yield name_database(postgres_server, name)
+    await beside.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await beside.close()
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ class Pace:
         self._began_at = self._told_at = -inf
 
     def may_tell(self) -> bool:
-        """Say whether the commit that begins now is to carry a hint; call it once for each."""
+        """Say whether the commit that begins now is to carry a hint; call it for each that does not end or park the run."""
         now = self._now()
         is_fast = now < self._began_at + FAST_S
         self._began_at = now

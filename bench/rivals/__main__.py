@@ -173,16 +173,13 @@ def _kill(site: Site, sizes: Sizes) -> Result:
     with tempfile.NamedTemporaryFile(prefix="smithers-ledger-", dir="/tmp") as ledger:
         given = {"count": sizes.steps, "step_s": 1.0, "ledger": ledger.name}
         begun = _load(site, "begin_steps", count=sizes.step_runs, given=given)
-        following = open_load(by=LOAD)
-        try:
+        with open_load(by=LOAD) as following:
             time.sleep(max(0.0, begun["began_at"] + KILL_AFTER_S - time.monotonic()))
             killed_at = time.monotonic()
             site.kill()
             begin_load(following, "end_steps", site.port, run_ids=begun["run_ids"])
             site.restart()
             ended = end_load(following)
-        finally:
-            following.kill()
         lines = Counter(Path(ledger.name).read_text().splitlines())
     return {
         "kill_to_finished_s": ended["ended_at"] - killed_at,

@@ -1,22 +1,20 @@
 """Have the schema right before anything is served, and migrate it, if need be, in a process of its own.
 
-`python -P -m smithers.store.migrating` is that process; the database's URL is a line on its stdin. Alembic and SQLAlchemy,
-28 MiB, would stay in the memory of a server that had migrated by itself for as long as it lives.
+`python -P -m smithers.store.migrating` is that process; the database's URL is a line on its stdin, whose end is its own end.
+Alembic and SQLAlchemy, 28 MiB, would stay in the memory of a server that had migrated by itself for as long as it lives.
 """
 
 import asyncio
 import os
 import subprocess
 import sys
-from typing import Final
+import threading
+from contextlib import suppress
 
 from smithers.errors import StoreError, StoreUnavailable
 from smithers.processes import importing_this
 from smithers.store.connections import open_connection
 from smithers.store.schema import SchemaMismatch, require_schema, upgrade_schema
-
-REFUSED: Final = 69  # exit codes of that process: EX_UNAVAILABLE and
-AWAY: Final = 75  # EX_TEMPFAIL
 
 
 async def settle_schema(dsn: str, *, migrate: bool) -> None:
@@ -32,35 +30,51 @@ async def settle_schema(dsn: str, *, migrate: bool) -> None:
 
 async def upgrade_elsewhere(dsn: str) -> None:
     """Migrate the schema to head in another process; idempotent. Raises StoreError, with that process's words."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-P",
-        "-m",
-        __name__,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=importing_this(os.environ),
-        start_new_session=True,  # Ctrl-C is for us
-    )
     try:
-        said, _ = await process.communicate(dsn.encode() + b"\n")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            "-m",
+            __name__,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=importing_this(os.environ),
+            start_new_session=True,  # Ctrl-C is for us
+        )
+    except OSError as error:  # out of memory or processes
+        raise StoreUnavailable(f"the migration does not start: {error}") from error
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(dsn.encode() + b"\n")
+        said = (await process.stdout.read()).decode(errors="replace").strip()
+        exit_code = await process.wait()
     except asyncio.CancelledError:
-        process.kill()  # the migration is one transaction
+        with suppress(ProcessLookupError):
+            process.kill()  # the migration is one transaction
         await process.wait()
         raise
-    if process.returncode == 0:
-        return
-    text = said.decode(errors="replace").strip() or "the migration failed: the log says why"
-    raise StoreUnavailable(text) if process.returncode == AWAY else StoreError(text)
+    finally:
+        process.stdin.close()
+    if exit_code:
+        text = said or f"the migration ended with exit code {exit_code}"
+        raise StoreUnavailable(text) if exit_code == os.EX_TEMPFAIL else StoreError(text)
 
 
 def main() -> None:
     """Migrate, and say on stdout why that is not possible."""
+    dsn = sys.stdin.buffer.readline().rstrip(b"\n").decode()
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:
-        upgrade_schema(sys.stdin.readline().rstrip("\n"))
+        upgrade_schema(dsn)
     except StoreError as error:
-        print(error)  # noqa: T201 - read by upgrade_elsewhere
-        sys.exit(AWAY if isinstance(error, StoreUnavailable) else REFUSED)
+        sys.stdout.buffer.write(str(error).encode(errors="replace"))
+        sys.exit(os.EX_TEMPFAIL if isinstance(error, StoreUnavailable) else 1)
+
+
+def _end_with_stdin() -> None:
+    os.read(0, 1)
+    os._exit(os.EX_TEMPFAIL)  # who wanted this is gone
 
 
 if __name__ == "__main__":

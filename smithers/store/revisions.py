@@ -1,4 +1,4 @@
-"""Read this version's migrations from their files, without Alembic: a gateway that only compares saves 28 MiB."""
+"""Read this version's migrations from their files, without Alembic, which takes 28 MiB: a server only compares."""
 
 import re
 from dataclasses import dataclass

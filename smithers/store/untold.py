@@ -71,6 +71,8 @@ class Untold:
             return
         try:
             await self._tell(late)
-        except StoreError:
+        except (StoreError, asyncio.CancelledError) as error:
             for run_id in late:
                 self._due.setdefault(run_id, self._now() + RETRY_S)
+            if isinstance(error, asyncio.CancelledError):
+                raise

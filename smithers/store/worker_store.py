@@ -96,9 +96,13 @@ class WorkerStore:
 
     async def commit(self, change: TurnCommit) -> Committed:
         """Commit one run's turn; raises LeaseLost, StoreError."""
-        answer = await self._committer.commit(change)
-        # A park's answer may come after this child has claimed the run again.
         run_id, epoch = change.claim.run_id, change.claim.epoch
+        try:
+            answer = await self._committer.commit(change)
+        except asyncio.CancelledError:
+            self._untold.add(run_id)  # it may stand, and nobody awaits the answer
+            raise
+        # A park's answer may come after this child has claimed the run again.
         is_known = self._uncommitted.get(run_id) == epoch
         if answer.outcome is Outcome.COMMITTED:
             if is_known:

@@ -3,10 +3,9 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from uuid import uuid4
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
-import asyncpg
 import pytest
 
 from smithers.errors import StoreUnavailable
@@ -26,57 +25,63 @@ print(sorted({"alembic", "sqlalchemy"}.intersection(sys.modules)))
 """
 
 
-@pytest.fixture
-async def blank(postgres_server: str) -> AsyncIterator[str]:
-    """The URL of an empty database."""
-    name = f"blank_{uuid4().hex}"
-    connection = await asyncpg.connect(postgres_server)
-    try:
-        await connection.execute(f"CREATE DATABASE {name}")
-        yield name_database(postgres_server, name)
-        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    finally:
-        await connection.close()
-
-
-async def test_a_database_is_migrated_only_where_that_is_allowed(blank: str) -> None:
+async def test_a_database_is_migrated_only_where_that_is_allowed(empty_database: str) -> None:
     with pytest.raises(SchemaMismatch, match="has no smithers schema"):
-        await settle_schema(blank, migrate=False)
+        await settle_schema(empty_database, migrate=False)
     settled = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", SETTLE, blank], stdout=subprocess.PIPE, check=True
+        subprocess.run,
+        [sys.executable, "-c", SETTLE, empty_database],
+        stdout=subprocess.PIPE,
+        check=True,
     )
     assert settled.stdout == b"[]\n"
-    async with open_connection(blank, role="start") as connection:
+    async with open_connection(empty_database, role="start") as connection:
         await require_schema(connection)
 
 
-async def test_a_database_that_is_away_is_named_as_such(postgres_server: str) -> None:
+async def test_a_database_that_does_not_exist_is_named(postgres_server: str) -> None:
     with pytest.raises(StoreUnavailable, match=r"/nope does not exist"):
         await upgrade_elsewhere(name_database(postgres_server, "nope"))
 
 
-async def test_a_start_that_is_given_up_takes_its_migration_with_it(
-    blank: str, postgres_server: str
-) -> None:
-    name = blank.partition("?")[0].rpartition("/")[2]
+@asynccontextmanager
+async def delayed(dsn: str, postgres_server: str) -> AsyncIterator[Callable[[], Awaitable[bool]]]:
+    """Let a migration begin in the block, and wait at its beginning: say whether it does. After the block none is left."""
+    name = dsn.partition("?")[0].rpartition("/")[2]
     async with open_connection(postgres_server, role="watch") as watch:
 
-        async def migrating_count() -> int:
-            return await watch.fetchval(MIGRATING, name)
-
-        async def is_migrating() -> bool:
-            return await migrating_count() == 1
+        async def is_waiting() -> bool:
+            return await watch.fetchval(MIGRATING, name) == 1
 
         async def is_gone() -> bool:
-            return await migrating_count() == 0
+            return await watch.fetchval(MIGRATING, name) == 0
 
-        async with open_connection(blank, role="start") as connection, connection.transaction():
+        async with open_connection(dsn, role="start") as connection, connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK)
-            upgrading = asyncio.create_task(upgrade_elsewhere(blank))
-            await until(is_migrating, "the migration waits for its turn")
-            upgrading.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await upgrading
+            yield is_waiting
         await until(is_gone, "the migration has gone")
+
+
+async def test_a_start_that_is_given_up_takes_its_migration_with_it(
+    empty_database: str, postgres_server: str
+) -> None:
+    async with delayed(empty_database, postgres_server) as is_waiting:
+        upgrading = asyncio.create_task(upgrade_elsewhere(empty_database))
+        await until(is_waiting, "the migration waits for its turn")
+        upgrading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await upgrading
     with pytest.raises(SchemaMismatch):
-        await settle_schema(blank, migrate=False)
+        await settle_schema(empty_database, migrate=False)
+
+
+async def test_a_server_that_is_killed_takes_its_migration_with_it(
+    empty_database: str, postgres_server: str
+) -> None:
+    async with delayed(empty_database, postgres_server) as is_waiting:
+        server = await asyncio.create_subprocess_exec(sys.executable, "-c", SETTLE, empty_database)
+        await until(is_waiting, "the migration waits for its turn")
+        server.kill()
+        await server.wait()
+    with pytest.raises(SchemaMismatch):
+        await settle_schema(empty_database, migrate=False)

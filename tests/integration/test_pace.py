@@ -1,8 +1,11 @@
-"""What a fast run commits without a hint, listeners hear of soon afterwards: nobody polls here."""
+"""A fast run's end is told with its commit; what it commits without a hint, listeners hear of soon: nobody polls here."""
 
 import asyncio
 
+import pytest
+
 from smithers.store.hints import Channel
+from tests.support.turns import hear
 from tests.support.world import PATIENCE_S, World
 
 STEPS = 6
@@ -27,34 +30,34 @@ STUTTER = f"""
             )
         )
 """
+FAST = """
+    from smithers import Approval, Sequence, Task, workflow
+
+    @workflow
+    def fast(ctx):
+        return Sequence(*(Task(f"n{n}", n) for n in range(40)), LAST)
+"""
 STARTED = """
     SELECT 1 FROM smithers.events WHERE run_id = 'r' AND payload LIKE '%"NodeStarted"%"' || $1 || '"%'"""
 
 
-FAST = """
-    from smithers import Sequence, Task, workflow
-
-    @workflow
-    def fast(ctx):
-        return Sequence(*(Task(f"n{n}", n) for n in range(40)))
-"""
-
-
-async def test_the_end_of_a_fast_run_is_told_of(world: World):
-    hints: asyncio.Queue[str] = asyncio.Queue()
-    await world.sql.add_listener(Channel.EVENTS, lambda *hint: hints.put_nowait(hint[3]))
-    world.write("fast.py", FAST)
-    world.start_pool(workers=1)
+@pytest.mark.parametrize(
+    ("last", "status"),
+    [("Task('last', 0)", "finished"), ("Approval('ok', title='?')", "waiting-approval")],
+)
+async def test_the_end_of_a_fast_run_is_told_with_its_commit(world: World, last: str, status: str):
+    hints = await hear(world.sql, Channel.EVENTS)
+    world.write("fast.py", FAST.replace("LAST", last))
+    world.start_pool(workers=1, module="tests.support.silent")
     await world.start("r", "fast.py")
     async with asyncio.timeout(PATIENCE_S):
-        while await world.status("r") != "finished":
+        while await world.status("r") != status:
             assert await hints.get() == "r"
     await world.sql.reset()
 
 
 async def test_a_run_that_slows_down_is_told_of_although_it_commits_nothing_more(world: World):
-    hints: asyncio.Queue[str] = asyncio.Queue()
-    await world.sql.add_listener(Channel.EVENTS, lambda *hint: hints.put_nowait(hint[3]))
+    hints = await hear(world.sql, Channel.EVENTS)
     world.write("stutter.py", STUTTER)
     world.start_pool(workers=1)
     await world.start("r", "stutter.py")

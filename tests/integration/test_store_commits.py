@@ -28,6 +28,7 @@ from tests.support.turns import (
     change,
     commit_all,
     ended,
+    hear,
     key_of,
     names,
     parked,
@@ -70,8 +71,7 @@ async def test_a_displaced_owner_writes_nothing_and_the_others_of_its_group_comm
 
 
 async def test_only_what_was_committed_is_told(ground, worker, committer):
-    told: asyncio.Queue[str] = asyncio.Queue()
-    await ground.sql.add_listener(Channel.EVENTS, lambda *hint: told.put_nowait(hint[3]))
+    told = await hear(ground.sql, Channel.EVENTS)
     (old,) = await ground.owned(worker, "a")
     new = await ground.hand_over(old, worker, worker)
     assert outcomes(await commit_all(committer, change(old, said("old")))) == [LeaseLost]
@@ -83,8 +83,7 @@ async def test_only_what_was_committed_is_told(ground, worker, committer):
 
 
 async def test_of_a_group_only_those_are_told_that_shall_be(ground, worker, committer):
-    told: asyncio.Queue[str] = asyncio.Queue()
-    await ground.sql.add_listener(Channel.EVENTS, lambda *hint: told.put_nowait(hint[3]))
+    told = await hear(ground.sql, Channel.EVENTS)
     a, b, c = await ground.owned(worker, "a", "b", "c")
     silent = [change(claim, said("quietly"), is_told=False) for claim in (a, c)]
     assert (

@@ -2,6 +2,7 @@
 
 import asyncio
 import platform
+import re
 
 import pytest
 
@@ -9,7 +10,7 @@ from smithers.store.schema import run_alembic, upgrade_schema
 from tests.support.world import World
 from worker.slices import SLICE_NS
 
-KERNEL = tuple(int(part) for part in platform.release().split(".")[:2])
+KERNEL = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
 RUNTIME = 5  # the field of `sched_attr` with the slice
 
 TWO_TASKS = """

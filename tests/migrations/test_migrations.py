@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -21,7 +20,6 @@ from smithers.store.schema import (
     require_schema,
     run_alembic,
 )
-from tests.support.postgres import name_database
 
 UPGRADE = (
     "import sys; from smithers.store.schema import upgrade_schema; upgrade_schema(sys.argv[1])"
@@ -50,17 +48,6 @@ COUNT_WAITING = """
 
 # For longer than the test below has anybody wait for a table.
 COUNT_WAITED = COUNT_WAITING + " AND waitstart < clock_timestamp() - interval '500 ms'"
-
-
-@pytest.fixture
-async def empty_database(postgres_server: str) -> AsyncIterator[str]:
-    """Give the DSN of a database with nothing in it."""
-    name = f"empty_{uuid4().hex}"
-    beside = await asyncpg.connect(postgres_server)
-    await beside.execute(f"CREATE DATABASE {name} TEMPLATE template0")
-    yield name_database(postgres_server, name)
-    await beside.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    await beside.close()
 
 
 @pytest.fixture

@@ -86,5 +86,4 @@ def install(point: str, hits_path: str, at: int) -> None:
 
 if __name__ == "__main__":
     install(os.environ["CRASH_POINT"], os.environ["CRASH_HITS"], int(os.environ["CRASH_AT"]))
-    if __name__ == "__main__":
-        runpy.run_module(PARTS[os.environ["CRASH_POINT"].split()[0]], run_name="__main__")
+    runpy.run_module(PARTS[os.environ["CRASH_POINT"].split()[0]], run_name="__main__")

@@ -19,6 +19,7 @@ from smithers.states import RunStatus
 from smithers.store import claims, owners
 from smithers.store.claims import ClaimedRun, ClaimKind
 from smithers.store.commits import Committed, Committer, TurnCommit
+from smithers.store.hints import Channel
 from smithers.store.starts import RunStart, start_runs
 
 NAME = "hello"
@@ -239,3 +240,10 @@ def by_id(claimed: Iterable[ClaimedRun]) -> dict[RunId, ClaimedRun]:
 async def commit_all(committer: Committer, *changes: Any) -> list[Committed | BaseException]:
     """Commit at once: they come in before the lane's first call, so they are one group."""
     return await asyncio.gather(*map(committer.commit, changes), return_exceptions=True)
+
+
+async def hear(sql: asyncpg.Connection, channel: Channel) -> asyncio.Queue[str]:
+    """Listen; return the queue of what is said from now on. `sql.reset()` ends it."""
+    said: asyncio.Queue[str] = asyncio.Queue()
+    await sql.add_listener(channel, lambda *hint: said.put_nowait(hint[3]))
+    return said

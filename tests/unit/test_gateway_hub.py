@@ -25,7 +25,7 @@ from smithers.telemetry.names import STREAM_LAG, DropReason
 
 RUN = RunId("r")
 PAGE = 4
-AGE_MS = 250  # of every event when it is read
+AGE_MS = 250  # of the first two events when they are read; the others are new
 
 
 @dataclass
@@ -37,7 +37,10 @@ class History:
 
     def tail(self, cursor: int) -> Tail:
         end = min(self.count, cursor + 1 + PAGE)
-        payloads = [f'{{"timestampMs":1,"n":{seq}}}' for seq in range(cursor + 1, end)]
+        payloads = [
+            f'{{"timestampMs":{1 if seq < 2 else AGE_MS},"n":{seq}}}'
+            for seq in range(cursor + 1, end)
+        ]
         return Tail(
             run_id=RUN,
             has_ended=self.has_ended,
@@ -280,13 +283,15 @@ async def test_what_nobody_foresaw_ends_the_streams_of_its_run_and_no_others(
     ]
 
 
-async def test_how_late_events_come_is_measured_by_the_databases_clock_alone() -> None:
+async def test_how_late_the_first_event_of_a_read_comes_is_measured_by_the_databases_clock_alone() -> (
+    None
+):
     history = History()
     async with make_hub(history, random.Random(1)) as hub, asyncio.timeout(60):
         viewer = make_viewer(cursor=0)
         with hub.following(RUN) as run:
             assert hub.join(run, viewer, history.tail(0))
-            history.count += 1
+            history.count += 2
             hub.hear(frozenset({RUN}))
             while not seqs(viewer.transport):  # type: ignore[arg-type]  # a fake
                 await asyncio.sleep(0)

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ import pytest
 from worker.slices import SLICE_NS, read_attributes, shorten_slices
 
 _POLICY, _NICE, _RUNTIME = 1, 3, 5  # fields of `sched_attr`; the last holds the slice
-_KERNEL = tuple(int(part) for part in platform.release().split(".")[:2])
+_KERNEL = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
 
 
 def _in_a_thread(call):

@@ -1,0 +1,13 @@
+"""`python -P -m tests.support.silent` in place of `worker`: the same, but what a commit does not tell is never told.
+
+Children are forks of this process.
+"""
+
+import runpy
+
+from smithers.store import untold
+
+if __name__ == "__main__":
+    untold.LATE_S = 3_600.0  # type: ignore[misc]
+    untold.LAST_S = 0.0  # type: ignore[misc]
+    runpy.run_module("worker", run_name="__main__")
