@@ -8,6 +8,6 @@ import runpy
 from smithers.store import untold
 
 if __name__ == "__main__":
-    untold.LATE_S = 3_600.0  # type: ignore[misc]
-    untold.LAST_S = 0.0  # type: ignore[misc]
+    untold.LATE_S = 3_600.0
+    untold.LAST_S = 0.0
     runpy.run_module("worker", run_name="__main__")
