@@ -54,8 +54,6 @@ async def upgrade_elsewhere(dsn: str) -> None:
             process.kill()  # the migration is one transaction
         await process.wait()
         raise
-    finally:
-        process.stdin.close()
     if exit_code:
         text = said or f"the migration ended with exit code {exit_code}"
         raise StoreUnavailable(text) if exit_code == os.EX_TEMPFAIL else StoreError(text)

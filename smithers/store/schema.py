@@ -9,6 +9,7 @@ import asyncio
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
+from uuid import uuid4
 
 import asyncpg
 
@@ -58,18 +59,23 @@ async def find_revision(connection: asyncpg.Connection | asyncpg.Pool) -> str | 
 async def run_alembic(dsn: str, action: "Callable[[Config], None]") -> None:
     """Run one Alembic command on a connection of its own, in one transaction; raises StoreError."""
     from sqlalchemy.exc import DBAPIError
-    from sqlalchemy.ext.asyncio import create_async_engine
+    from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
     from sqlalchemy.pool import NullPool
 
     # SQLAlchemy reads other things from a URL than the driver does, and drops what it says of TLS.
-    engine = create_async_engine(
+    engine: AsyncEngine = create_async_engine(
         "postgresql+asyncpg://",
         poolclass=NullPool,
-        async_creator=lambda: connect(
-            dsn,
-            role="migration",
-            settings={"lock_timeout": f"{_LOCK_TIMEOUT_S:g}s"},
-            limit_s=_STATEMENT_TIMEOUT_S,
+        # What `async_creator` does, and names for statements: of the driver's own, 1, 2, 3 in each process, a pooler's
+        # connection may have one already.
+        creator=lambda: engine.dialect.loaded_dbapi.connect(
+            async_creator_fn=lambda: connect(
+                dsn,
+                role="migration",
+                settings={"lock_timeout": f"{_LOCK_TIMEOUT_S:g}s"},
+                limit_s=_STATEMENT_TIMEOUT_S,
+            ),
+            prepared_statement_name_func=lambda: f"migration_{uuid4().hex}",
         ),
     )
     try:

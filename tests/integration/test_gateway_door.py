@@ -435,7 +435,7 @@ async def test_ready_names_what_fails(database: str, root: Path, rows: Rows, mon
         await rows.connection.execute("DELETE FROM smithers.alembic_version")
         answer = await client.get("/ready")
         assert answer.json["error"]["details"] == {"check": "schema"}
-        client.gateway._services.readiness.is_draining = True
+        client.gateway._front.services.readiness.is_draining = True
         answer = await client.get("/ready")
         assert answer.json["error"]["details"] == {"check": "draining"}
         assert answer.headers["connection"] == "close"
@@ -450,7 +450,7 @@ async def test_a_gateway_whose_readers_all_wait_is_ready(
         await rows.connection.execute("LOCK TABLE smithers.approvals")
         readers = [asyncio.create_task(client.get("/v1/runs/r/nodes")) for _ in range(6)]
         readers += [asyncio.create_task(client.get("/v1/approvals")) for _ in range(6)]
-        pool = client.gateway._services.home.pool
+        pool = client.gateway._front.services.home.pool
 
         async def all_wait() -> bool:
             return pool.get_size() == POOL_SIZE and not pool.get_idle_size()

@@ -151,14 +151,14 @@ async def test_bodies_whose_coding_breaks_off_are_refused_and_keep_nothing(
     async with limited(database, rows, requests=2) as client:
         for _ in range(3):
             async with chunked_body(client, "{}") as (reader, writer):
-                await until(lambda: client.gateway._services.load._requests == 1)
+                await until(lambda: client.gateway._front.services.load._requests == 1)
                 writer.write(b"zz\r\n")
                 if not stays:
                     writer.write_eof()
                 answer = parse_answer(await reader.read())
                 assert (answer.status, answer.code) == (400, "INVALID_REQUEST")
                 assert answer.headers["connection"] == "close"
-        load = client.gateway._services.load
+        load = client.gateway._front.services.load
         await until(lambda: not load._requests and not load.connections)
 
 

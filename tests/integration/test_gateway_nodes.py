@@ -143,7 +143,7 @@ async def test_no_more_frames_are_read_than_a_page_may_hold(
         MAX_PAGE_BYTES // 4,
     )
     found, lead_count, has_more = await list_frames(
-        client.gateway._services.home.pool,
+        client.gateway._front.services.home.pool,
         RunId("r"),
         above=-1,
         below=100,

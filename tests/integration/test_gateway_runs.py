@@ -281,7 +281,7 @@ async def test_a_key_answers_for_its_run_whatever_has_become_of_the_file(
 
 
 async def test_a_start_that_is_repeated_counts_once(client: Client) -> None:
-    started = client.gateway._services.metrics._runs_started
+    started = client.gateway._front.services.metrics._runs_started
     before = started._words[started._at]
     body, key = {**START, "runId": "r"}, {"Idempotency-Key": "k"}
     answers = await asyncio.gather(*(client.post("/v1/runs", body, **key) for _ in range(5)))

@@ -165,7 +165,7 @@ async def test_a_drain_still_answers_on_a_connection_that_is_kept(
         answer = parse_answer(await reader.readuntil(b"}"))
         assert "connection" not in answer.headers
         draining = asyncio.create_task(gateway.drain())
-        await until(lambda: gateway._services.readiness.is_draining)
+        await until(lambda: gateway._front.services.readiness.is_draining)
         writer.write(request)
         answer = parse_answer(await reader.read())
         assert (answer.status, answer.headers["connection"]) == (200, "close")

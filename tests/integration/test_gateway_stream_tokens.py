@@ -188,7 +188,7 @@ async def test_a_token_is_written_down_nowhere(
         async def fail(*_: object) -> None:
             raise RuntimeError("what nobody foresaw")
 
-        monkeypatch.setattr(client.gateway._services.home.hub, "read", fail)
+        monkeypatch.setattr(client.gateway._front.services.home.hub, "read", fail)
         failed = await nobody.get(f"/v1/runs/mine/events?token={token}")
         metrics = await client.get("/metrics")
     assert (refused.status, failed.status, metrics.status) == (401, 500, 200)

@@ -58,7 +58,7 @@ async def rows(database: str, root: Path) -> AsyncIterator[Rows]:
 @pytest.fixture
 async def client(database: str, root: Path) -> AsyncIterator[Client]:
     async with running(settings_for(database, root)) as client:
-        await until(lambda: client.gateway._services.home.hints.is_connected)
+        await until(lambda: client.gateway._front.services.home.hints.is_connected)
         yield client
 
 
@@ -67,11 +67,11 @@ def value(counter: Counter) -> float:
 
 
 def active(client: Client) -> float:
-    return value(client.gateway._services.metrics.streams_active)
+    return value(client.gateway._front.services.metrics.streams_active)
 
 
 def stalled(client: Client) -> float:
-    return value(client.gateway._services.metrics._drops[DropReason.STALLED])
+    return value(client.gateway._front.services.metrics._drops[DropReason.STALLED])
 
 
 async def attached(client: Client, count: int) -> None:
@@ -261,12 +261,12 @@ async def test_viewers_that_come_and_go_at_random_lose_nothing_and_see_nothing_t
     for task, run_id in zip(watching, [run_id for run_id in runs for _ in range(8)], strict=True):
         assert task.result() == list(range(totals[run_id]))
     await attached(client, 0)
-    assert client.gateway._services.home.hub._runs == {}
+    assert client.gateway._front.services.home.hub._runs == {}
 
 
 async def test_two_hundred_viewers_share_one_read_of_each_event(client: Client, rows: Rows) -> None:
     await rows.add_run("r")
-    hub = client.gateway._services.home.hub
+    hub = client.gateway._front.services.home.hub
     reads: list[int] = []
     submit = hub._live.submit
 
@@ -291,7 +291,7 @@ async def test_two_hundred_viewers_share_one_read_of_each_event(client: Client, 
 
 async def test_a_lost_listener_and_lost_hints_cost_no_event(client: Client, rows: Rows) -> None:
     await rows.add_run("r")
-    hints = client.gateway._services.home.hints
+    hints = client.gateway._front.services.home.hints
     async with client.stream("r") as stream:
         await stream.take(1)
         await attached(client, 1)
@@ -504,7 +504,7 @@ async def stream_of(connection: socket.socket) -> Stream:
 async def only_transport(client: Client) -> asyncio.Transport:
     """Return what the gateway writes the only stream to, once that is live."""
     await attached(client, 1)
-    (run,) = client.gateway._services.home.hub._runs.values()
+    (run,) = client.gateway._front.services.home.hub._runs.values()
     (viewer,) = run.viewers
     return viewer.transport
 
@@ -533,7 +533,7 @@ async def test_readers_that_leave_are_forgotten_at_once_and_are_no_news(
                 await attached(client, 0)
         await rows.add_events("r", 1)
     assert logs == []
-    assert client.gateway._services.home.hub._runs == {}
+    assert client.gateway._front.services.home.hub._runs == {}
 
 
 async def test_a_reader_that_sends_no_more_leaves_a_live_stream(client: Client, rows: Rows) -> None:
@@ -570,7 +570,7 @@ async def test_a_drain_ends_each_stream_after_a_whole_event_and_answers_what_is_
             asyncio.create_task(client.post("/v1/runs", {"workflowPath": "hello.py"}))
             for _ in range(10)
         ]
-        await until(lambda: len(client.gateway._services.metrics._requests) > 0)
+        await until(lambda: len(client.gateway._front.services.metrics._requests) > 0)
         await client.gateway.drain()
         for stream in opened:
             seen = await stream.rest()

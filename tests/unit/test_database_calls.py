@@ -178,6 +178,7 @@ def test_alembic_is_given_a_connection_of_the_module_that_gives_time_outs() -> N
     }
     assert [name for name, found in makers.items() if found] == [ENGINES]
     for call in makers[ENGINES]:
-        (make,) = (keyword.value for keyword in call.keywords if keyword.arg == "async_creator")
+        given = [one for one in ast.walk(call) if isinstance(one, ast.keyword)]
+        (make,) = (one.value for one in given if one.arg == "async_creator_fn")
         assert ast.unparse(make.body.func) == "connect"
     assert "connect" in imports(modules()[ENGINES], "smithers.store.connections")
