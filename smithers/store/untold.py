@@ -12,9 +12,7 @@ from smithers.errors import StoreError
 from smithers.ids import RunId
 from smithers.service_loops import ServiceLoops
 
-LATE_S: Final = (
-    0.005  # from a commit without a hint to its hint, unless a commit with one comes first
-)
+LATE_S: Final = 0.005  # from a commit without a hint to one about it, unless another tells first
 RETRY_S: Final = 0.2  # while the database is away
 LAST_S: Final = 1.0  # for what is left at the end
 TICK_S: Final = 0.001  # of uvloop's clock

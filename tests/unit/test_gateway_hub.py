@@ -283,9 +283,7 @@ async def test_what_nobody_foresaw_ends_the_streams_of_its_run_and_no_others(
     ]
 
 
-async def test_how_late_the_first_event_of_a_read_comes_is_measured_by_the_databases_clock_alone() -> (
-    None
-):
+async def test_a_reads_lag_is_that_of_its_first_event_by_the_databases_clock_alone() -> None:
     history = History()
     async with make_hub(history, random.Random(1)) as hub, asyncio.timeout(60):
         viewer = make_viewer(cursor=0)
