@@ -21,8 +21,10 @@ from smithers.states import NodeState, RunStatus
 from smithers.store import claims, commits, lanes, owners
 from smithers.store.commits import Committed, Committer, Outcome
 from smithers.store.hints import Channel
+from smithers.store.worker_store import open_worker_store
 from tests.support.proxy import Mode, Proxy
 from tests.support.turns import (
+    PATIENCE_S,
     Ground,
     a_turn,
     change,
@@ -96,6 +98,20 @@ async def test_of_a_group_only_those_are_told_that_shall_be(ground, worker, comm
     await ground.sql.execute("SELECT pg_notify($1, 'the last')", Channel.EVENTS)
     async with asyncio.timeout(60):
         assert [await told.get(), await told.get()] == ["b", "the last"]
+    await ground.sql.reset()
+
+
+async def test_a_silent_commit_that_nobody_awaits_any_more_is_told_of(ground, worker):
+    """A drain cancels whoever awaits it, and not what the database does with it."""
+    (claim,) = await ground.owned(worker, "a")
+    told = await hear(ground.sql, Channel.EVENTS)
+    async with open_worker_store(ground.dsn, worker) as store:
+        commit = asyncio.ensure_future(store.commit(change(claim, said("x"), is_told=False)))
+        await asyncio.sleep(0)
+        commit.cancel()
+        async with asyncio.timeout(PATIENCE_S):
+            assert await told.get() == "a"
+    assert commit.cancelled()
     await ground.sql.reset()
 
 
