@@ -83,7 +83,7 @@ class Body(Fields):
 
 
 class Query(Fields):
-    """Parameters of a query; each may be given once."""
+    """Parameters of a query; each may be given once, and one without a value counts as omitted."""
 
 
 class Headers(Fields):
@@ -132,7 +132,7 @@ def read_each_once(kind: type[Kind], given: MultiMapping[str]) -> Kind:
         found = given.getall(name, ())
         if len(found) > 1:
             raise InvalidRequest(f"{name} may be given once.")
-        if found:
+        if found and (found[0] or not issubclass(kind, Query)):
             values[name] = found[0]
     return read_fields(kind, values) if values else _read_none(kind)
 

@@ -181,7 +181,8 @@ class Hub:
             now = loop.time()
             for cursor, run in asked.items():
                 tail = tails.get(cursor)
-                if tail is None:  # retention has removed it
+                if tail is None:  # retention has removed it: there is no end to wait for
+                    self._let_go(run)
                     continue
                 self._publish(run, cursor.seq, tail, now)
                 if tail.payloads:
@@ -210,10 +211,13 @@ class Hub:
                     self.leave(run, viewer, DropReason.GONE)
                 raise
         if tail.is_last:
-            for viewer in list(run.viewers):
-                self.leave(run, viewer)
+            self._let_go(run)
         elif tail.has_more:
             self._mark(run)
+
+    def _let_go(self, run: FollowedRun) -> None:
+        for viewer in list(run.viewers):
+            self.leave(run, viewer)
 
     def _send(self, run: FollowedRun, read_from: int, tail: Tail, now: float) -> None:
         end_seq, is_last = tail.end_seq, tail.is_last

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Final
@@ -228,19 +229,18 @@ def _read_place(cursor: str) -> RunPlace:
 async def _resume(
     exchange: Exchange, run_id: RunId, workflow_path: str | None, config: RunConfig | None
 ) -> RunTaken:
-    pool = exchange.database.pool
     bundle = await _find_bundle(exchange, run_id, workflow_path)
-    source = None if bundle is None else await exchange.database.sources.keep(bundle)
-    export, changed = None if bundle is None else bundle.workflow_name, None
-    if bundle is not None and (stored := await find_run_source(pool, run_id)) is not None:
-        export, changed = _meant_export(bundle, stored), _changed_files(bundle, stored)
+    changed = None
+    if bundle is not None:
+        await exchange.database.sources.keep(bundle)
+        bundle, changed = await _compare(exchange, run_id, bundle)
     outcome, queue = await resume_run(
-        pool,
+        exchange.database.pool,
         Resume(
             run_id=run_id,
-            source_hash=source,
+            source_hash=None if bundle is None else bundle.source_hash,
             workflow_path=None if bundle is None else bundle.entry,
-            workflow_export=export,
+            workflow_export=None if bundle is None else bundle.workflow_name,
             config=None if config is None else write_config(config),
             changed_files=changed,
         ),
@@ -270,11 +270,23 @@ async def _find_bundle(
         return None
 
 
-def _meant_export(bundle: SourceBundle, stored: RunSource) -> str | None:
-    """Return which workflow of the file is meant: the run's own, if only its file is named."""
+async def _compare(
+    exchange: Exchange, run_id: RunId, bundle: SourceBundle
+) -> tuple[SourceBundle, str | None]:
+    """Return the workflow that a resume means, and which files of its source have changed, as JSON.
+
+    If only the run's own file is named, its own workflow is meant. Raises SourceError for another one than the run has that
+    cannot be loaded: a parked run would fail of it.
+    """
+    stored = await find_run_source(exchange.database.pool, run_id)
+    if stored is None:
+        return bundle, None
     if bundle.workflow_name is None and json.loads(stored.bundle)["entry"] == bundle.entry:
-        return stored.workflow_export
-    return bundle.workflow_name
+        bundle = replace(bundle, workflow_name=stored.workflow_export)
+    chosen = (bundle.source_hash, bundle.workflow_name)
+    if chosen != (stored.source_hash, stored.workflow_export):
+        _refuse_unloadable(await exchange.database.sources.describe(bundle))
+    return bundle, _changed_files(bundle, stored)
 
 
 def _changed_files(bundle: SourceBundle, stored: RunSource) -> str | None:
@@ -296,9 +308,13 @@ async def _read_source(
     known = await sources.describe(bundle)
     if known is None and may_name_database(bundle):
         raise NoWorker
+    _refuse_unloadable(known)
+    return bundle, known
+
+
+def _refuse_unloadable(known: KnownWorkflow | None) -> None:
     if known is not None and known.row.error is not None:
         raise SourceError(known.row.error)
-    return bundle, known
 
 
 def _build_start(

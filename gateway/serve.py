@@ -35,6 +35,7 @@ from gateway.services import open_services
 from gateway.settings import GatewaySettings
 from gateway.streams import get_events, post_stream_token
 from smithers.ids import RunId, is_run_id
+from smithers.store.connections import Pool
 from smithers.store.reads import find_newest
 from smithers.store.refusals import RunNotFound
 from smithers.telemetry.sheet import Page as CountingPage
@@ -160,9 +161,9 @@ class ServedRun:
 
         @functools.wraps(handler)
         async def answer(exchange: Exchange, **given: Any) -> Any:
-            at_run = await self._at_newest(exchange)
+            at_run, newest = await self._at_newest(exchange)
             _, *parts = exchange.parts
-            return await handler(replace(at_run, parts=(Part(self._run_id), *parts)), **given)
+            return await handler(replace(at_run, parts=(Part(newest), *parts)), **given)
 
         return Route(method, template, scope, answer)
 
@@ -171,9 +172,9 @@ class ServedRun:
 
         @functools.wraps(handler)
         async def answer(exchange: Exchange, **given: Any) -> Any:
-            at_run = await self._at_newest(exchange)
+            at_run, newest = await self._at_newest(exchange)
             at_run = replace(at_run, parts=exchange.parts[1:])
-            if await find_newest(at_run.database.pool, at_run.run_id()) != self._run_id:
+            if not await _is_continued_as(at_run.database.pool, at_run.run_id(), newest):
                 raise RunNotFound
             return await handler(at_run, **given)
 
@@ -181,16 +182,24 @@ class ServedRun:
 
     async def get_approvals(self, exchange: Exchange, query: ApprovalsQuery) -> Page[ApprovalList]:
         """List the run's open questions to people."""
-        page = await get_approvals(await self._at_newest(exchange), query)
-        asked = [one for one in page.value["approvals"] if one["runId"] == self._run_id]
+        at_run, newest = await self._at_newest(exchange)
+        page = await get_approvals(at_run, query)
+        asked = [one for one in page.value["approvals"] if one["runId"] == newest]
         return Page({"approvals": asked}, page.link)
 
-    async def _at_newest(self, exchange: Exchange) -> Exchange:
+    async def _at_newest(self, exchange: Exchange) -> tuple[Exchange, RunId]:
         # The newest is remembered: a chain may be long, and retention takes it from its start. All of it
         # lives in one database.
         at_run = await exchange.at_run(self._run_id)
-        self._run_id = await find_newest(at_run.database.pool, self._run_id)
-        return at_run
+        newest = await find_newest(at_run.database.pool, self._run_id)
+        self._run_id = newest  # another request may set it before our caller reads it
+        return at_run, newest
+
+
+async def _is_continued_as(pool: Pool, named: RunId, newest: RunId) -> bool:
+    """Say whether a run's chain leads to the newest; that may have continued since it was looked up."""
+    end = await find_newest(pool, named)
+    return end == newest or end == await find_newest(pool, newest)
 
 
 def _routes(options: ServeOptions) -> tuple[Route, ...]:
