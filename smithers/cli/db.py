@@ -20,7 +20,7 @@ from smithers.cli.console import (
     print_line,
 )
 from smithers.settings import ServerOptions
-from smithers.store.revisions import read_revisions
+from smithers.store.revisions import FROM_BEFORE, read_revisions
 from smithers.texts import counted
 
 if TYPE_CHECKING:
@@ -64,9 +64,10 @@ def current(
     if known.is_newer(found):
         note(f"the schema is {NEWER}")
     elif found != needed:
+        way = "smithers db upgrade, for the same database"
         raise CommandFailed(
             "the schema is not the one that this version needs",
-            hint="smithers db upgrade, for the same database",
+            hint=f"it is {FROM_BEFORE}" if found in known.unreleased else way,
             exit_code=Exit.FAILED,
         )
 

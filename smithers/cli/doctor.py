@@ -141,13 +141,15 @@ def _judge_way(database: "Database") -> Finding:
 
 
 def _judge_schema(revision: str | None, *, is_embedded: bool) -> Finding:
-    from smithers.store.revisions import read_revisions
+    from smithers.store.revisions import FROM_BEFORE, read_revisions
 
     known = read_revisions()
     if revision == known.head:
         return Finding("schema", Verdict.OK, revision)
     if known.is_newer(revision):
         return Finding("schema", Verdict.OK, f"{revision}, newer than this version's {known.head}")
+    if revision in known.unreleased:
+        return Finding("schema", Verdict.FAILED, f"{revision}, {FROM_BEFORE}")
     told = f"{revision or 'none'}, and this version needs {known.head}: "
     if is_embedded:
         return Finding("schema", Verdict.WARNING, told + "the next start migrates it")

@@ -101,7 +101,7 @@ DEADLOCK_TRIES: Final = 3
 OutsideLane = Lane[Decision | SignalSent, bool | SignalRecord]
 
 # -- name: decide_approvals
-# Each sees the effects of those before it in the batch; see migrations/functions/outside_v4.sql, and 0010.
+# Each sees the effects of those before it in the batch; see migrations/functions/decide_and_tell_v3.sql.
 DECIDE_APPROVALS: Final = "CALL smithers.decide_and_tell_v3($1::smithers.decision_v1[], NULL)"
 
 # -- name: asks_yes_or_no

@@ -92,6 +92,23 @@ def test_a_schema_that_is_newer_is_said_to_be_so_and_left(
     assert "9999, newer" in schema["told"]
 
 
+def test_a_schema_from_before_the_first_release_is_said_to_be_so_and_left(
+    database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asyncio.run(ask(database, "UPDATE smithers.alembic_version SET version_num = '0010'"))
+    place = ["--database-url", database]
+    way = "from before the first release: upgrade it with the code of commit c20fe5c first"
+    assert run(["db", "upgrade", *place]) != 0
+    assert way in " ".join(capsys.readouterr().err.split())
+    assert run(["db", "current", *place]) == 1
+    assert way in " ".join(capsys.readouterr().err.split())
+    run(["doctor", *place, "--server", "http://127.0.0.1:1", "--json"])
+    (schema,) = [each for each in json.loads(capsys.readouterr().out) if each["name"] == "schema"]
+    assert schema["verdict"] == "failed"
+    assert schema["told"] == f"0010, {way}"
+    assert asyncio.run(ask(database, "SELECT version_num FROM smithers.alembic_version")) == "0010"
+
+
 @pytest.fixture
 def bound(database: str) -> Iterator[str]:
     """The database, for a role that may create no table in it, not even a temporary one."""

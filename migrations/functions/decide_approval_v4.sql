@@ -1,20 +1,19 @@
--- What comes from outside in batches, each told of in its own round trip: see commit_turns_v2.sql for why the notifications
--- have a transaction of their own. As in outside_v1.sql: the run's row first; answers are words.
 CREATE TYPE smithers.decision_v1 AS (
     run_id text, node_id text, iteration integer, is_approved boolean, note text, decided_by text,
     decision text,              -- JSON: a selection or a ranking
     user_name text,
     scopes text[],              -- null: the server has no credentials
     is_timeout boolean);        -- nobody decided in time: also a form's
-CREATE TYPE smithers.signal_v1 AS (
-    run_id text, signal_name text, correlation_id text, data text, received_by text, signal_id text);
--- What became of one of them, and whom it wakes: the run's owner, or whoever claims from its queue.
+-- What became of it, and whom it wakes: the run's owner, or whoever claims from its queue.
 CREATE TYPE smithers.decided_v1 AS (outcome text, request text, queue text, is_owned boolean);
-CREATE TYPE smithers.signalled_v1 AS (
-    outcome text, seq bigint, signal_name text, correlation_id text, received_ms bigint, queue text, is_owned boolean);
 
--- Decide one approval, with the answers of decide_approval_v2; the caller's transaction is the decision's.
-CREATE FUNCTION smithers.decide_approval_v3(p_decision smithers.decision_v1) RETURNS smithers.decided_v1
+-- Decide one approval; the caller's transaction is the decision's. The run's row is locked first, what is looked at is read
+-- under the lock, and the run is made due in the same transaction.
+-- Answers: decided, repeated (the same decision again), not-found (run or node), not-waiting, forbidden, misfit (the decision
+-- is none of the options; `request` says what was asked). A form is answered, not decided: only its time can run out.
+-- Of a run that is being cancelled, what was asked before the cancel is withdrawn, or about to be; what it asks while it
+-- cleans up can be decided.
+CREATE FUNCTION smithers.decide_approval_v4(p_decision smithers.decision_v1) RETURNS smithers.decided_v1
 LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -49,7 +48,7 @@ BEGIN
         v_answer.outcome := CASE WHEN p_decision.is_approved AND v_request ->> 'mode' IN ('select', 'rank', 'form')
             AND v_approval.decision::jsonb IS DISTINCT FROM p_decision.decision::jsonb
             THEN 'not-waiting' ELSE 'repeated' END;
-    ELSIF v_approval.status <> 'requested' OR v_run.cancel_requested_at IS NOT NULL THEN
+    ELSIF v_approval.status <> 'requested' OR v_approval.requested_at <= v_run.cancel_requested_at THEN
         v_answer.outcome := 'not-waiting';
     END IF;
     IF v_answer.outcome IS NOT NULL THEN RETURN v_answer; END IF;
@@ -72,74 +71,5 @@ BEGIN
     v_answer.queue := v_run.queue;
     v_answer.is_owned := v_run.owner_id IS NOT NULL;
     RETURN v_answer;
-END
-$$;
-
--- Say that runs have new events, and wake who is to take them in: their owners, or who claims from their queues.
-CREATE FUNCTION smithers.tell_v1(p_run_ids text[], p_queues text[], p_are_owned boolean[]) RETURNS void
-LANGUAGE plpgsql
-AS $$
-DECLARE
-    v_channels text[];
-    v_payloads text[];
-BEGIN
-    SELECT array_agg(h.channel), array_agg(h.payload) INTO v_channels, v_payloads
-    FROM unnest(p_run_ids, p_queues, p_are_owned) AS t (run_id, queue, is_owned), LATERAL (VALUES
-        ('smithers_events', t.run_id),
-        (CASE WHEN t.is_owned THEN 'smithers_news' ELSE 'smithers_due' END,
-            CASE WHEN t.is_owned THEN t.run_id ELSE t.queue END)) AS h (channel, payload);
-    PERFORM smithers.notify_v1(v_channels, v_payloads);
-END
-$$;
-
-CREATE PROCEDURE smithers.decide_and_tell_v1(p_decisions smithers.decision_v1[], INOUT answers smithers.decided_v1[])
-LANGUAGE plpgsql
-AS $$
-DECLARE
-    v_run_ids text[];
-    v_queues text[];
-    v_are_owned boolean[];
-BEGIN
-    FOR i IN 1..cardinality(p_decisions) LOOP  -- each sees what those before it did
-        answers[i] := smithers.decide_approval_v3(p_decisions[i]);
-        IF answers[i].outcome = 'decided' THEN
-            v_run_ids := v_run_ids || p_decisions[i].run_id;
-            v_queues := v_queues || answers[i].queue;
-            v_are_owned := v_are_owned || answers[i].is_owned;
-        END IF;
-    END LOOP;
-    COMMIT;
-    IF v_run_ids IS NOT NULL THEN
-        PERFORM smithers.tell_v1(v_run_ids, v_queues, v_are_owned);
-    END IF;
-END
-$$;
-
-CREATE PROCEDURE smithers.signal_and_tell_v1(p_signals smithers.signal_v1[], INOUT answers smithers.signalled_v1[])
-LANGUAGE plpgsql
-AS $$
-DECLARE
-    v_signal smithers.signal_v1;
-    v_answer smithers.signalled_v1;
-    v_run_ids text[];
-    v_queues text[];
-    v_are_owned boolean[];
-BEGIN
-    FOR i IN 1..cardinality(p_signals) LOOP
-        v_signal := p_signals[i];
-        SELECT s.outcome, s.seq, s.signal_name, s.correlation_id, s.received_ms, s.queue, s.is_owned INTO v_answer
-        FROM smithers.send_signal_v1(v_signal.run_id, v_signal.signal_name, v_signal.correlation_id, v_signal.data,
-            v_signal.received_by, v_signal.signal_id) AS s;
-        answers[i] := v_answer;
-        IF v_answer.outcome = 'received' THEN
-            v_run_ids := v_run_ids || v_signal.run_id;
-            v_queues := v_queues || v_answer.queue;
-            v_are_owned := v_are_owned || v_answer.is_owned;
-        END IF;
-    END LOOP;
-    COMMIT;
-    IF v_run_ids IS NOT NULL THEN
-        PERFORM smithers.tell_v1(v_run_ids, v_queues, v_are_owned);
-    END IF;
 END
 $$;

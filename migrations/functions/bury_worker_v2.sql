@@ -1,6 +1,13 @@
--- Give up a worker for dead and hand its runs back, as bury_worker_v1; but a run whose row another writer has right now
--- holds up none of the others. While such a run is left, the worker has a cause of death and no time of it: it still counts
--- as alive for whoever looks for the dead, who finds the cause and calls this again. What it claims meanwhile is found then.
+-- Give up a worker for dead and hand its runs back. Whoever notices calls it; only one of them does it.
+-- The worker's row is locked for update first: a claim holds it FOR KEY SHARE, so no claim of a dead worker comes after.
+-- The new epoch of each run shuts out a worker that was only slow. A run that had something in flight, or had only just
+-- been taken up, may be what killed the worker: it is under suspicion, and after the third time in a row it has failed.
+-- Only where the worker's own parent saw it end ('exit-…'): when a whole host goes, no run is to blame.
+--
+-- A run whose row another writer has right now holds up none of the others. While such a run is left, the worker has a cause
+-- of death and no time of it: it still counts as alive for whoever looks for the dead, who finds the cause and calls this
+-- again. What it claims meanwhile is found then.
+--
 -- is_buried: nothing is left to hand back. queues: of each run that has something to claim. failed_ids: runs that have now
 -- taken three owners with them.
 CREATE FUNCTION smithers.bury_worker_v2(
