@@ -59,7 +59,9 @@ class ResumeBody(Body):
         None, description="use the source in this file as it is now; relative to the server's root"
     )
     input: dict[str, Any] | None = Field(None, description="ignored: a run keeps its input")
-    config: RunConfig | None = None
+    config: RunConfig | None = Field(
+        None, description="fields that are given replace those of the run; the others stay"
+    )
 
 
 class StartBody(Body):
@@ -234,6 +236,7 @@ async def _resume(
     if bundle is not None:
         await exchange.database.sources.keep(bundle)
         bundle, changed = await _compare(exchange, run_id, bundle)
+    changes = write_config(config)
     outcome, queue = await resume_run(
         exchange.database.pool,
         Resume(
@@ -241,7 +244,7 @@ async def _resume(
             source_hash=None if bundle is None else bundle.source_hash,
             workflow_path=None if bundle is None else bundle.entry,
             workflow_export=None if bundle is None else bundle.workflow_name,
-            config=None if config is None else write_config(config),
+            config=None if changes == "{}" else changes,
             changed_files=changed,
         ),
     )

@@ -91,7 +91,7 @@ class Resume:
     source_hash: SourceHash | None
     workflow_path: str | None
     workflow_export: str | None
-    config: str | None
+    config: str | None  # JSON: the fields that change
     changed_files: str | None  # JSON
 
 
@@ -113,13 +113,13 @@ ASKS_YES_OR_NO: Final = """
             AND a.request::jsonb ->> 'mode' IS NULL AND smithers.is_allowed_v1(a.request::jsonb, $4, $5::text[]))"""
 
 # -- name: send_signals
-SEND_SIGNALS: Final = "CALL smithers.signal_and_tell_v3($1::smithers.signal_v1[], NULL)"
+SEND_SIGNALS: Final = "CALL smithers.signal_and_tell_v4($1::smithers.signal_v1[], NULL)"
 
 # -- name: cancel_run
-CANCEL_RUN: Final = "SELECT outcome, is_owned, queue FROM smithers.cancel_run_v2($1)"
+CANCEL_RUN: Final = "SELECT outcome, is_owned, queue FROM smithers.cancel_run_v3($1)"
 
 # -- name: resume_run
-RESUME_RUN: Final = "SELECT outcome, queue FROM smithers.resume_run_v2($1, $2, $3, $4, $5, $6)"
+RESUME_RUN: Final = "SELECT outcome, queue FROM smithers.resume_run_v3($1, $2, $3, $4, $5, $6)"
 
 
 def open_outside_lane(dsn: str) -> OutsideLane:

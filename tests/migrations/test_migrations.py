@@ -170,7 +170,7 @@ async def test_functions_from_before_the_first_release_are_dropped(empty_databas
     await run_alembic(empty_database, lambda config: command.upgrade(config, "0011"))
     at_baseline = sorted(await names(connection, LIST_SCHEMA))
     await connection.execute(EARLIER)
-    await upgrade(empty_database)
+    await run_alembic(empty_database, lambda config: command.upgrade(config, "0012"))
     assert sorted(await names(connection, LIST_SCHEMA)) == at_baseline
     await run_alembic(empty_database, lambda config: command.downgrade(config, "0011"))
     assert sorted(await names(connection, LIST_SCHEMA)) == at_baseline
