@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from smithers.engine import tries
+from smithers.engine import try_blocks
 from smithers.engine.facts import LATER, TOLERATED, NodeFact, NodeKey, Problem
 from smithers.engine.retrying import moment_after
 from smithers.events import EventType
@@ -57,6 +57,6 @@ def put_failed(
     why = LATER if run.failure is not None else None
     if not is_tolerated:
         leaf = run.find_leaf(key)
-        is_tolerated = tries.fail_at(run, None if leaf is None else leaf.parent, problem)
+        is_tolerated = try_blocks.fail_at(run, None if leaf is None else leaf.parent, problem)
     run.put(key, fact._replace(wait=TOLERATED if is_tolerated else why))
     run.settle(key)

@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from smithers.engine import outcomes, questions, tries, waits
+from smithers.engine import outcomes, questions, try_blocks, waits
 from smithers.engine.facts import UNCHOSEN, LoopFact, NodeFact, NodeKey, Problem
 from smithers.engine.mount import LeafPlace, LoopPlace, Mounted
 from smithers.engine.rendering import Rendered
@@ -102,13 +102,13 @@ def turn_loop(run: "Progress", loop: LoopPlace) -> None:
     elif not element.until and element.on_max_reached is OnMaxReached.FAIL:
         # Not done: a new owner, or a resume with more iterations, comes to this place again.
         text = f"loop {element.id!r} did not come to its end in {element.max_iterations} iterations"
-        tries.fail_at(run, loop.group, Problem("LoopExhausted", text, "LOOP_EXHAUSTED"))
+        try_blocks.fail_at(run, loop.group, Problem("LoopExhausted", text, "LOOP_EXHAUSTED"))
         return
     else:
         fact = LoopFact(iteration, is_done=True)
     run.facts.loops[loop.loop_id] = fact
     run.turn.loops[loop.loop_id] = fact
-    run.rest.go_on()
+    run.convergence.note_progress()
 
 
 def _lacks_needs(run: "Progress", element: Leaf) -> bool:

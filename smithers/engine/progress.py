@@ -10,8 +10,9 @@ Building a progress from the facts of any commit and continuing gives the same h
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from smithers.engine import places, reports, tries, waits
+from smithers.engine import places, reports, try_blocks, waits
 from smithers.engine.children import find_continuation
+from smithers.engine.convergence import Convergence
 from smithers.engine.drawing import xml_of
 from smithers.engine.dues import Dues
 from smithers.engine.endings import end_or_park, find_failure
@@ -29,7 +30,6 @@ from smithers.engine.frames import FrameLog
 from smithers.engine.mount import LeafPlace
 from smithers.engine.ready import Ready
 from smithers.engine.rendering import Rendered, Renderer
-from smithers.engine.rest import Rest
 from smithers.engine.schedule import Schedule
 from smithers.engine.turn import Abort, EventDraft, Turn
 from smithers.errors import WorkflowError
@@ -74,7 +74,7 @@ class Progress:
         self._loop_paths: Mapping[str, tuple[str, ...]] = facts.loop_paths()
         self._needs_render = True
         self._is_render_fresh = False
-        self.rest = Rest()
+        self.convergence = Convergence()
         self._dues = Dues()
         self._is_overtaken = False  # a Try has turned since the tree was mounted
         self._cleanup_ends_ms: int | None = None
@@ -92,7 +92,7 @@ class Progress:
             self.turn.status = RunStatus.RUNNING
         if is_new_era:
             # Failed nodes are tried again.
-            self.turn.tries.update(tries.reopen(self.facts))
+            self.turn.tries.update(try_blocks.reopen(self.facts))
             self.open_tries.update(self.turn.tries)
             self.failure = find_failure(self.facts)
         for key, fact in list(self.facts.nodes.items()):
@@ -268,7 +268,7 @@ class Progress:
     def settle(self, key: NodeKey) -> None:
         """Let the tree go on after a node; the facts say that it is settled, or cancelled and gone."""
         self._is_render_fresh = False
-        self.rest.leave(key, is_settled=self.facts.nodes[key].state.is_settled)
+        self.convergence.note_end(key, is_settled=self.facts.nodes[key].state.is_settled)
         if self.schedule is not None:
             self.schedule.settle(key)
 
@@ -351,14 +351,14 @@ class Progress:
                 self.is_stopped = True
                 if self.rendered is None:
                     self._render()
-                tries.stop_all(self)
+                try_blocks.stop_all(self)
                 self._needs_render = True
             self._go_on(now_ms)
         except WorkflowError:
             self.schedule = None
 
     def _render(self) -> None:
-        self.rest.count_render()
+        self.convergence.count_render()
         rendered = self.renderer.render(self.facts, self._loop_paths, is_stopped=self.is_stopped)
         xml = xml_of(rendered.mounted, self.renderer.workflow.name)
         before, self.rendered = self.rendered, rendered
@@ -386,7 +386,7 @@ class Progress:
         """Begin Trys; continue loops and Trys that a render saw end. Say whether to render before anything else."""
         for place in schedule.take_reached_tries():
             if self._may_begin:
-                tries.enter(self, place)
+                try_blocks.enter(self, place)
         loops, ended_tries = schedule.take_ended()
         # A tree that will be remounted shows then what has ended in it.
         if self._is_overtaken or not (loops or ended_tries):
@@ -396,5 +396,5 @@ class Progress:
             for loop in loops:
                 places.turn_loop(self, loop)
             for place in ended_tries:
-                tries.end_phase(self, place)
+                try_blocks.end_phase(self, place)
         return True

@@ -69,7 +69,7 @@ def apply_decision(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
         case Task() as task:
             if decision.status is ApprovalStatus.APPROVED:
                 run.put(leaf.key, fact._replace(state=NodeState.PENDING, due_ms=None))
-                run.rest.go_on()
+                run.convergence.note_progress()
                 run.make_ready(leaf)
             else:
                 _deny(run, leaf.key, fact, decision, is_tolerated=task.continue_on_fail)

@@ -57,7 +57,7 @@ def fail_attempt(run: "Progress", key: NodeKey, problem: Problem, now_ms: int) -
             return
         due_ms = now_ms + backoff_ms(task.retry, failures, f"{run.renderer.run_id}/{key}")
         run.put(key, fact._replace(state=NodeState.PENDING, due_ms=due_ms))
-        run.rest.go_on()
+        run.convergence.note_progress()
         run.say(EventType.NODE_RETRYING, key, attempt=fact.attempt + 1)
         run.at(due_ms, key)
         return

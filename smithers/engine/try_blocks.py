@@ -175,7 +175,7 @@ def _is_given_up_with(run: "Progress", place: TryPlace, outer: TryPlace | None) 
 def _put(run: "Progress", place: TryPlace, fact: TryFact) -> None:
     run.facts.tries[place.try_id] = fact
     run.turn.tries[place.try_id] = fact
-    run.rest.go_on()
+    run.convergence.note_progress()
     if fact.is_done:
         run.open_tries.discard(place.try_id)
     else:
