@@ -6,13 +6,14 @@ crash starts it twice, and a parent's id sorts before its children's in every co
 
 import hashlib
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import orjson
 
 from smithers.engine import budgets, outcomes
 from smithers.engine.facts import EndFact, Facts, NodeFact, NodeKey, Problem
 from smithers.engine.mount import LeafPlace
+from smithers.engine.run_state import RunState
 from smithers.engine.turn import ChildStart, Ending, EventDraft
 from smithers.errors import InvalidOutput
 from smithers.events import EventType
@@ -21,14 +22,11 @@ from smithers.outputs import decode_output
 from smithers.states import NodeState, RunStatus
 from smithers.tree import ContinueAsNew, Subflow
 
-if TYPE_CHECKING:
-    from smithers.engine.progress import Progress
-
 CONTINUATION_KIND: Final = "continue-as-new"
 _COUNTED: Final = re.compile(r"(.*)\+([0-9]{1,9})")
 
 
-def start(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
+def start(run: RunState, leaf: LeafPlace, fact: NodeFact) -> None:
     """Start a node's child, or resume one that ended badly before, and let the node wait for its end."""
     key, element = leaf.key, leaf.element
     assert isinstance(element, Subflow)
@@ -50,7 +48,7 @@ def start(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
     run.say(EventType.NODE_WAITING_EVENT, key, signalName=child_id)
 
 
-def _child_of(run: "Progress", key: NodeKey, element: Subflow[Any]) -> ChildStart | Problem:
+def _child_of(run: RunState, key: NodeKey, element: Subflow[Any]) -> ChildStart | Problem:
     workflow, child_id = element.workflow, child_run_id(run.renderer.run_id, key)
     try:
         given = run.renderer.encode(element.input, workflow.input_model, what="the input")
@@ -74,7 +72,7 @@ def _child_of(run: "Progress", key: NodeKey, element: Subflow[Any]) -> ChildStar
     )
 
 
-def take_end(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
+def take_end(run: RunState, leaf: LeafPlace, fact: NodeFact) -> None:
     """Apply the end of a node's child."""
     end = run.facts.ends.pop(leaf.key, None)
     element = leaf.element
@@ -103,7 +101,7 @@ def take_end(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
     outcomes.fail(run, leaf.key, fact, problem, is_tolerated=element.continue_on_fail)
 
 
-def withdraw(run: "Progress", key: NodeKey) -> None:
+def withdraw(run: RunState, key: NodeKey) -> None:
     """Cancel a node's child; one that would begin with this turn is not started, and not recorded."""
     turn = run.turn
     child = next((child for child in turn.children if child.key == key), None)
@@ -122,7 +120,7 @@ def _is_outdated(end: EndFact, fact: NodeFact) -> bool:
     return fact.started_ms is not None and end.cancel_asked_ms <= fact.started_ms
 
 
-def go_on_as_new(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
+def go_on_as_new(run: RunState, leaf: LeafPlace, fact: NodeFact) -> None:
     """Store the state for the continuation; the run ends when everything else has been stopped."""
     element = leaf.element
     assert isinstance(element, ContinueAsNew)
@@ -150,7 +148,7 @@ def find_continuation(facts: Facts) -> NodeKey | None:
     return None
 
 
-def end_continued(run: "Progress", key: NodeKey) -> Ending:
+def end_continued(run: RunState, key: NodeKey) -> Ending:
     """Describe the end of a run that continues as another."""
     state = run.facts.nodes[key].output or "null"
     new_id = next_run_id(run.renderer.run_id)

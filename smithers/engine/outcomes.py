@@ -1,19 +1,15 @@
-"""State changes of a leaf other than by attempts: it waits, finishes, is skipped, fails. Pure; works on a run's Progress."""
-
-from typing import TYPE_CHECKING
+"""State changes of a leaf other than by attempts: it waits, finishes, is skipped, fails. Pure."""
 
 from smithers.engine import try_blocks
 from smithers.engine.facts import LATER, TOLERATED, NodeFact, NodeKey, Problem
 from smithers.engine.retrying import moment_after
+from smithers.engine.run_state import RunState
 from smithers.events import EventType
 from smithers.states import NodeState
 
-if TYPE_CHECKING:
-    from smithers.engine.progress import Progress
-
 
 def wait(
-    run: "Progress",
+    run: RunState,
     key: NodeKey,
     fact: NodeFact,
     state: NodeState,
@@ -27,14 +23,14 @@ def wait(
         run.at(due_ms, key)
 
 
-def finish(run: "Progress", key: NodeKey, fact: NodeFact, output: str | None) -> None:
+def finish(run: RunState, key: NodeKey, fact: NodeFact, output: str | None) -> None:
     """Let a node finish; `output` is JSON text, or None if it has none."""
     run.put(key, fact._replace(state=NodeState.FINISHED, output=output, due_ms=None))
     run.say(EventType.NODE_FINISHED, key, attempt=max(fact.attempt, 1))
     run.settle(key)
 
 
-def skip(run: "Progress", key: NodeKey, fact: NodeFact) -> None:
+def skip(run: RunState, key: NodeKey, fact: NodeFact) -> None:
     """Skip a node for good."""
     run.put(key, fact._replace(state=NodeState.SKIPPED, due_ms=None))
     run.say(EventType.NODE_SKIPPED, key)
@@ -42,7 +38,7 @@ def skip(run: "Progress", key: NodeKey, fact: NodeFact) -> None:
 
 
 def fail(
-    run: "Progress", key: NodeKey, fact: NodeFact, problem: Problem, *, is_tolerated: bool = False
+    run: RunState, key: NodeKey, fact: NodeFact, problem: Problem, *, is_tolerated: bool = False
 ) -> None:
     """Let a node fail, and propagate the failure unless it is tolerated."""
     fact = fact._replace(state=NodeState.FAILED, error=problem, due_ms=None)
@@ -51,7 +47,7 @@ def fail(
 
 
 def put_failed(
-    run: "Progress", key: NodeKey, fact: NodeFact, problem: Problem, *, is_tolerated: bool
+    run: RunState, key: NodeKey, fact: NodeFact, problem: Problem, *, is_tolerated: bool
 ) -> None:
     """Record that a node has failed, and propagate its failure to the Try that catches it."""
     why = LATER if run.failure is not None else None

@@ -2,24 +2,22 @@
 
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from smithers.engine import outcomes, questions, try_blocks, waits
 from smithers.engine.facts import UNCHOSEN, LoopFact, NodeFact, NodeKey, Problem
 from smithers.engine.mount import LeafPlace, LoopPlace, Mounted
 from smithers.engine.rendering import Rendered
+from smithers.engine.run_state import RunState
 from smithers.engine.turn import Abort
 from smithers.events import EventType
 from smithers.states import NodeState
 from smithers.tree import Leaf, OnMaxReached, Task
 
-if TYPE_CHECKING:
-    from smithers.engine.progress import Progress
-
 _KIND: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")  # HumanTask: human-task
 
 
-def record_places(run: "Progress", rendered: Rendered, before: Rendered | None) -> None:
+def record_places(run: RunState, rendered: Rendered, before: Rendered | None) -> None:
     """Record the new tree's effect on nodes that have not run; `before`: the previous tree here."""
     mounted = rendered.mounted
     was_mounted = before.mounted.leaves if before is not None else {}
@@ -33,7 +31,7 @@ def record_places(run: "Progress", rendered: Rendered, before: Rendered | None) 
         elif _is_back(fact, was_mounted=key in was_mounted):
             run.put(key, _pending(fact, leaf.element))
         elif fact.state.is_waiting and not _fits(leaf.element, fact):
-            run.cancel_node(key, fact, "unmounted")
+            waits.cancel_node(run, key, fact, "unmounted")
             run.put(key, _new_fact(leaf.element, mounted)._replace(attempt=fact.attempt))
         elif fact.state is NodeState.PENDING and fact.kind != _kind_of(leaf.element):
             # No event: it is as pending as before. Its wait is told by its kind once it has begun.
@@ -61,24 +59,24 @@ def _fits(element: Leaf, fact: NodeFact) -> bool:
     return fact.kind == _kind_of(element) and waits.fits(element, fact.state)
 
 
-def _pass_over(run: "Progress", key: NodeKey, fact: NodeFact | None) -> None:
+def _pass_over(run: RunState, key: NodeKey, fact: NodeFact | None) -> None:
     if fact is None:
         return
     if key in run.in_flight:
         _abort(run, key, "unmounted")
     elif fact.state.is_waiting or key in run.facts.lost:
-        run.cancel_node(key, fact, "unmounted")
+        waits.cancel_node(run, key, fact, "unmounted")
     elif fact.state is NodeState.PENDING:
         run.put(key, fact._replace(state=NodeState.SKIPPED, wait=UNCHOSEN, due_ms=None))
         run.say(EventType.NODE_SKIPPED, key)
 
 
-def _abort(run: "Progress", key: NodeKey, reason: str) -> None:
+def _abort(run: RunState, key: NodeKey, reason: str) -> None:
     if all(abort.key != key for abort in run.turn.aborts):
         run.turn.aborts.append(Abort(key, reason))
 
 
-def open_leaf(run: "Progress", leaf: LeafPlace, now_ms: int) -> None:
+def open_leaf(run: RunState, leaf: LeafPlace, now_ms: int) -> None:
     """Open a leaf whose turn has come."""
     key, element = leaf.key, leaf.element
     fact = run.facts.nodes[key]
@@ -94,7 +92,7 @@ def open_leaf(run: "Progress", leaf: LeafPlace, now_ms: int) -> None:
         run.make_ready(leaf)
 
 
-def turn_loop(run: "Progress", loop: LoopPlace) -> None:
+def end_iteration(run: RunState, loop: LoopPlace) -> None:
     """Decide what follows an ended iteration, by the `until` of a render that saw all of it."""
     element, iteration = loop.element, loop.fact.iteration
     if not element.until and iteration + 1 < element.max_iterations:
@@ -106,12 +104,10 @@ def turn_loop(run: "Progress", loop: LoopPlace) -> None:
         return
     else:
         fact = LoopFact(iteration, is_done=True)
-    run.facts.loops[loop.loop_id] = fact
-    run.turn.loops[loop.loop_id] = fact
-    run.convergence.note_progress()
+    run.put_loop(loop.loop_id, fact)
 
 
-def _lacks_needs(run: "Progress", element: Leaf) -> bool:
+def _lacks_needs(run: RunState, element: Leaf) -> bool:
     if not isinstance(element, Task) or not element.needs:
         return False
     assert run.rendered is not None
@@ -123,12 +119,12 @@ def _lacks_needs(run: "Progress", element: Leaf) -> bool:
     return False
 
 
-def _stop_leaves(run: "Progress", mounted: Mounted) -> None:
+def _stop_leaves(run: RunState, mounted: Mounted) -> None:
     for key in mounted.dying:
         _abort(run, key, "aborted")
     # Withdraw questions that no longer count; do not restart what died.
     for key in sorted((run.waiting | run.facts.lost) & mounted.stopped.keys()):
-        run.cancel_node(key, run.facts.nodes[key], run.reason)
+        waits.cancel_node(run, key, run.facts.nodes[key], run.reason)
 
 
 def _pending(fact: NodeFact, leaf: Leaf) -> NodeFact:

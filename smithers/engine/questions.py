@@ -1,7 +1,7 @@
-"""Leaves that ask a person: approvals, forms, and the gates of tasks. Pure; works on one run's Progress."""
+"""Leaves that ask a person: approvals, forms, and the gates of tasks. Pure."""
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import orjson
 from pydantic_core import to_json, to_jsonable_python
@@ -10,6 +10,7 @@ from smithers.context import ApprovalDecision
 from smithers.engine import budgets, outcomes
 from smithers.engine.facts import ApprovalFact, NodeFact, NodeKey, Problem
 from smithers.engine.mount import LeafPlace
+from smithers.engine.run_state import RunState
 from smithers.engine.turn import ApprovalChange
 from smithers.errors import InvalidOutput, InvalidTree
 from smithers.events import EventType
@@ -31,13 +32,10 @@ from smithers.tree import (
     Timer,
 )
 
-if TYPE_CHECKING:
-    from smithers.engine.progress import Progress
-
 TIMEOUT_USER: Final = f"{SERVERS_OWN}timeout"
 
 
-def ask(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
+def ask(run: RunState, leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
     """Ask people a leaf's question."""
     element = leaf.element
     timeout_s = None if isinstance(element, Task) else getattr(element, "timeout_s", None)
@@ -49,7 +47,7 @@ def ask(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
     _say_asked(run, leaf.key)
 
 
-def is_let_through(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> bool:
+def is_let_through(run: RunState, leaf: LeafPlace, fact: NodeFact, now_ms: int) -> bool:
     """Say whether a task's gate is open; ask if nobody has been asked yet."""
     decision = run.facts.approvals.get(leaf.key)
     if decision is not None and decision.status is ApprovalStatus.APPROVED:
@@ -58,7 +56,7 @@ def is_let_through(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int
     return False
 
 
-def apply_decision(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
+def apply_decision(run: RunState, leaf: LeafPlace, fact: NodeFact) -> None:
     """Apply a person's decision."""
     decision = run.facts.approvals.get(leaf.key)
     if decision is None or decision.status not in (ApprovalStatus.APPROVED, ApprovalStatus.DENIED):
@@ -83,7 +81,7 @@ def apply_decision(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
             pass  # nobody is asked there
 
 
-def run_out(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
+def run_out(run: RunState, leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
     """Time a question out: a time-out is one more decision, and the first decision wins."""
     if run.is_just_asked(leaf.key):
         run.at(fact.due_ms or now_ms, leaf.key)
@@ -92,7 +90,7 @@ def run_out(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> No
 
 
 def _decide_approval(
-    run: "Progress", key: NodeKey, fact: NodeFact, decision: ApprovalFact, approval: Approval
+    run: RunState, key: NodeKey, fact: NodeFact, decision: ApprovalFact, approval: Approval
 ) -> None:
     is_approved = decision.status is ApprovalStatus.APPROVED
     if is_approved or approval.on_deny is OnDeny.CONTINUE:
@@ -104,7 +102,7 @@ def _decide_approval(
 
 
 def _take_grant(
-    run: "Progress", key: NodeKey, fact: NodeFact, decision: ApprovalFact, budget: Budget
+    run: RunState, key: NodeKey, fact: NodeFact, decision: ApprovalFact, budget: Budget
 ) -> None:
     if decision.status is ApprovalStatus.APPROVED:
         outcomes.finish(run, key, fact, _decision_json(decision, fact, is_approved=True))
@@ -118,7 +116,7 @@ def _take_grant(
 
 
 def _take_answer(
-    run: "Progress", key: NodeKey, fact: NodeFact, answer: ApprovalFact, form: HumanTask[Any]
+    run: RunState, key: NodeKey, fact: NodeFact, answer: ApprovalFact, form: HumanTask[Any]
 ) -> None:
     if answer.status is ApprovalStatus.DENIED:  # only time says no to a form
         match form.on_timeout:
@@ -142,7 +140,7 @@ def _take_answer(
     outcomes.finish(run, key, fact, output)
 
 
-def _put_request(run: "Progress", key: NodeKey, request: dict[str, Any]) -> None:
+def _put_request(run: RunState, key: NodeKey, request: dict[str, Any]) -> None:
     # An answer to an earlier question does not answer this one.
     run.facts.approvals.pop(key, None)
     # Not orjson: a form's schema may contain a number beyond 64 bits.
@@ -150,12 +148,12 @@ def _put_request(run: "Progress", key: NodeKey, request: dict[str, Any]) -> None
     run.turn.approvals.append(ApprovalChange(key, text))
 
 
-def _say_asked(run: "Progress", key: NodeKey) -> None:
+def _say_asked(run: RunState, key: NodeKey) -> None:
     run.say(EventType.APPROVAL_REQUESTED, key)
     run.say(EventType.NODE_WAITING_APPROVAL, key)
 
 
-def _request(run: "Progress", element: object) -> dict[str, Any]:
+def _request(run: RunState, element: object) -> dict[str, Any]:
     """Build the request: what people are shown, and what an answer is validated against."""
     match element:
         case Approval():
@@ -181,7 +179,7 @@ def _request(run: "Progress", element: object) -> dict[str, Any]:
     return request
 
 
-def _schema(run: "Progress", form: HumanTask[Any]) -> Any:
+def _schema(run: RunState, form: HumanTask[Any]) -> Any:
     """Make a form's schema, which may run its author's code: within a render's time."""
     model: Any = form.output
 
@@ -197,7 +195,7 @@ def _schema(run: "Progress", form: HumanTask[Any]) -> Any:
 
 
 def _deny(
-    run: "Progress", key: NodeKey, fact: NodeFact, decision: ApprovalFact, *, is_tolerated: bool
+    run: RunState, key: NodeKey, fact: NodeFact, decision: ApprovalFact, *, is_tolerated: bool
 ) -> None:
     outcomes.fail(run, key, fact, _denial(decision), is_tolerated=is_tolerated)
 

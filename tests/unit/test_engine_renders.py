@@ -374,7 +374,7 @@ class TestCost:
         world = World(build).begin()
         for number in range(49):
             world.finish(f"a#{number}", value=1)
-        assert len(world.run._dues._heap) == 1
+        assert len(world.run.dues._heap) == 1
         assert world.run.next_due_ms() == START_MS + 900_000
 
 
