@@ -1,8 +1,9 @@
-"""How much of its budget a run's agents have used: stored as the heartbeat of the budget's node. Pure."""
+"""How much of its budget a run's agents have used. Pure.
+
+The budget's node is outside the tree, and counts: each grant of more is an iteration of it, which begins with nothing spent.
+"""
 
 from decimal import Decimal
-
-import orjson
 
 from smithers.engine import outcomes
 from smithers.engine.facts import Problem
@@ -19,11 +20,11 @@ def find_place(run: RunState) -> LeafPlace | None:
 
 
 def spent_of(run: RunState) -> Spent:
-    """Return what was used since the run began, or since the last grant."""
+    """Return what was used since the run began, or since the last grant; a continuation goes on counting."""
     place = find_place(run)
     fact = None if place is None else run.facts.nodes.get(place.key)
-    if fact is not None and fact.heartbeat is not None:
-        return Spent.of(orjson.loads(fact.heartbeat))
+    if fact is not None and (spent := fact.spent) is not None:
+        return spent
     return run.renderer.spent if place is None or place.key.iteration == 0 else Spent()
 
 
@@ -42,8 +43,7 @@ def spend(run: RunState, spent: Spent) -> None:
     """Count usage, if the run has a budget."""
     place = find_place(run)
     if place is not None and (fact := run.facts.nodes.get(place.key)) is not None:
-        told = spent_of(run).plus(spent).to_wire()
-        run.put(place.key, fact._replace(heartbeat=orjson.dumps(told).decode()))
+        run.put(place.key, fact.with_spent(spent_of(run).plus(spent)))
 
 
 def find_cost(run: RunState, usage: TokenUsage) -> Decimal | None:

@@ -8,8 +8,6 @@ import hashlib
 import re
 from typing import Any, Final
 
-import orjson
-
 from smithers.engine import budgets, outcomes
 from smithers.engine.facts import EndFact, Facts, NodeFact, NodeKey, Problem
 from smithers.engine.mount import LeafPlace
@@ -39,11 +37,8 @@ def start(run: RunState, leaf: LeafPlace, fact: NodeFact) -> None:
         return
     run.turn.children.append(child)
     child_id = child.run_id
-    wait = {"childRunId": child_id, "signalName": child_id}
-    fact = fact._replace(
-        wait=orjson.dumps(wait).decode(), state=NodeState.WAITING_EVENT, due_ms=None
-    )
-    run.put(key, fact)
+    fact = fact.with_awaited({"childRunId": child_id, "signalName": child_id})
+    run.put(key, fact._replace(state=NodeState.WAITING_EVENT, due_ms=None))
     run.say(EventType.SUBFLOW_STARTED, key, childRunId=child_id)
     run.say(EventType.NODE_WAITING_EVENT, key, signalName=child_id)
 

@@ -3,7 +3,7 @@
 from typing import Final
 
 from smithers.engine import budgets, children, waits
-from smithers.engine.facts import LATER, TOLERATED, Facts, NodeKey, Problem
+from smithers.engine.facts import Facts, NodeKey, NodeMark, Problem
 from smithers.engine.run_state import RunState
 from smithers.engine.turn import Ending, EventDraft
 from smithers.events import EventType
@@ -32,10 +32,10 @@ def find_failure(facts: Facts) -> Problem | None:
     later: Problem | None = None
     for key in sorted(facts.nodes):
         fact = facts.nodes[key]
-        if fact.state is not NodeState.FAILED or fact.wait == TOLERATED:
+        if fact.state is not NodeState.FAILED or fact.mark is NodeMark.TOLERATED:
             continue
         problem = fact.error or Problem("TaskFailed", f"{key.node_id} failed")
-        if fact.wait != LATER:
+        if fact.mark is not NodeMark.LATER:
             return problem
         later = later or problem
     for turned in facts.tries.values():

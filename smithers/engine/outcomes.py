@@ -1,7 +1,7 @@
 """State changes of a leaf other than by attempts: it waits, finishes, is skipped, fails. Pure."""
 
 from smithers.engine import try_blocks
-from smithers.engine.facts import LATER, TOLERATED, NodeFact, NodeKey, Problem
+from smithers.engine.facts import NodeFact, NodeKey, NodeMark, Problem
 from smithers.engine.retrying import moment_after
 from smithers.engine.run_state import RunState
 from smithers.events import EventType
@@ -50,9 +50,10 @@ def put_failed(
     run: RunState, key: NodeKey, fact: NodeFact, problem: Problem, *, is_tolerated: bool
 ) -> None:
     """Record that a node has failed, and propagate its failure to the Try that catches it."""
-    why = LATER if run.failure is not None else None
+    # Before the failure propagates: this may be the one that fails the run.
+    mark = NodeMark.LATER if run.failure is not None else None
     if not is_tolerated:
         leaf = run.find_leaf(key)
         is_tolerated = try_blocks.fail_at(run, None if leaf is None else leaf.parent, problem)
-    run.put(key, fact._replace(wait=TOLERATED if is_tolerated else why))
+    run.put(key, fact.with_mark(NodeMark.TOLERATED if is_tolerated else mark))
     run.settle(key)

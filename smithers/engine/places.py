@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Final
 
 from smithers.engine import outcomes, questions, try_blocks, waits
-from smithers.engine.facts import UNCHOSEN, LoopFact, NodeFact, NodeKey, Problem
+from smithers.engine.facts import LoopFact, NodeFact, NodeKey, NodeMark, Problem
 from smithers.engine.mount import LeafPlace, LoopPlace, Mounted
 from smithers.engine.rendering import Rendered
 from smithers.engine.run_state import RunState
@@ -33,7 +33,7 @@ def record_places(run: RunState, rendered: Rendered, before: Rendered | None) ->
         elif fact.state.is_waiting and not _fits(leaf.element, fact):
             waits.cancel_node(run, key, fact, "unmounted")
             run.put(key, _new_fact(leaf.element, mounted)._replace(attempt=fact.attempt))
-        elif fact.state is NodeState.PENDING and fact.kind != _kind_of(leaf.element):
+        elif fact.state is NodeState.PENDING and fact.kind != _kind_of(type(leaf.element).__name__):
             # No event: it is as pending as before. Its wait is told by its kind once it has begun.
             run.put(key, _pending(fact, leaf.element))
             continue
@@ -50,13 +50,13 @@ def record_places(run: RunState, rendered: Rendered, before: Rendered | None) ->
 def _is_back(fact: NodeFact, *, was_mounted: bool) -> bool:
     """Say whether a node that was skipped, or stopped when it left the tree, is in it again."""
     if fact.state is NodeState.SKIPPED:
-        return fact.wait == UNCHOSEN
+        return fact.mark is NodeMark.UNCHOSEN
     return fact.state is NodeState.CANCELLED and not was_mounted
 
 
 def _fits(element: Leaf, fact: NodeFact) -> bool:
     """Say whether a node may go on waiting: its author may have replaced it by another kind."""
-    return fact.kind == _kind_of(element) and waits.fits(element, fact.state)
+    return fact.kind == _kind_of(type(element).__name__) and waits.fits(element, fact.state)
 
 
 def _pass_over(run: RunState, key: NodeKey, fact: NodeFact | None) -> None:
@@ -67,7 +67,8 @@ def _pass_over(run: RunState, key: NodeKey, fact: NodeFact | None) -> None:
     elif fact.state.is_waiting or key in run.facts.lost:
         waits.cancel_node(run, key, fact, "unmounted")
     elif fact.state is NodeState.PENDING:
-        run.put(key, fact._replace(state=NodeState.SKIPPED, wait=UNCHOSEN, due_ms=None))
+        skipped = fact._replace(state=NodeState.SKIPPED, due_ms=None)
+        run.put(key, skipped.with_mark(NodeMark.UNCHOSEN))
         run.say(EventType.NODE_SKIPPED, key)
 
 
@@ -129,15 +130,12 @@ def _stop_leaves(run: RunState, mounted: Mounted) -> None:
 
 def _pending(fact: NodeFact, leaf: Leaf) -> NodeFact:
     """Return the fact of a node that will begin as the tree's present element; it may have been of another kind."""
-    return fact._replace(state=NodeState.PENDING, kind=_kind_of(leaf), label=leaf.label, wait=None)
-
-
-def _kind_of(leaf: Leaf) -> str:
-    return _kind_named(type(leaf).__name__)
+    kind = _kind_of(type(leaf).__name__)
+    return fact._replace(state=NodeState.PENDING, kind=kind, label=leaf.label, wait=None)
 
 
 @lru_cache
-def _kind_named(class_name: str) -> str:
+def _kind_of(class_name: str) -> str:
     return _KIND.sub("-", class_name).lower()
 
 
@@ -145,7 +143,7 @@ def _new_fact(leaf: Leaf, mounted: Mounted) -> NodeFact:
     loops = mounted.loop_paths[leaf.id]
     return NodeFact(
         NodeState.PENDING,
-        kind=_kind_of(leaf),
+        kind=_kind_of(type(leaf).__name__),
         label=leaf.label,
         loop=loops[-1] if loops else None,
     )

@@ -3,7 +3,6 @@
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import orjson
 from pydantic_core import to_json, to_jsonable_python
 
 from smithers.context import ApprovalDecision
@@ -33,6 +32,7 @@ from smithers.tree import (
 )
 
 TIMEOUT_USER: Final = f"{SERVERS_OWN}timeout"
+_SHOWN: Final[tuple[str, ...]] = ("mode", "options", "spent")  # of a request: what its node says
 
 
 def ask(run: RunState, leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
@@ -41,8 +41,7 @@ def ask(run: RunState, leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
     timeout_s = None if isinstance(element, Task) else getattr(element, "timeout_s", None)
     request = _request(run, element)
     _put_request(run, leaf.key, request)
-    shown = {name: request[name] for name in ("mode", "options", "spent") if name in request}
-    fact = fact._replace(wait=orjson.dumps(shown).decode() if shown else None)
+    fact = fact.with_awaited({name: request[name] for name in _SHOWN if name in request})
     outcomes.wait(run, leaf.key, fact, NodeState.WAITING_APPROVAL, now_ms, timeout_s)
     _say_asked(run, leaf.key)
 
@@ -210,8 +209,7 @@ def _denial(decision: ApprovalFact) -> Problem:
 
 def _decision_json(decision: ApprovalFact, fact: NodeFact, *, is_approved: bool) -> str:
     """Encode a decision as the answer to its question; the present tree may offer other options."""
-    asked = {} if fact.wait is None else orjson.loads(fact.wait)
-    mode = asked.get("mode") if is_approved else None
+    mode = fact.awaited.get("mode") if is_approved else None
     # The decision was validated against the question when it was recorded.
     chosen = decode_output(decision.decision or "null")
     moment = decision.decided_ms

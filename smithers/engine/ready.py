@@ -3,7 +3,7 @@
 import heapq
 
 from smithers.engine import budgets, questions
-from smithers.engine.facts import PARKED, NodeFact, NodeKey
+from smithers.engine.facts import NodeFact, NodeKey, NodeMark
 from smithers.engine.mount import LeafPlace
 from smithers.engine.run_state import RunState
 from smithers.engine.turn import Start
@@ -15,6 +15,7 @@ from smithers.tree import Task
 def start(run: RunState, now_ms: int) -> None:
     """Start what may start; if the budget is spent, agents wait, and a person is asked."""
     held_back: list[tuple[int, NodeKey]] = []
+    has_budget = run.renderer.budget is not None
     while run.ready and len(run.in_flight) < run.max_concurrency:
         position, key = heapq.heappop(run.ready)
         leaf, fact = run.find_leaf(key), run.facts.nodes[key]
@@ -23,7 +24,7 @@ def start(run: RunState, now_ms: int) -> None:
             continue
         if leaf is None or key in run.in_flight or fact.state is not NodeState.PENDING:
             continue
-        if _needs_budget(run, leaf, fact) and budgets.is_spent(run):
+        if has_budget and _needs_budget(run, leaf, fact) and budgets.is_spent(run):
             held_back.append((position, key))
             _ask_for_more(run, now_ms)
             continue
@@ -41,7 +42,7 @@ def start(run: RunState, now_ms: int) -> None:
 def _needs_budget(run: RunState, leaf: LeafPlace, fact: NodeFact) -> bool:
     """Say whether a task asks models; one whose process died first recalls its stored answers."""
     is_agents = isinstance(leaf.element, Task) and leaf.element.ask is not None
-    return (is_agents and leaf.key not in run.facts.lost) or fact.wait == PARKED
+    return (is_agents and leaf.key not in run.facts.lost) or fact.mark is NodeMark.PARKED
 
 
 def _ask_for_more(run: RunState, now_ms: int) -> None:

@@ -4,7 +4,7 @@ from decimal import Decimal
 from typing import Final
 
 from smithers.engine import budgets, waits
-from smithers.engine.facts import PARKED, NodeFact, NodeKey, Problem
+from smithers.engine.facts import NodeFact, NodeKey, NodeMark, Problem
 from smithers.engine.outcomes import put_failed
 from smithers.engine.retrying import backoff_ms
 from smithers.engine.run_state import RunState
@@ -88,7 +88,7 @@ def park_attempt(run: RunState, key: NodeKey, took_ms: int) -> None:
         abort_attempt(run, key, run.reason if run.is_ending else "unmounted")
         return
     fact = _end_attempt(run, key, AttemptState.PARKED, None)
-    run.put(key, fact._replace(state=NodeState.PENDING, wait=PARKED))
+    run.put(key, fact._replace(state=NodeState.PENDING).with_mark(NodeMark.PARKED))
     run.say(EventType.NODE_PENDING, key)
     run.make_ready(leaf)
 

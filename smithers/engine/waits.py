@@ -2,8 +2,6 @@
 
 from collections.abc import Set as AbstractSet
 
-import orjson
-
 from smithers.engine import children, outcomes, questions
 from smithers.engine.facts import NodeFact, NodeKey, Problem, SignalFact
 from smithers.engine.mount import LeafPlace
@@ -147,12 +145,9 @@ def _await_signal(run: RunState, leaf: LeafPlace, fact: NodeFact, now_ms: int) -
         return
     element = leaf.element
     assert isinstance(element, Signal)
-    wait = orjson.dumps(
-        {"signalName": element.event, "correlationId": element.correlation_id}
-    ).decode()
-    outcomes.wait(
-        run, leaf.key, fact._replace(wait=wait), NodeState.WAITING_EVENT, now_ms, element.timeout_s
-    )
+    awaited = {"signalName": element.event, "correlationId": element.correlation_id}
+    fact = fact.with_awaited(awaited)
+    outcomes.wait(run, leaf.key, fact, NodeState.WAITING_EVENT, now_ms, element.timeout_s)
     run.say(EventType.NODE_WAITING_EVENT, leaf.key, signalName=element.event)
 
 
