@@ -50,7 +50,7 @@ def _child_of(run: RunState, key: NodeKey, element: Subflow[Any]) -> ChildStart 
     except InvalidOutput as error:
         return Problem("InvalidInput", str(error), "INVALID_INPUT", error.details)
     if not is_run_id(child_id):
-        text = f"{child_id} is no name of a run: subflows are nested too deep, or the run's own is too long"
+        text = f"{child_id} is not a valid run id: subflows are nested too deeply, or the parent's id is too long"
         return Problem("SubflowTooDeep", text, "SUBFLOW_TOO_DEEP")
     export = run.renderer.find_export(workflow)
     if export is None:
@@ -72,7 +72,7 @@ def take_end(run: RunState, leaf: LeafPlace, fact: NodeFact) -> None:
     end = run.facts.ends.pop(leaf.key, None)
     element = leaf.element
     assert isinstance(element, Subflow)
-    # The end of an earlier attempt does not belong to the one that begins with this turn.
+    # An attempt that begins with this turn has no end yet: this is an earlier one's.
     if end is None or any(child.key == leaf.key for child in run.turn.children):
         return
     if _is_outdated(end, fact):
@@ -97,7 +97,7 @@ def take_end(run: RunState, leaf: LeafPlace, fact: NodeFact) -> None:
 
 
 def withdraw(run: RunState, key: NodeKey) -> None:
-    """Cancel a node's child; one that would begin with this turn is not started, and not recorded."""
+    """Cancel a node's child; if it would begin with this turn, it is neither started nor recorded."""
     turn = run.turn
     child = next((child for child in turn.children if child.key == key), None)
     if child is None:
@@ -109,19 +109,20 @@ def withdraw(run: RunState, key: NodeKey) -> None:
 
 
 def _is_outdated(end: EndFact, fact: NodeFact) -> bool:
-    """Say whether a child was cancelled for an earlier attempt of its node, which did not wait for its end."""
+    """Say whether an end belongs to an earlier attempt of the node: the child was to be cancelled before this one began."""
     if end.status is not RunStatus.CANCELLED or end.cancel_asked_ms is None:
         return False
     return fact.started_ms is not None and end.cancel_asked_ms <= fact.started_ms
 
 
 def go_on_as_new(run: RunState, leaf: LeafPlace, fact: NodeFact) -> None:
-    """Store the state for the continuation; the run ends when everything else has been stopped."""
+    """Store the state that the continuation is handed; the run ends when everything else has been stopped."""
     element = leaf.element
     assert isinstance(element, ContinueAsNew)
     new_id = next_run_id(run.renderer.run_id)
     if not is_run_id(new_id):
-        text = f"{new_id} is no name of a run: the run's own is too long to count up"
+        why = "the run's id is too long for a continuation's number"
+        text = f"{new_id} is not a valid run id: {why}"
         outcomes.fail(run, leaf.key, fact, Problem("RunIdTooLong", text, "RUN_ID_TOO_LONG"))
         return
     try:

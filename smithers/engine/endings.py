@@ -14,7 +14,7 @@ STAY_MS: Final = 5_000  # a back-off up to this long is waited out in memory
 
 
 def end_or_park(run: RunState, now_ms: int) -> Ending | None:
-    """Let the run leave its worker, ended or parked; None while there is work, or a wait in memory."""
+    """Say how the run leaves its worker, ended or parked; None: it stays, to work or to wait out a short back-off."""
     if run.in_flight or run.turn.timeouts or run.is_cleaning:
         return None
     if run.is_ending:
@@ -38,13 +38,14 @@ def find_failure(facts: Facts) -> Problem | None:
         if fact.mark is not NodeMark.LATER:
             return problem
         later = later or problem
-    for turned in facts.tries.values():
-        if turned.phase in (TryPhase.RAISED, TryPhase.BROKEN):
-            return turned.problem
+    for passed in facts.tries.values():
+        if passed.phase in (TryPhase.RAISED, TryPhase.BROKEN):
+            return passed.problem
     return later
 
 
 def _park(run: RunState, now_ms: int) -> Ending | None:
+    """Park a run in which nothing is left but waits; fail one in which there are none either."""
     due_ms = run.next_due_ms()
     status = waits.find_parked_status(run)
     if due_ms is None and status is None:
@@ -60,6 +61,7 @@ def _park(run: RunState, now_ms: int) -> Ending | None:
 
 
 def _end(run: RunState, status: RunStatus) -> Ending:
+    """Cancel what still waits, and describe the run's end."""
     for key in sorted(run.waiting | run.facts.lost):
         waits.cancel_node(run, key, run.facts.nodes[key], run.reason)
     if status is RunStatus.CONTINUED and run.continuation is not None:
@@ -88,6 +90,7 @@ def _output_key(run: RunState) -> NodeKey | None:
 
 
 def _stuck(run: RunState) -> Problem:
+    """Return the failure of a run that would never go on, with the nodes that wait for others, and for which."""
     assert run.schedule is not None
     blocked = "; ".join(
         f"{key.node_id} waits for {', '.join(names)}" for key, names in run.schedule.blocked()

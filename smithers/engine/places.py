@@ -1,4 +1,4 @@
-"""The effect of a new tree on nodes: pending, skipped, gone; and of a leaf's turn. Pure."""
+"""What becomes of nodes in a new tree (pending, skipped, gone), and what follows a leaf's turn and an iteration. Pure."""
 
 import re
 from functools import lru_cache
@@ -18,7 +18,7 @@ _KIND: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")  # HumanTask: human-task
 
 
 def record_places(run: RunState, rendered: Rendered, before: Rendered | None) -> None:
-    """Record the new tree's effect on nodes that have not run; `before`: the previous tree here."""
+    """Record what becomes of nodes in a new tree; `before`: the previous one, None if this is the first after a take-up."""
     mounted = rendered.mounted
     was_mounted = before.mounted.leaves if before is not None else {}
     # After a take-up it is unknown what was mounted: every unsettled node is checked.
@@ -34,7 +34,7 @@ def record_places(run: RunState, rendered: Rendered, before: Rendered | None) ->
             waits.cancel_node(run, key, fact, "unmounted")
             run.put(key, _new_fact(leaf.element, mounted)._replace(attempt=fact.attempt))
         elif fact.state is NodeState.PENDING and fact.kind != _kind_of(type(leaf.element).__name__):
-            # No event: it is as pending as before. Its wait is told by its kind once it has begun.
+            # No event: it stays pending. How it waits, its new kind decides when it begins.
             run.put(key, _pending(fact, leaf.element))
             continue
         else:
@@ -60,6 +60,7 @@ def _fits(element: Leaf, fact: NodeFact) -> bool:
 
 
 def _pass_over(run: RunState, key: NodeKey, fact: NodeFact | None) -> None:
+    """Stop, cancel or skip a node that has not ended, and is not among the tree's live leaves."""
     if fact is None:
         return
     if key in run.in_flight:
@@ -121,9 +122,10 @@ def _lacks_needs(run: RunState, element: Leaf) -> bool:
 
 
 def _stop_leaves(run: RunState, mounted: Mounted) -> None:
+    """Stop what runs in parts that were left, and in a run that is ending also what waits."""
     for key in mounted.dying:
         _abort(run, key, "aborted")
-    # Withdraw questions that no longer count; do not restart what died.
+    # Questions that no longer count are withdrawn; attempts that died with their process are not made again.
     for key in sorted((run.waiting | run.facts.lost) & mounted.stopped.keys()):
         waits.cancel_node(run, key, run.facts.nodes[key], run.reason)
 

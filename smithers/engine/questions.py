@@ -117,7 +117,7 @@ def _take_grant(
 def _take_answer(
     run: RunState, key: NodeKey, fact: NodeFact, answer: ApprovalFact, form: HumanTask[Any]
 ) -> None:
-    if answer.status is ApprovalStatus.DENIED:  # only time says no to a form
+    if answer.status is ApprovalStatus.DENIED:  # by a time-out: no person can deny a form
         match form.on_timeout:
             case OnTimeout.CONTINUE:
                 outcomes.finish(run, key, fact, None)
@@ -179,7 +179,7 @@ def _request(run: RunState, element: object) -> dict[str, Any]:
 
 
 def _schema(run: RunState, form: HumanTask[Any]) -> Any:
-    """Make a form's schema, which may run its author's code: within a render's time."""
+    """Make a form's schema; that may run its author's code, which has a render's time."""
     model: Any = form.output
 
     def make() -> Any:

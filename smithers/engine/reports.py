@@ -68,11 +68,12 @@ def abort_attempt(run: RunState, key: NodeKey, reason: str) -> None:
     fact = _end_attempt(run, key, AttemptState.CANCELLED, None)
     waits.cancel_node(run, key, fact, reason)
     if run.find_leaf(key) is None:
-        run.settle(key)  # out of the way of who waits for it
+        run.settle(key)  # what depends on it need not wait any longer
         return
     if run.is_ending:
         return
-    run.put(key, fact._replace(state=NodeState.PENDING))  # back in the tree meanwhile
+    # It came back into the tree while it was being stopped.
+    run.put(key, fact._replace(state=NodeState.PENDING))
     run.say(EventType.NODE_PENDING, key)
     run.ask_render()
 

@@ -40,14 +40,14 @@ def fail_at(run: RunState, group: GroupPlace | None, problem: Problem) -> bool:
                     _change_phase(run, place, TryFact(phase, is_done=True, problem=problem))
                     passed.append(place)
                 case _:
-                    return True  # it has gone on past this part
+                    return True  # this part is over already: a late failure in it changes nothing
         group = group.parent
     if run.is_stopped or run.continuation is not None:
         return True  # it was ending in any case
     is_first = run.failure is None
     run.fail(problem)
     for place in passed:
-        # A new owner of the run checks a saga again.
+        # A new owner of the run finds its failure at these; a Saga fails again there, when its turn comes.
         if is_first and isinstance(place.element, Try):
             run.put_try(place.try_id, TryFact(TryPhase.RAISED, is_done=True, problem=problem))
     return False
@@ -91,12 +91,12 @@ def stop_all(run: RunState) -> None:
     """Turn every Try and Saga to its clean-up: the run is ending."""
     assert run.rendered is not None
     for place in run.rendered.mounted.tries.values():
-        if _is_given_up_with(run, place, None):
+        if _stops_with(run, place, None):
             _stop(run, place, run.failure or _end_of(run, place))
 
 
 def _end_of(run: RunState, place: TryPlace) -> Problem:
-    """Return what ending a run that has not failed does to a Try or a Saga; a resume fails for an undone saga."""
+    """Return the problem of a Try or a Saga that an end without failure stops: a resume of an undone saga fails with it."""
     text = "the run is ending"
     if isinstance(place.element, Saga):
         why = "was cancelled" if run.is_cancelling else "went on as a new one"
@@ -114,6 +114,7 @@ def reopen(facts: Facts) -> dict[TryId, TryFact]:
 
 
 def _answer_of(place: TryPlace) -> TryPhase:
+    """Return the phase into which a failure of its body puts a Try or a Saga."""
     if isinstance(place.element, Saga):
         return TryPhase.UNDO
     return TryPhase.CATCH if place.element.catch else TryPhase.FAILED
@@ -138,13 +139,14 @@ def _change_phase(run: RunState, place: TryPlace, fact: TryFact) -> None:
     assert run.rendered is not None
     if fact.problem is not None:
         for other in run.rendered.mounted.tries.values():
-            if _is_given_up_with(run, other, place):
+            if _stops_with(run, other, place):
                 _stop(run, other, fact.problem)
     run.put_try(place.try_id, fact)
     run.overtake()
 
 
 def _stop(run: RunState, place: TryPlace, problem: Problem) -> None:
+    """Turn a Try or a Saga to its clean-up, if its turn has come and it is not there yet."""
     fact = run.facts.tries.get(place.try_id)
     if fact is None or fact.is_done or fact.phase not in (TryPhase.BODY, TryPhase.CATCH):
         return
@@ -153,11 +155,8 @@ def _stop(run: RunState, place: TryPlace, problem: Problem) -> None:
     run.overtake()
 
 
-def _is_given_up_with(run: RunState, place: TryPlace, outer: TryPlace | None) -> bool:
-    """Say whether a Try is in a part that another abandons, or the run (None).
-
-    A Try inside clean-up belongs to the clean-up: it goes on.
-    """
+def _stops_with(run: RunState, place: TryPlace, outer: TryPlace | None) -> bool:
+    """Say whether a Try stops with one around it (`outer`) or with the run (None); one within a clean-up goes on."""
     group = place.group.parent
     while group is not None:
         if group.part is not None:
