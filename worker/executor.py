@@ -169,7 +169,7 @@ class Executor:
     async def _fail_now(self, run: Progress, problem: Problem) -> None:
         """Fail the run at once, without its clean-up."""
         await self._attempts.drop()
-        reports.refuse_turn(run, problem)
+        run.refuse_turn(problem)
         for key in sorted(run.in_flight):
             reports.abort_attempt(run, key, "run-failed")
         while not await self._commit(run, run.plan(self._shared.clock.now_ms())):
@@ -313,7 +313,7 @@ class Executor:
             # We still own it, but cannot execute it: this child ends, and its burial hands the run to another.
             raise StoreError(f"run {self.claim.run_id} cannot even be failed: {error}") from error
         self._is_refused = True
-        reports.refuse_turn(run, _refused(turn, error))
+        run.refuse_turn(_refused(turn, error))
 
     def _perform(self, run: Progress, turn: Turn) -> None:
         for start in turn.starts:

@@ -371,7 +371,7 @@ class TestRefusedTurns:
         del world.running[key]
         reports.finish_attempt(run, key, '"poison"')
         run.plan(world.now_ms)
-        reports.refuse_turn(run, Problem("InvalidOutput", "no", "INVALID_OUTPUT"))
+        run.refuse_turn(Problem("InvalidOutput", "no", "INVALID_OUTPUT"))
         world._go()
         assert code_of(world) == "INVALID_OUTPUT"
         assert world.states() == {"a": "failed", "b": "cancelled", "c": "pending"}
@@ -382,7 +382,7 @@ class TestRefusedTurns:
         world._go = lambda: None  # type: ignore[method-assign]  # nothing is committed yet
         world.begin()
         world.run.plan(world.now_ms)
-        reports.refuse_turn(world.run, Problem("InvalidOutput", "no", "INVALID_OUTPUT"))
+        world.run.refuse_turn(Problem("InvalidOutput", "no", "INVALID_OUTPUT"))
         del world._go
         world._go()
         assert code_of(world) == "INVALID_OUTPUT"

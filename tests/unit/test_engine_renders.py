@@ -357,7 +357,7 @@ class TestCost:
         with monkeypatch.context() as patch:
             for name in ("_hold", "_offer", "_offer_room"):
                 patch.setattr(schedules, name, counted(getattr(schedules, name)))
-            for name in ("_advance", "_give_room_back", "_reach", "_take_room", "_try", "settle"):
+            for name in ("_advance", "_give_room_back", "_open", "_reach", "_take_room", "settle"):
                 patch.setattr(schedules.Schedule, name, counted(getattr(schedules.Schedule, name)))
             most = 0
             for number in range(count):
@@ -374,7 +374,7 @@ class TestCost:
         world = World(build).begin()
         for number in range(49):
             world.finish(f"a#{number}", value=1)
-        assert len(world.run._dues._heap) == 1
+        assert len(world.run.dues._heap) == 1
         assert world.run.next_due_ms() == START_MS + 900_000
 
 
