@@ -153,7 +153,7 @@ async def test_a_server_refuses_a_database_without_the_schema_and_names_the_comm
         await require_schema(connection)
 
 
-async def test_a_database_from_before_the_first_release_is_told_by_what_it_can_be_upgraded(
+async def test_who_has_a_database_from_before_the_first_release_is_told_what_upgrades_it(
     empty_database, connection
 ):
     await upgrade(empty_database)
