@@ -16,7 +16,7 @@ from gateway.routes import ROUTES
 from gateway.routing import Router
 from gateway.services import open_services
 from gateway.settings import GatewaySettings, InsecureSettings
-from smithers.telemetry.sheet import Page
+from smithers.telemetry.sheet import MetricsPage
 
 __all__ = ["Gateway", "GatewaySettings", "InsecureSettings", "open_gateway"]
 
@@ -73,7 +73,7 @@ async def open_gateway(
     settings: GatewaySettings,
     *,
     listener: socket.socket | None = None,
-    page: Page | None = None,
+    page: MetricsPage | None = None,
     otel: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Gateway]:
     """Serve on `listener`, which a drain closes, or on a socket of its own, until the block is left.

@@ -23,7 +23,7 @@ LOG: Final = structlog.get_logger(__name__)
 PAUSE_S: Final = 0.5
 
 
-class Backlog:
+class BacklogEstimate:
     """One process's estimate of the runs that wait for a worker."""
 
     def __init__(self, pool: Pool, max_count: int) -> None:

@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
-from gateway.answers import SignalRecord
 from gateway.bodies import write_json
 from gateway.errors import InvalidRequest
 from gateway.exchange import Exchange
 from gateway.fields import NO_NUL, Body, Person
+from gateway.responses import SignalRecord
 from smithers.events import EventType
 from smithers.ids import MAX_CORRELATION_CHARS, SIGNAL_NAME_RULE, is_signal_name
 from smithers.store.outside import SignalSent, send_signal

@@ -6,8 +6,8 @@ from urllib.parse import quote
 
 import orjson
 
-from gateway.answers import Reason, ReasonKind, WhyAnswer
 from gateway.exchange import Exchange
+from gateway.responses import Reason, ReasonKind, WhyAnswer
 from gateway.run_state import iso
 from smithers.defaults import HEARTBEAT_LIMIT_S
 from smithers.ids import RunId

@@ -35,7 +35,7 @@ from smithers.store.migrating import settle_schema
 from smithers.store.poolers import Route, Way, find_route, leads_to
 from smithers.telemetry.names import PROCESSES_DIED, Role
 from smithers.telemetry.otel_variables import OTEL_PREFIX
-from smithers.telemetry.sheet import Page, Sheet
+from smithers.telemetry.sheet import MetricsPage, Sheet
 from smithers.telemetry.tracing import check_tracing
 from worker.settings import PoolSettings
 
@@ -69,7 +69,7 @@ class Foundation:
 
     database: Database
     pools: Pools
-    page: Page  # this process's page of the shared metrics sheet
+    page: MetricsPage  # this process's page of the shared metrics sheet
 
 
 @asynccontextmanager
@@ -187,7 +187,7 @@ async def _refuse_two(route: Route) -> None:
 
 @asynccontextmanager
 async def _loading_pool(
-    options: ServerOptions, environ: Mapping[str, str], page: Page
+    options: ServerOptions, environ: Mapping[str, str], page: MetricsPage
 ) -> AsyncIterator[KeptProcess]:
     """Let the pool's process load its modules before the database is ready; it gets its settings when it is."""
     process = KeptProcess(_pool_program(options, environ, page))
@@ -204,7 +204,7 @@ async def _start_pools(
     options: ServerOptions,
     database: Database,
     environ: Mapping[str, str],
-    page: Page,
+    page: MetricsPage,
     loading: KeptProcess,
 ) -> AsyncIterator[Pools]:
     """Run pools until the block is left; none if the options want no workers. Kills those that have not drained."""
@@ -259,7 +259,7 @@ def _pool_settings(
     )
 
 
-def _pool_program(options: ServerOptions, environ: Mapping[str, str], page: Page) -> Program:
+def _pool_program(options: ServerOptions, environ: Mapping[str, str], page: MetricsPage) -> Program:
     return Program(
         module="worker",
         environment=worker_environment(environ, options.pass_env),

@@ -1,6 +1,6 @@
 """A run's progress for people: a live list of nodes on a terminal, elsewhere a line for each event.
 
-`Progress` is the state from the events so far; the two displays show it, on stderr: stdout is for the result.
+`ProgressView` is the state from the events so far; the two displays show it, on stderr: stdout is for the result.
 """
 
 import time
@@ -74,7 +74,7 @@ class NodeLine:
         return max((self.ended_ms or now_ms) - self.began_ms, 0) / 1000
 
 
-class Progress:
+class ProgressView:
     """A run's state from its events so far."""
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class PlainDisplay:
     """One line for each event, with the seconds since the run's start."""
 
     def __init__(self) -> None:
-        self.progress = Progress()
+        self.progress = ProgressView()
         self._console = open_console(is_stderr=True)
 
     def __enter__(self) -> Self:
@@ -190,7 +190,7 @@ class LiveDisplay:
     """A list of nodes that is redrawn as they change; tasks' output scrolls above it."""
 
     def __init__(self, title: str) -> None:
-        self.progress = Progress()
+        self.progress = ProgressView()
         self._title = printable(title)
         self._console: Console = open_console(is_stderr=True)
         self._began_s = time.monotonic()

@@ -144,7 +144,7 @@ async def _serving(
     if errand.serve is None or listener is None:
         yield None
         return
-    from gateway.serve import ServeOptions, StoreAddress, WorkflowReference, open_run_site
+    from gateway.run_site import ServeOptions, StoreAddress, WorkflowReference, open_run_site
     from smithers.server import url_of
     from smithers.telemetry.names import Role
 

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from gateway.app import bind
-from gateway.serve import (
+from gateway.run_site import (
     ServeOptions,
     StoreAddress,
     WorkflowReference,

@@ -19,7 +19,6 @@ import structlog
 from aiohttp import web
 
 from gateway.access import Access, Scope
-from gateway.answers import ApprovalList
 from gateway.approvals import ApprovalsQuery, get_approvals
 from gateway.exchange import Exchange
 from gateway.frames import get_frames
@@ -28,6 +27,7 @@ from gateway.health import get_health, get_metrics
 from gateway.nodes import post_approve, post_deny
 from gateway.paging import Page
 from gateway.protocol import GatewayRunner
+from gateway.responses import ApprovalList
 from gateway.routes import ROUTES
 from gateway.routing import OPEN, Handler, Part, Route, Router
 from gateway.runs import get_run, post_cancel, post_resume
@@ -37,7 +37,7 @@ from gateway.streams import get_events, post_stream_token
 from smithers.ids import RunId, is_run_id
 from smithers.store.reads import find_newest
 from smithers.store.refusals import RunNotFound
-from smithers.telemetry.sheet import Page as CountingPage
+from smithers.telemetry.sheet import MetricsPage
 
 __all__ = ["ServeOptions", "StoreAddress", "WorkflowReference", "create_serve_app", "open_run_site"]
 
@@ -89,7 +89,7 @@ class ServeOptions:
             raise ValueError(f"{self.run_id!r} is no run id")
 
 
-def create_serve_app(options: ServeOptions, *, page: CountingPage | None = None) -> web.Application:
+def create_serve_app(options: ServeOptions, *, page: MetricsPage | None = None) -> web.Application:
     """Make the application.
 
     `page`: its page of the sheet that /metrics shows; by default it has a sheet to itself. Starting it may raise StoreError.
@@ -111,7 +111,7 @@ def create_serve_app(options: ServeOptions, *, page: CountingPage | None = None)
 
 @asynccontextmanager
 async def open_run_site(
-    options: ServeOptions, listener: socket.socket, page: CountingPage, *, drain_timeout_s: float
+    options: ServeOptions, listener: socket.socket, page: MetricsPage, *, drain_timeout_s: float
 ) -> AsyncIterator[None]:
     """Serve one run on a listening socket, until the block is left; raises StoreError."""
     async with _open_front(options, page) as front:
@@ -128,7 +128,7 @@ async def open_run_site(
 
 @asynccontextmanager
 async def _open_front(
-    options: ServeOptions, page: CountingPage | None, *, prefix: str = ""
+    options: ServeOptions, page: MetricsPage | None, *, prefix: str = ""
 ) -> AsyncIterator[Front]:
     """Open what answers the requests; `prefix`: the path below which they come."""
     access = Access(auth_token=options.auth_token, tokens_file=None, only_loopback_names=True)
