@@ -61,7 +61,7 @@ class BacklogEstimate:
 
     async def _count(self) -> None:
         while True:
-            # Otherwise the next start, whenever it comes, would be refused because of the last count.
+            # If full, count again unasked: otherwise the next start, whenever it comes, would be refused by an old count.
             if not self._is_full:
                 await self._wanted.wait()
             self._wanted.clear()

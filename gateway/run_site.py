@@ -86,7 +86,7 @@ class ServeOptions:
     def __post_init__(self) -> None:
         """Check the run's id."""
         if not is_run_id(self.run_id):
-            raise ValueError(f"{self.run_id!r} is no run id")
+            raise ValueError(f"{self.run_id!r} is not a run id")
 
 
 def create_serve_app(options: ServeOptions, *, page: MetricsPage | None = None) -> web.Application:
@@ -186,8 +186,8 @@ class ServedRun:
         return Page({"approvals": asked}, page.link)
 
     async def _at_newest(self, exchange: Exchange) -> Exchange:
-        # The newest is remembered: a chain may be long, and retention takes it from its start. All of it
-        # lives in one database.
+        # The newest is remembered: a chain may be long, and retention removes it from its start. All of it lives in one
+        # database.
         at_run = await exchange.at_run(self._run_id)
         self._run_id = await find_newest(at_run.database.pool, self._run_id)
         return at_run

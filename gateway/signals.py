@@ -31,7 +31,7 @@ async def post_signal(exchange: Exchange, body: SignalBody) -> SignalRecord:
     """Send a signal; it is kept if no node waits for it yet."""
     name = exchange.parts[1].decoded or exchange.parts[1].raw
     if not is_signal_name(name):
-        raise InvalidRequest(f"A signal's name is {SIGNAL_NAME_RULE}.")
+        raise InvalidRequest(f"A signal's name must be {SIGNAL_NAME_RULE}.")
     sent = SignalSent(
         run_id=exchange.run_id(),
         signal_name=name,

@@ -49,8 +49,8 @@ RUN_WORDS: Final = {
     "RunFinished": "finished",
     "RunFailed": "failed",
     "RunCancelled": "cancelled",
-    "RunAutoResumed": "taken up again: its worker died",
-    "WorkflowReloaded": "goes on with its edited source",
+    "RunAutoResumed": "resumed: its worker died",
+    "WorkflowReloaded": "continues with its edited source",
 }
 REFRESHES_PER_S: Final = 12
 LINES_KEPT: Final = 8  # lines of the terminal that are not for nodes
