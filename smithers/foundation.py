@@ -7,7 +7,7 @@ Postgres starts or recovers, and runs resume before requests are served.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -52,8 +52,8 @@ Share = EmbeddedPostgres | TemporaryPostgres
 class Database:
     """A database whose schema is right."""
 
-    dsn: str
-    direct_dsn: str
+    dsn: str = field(repr=False)
+    direct_dsn: str = field(repr=False)
     data_dir: Path | None = None  # of an embedded one
     way: Way = Way.DIRECT
     warning: str | None = None  # what its connection cannot do, for people
@@ -181,7 +181,7 @@ async def _refuse_two(route: Route) -> None:
     async with open_connection(route.dsn, role="way") as connection:
         if await leads_to(connection, route.direct_dsn):
             return
-    told = f"{describe_dsn(route.direct_dsn)} is another database than {describe_dsn(route.dsn)}"
+    told = f"{describe_dsn(route.direct_dsn)} is not the same database as {describe_dsn(route.dsn)}"
     raise InvalidSettings([f"DATABASE_DIRECT_URL: {told} of DATABASE_URL"])
 
 
