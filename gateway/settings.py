@@ -47,6 +47,7 @@ class GatewaySettings:
     own_databases: Mapping[str, str] = field(default_factory=dict, repr=False)  # URLs, by name
     migrate: bool = False  # migrate their schemas
     queue_override: str | None = None  # the queue of every start, whatever its workflow says
+    data_dir: Path | None = None  # of an embedded database in another place than the default
 
     @property
     def has_tokens(self) -> bool:

@@ -318,4 +318,5 @@ def gateway_settings(options: ServerOptions, dsn: str, direct_dsn: str) -> Gatew
         own_databases=options.workflow_databases,
         migrate=options.migrate,
         queue_override=options.own_queue,
+        data_dir=options.data_dir,
     )

@@ -157,6 +157,7 @@ async def _serving(
             dsn=server.database.dsn,
             direct_dsn=server.database.direct_dsn,
             own_databases=options.workflow_databases,
+            data_dir=options.data_dir,
         ),
         run_id=errand.run_id,
         auth_token=errand.serve.auth_token,
