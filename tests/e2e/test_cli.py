@@ -353,8 +353,8 @@ def test_who_only_looks_makes_no_database(command: str, call: Call, tmp_path: Pa
     root.mkdir()
     code, _, err = call(*command.split(), "--root-dir", str(root), "--data-dir", str(place))
     assert code == 1
-    assert f"{place} holds none" in err
-    assert "hint: name the server's with --data-dir" in err
+    assert f"none is in {place}" in err
+    assert "hint: use the server's --data-dir" in err
     assert not place.exists()
 
 
