@@ -11,7 +11,6 @@ import orjson
 from pydantic import Field, Strict, StringConstraints
 
 from gateway.access import Credential
-from gateway.answers import RunAnswer, RunNamed, RunRowAnswer, RunTaken
 from gateway.bodies import write_json
 from gateway.configs import RunConfig, StartConfig, write_config
 from gateway.envelope import error_for, public_error, stored
@@ -28,6 +27,7 @@ from gateway.fields import (
 )
 from gateway.inputs import check_input
 from gateway.paging import Page, next_link, read_cursor, write_cursor
+from gateway.responses import RunAnswer, RunNamed, RunRowAnswer, RunTaken
 from gateway.run_state import run_state
 from gateway.sources import KnownWorkflow
 from gateway.starts import may_name_database, repeat_start, start_run

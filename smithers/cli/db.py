@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -123,17 +124,24 @@ def prune(
 async def find_existing(options: ServerOptions) -> AsyncIterator["Database"]:
     """Join an existing database for a command that only reads; raise CommandFailed if there is none."""
     from smithers.foundation import find_database
-    from smithers.store.embedded import default_data_dir, has_database
 
-    if options.database_url is None:
-        place = options.data_dir or default_data_dir(options.root_dir, environ=os.environ)
-        if not has_database(place):
-            raise CommandFailed(
-                f"there is no database for {options.root_dir} yet: {place} holds none",
-                hint="name the server's with --data-dir or --database-url",
-            )
+    if (place := missing_at(options)) is not None:
+        raise CommandFailed(
+            f"there is no database for {options.root_dir} yet: none is in {place}",
+            hint="use the server's --data-dir or --database-url",
+        )
     async with find_database(options, os.environ) as database:
         yield database
+
+
+def missing_at(options: ServerOptions) -> Path | None:
+    """Return where the embedded database will be if it does not exist yet; None if it does, or a URL is given."""
+    from smithers.store.embedded import default_data_dir, has_database
+
+    if options.database_url is not None:
+        return None
+    place = options.data_dir or default_data_dir(options.root_dir, environ=os.environ)
+    return None if has_database(place) else place
 
 
 async def _prune(options: ServerOptions, limit: timedelta, *, is_dry: bool) -> "Pruned":

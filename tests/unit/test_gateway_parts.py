@@ -296,9 +296,9 @@ def test_a_parameter_without_a_value_counts_as_omitted_and_a_header_does_not() -
 
 def test_a_parameter_and_a_header_may_be_given_once() -> None:
     twice = MultiDict([("limitMs", "1"), ("limitMs", "1")])
-    with pytest.raises(InvalidRequest, match="limitMs may be given once"):
+    with pytest.raises(InvalidRequest, match="limitMs may be given only once"):
         read_each_once(SomeQuery, twice)
-    with pytest.raises(InvalidRequest, match="X-Some may be given once"):
+    with pytest.raises(InvalidRequest, match="X-Some may be given only once"):
         read_each_once(SomeHeaders, CIMultiDict([("X-Some", "1"), ("x-some", "1")]))
     assert read_each_once(SomeHeaders, CIMultiDict({"x-some": "1"})).some == "1"
 
@@ -317,7 +317,7 @@ def test_a_whole_number_in_a_body_is_one(value: object) -> None:
     [
         ({"values": []}, "values: Input should be an object"),
         ({"inner": []}, "inner: Input should be an object"),
-        ({"by": "system:me"}, "by: a name that begins with 'system:' is the server's own"),
+        ({"by": "system:me"}, "by: names that begin with 'system:' are reserved for the server"),
     ],
 )
 def test_a_refusal_is_in_the_words_of_the_api(body: dict[str, Any], told: str) -> None:

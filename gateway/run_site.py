@@ -13,13 +13,13 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
 from aiohttp import web
 
 from gateway.access import Access, Scope
-from gateway.answers import ApprovalList
 from gateway.approvals import ApprovalsQuery, get_approvals
 from gateway.exchange import Exchange
 from gateway.frames import get_frames
@@ -28,6 +28,7 @@ from gateway.health import get_health, get_metrics
 from gateway.nodes import post_approve, post_deny
 from gateway.paging import Page
 from gateway.protocol import GatewayRunner
+from gateway.responses import ApprovalList
 from gateway.routes import ROUTES
 from gateway.routing import OPEN, Handler, Part, Route, Router
 from gateway.runs import get_run, post_cancel, post_resume
@@ -38,7 +39,7 @@ from smithers.ids import RunId, is_run_id
 from smithers.store.connections import Pool
 from smithers.store.reads import find_newest
 from smithers.store.refusals import RunNotFound
-from smithers.telemetry.sheet import Page as CountingPage
+from smithers.telemetry.sheet import MetricsPage
 
 __all__ = ["ServeOptions", "StoreAddress", "WorkflowReference", "create_serve_app", "open_run_site"]
 
@@ -62,11 +63,13 @@ class StoreAddress:
     """Where the run is stored: the URL of its Postgres, and one for LISTEN if the first goes through a pooler.
 
     `own_databases`: URLs, by the names that workflows have for databases of their own; the run may live in one of them.
+    `data_dir`: of an embedded Postgres in another place than the default: `why` names it in the command that resumes the run.
     """
 
     dsn: str = field(repr=False)
     direct_dsn: str | None = field(default=None, repr=False)
     own_databases: Mapping[str, str] = field(default_factory=dict, repr=False)
+    data_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,10 +90,10 @@ class ServeOptions:
     def __post_init__(self) -> None:
         """Check the run's id."""
         if not is_run_id(self.run_id):
-            raise ValueError(f"{self.run_id!r} is no run id")
+            raise ValueError(f"{self.run_id!r} is not a run id")
 
 
-def create_serve_app(options: ServeOptions, *, page: CountingPage | None = None) -> web.Application:
+def create_serve_app(options: ServeOptions, *, page: MetricsPage | None = None) -> web.Application:
     """Make the application.
 
     `page`: its page of the sheet that /metrics shows; by default it has a sheet to itself. Starting it may raise StoreError.
@@ -112,7 +115,7 @@ def create_serve_app(options: ServeOptions, *, page: CountingPage | None = None)
 
 @asynccontextmanager
 async def open_run_site(
-    options: ServeOptions, listener: socket.socket, page: CountingPage, *, drain_timeout_s: float
+    options: ServeOptions, listener: socket.socket, page: MetricsPage, *, drain_timeout_s: float
 ) -> AsyncIterator[None]:
     """Serve one run on a listening socket, until the block is left; raises StoreError."""
     async with _open_front(options, page) as front:
@@ -129,7 +132,7 @@ async def open_run_site(
 
 @asynccontextmanager
 async def _open_front(
-    options: ServeOptions, page: CountingPage | None, *, prefix: str = ""
+    options: ServeOptions, page: MetricsPage | None, *, prefix: str = ""
 ) -> AsyncIterator[Front]:
     """Open what answers the requests; `prefix`: the path below which they come."""
     access = Access(auth_token=options.auth_token, tokens_file=None, only_loopback_names=True)
@@ -147,6 +150,7 @@ def _settings(options: ServeOptions) -> GatewaySettings:
         root_dir=None,
         auth_token=options.auth_token,
         own_databases=options.store.own_databases,
+        data_dir=options.store.data_dir,
     )
 
 
@@ -188,8 +192,8 @@ class ServedRun:
         return Page({"approvals": asked}, page.link)
 
     async def _at_newest(self, exchange: Exchange) -> tuple[Exchange, RunId]:
-        # The newest is remembered: a chain may be long, and retention takes it from its start. All of it
-        # lives in one database.
+        # The newest is remembered: a chain may be long, and retention removes it from its start. All of it lives in one
+        # database.
         at_run = await exchange.at_run(self._run_id)
         newest = await find_newest(at_run.database.pool, self._run_id)
         self._run_id = newest  # another request may set it before our caller reads it

@@ -50,14 +50,11 @@ ReasonKind = Literal[
     "in-progress",
 ]
 Count = Annotated[int, Field(ge=0)]
-Described = Field  # reads better in a type
 _OBJECT: dict[str, Any] = {"type": "object", "additionalProperties": True}
 Schema = Annotated[Any, WithJsonSchema({"anyOf": [_OBJECT, {"type": "null"}]})]
 Error = Annotated[
     Any,
-    Described(
-        description="`{name, message, code?, details?}`; for the scope `admin` also `traceback`"
-    ),
+    Field(description="`{name, message, code?, details?}`; for the scope `admin` also `traceback`"),
 ]
 Misfits = Annotated[
     Any, WithJsonSchema({"anyOf": [{"type": "array", "items": _OBJECT}, {"type": "null"}]})
@@ -76,16 +73,14 @@ class Ready(TypedDict):
     ok: bool
     sandbox: Annotated[
         str | None,
-        Described(
+        Field(
             description="how tools run commands here: `jailed; cgroup limits: …`, `unsafe: …`, `unavailable: …`; "
             "null without workers"
         ),
     ]
     database: Annotated[
         str | None,
-        Described(
-            description="what the database connection cannot do, and the remedy; null: nothing"
-        ),
+        Field(description="what the database connection cannot do, and the remedy; null: nothing"),
     ]
 
 
@@ -99,7 +94,7 @@ class RunTaken(RunNamed):
     """A run that was started, resumed, or already active."""
 
     status: NotRequired[
-        Annotated[Status, Described(description="`running`: already active, nothing has changed")]
+        Annotated[Status, Field(description="`running`: already active, nothing has changed")]
     ]
 
 
@@ -108,17 +103,17 @@ class WorkflowAnswer(TypedDict):
 
     workflowName: str
     workflowPath: Annotated[
-        str, Described(description="the path for a start: `path.py`, or `path.py:name`")
+        str, Field(description="the path for a start: `path.py`, or `path.py:name`")
     ]
     workflowHash: str
     lastStartedAtMs: int
     inputSchema: Annotated[
         Schema,
-        Described(description="JSON Schema; null: any object, or not described yet"),
+        Field(description="JSON Schema; null: any object, or not described yet"),
     ]
     queue: str | None
     isolation: str | None
-    database: Annotated[str | None, Described(description="the name of its own database")]
+    database: Annotated[str | None, Field(description="the name of its own database")]
 
 
 class Blocked(TypedDict):
@@ -160,13 +155,13 @@ class RunAnswer(TypedDict):
     summary: Annotated[
         Any,
         WithJsonSchema({"type": "object", "additionalProperties": {"type": "integer"}}),
-        Described(description="node state → number of nodes"),
+        Field(description="node state → number of nodes"),
     ]
     input: Any
-    output: Annotated[Any, Described(description="of the workflow's `output` node or last task")]
+    output: Annotated[Any, Field(description="of the workflow's `output` node or last task")]
     error: Error
     workflowHash: str
-    lastSeq: Annotated[int, Described(description="of its last event; -1: there is none yet")]
+    lastSeq: Annotated[int, Field(description="of its last event; -1: there is none yet")]
 
 
 class RunRowAnswer(TypedDict):
@@ -219,12 +214,12 @@ class NodeAnswer(TypedDict):
     finishedAtMs: int | None
     dueAtMs: int | None
     wait: Any
-    output: Annotated[Any, Described(description="null also if it is larger than `maxBytes`")]
+    output: Annotated[Any, Field(description="null also if it is larger than `maxBytes`")]
     outputBytes: int | None
     error: Error
     attempts: Annotated[
         list[AttemptAnswer],
-        Described(description="the newest hundred that have ended, oldest first"),
+        Field(description="the newest hundred that have ended, oldest first"),
     ]
 
 
@@ -232,15 +227,15 @@ class ToolCallAnswer(TypedDict):
     """A call that an attempt made of a tool or a model."""
 
     attempt: Count
-    seq: Annotated[int, Described(description="numbers the attempt's calls, from 1")]
+    seq: Annotated[int, Field(description="numbers the attempt's calls, from 1")]
     kind: str
     toolName: str
     state: Annotated[str, one_of(ToolCallState)]
     sideEffect: bool
     idempotent: bool
-    input: Annotated[Any, Described(description="null also if it is larger than `maxBytes`")]
+    input: Annotated[Any, Field(description="null also if it is larger than `maxBytes`")]
     inputBytes: int | None
-    output: Annotated[Any, Described(description="null also if it is larger than `maxBytes`")]
+    output: Annotated[Any, Field(description="null also if it is larger than `maxBytes`")]
     outputBytes: int | None
     error: Any
     startedAtMs: int
@@ -260,7 +255,7 @@ class FrameAnswer(TypedDict):
     frameNo: Annotated[int, Field(ge=1)]
     createdAtMs: int
     xmlJson: str
-    xmlHash: Annotated[str, Described(description="SHA-256 of `xmlJson`")]
+    xmlHash: Annotated[str, Field(description="SHA-256 of `xmlJson`")]
     encoding: str
     mountedTaskIdsJson: str
     taskIndexJson: str
@@ -324,7 +319,7 @@ class Reason(TypedDict):
     until: NotRequired[str]
     unblock: NotRequired[
         Annotated[
-            dict[str, str], Described(description="the `command` and the `request` that would help")
+            dict[str, str], Field(description="the `command` and the `request` that would help")
         ]
     ]
 
