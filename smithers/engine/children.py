@@ -108,6 +108,15 @@ def withdraw(run: RunState, key: NodeKey) -> None:
     turn.events.remove(EventDraft(EventType.SUBFLOW_STARTED, fields))
 
 
+def refuse(run: RunState, key: NodeKey, problem: Problem) -> None:
+    """Fail a node whose child, which would begin with this turn, cannot be started."""
+    withdraw(run, key)
+    leaf = run.find_leaf(key)
+    element = None if leaf is None else leaf.element
+    is_tolerated = isinstance(element, Subflow) and element.continue_on_fail
+    outcomes.fail(run, key, run.facts.nodes[key], problem, is_tolerated=is_tolerated)
+
+
 def _is_outdated(end: EndFact, fact: NodeFact) -> bool:
     """Say whether an end belongs to an earlier attempt of the node: the child was to be cancelled before this one began."""
     if end.status is not RunStatus.CANCELLED or end.cancel_asked_ms is None:

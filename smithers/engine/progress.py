@@ -10,7 +10,7 @@ Building a progress from the facts of any commit and continuing gives the same h
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from smithers.engine import places, ready, reports, try_blocks, waits
+from smithers.engine import children, places, ready, reports, try_blocks, waits
 from smithers.engine.children import find_continuation
 from smithers.engine.drawing import xml_of
 from smithers.engine.endings import end_or_park, find_failure
@@ -135,6 +135,15 @@ class Progress(RunState):
     def retract_ending(self) -> None:
         """Revert the end in a turn that was not committed because of news that it did not take into account."""
         self.turn.ending = None
+
+    def refuse_runs(self, problem: Problem) -> None:
+        """Fail what would start other runs with this turn, as one of these exists already; the rest of the turn stands."""
+        if self.turn.ending is not None and self.turn.ending.successor is not None:
+            self.retract_ending()
+            self.fail(problem)
+        for child in list(self.turn.children):
+            assert child.key is not None
+            children.refuse(self, child.key, problem)
 
     def refuse_turn(self, problem: Problem) -> None:
         """Revert a turn that the database refuses, and fail the run with that error, instead of any earlier one.

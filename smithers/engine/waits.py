@@ -110,7 +110,8 @@ def cancel_node(run: RunState, key: NodeKey, fact: NodeFact, reason: str) -> Non
     elif fact.state is NodeState.WAITING_TIMER:
         run.say(EventType.TIMER_CANCELLED, key, timerId=key.node_id)
     run.put(key, fact._replace(state=NodeState.CANCELLED, due_ms=None))
-    run.say(EventType.NODE_CANCELLED, key, reason=reason)
+    began = {"attempt": fact.attempt} if fact.attempt else {}
+    run.say(EventType.NODE_CANCELLED, key, **began, reason=reason)
 
 
 def fits(leaf: Leaf, state: NodeState) -> bool:

@@ -93,7 +93,7 @@ class TestCatch:
         assert world.under_way == ["b"]
         assert world.state("w") is NodeState.CANCELLED
         assert world.stop("b").under_way == ["c"]
-        assert "NodeCancelled b aborted" in world.events
+        assert "NodeCancelled b 1 aborted" in world.events
 
     def test_a_body_that_ends_by_itself_while_it_is_stopped_keeps_its_result(self):
         world = World(
@@ -192,7 +192,7 @@ class TestFinally:
         ).begin()
         assert world.cancel().under_way == ["a"]
         assert world.stop("a").under_way == ["f"]
-        assert "NodeCancelled a run-cancelled" in world.events
+        assert "NodeCancelled a 1 run-cancelled" in world.events
 
     def test_it_runs_when_a_parked_run_is_cancelled(self):
         world = World(lambda _ctx: Try("t", Approval("ok", title="?"), finally_=task("f"))).begin()
