@@ -134,7 +134,9 @@ def _take_answer(
         again = {**_request(run, form), "errors": error.details or [{"msg": str(error)}]}
         _put_request(run, key, again)
         run.put(key, fact)
-        if fact.due_ms is not None:  # if it is over by now, the time-out of this answer's question was refused
+        if (
+            fact.due_ms is not None
+        ):  # if it is over by now, the time-out of this answer's question was refused
             run.at(fact.due_ms, key)
         _say_asked(run, key)
         return
