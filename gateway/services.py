@@ -123,7 +123,7 @@ async def _open_database(
     """Open the connections to a database; none of them waits for it."""
     lanes = (
         open_start_lane(dsn),
-        open_outside_lane(dsn),
+        open_outside_lane(dsn, pool),
         open_tail_lane(dsn, role="live"),
         open_tail_lane(dsn, role="replay"),
     )

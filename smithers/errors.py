@@ -14,7 +14,7 @@ SmithersError
 ├── GatewayError            see gateway.errors
 └── StoreError              the database refused (see smithers.store.refusals), or did not answer
     ├── LeaseLost           another worker holds the run now: stop at once, write nothing
-    ├── AnswerTooLarge      a result, or a value to write, is more than one value of the database holds
+    ├── AnswerTooLarge      a value to read or to write is larger than the database holds, or takes too long to read
     └── StoreUnavailable    the database does not answer: whether the last write was committed is not known
         ├── StoreStarting   it has been started, and takes no connections yet
         ├── DiskFull        it answers, but its disk is full
@@ -99,7 +99,7 @@ class LeaseLost(StoreError):
 
 
 class AnswerTooLarge(StoreError):
-    """A result, or a value to write, is more than one value of the database holds."""
+    """A result, or a value to write, is more than one value of the database holds, or takes too long to read."""
 
 
 class StoreUnavailable(StoreError):

@@ -139,7 +139,8 @@ async def find_database(
         share = await _open_share(partial(open_temporary_postgres, settings))
     else:
         data_dir = options.data_dir or default_data_dir(options.root_dir, environ=environ)
-        share = await _open_share(partial(open_embedded_postgres, data_dir, settings=settings))
+        open_it = partial(open_embedded_postgres, data_dir, settings=settings, watches=True)
+        share = await _open_share(open_it)
     try:
         yield Database(dsn=share.dsn, direct_dsn=share.dsn, data_dir=share.data_dir)
     finally:

@@ -9,6 +9,7 @@ A lane keeps one hot connection, reopens it when it is lost, and never runs two 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Final, Generic, Self, TypeVar
 
 import asyncpg
@@ -26,6 +27,7 @@ Link = TypeVar("Link", bound=asyncpg.Connection | asyncpg.Pool)
 LOG: Final = structlog.get_logger(__name__)
 MAX_BATCH: Final = 128
 HELD_S: Final = 10.0  # as long as any call waits for a lock
+IN_TURN_AFTER_S: Final = 1.0  # by then, who only looks may never find the rows free
 MIN_PAUSE_S: Final = 0.005  # about a worker's commit
 MAX_PAUSE_S: Final = 0.5
 
@@ -47,16 +49,20 @@ class Lane(Generic[Item, Result]):
         ],
         max_batch: int = MAX_BATCH,
         limit_s: float | None = None,
+        in_turn: Callable[[Item], Awaitable[Result]] | None = None,
     ) -> None:
         """`flush` returns one result for each item, in order; an exception among them is that item's alone.
 
-        `limit_s`: how long a statement of it may take, by default the usual limit.
+        `limit_s`: how long a statement of it may take, by default the usual limit. `in_turn` does the same as `flush` for one
+        item, over another connection, but waits for rows that others hold.
         """
         self._dsn = dsn
         self._role = role
         self._flush = flush
         self._max_batch = max_batch
         self._limit_s = limit_s or COMMAND_TIMEOUT_S
+        self._in_turn = in_turn
+        self._turn = asyncio.Lock()  # one item at a time waits
         self._room = max_batch  # of the next batch: one after a failure, then twice as many
         self._is_closed = False
         self._queue: list[tuple[Item, asyncio.Future[Result]]] = []
@@ -83,10 +89,11 @@ class Lane(Generic[Item, Result]):
         """Put an item on the lane and wait for its result.
 
         If `flush` reports that others hold the item's rows, it is sent again, up to HELD_S, while the lane serves the rest.
+        After IN_TURN_AFTER_S one such item at a time waits for them instead, if there is an `in_turn`.
         Raises what `flush` returns for this item, and StoreUnavailable if the connection broke: then it is unknown whether
         the item was committed. Also raises that once the lane is closed.
         """
-        give_up_at, pause_s = time.monotonic() + HELD_S, MIN_PAUSE_S
+        began, pause_s = time.monotonic(), MIN_PAUSE_S
         while True:
             if self._is_closed:
                 raise StoreUnavailable("this process has closed its connections")
@@ -98,8 +105,13 @@ class Lane(Generic[Item, Result]):
             try:
                 return await result
             except RowsHeld:
-                if time.monotonic() > give_up_at:
+                held_s = time.monotonic() - began
+                if held_s > HELD_S:
                     raise
+            if self._in_turn is not None and held_s > IN_TURN_AFTER_S and not self._turn.locked():
+                async with self._turn:
+                    with suppress(RowsHeld):
+                        return await self._in_turn(item)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
 

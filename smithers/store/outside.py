@@ -3,13 +3,16 @@
 Each is one call of one SQL function, which locks the run's row first, reads under the lock, writes, and wakes the run in
 the same transaction. It decides races; here its answer becomes a value or an exception. Decisions and
 signals share a lane: queued ones are written in one transaction, and the workers concerned are notified in the same round
-trip. No call there waits for a locked row: its item is sent again with the next batch.
+trip. No call there waits for a locked row: its item is sent again with the next batch. A run that commits without a pause
+has its row locked whenever one looks, but for moments: if a second of looking was in vain, one item at a time waits for the
+row over another connection, where it gets it in its turn.
 """
 
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Final, cast
 
 import asyncpg
@@ -18,6 +21,7 @@ import orjson
 from smithers.errors import Deadlocked, RowsHeld, StoreError
 from smithers.ids import NodeId, RunId, SourceHash
 from smithers.store.connections import driver_errors
+from smithers.store.hints import Channel, notify
 from smithers.store.lanes import Lane, each_on_its_own
 from smithers.store.refusals import (
     DecisionMisfit,
@@ -115,6 +119,17 @@ ASKS_YES_OR_NO: Final = """
 # -- name: send_signals
 SEND_SIGNALS: Final = "CALL smithers.signal_and_tell_v4($1::smithers.signal_v1[], NULL)"
 
+# -- name: decide_in_turn
+# As decide_approvals for one of them, but it waits for the run's row, and tells nobody.
+DECIDE_IN_TURN: Final = """
+    SELECT outcome, request, queue, is_owned FROM smithers.decide_approval_v4($1::smithers.decision_v1)"""
+
+# -- name: signal_in_turn
+# The same for signals.
+SIGNAL_IN_TURN: Final = """
+    SELECT outcome, seq, signal_name, correlation_id, received_ms, queue, is_owned
+    FROM smithers.send_signal_v2($1, $2, $3, $4, $5, $6)"""
+
 # -- name: cancel_run
 CANCEL_RUN: Final = "SELECT outcome, is_owned, queue FROM smithers.cancel_run_v3($1)"
 
@@ -122,9 +137,13 @@ CANCEL_RUN: Final = "SELECT outcome, is_owned, queue FROM smithers.cancel_run_v3
 RESUME_RUN: Final = "SELECT outcome, queue FROM smithers.resume_run_v3($1, $2, $3, $4, $5, $6)"
 
 
-def open_outside_lane(dsn: str) -> OutsideLane:
-    """Make the lane of decisions and signals; use decide() and send_signal()."""
-    return Lane(dsn, role="outside", flush=_write_outside)
+def open_outside_lane(dsn: str, pool: asyncpg.Pool | None = None) -> OutsideLane:
+    """Make the lane of decisions and signals; use decide() and send_signal().
+
+    `pool`: one of its connections at a time may wait for a run's row; None: none waits.
+    """
+    in_turn = None if pool is None else partial(_write_in_turn, pool)
+    return Lane(dsn, role="outside", flush=_write_outside, in_turn=in_turn)
 
 
 async def decide(lane: OutsideLane, decision: Decision) -> bool:
@@ -197,6 +216,23 @@ async def _write_outside(
         records = await _send_all(connection, [*signals.values()])
         results.update(zip(signals, records, strict=True))
     return [results[place] for place in range(len(items))]
+
+
+async def _write_in_turn(pool: asyncpg.Pool, item: Decision | SignalSent) -> bool | SignalRecord:
+    answer: bool | SignalRecord | Exception
+    if isinstance(item, Decision):
+        row = await _fetch_outcome(pool, DECIDE_IN_TURN, _decision_row(item))
+        answer = _decided(row)
+    else:
+        row = await _fetch_outcome(pool, SIGNAL_IN_TURN, *_signal_row(item))
+        answer = _sent(row)
+    if isinstance(answer, Exception):
+        raise answer
+    if row["outcome"] in {"decided", "received"}:
+        woken = {Channel.NEWS: [item.run_id]} if row["is_owned"] else {Channel.DUE: [row["queue"]]}
+        with suppress(StoreError):  # only hints: it is done
+            await notify(pool, {Channel.EVENTS: [item.run_id], **woken})
+    return answer
 
 
 async def _decide_all(

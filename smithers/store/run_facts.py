@@ -1,8 +1,14 @@
-"""Read a run's facts: all of them when it is taken up, and news from outside while it runs."""
+"""Read a run's facts: all of them when it is taken up, and news from outside while it runs.
 
+Runs that are taken up are read in groups. A group that the database aborts because it takes too long is read again run by
+run. A run whose reading is aborted alone is read over a connection of its own, with a far longer time-out, and delays nobody;
+if it is aborted there too, it is too large.
+"""
+
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 import asyncpg
 import orjson
@@ -18,11 +24,14 @@ from smithers.engine.facts import (
     SignalFact,
     TryFact,
 )
-from smithers.errors import LeaseLost
+from smithers.errors import AnswerTooLarge, CallTooLong, LeaseLost, StoreUnavailable
 from smithers.ids import Epoch, LoopId, RunId, TryId
 from smithers.states import ApprovalStatus, NodeState, RunStatus, TryPhase
 from smithers.store.connections import driver_errors
-from smithers.store.lanes import each_on_its_own
+from smithers.store.lanes import Lane, each_on_its_own
+
+RETRY_PAUSE_S: Final = 0.2  # while the database is away
+PATIENT_S: Final = 300.0  # for a run that is too long for a call
 
 _LOAD: Final = """
 SELECT r.run_id, r.last_seq, r.epoch, r.cancel_requested_at IS NOT NULL AS is_cancelling,
@@ -112,6 +121,55 @@ class LoadedRun:
     facts: Facts
     xml_hash: str | None
     news: News
+
+
+class Loader:
+    """A child's way to take up runs."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._alone = asyncio.Lock()  # at most one further connection, and only while it is needed
+        self.lane: Lane[RunId, LoadedRun] = Lane(dsn, role="load", flush=_load_group)
+
+    async def __aenter__(self) -> Self:
+        await self.lane.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.lane.__aexit__(*exc)
+
+    async def load(self, run_id: RunId) -> LoadedRun:
+        """Read the facts of a run; waits while the database is away.
+
+        Raises LeaseLost where it is gone, AnswerTooLarge where more is known of it than one row holds, or than can be read
+        within PATIENT_S.
+        """
+        is_alone = False
+        while True:
+            try:
+                return await (self._load_alone(run_id) if is_alone else self.lane.submit(run_id))
+            except CallTooLong as error:
+                if is_alone:
+                    raise AnswerTooLarge("it took too long to read, alone, too") from error
+                is_alone = True
+            except StoreUnavailable:
+                await asyncio.sleep(RETRY_PAUSE_S)
+
+    async def _load_alone(self, run_id: RunId) -> LoadedRun:
+        alone = Lane(self._dsn, role="load-long", flush=_load_group, limit_s=PATIENT_S)
+        async with self._alone, alone:
+            return await alone.submit(run_id)
+
+
+async def _load_group(
+    connection: asyncpg.Connection, run_ids: Sequence[RunId]
+) -> Sequence[LoadedRun | Exception]:
+    try:
+        return await load_runs(connection, run_ids)
+    except CallTooLong as error:
+        if len(run_ids) == 1:
+            return [error]
+        raise StoreUnavailable("a group took too long: each run by itself") from error
 
 
 async def load_runs(

@@ -15,7 +15,7 @@ from smithers.store import cached_outputs, claims, descriptions, run_facts, tool
 from smithers.store.commits import Committed, Committer, Outcome, TurnCommit
 from smithers.store.connections import PLANS_MADE_ONCE, connect_hot, open_pool
 from smithers.store.hints import Channel, notify
-from smithers.store.lanes import Lane, Meter
+from smithers.store.lanes import Meter
 from smithers.store.outside import Decision, OutsideLane, decide, open_outside_lane
 from smithers.store.refusals import Refused
 from smithers.store.untold import Untold
@@ -25,7 +25,6 @@ PREVIOUS_CALLS: Final = 1_000  # read at once
 PREVIOUS_CALL_BYTES: Final = 1 << 20
 
 Answer = TypeVar("Answer")
-LoadLane = Lane[RunId, run_facts.LoadedRun]
 
 
 class WorkerStore:
@@ -42,7 +41,7 @@ class WorkerStore:
         pool: asyncpg.Pool,
         committer: Committer,
         untold: Untold,
-        loads: LoadLane,
+        loader: run_facts.Loader,
         decisions: OutsideLane,
     ) -> None:
         self.worker_id = worker_id
@@ -50,7 +49,7 @@ class WorkerStore:
         self._pool = pool
         self._committer = committer
         self._untold = untold
-        self._loads = loads
+        self._loader = loader
         self._decisions = decisions
         self._claiming: asyncpg.Connection | None = None
         self._is_claim_lost = False
@@ -58,8 +57,8 @@ class WorkerStore:
 
     def watch(self, meter: Meter) -> None:
         """Report the lanes' batches from now on."""
-        lanes = (self._committer.lane, self._committer.patient_lane, self._loads, self._decisions)
-        for lane in lanes:
+        lanes = (self._committer.lane, self._committer.patient_lane)
+        for lane in (*lanes, self._loader.lane, self._decisions):
             lane.meter = meter
 
     async def claim(
@@ -112,8 +111,8 @@ class WorkerStore:
         return answer
 
     async def load_run(self, run_id: RunId) -> run_facts.LoadedRun:
-        """Read the facts of a run that is taken up again."""
-        return await _patiently(lambda: self._loads.submit(run_id))
+        """Read the facts of a run that is taken up again; raises LeaseLost, AnswerTooLarge."""
+        return await self._loader.load(run_id)
 
     async def load_news(
         self, run_id: RunId, *, after_seq: int, after_signal: int
@@ -249,7 +248,7 @@ async def open_worker_store(dsn: str, worker_id: WorkerId) -> AsyncIterator[Work
         )
         committer = await stack.enter_async_context(Committer(dsn, worker_id=worker_id))
         untold = await stack.enter_async_context(Untold(partial(_tell_events, pool)))
-        loads = await stack.enter_async_context(Lane(dsn, role="load", flush=run_facts.load_runs))
+        loader = await stack.enter_async_context(run_facts.Loader(dsn))
         decisions = await stack.enter_async_context(open_outside_lane(dsn))
         store = WorkerStore(
             dsn=dsn,
@@ -257,7 +256,7 @@ async def open_worker_store(dsn: str, worker_id: WorkerId) -> AsyncIterator[Work
             pool=pool,
             committer=committer,
             untold=untold,
-            loads=loads,
+            loader=loader,
             decisions=decisions,
         )
         stack.callback(store.close_claiming)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,9 +24,12 @@ from smithers.store.embedded import (
     default_data_dir,
     open_embedded_postgres,
 )
+from smithers.store.embedded import postgres as embedded
 from smithers.store.embedded.account import ServerAccount, choose_account
 from smithers.store.embedded.binaries import find_binaries
+from smithers.store.embedded.cluster import read_postmaster_pid
 from smithers.store.embedded.postgres import KEEPER, settings_of
+from smithers.store.embedded.site import Site
 from tests.support.data_dirs import make_data_dir
 from tests.support.waiting import until
 
@@ -385,6 +389,47 @@ def test_a_killed_server_comes_back_for_its_users(made_dir: Path) -> None:
         with open_embedded_postgres(made_dir):  # waits for it
             assert last_row(postgres.dsn) == row
             assert postmaster_pid(made_dir) != killed
+
+
+def test_a_server_killed_after_its_keeper_comes_back_for_a_user_that_watches(
+    made_dir: Path,
+) -> None:
+    with open_embedded_postgres(made_dir, watches=True) as postgres:
+        row = save_row(postgres.dsn)
+        for _ in range(2):
+            killed = postmaster_pid(made_dir)
+            kill_server(made_dir, with_keeper=True)
+            until(lambda: find_last_row(postgres.dsn) == row, "the server is back")
+            assert postmaster_pid(made_dir) != killed
+    assert has_ended(made_dir)
+    assert "postgres-watch" not in {thread.name for thread in threading.enumerate()}
+
+
+def find_last_row(dsn: str) -> object:
+    with contextlib.suppress(OSError, asyncpg.PostgresError):
+        return last_row(dsn)
+    return None
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["fast", "immediate"])
+def test_a_server_that_was_asked_to_stop_after_its_keeper_was_killed_stays_down(
+    made_dir: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+) -> None:
+    looked = threading.Semaphore(0)
+
+    def look(site: Site) -> int | None:
+        looked.release()
+        return read_postmaster_pid(site)
+
+    monkeypatch.setattr(embedded, "WATCH_EVERY_S", 0.01)
+    with open_embedded_postgres(made_dir, watches=True):
+        monkeypatch.setattr(embedded, "read_postmaster_pid", look)  # asked of a server that is down
+        os.kill(keeper_pid(made_dir), signal.SIGKILL)
+        os.kill(postmaster_pid(made_dir), how)
+        for _ in range(3):
+            assert looked.acquire(timeout=LIMIT_S)
+        until(lambda: has_ended(made_dir), "nothing is left of it")
+        assert not (made_dir / "pgdata" / "postmaster.pid").exists()
 
 
 def test_a_server_that_has_given_itself_up_comes_back_when_it_can(tmp_path: Path) -> None:

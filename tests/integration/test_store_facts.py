@@ -1,5 +1,6 @@
 """What a turn says of nodes, questions, signals, ends and tool calls is what is stored, and what is loaded again."""
 
+import asyncio
 import json
 from datetime import timedelta
 from typing import Any
@@ -13,9 +14,11 @@ from smithers.engine.turn import (
     FrameDraft,
     ToolCall,
 )
-from smithers.ids import LoopId, NodeId, RunId
+from smithers.errors import AnswerTooLarge
+from smithers.ids import LoopId, NodeId, RunId, WorkerId
 from smithers.states import AttemptState, NodeState, RunStatus, ToolCallState
-from smithers.store import run_facts, tool_calls
+from smithers.store import lanes, run_facts, tool_calls
+from smithers.store.commits import Committer
 from smithers.store.worker_store import open_worker_store
 from tests.support.turns import Ground, a_turn, change, commit_all, ended, key_of, parked, said
 
@@ -372,3 +375,58 @@ async def test_what_an_agent_is_told_of_does_not_depend_on_how_much_is_recallabl
         rows = await store.list_previous_calls(RunId("r"), NodeId("a"), 0)
     assert [row for row in rows if not row.is_recallable] == told
     assert len(rows) == len(told) + lost_count
+
+
+# The nodes that have one moment take long to read.
+DAWDLING = """
+    CREATE OR REPLACE FUNCTION smithers.to_ms(p_at timestamptz) RETURNS bigint LANGUAGE plpgsql AS $$
+    BEGIN
+        IF p_at = '2999-01-01' THEN
+            PERFORM {dawdling};
+        END IF;
+        RETURN floor(extract(epoch FROM p_at) * 1000);
+    END $$"""
+
+
+async def own_long_and_quick(ground: Ground, worker: WorkerId, committer: Committer) -> None:
+    for claim in await ground.owned(worker, "long", "quick"):
+        await committer.commit(
+            change(claim, a_turn(nodes={key_of("n"): NodeFact(NodeState.PENDING)}))
+        )
+    await ground.sql.execute(
+        "UPDATE smithers.nodes SET due_at = '2999-01-01' WHERE run_id = 'long'"
+    )
+
+
+async def test_a_run_that_takes_longer_to_load_than_a_call_may_is_loaded_and_holds_nobody_up(
+    ground, worker, committer, monkeypatch
+):
+    monkeypatch.setattr(lanes, "COMMAND_TIMEOUT_S", 1.5)
+    await own_long_and_quick(ground, worker, committer)
+    await ground.sql.execute(DAWDLING.format(dawdling="pg_advisory_xact_lock(7)"))
+    holder = await ground.connect()
+    await holder.execute("SELECT pg_advisory_lock(7)")
+    async with open_worker_store(ground.dsn, worker) as store, asyncio.timeout(60):
+        loading = [asyncio.create_task(store.load_run(RunId(name))) for name in ("long", "quick")]
+        await loading[1]
+        await ground.until(
+            """SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'smithers-load-long'
+            AND wait_event_type = 'Lock' AND datname = current_database()"""
+        )
+        assert (await store.load_run(RunId("quick"))).facts.nodes
+        assert not loading[0].done()
+        await holder.execute("SELECT pg_advisory_unlock(7)")
+        assert (await loading[0]).facts.nodes.keys() == {key_of("n")}
+
+
+async def test_a_run_that_takes_longer_to_load_than_anybody_waits_is_too_large(
+    ground, worker, committer, monkeypatch
+):
+    monkeypatch.setattr(lanes, "COMMAND_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(run_facts, "PATIENT_S", 2.0)
+    await own_long_and_quick(ground, worker, committer)
+    await ground.sql.execute(DAWDLING.format(dawdling="pg_sleep(600)"))
+    async with open_worker_store(ground.dsn, worker) as store, asyncio.timeout(60):
+        with pytest.raises(AnswerTooLarge):
+            await store.load_run(RunId("long"))
+        assert (await store.load_run(RunId("quick"))).facts.nodes

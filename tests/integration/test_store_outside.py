@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import asyncpg
@@ -23,6 +24,7 @@ from smithers.store import claims, lanes, run_facts
 from smithers.store.claims import ClaimedRun, ClaimKind
 from smithers.store.commits import Committer, Outcome
 from smithers.store.connections import open_pool
+from smithers.store.hints import Channel
 from smithers.store.outside import (
     CancelOutcome,
     Decision,
@@ -45,6 +47,7 @@ from tests.support.turns import (
     a_turn,
     change,
     ended,
+    hear,
     key_of,
     names,
     parked,
@@ -106,12 +109,13 @@ class Door:
 async def doors(database: str) -> AsyncIterator[list[Door]]:
     """Three gateways."""
     async with AsyncExitStack() as stack:
-        yield [
-            Door(
-                await stack.enter_async_context(open_outside_lane(database)),
-                await stack.enter_async_context(open_pool(database, role="test", max_size=2)),
-            )
+        pools = [
+            await stack.enter_async_context(open_pool(database, role="test", max_size=2))
             for _ in range(3)
+        ]
+        yield [
+            Door(await stack.enter_async_context(open_outside_lane(database, pool)), pool)
+            for pool in pools
         ]
 
 
@@ -417,6 +421,41 @@ async def test_what_is_held_for_too_long_is_told_alone(
         with pytest.raises(RowsHeld):
             await doors[0].send("held", "a", 1)
     assert await doors[0].send("held", "a", 1) == 0
+
+
+DAWDLE = """
+    CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN PERFORM pg_sleep(0.5); RETURN new; END $$;
+    CREATE TRIGGER dawdle BEFORE INSERT ON smithers.events FOR EACH ROW EXECUTE FUNCTION dawdle();
+"""
+
+
+async def test_a_run_that_commits_without_a_pause_is_decided_and_signalled(
+    ground: Ground, doors: list[Door], worker: WorkerId, committer: Committer
+) -> None:
+    """Its row is free for a moment between two commits: who only looks now and then finds it locked."""
+    (claim,) = await ground.owned(worker, "a")
+    waiting = {key_of("ok"): NodeFact(NodeState.WAITING_APPROVAL, "approval")}
+    asked = a_turn(nodes=waiting, approvals=[ApprovalChange(key_of("ok"), '{"title":"?"}')])
+    await committer.commit(change(claim, asked))
+    await ground.sql.execute(DAWDLE)
+
+    async def commit_on() -> None:
+        for number in count(2):
+            await committer.commit(change(claim, said("on"), number))
+
+    news = await hear(await ground.connect(), Channel.NEWS)
+    committing = asyncio.create_task(commit_on())
+    assert await asyncio.gather(
+        doors[0].decide("a", is_approved=True), doors[1].send("a", "i", 1)
+    ) == [True, 0]
+    committing.cancel()
+    await asyncio.wait([committing])
+    async with asyncio.timeout(10):
+        assert [await news.get(), await news.get()] == ["a", "a"]
+    (approval,) = await ground.rows("approvals", "a")
+    assert approval["status"] == "approved"
+    assert {"ApprovalGranted", "SignalReceived"} < set(await ground.types("a"))
 
 
 async def test_a_start_whose_id_another_is_about_to_take_holds_up_no_other(ground: Ground) -> None:

@@ -1,6 +1,7 @@
 """What comes in during a call goes out together in the next; no batch harms another, whatever becomes of it."""
 
 import asyncio
+from collections import Counter as Counting
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 
@@ -8,7 +9,7 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
-from smithers.errors import StoreError, StoreUnavailable
+from smithers.errors import RowsHeld, StoreError, StoreUnavailable
 from smithers.store import lanes
 from smithers.store.lanes import Lane, each_on_its_own
 from smithers.telemetry.exposition import merge
@@ -296,6 +297,37 @@ async def test_a_meter_that_raises_stops_no_lane(counter, monkeypatch):
         lane.meter = fail
         assert await lane.submit(7) == -7
         assert await lane.submit(8) == -8
+
+
+async def test_of_the_items_whose_rows_others_hold_one_waits_in_turn_and_the_others_look_again(
+    counter, monkeypatch
+):
+    monkeypatch.setattr(lanes, "IN_TURN_AFTER_S", 0.0)
+    looked, waiting = Counting[int](), asyncio.Queue[tuple[int, asyncio.Future[int]]]()
+
+    async def look(_line: Line, items: Sequence[int]) -> Sequence[int | Exception]:
+        looked.update(items)
+        return [RowsHeld() if item else item for item in items]
+
+    async def wait(item: int) -> int:
+        turn = asyncio.get_running_loop().create_future()
+        waiting.put_nowait((item, turn))
+        return await turn
+
+    lane = Lane("nowhere", role="test", flush=look, in_turn=wait)
+    async with lane, asyncio.timeout(60):
+        tasks = dict(zip((1, 2), submit(lane, 1, 2), strict=True))
+        first, turn = await waiting.get()
+        second = 3 - first
+        seen = looked[second]
+        while looked[second] < seen + 3:
+            await asyncio.sleep(0)
+        assert await lane.submit(0) == 0
+        assert waiting.empty()
+        turn.set_exception(RowsHeld())  # it goes on looking, and so may the other have its turn
+        last, turn = await waiting.get()
+        turn.set_result(-last)
+        assert await tasks[last] == -last
 
 
 async def test_who_comes_after_the_close_is_told_so(counter):

@@ -2,7 +2,8 @@
 
 Guaranteed, whoever is killed whenever: at most one server and one initdb touch a database; a server
 that open_embedded_postgres returns has answered; what Postgres acknowledged is kept (fsync and
-synchronous_commit are on); a killed server comes back; a server without users ends.
+synchronous_commit are on); a killed server comes back, while its keeper or a user that watches it
+lives; a server without users ends.
 
 Kernel locks (flock) say who may do what. They end with their holders, so that nothing has to be
 believed of a dead process, as pid files would have it:
@@ -17,7 +18,8 @@ close(). A user that is killed cannot. For that there is the keeper, a process o
 the server, it tries the users lock twice a second. PR_SET_PDEATHSIG, the other way, would tie the
 server to the life of its first user. If the keeper itself is killed, the server and its users
 notice nothing, and the last of them stops the server; only if that one is killed as well does a
-server stay without users, until the next one joins it and leaves.
+server stay without users, until the next one joins it and leaves. If the server is killed after
+its keeper, a user that watches sees once a second that server.lock is free, and starts both.
 
 A data directory holds pgdata (the database), socket, the locks and postgres.log. Sessions come in
 by the unix socket only, without a password: its directory is 0700, so they are the server's account

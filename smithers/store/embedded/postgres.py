@@ -10,8 +10,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Self, assert_never
@@ -37,6 +39,7 @@ from smithers.store.embedded.site import (
     PORT,
     ROOT_STATE_DIR,
     Site,
+    has_database,
     make_data_dir,
     open_file,
     open_log,
@@ -51,6 +54,7 @@ KEEPER: Final = Path(__file__).with_name("keeper.py")
 DOOR_LIMIT_S: Final = 120.0
 SILENCE_LIMIT_S: Final = 60.0  # recovery may take longer, but a recovering server says so
 STOP_LIMIT_S: Final = 60.0
+WATCH_EVERY_S: Final = 1.0
 
 
 def _find_sync_method() -> str:
@@ -99,13 +103,15 @@ def open_embedded_postgres(
     settings: Mapping[str, str] = MappingProxyType({}),
     bin_dir: Path | None = None,
     server_user: str | None = None,
+    watches: bool = False,
 ) -> "EmbeddedPostgres":
     """Join the server of this data directory, or start one, on a new database if there is none.
 
     Blocks until it answers: a second the first time, 5 ms to join, 0.1 s to start, more to recover
     from a crash. `settings` are those of postgresql.conf; they are the starter's, and ignored in who
     joins. bin_dir: a PostgreSQL 17 or newer instead of the wheel's. server_user: which account runs
-    the server of root. Raises EmbeddedPostgresError.
+    the server of root. watches: until close(), start it again if it is killed after its keeper; by a
+    thread, so not for a process that forks. Raises EmbeddedPostgresError.
     """
     _check_settings(settings)
     resolved = data_dir.resolve()
@@ -116,7 +122,10 @@ def open_embedded_postgres(
     try:
         make_data_dir(resolved)
         with passing_door(resolved, limit_s=DOOR_LIMIT_S):
-            return _enter(prepare_site(resolved, server_user=server_user), settings, bin_dir)
+            site = prepare_site(resolved, server_user=server_user)
+            ensure = partial(_ensure_server, site, settings, bin_dir)
+            users_fd = _enter(site, ensure)
+            return EmbeddedPostgres(site, users_fd, _Watch(site, ensure) if watches else None)
     except OSError as error:
         raise EmbeddedPostgresError(
             f"The data directory {resolved} cannot be used: {error}. Run as its owner, or name "
@@ -127,11 +136,12 @@ def open_embedded_postgres(
 class EmbeddedPostgres:
     """This process's share of a running server."""
 
-    def __init__(self, site: Site, users_fd: int) -> None:
+    def __init__(self, site: Site, users_fd: int, watch: "_Watch | None") -> None:
         self.data_dir = site.data_dir
         self.dsn = f"postgresql://{SUPERUSER}@/{DATABASE}?host={site.socket_dir}&port={PORT}"
         self._site = site
         self._users_fd: int | None = users_fd
+        self._watch = watch
         self._opener_pid = os.getpid()
 
     def __enter__(self) -> Self:
@@ -150,13 +160,51 @@ class EmbeddedPostgres:
         users_fd, self._users_fd = self._users_fd, None
         if users_fd is None:
             return
+        is_opener = self._opener_pid == os.getpid()
         try:
+            if is_opener and self._watch is not None:
+                self._watch.end()
             # A directory that was removed under the server has no door; the keeper sees to it.
-            if self._opener_pid == os.getpid() and self.data_dir.exists():
+            if is_opener and self.data_dir.exists():
                 with passing_door(self.data_dir, limit_s=DOOR_LIMIT_S):
                     _leave(self._site, users_fd)
         finally:
             os.close(users_fd)
+
+
+class _Watch:
+    """A thread that starts a server again of which nothing is left, its keeper neither."""
+
+    def __init__(self, site: Site, ensure: Callable[[], None]) -> None:
+        self._site = site
+        self._ensure = ensure
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="postgres-watch", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """End the thread; if it is starting the server, when that is done."""
+        self._is_over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        was_killed = False
+        while not self._is_over.wait(WATCH_EVERY_S):
+            # It is tried again: postgres.log says why a server does not start, and a directory may have been removed.
+            with contextlib.suppress(EmbeddedPostgresError, OSError):
+                was_killed = self._is_absent() and (was_killed or self._has_left_its_pid())
+                if was_killed and has_database(self._site.data_dir):
+                    with passing_door(self._site.data_dir, limit_s=DOOR_LIMIT_S):
+                        self._ensure()
+                    was_killed = False
+
+    def _is_absent(self) -> bool:
+        with _holding_absence(self._site) as server_fd:
+            return server_fd is not None
+
+    def _has_left_its_pid(self) -> bool:
+        # Whoever asks a server to stop wants it down; that one removes the file.
+        return read_postmaster_pid(self._site) is not None
 
 
 def _check_settings(settings: Mapping[str, str]) -> None:
@@ -168,16 +216,17 @@ def _check_settings(settings: Mapping[str, str]) -> None:
             )
 
 
-def _enter(site: Site, settings: Mapping[str, str], bin_dir: Path | None) -> EmbeddedPostgres:
+def _enter(site: Site, ensure: Callable[[], None]) -> int:
+    """Return a share of the users lock, when the server answers."""
     users_fd = open_file(site.users_lock)
     try:
         # Held exclusively by a keeper that stops the server: wait until it has.
         take_lock(users_fd, fcntl.LOCK_SH, limit_s=STOP_LIMIT_S, path=site.users_lock)
-        _ensure_server(site, settings, bin_dir)
+        ensure()
     except BaseException:
         os.close(users_fd)
         raise
-    return EmbeddedPostgres(site, users_fd)
+    return users_fd
 
 
 def _ensure_server(site: Site, settings: Mapping[str, str], bin_dir: Path | None) -> None:
