@@ -26,7 +26,7 @@ from worker import processes
 from worker.births import Child, start_child
 from worker.burials import log_burial
 from worker.descendants import sweep
-from worker.fork_server import ForkServer
+from worker.fork_server import LOST, ForkServer
 from worker.loads import ENDED, GONE, Loads, make_loads
 from worker.meters import PoolMeters
 from worker.relay import Relay
@@ -228,8 +228,7 @@ class Children:
             code, is_done = self._clear_after(child)
             level = LOG.info if is_done else LOG.error
             level("child_ended", slot=child.slot, worker_id=str(child.worker_id), exit_code=code)
-            # If a child was told to end, none of its runs is to blame, even if it did not stop in time.
-            death = "drained" if is_done or child.killed_for == LATE else f"exit-{code}"
+            death = _name_death(child, code, is_done=is_done)
             burial = await self._bury(child, death, has_left_nothing=is_done and code == 0)
         finally:
             self._dying.discard(child.worker_id)  # unburied children are found by their pids
@@ -277,3 +276,11 @@ class Children:
             if not burial.is_all:
                 await asyncio.sleep(RETRY_S)
         return burial
+
+
+def _name_death(child: Child, code: int, *, is_done: bool) -> str:
+    """Say how a child died: if this begins with `exit-`, its runs in flight are suspected of it."""
+    # If a child was told to end, none of its runs is to blame, even if it did not stop in time.
+    if is_done or child.killed_for == LATE:
+        return "drained"
+    return "process-gone" if code == LOST else f"exit-{code}"

@@ -134,6 +134,22 @@ async def test_another_pool_takes_over_from_a_host_whose_connections_closed(worl
     assert world.ledger() == {"before": 1, "gate": 2}
 
 
+async def test_no_run_is_blamed_for_the_death_of_the_fork_server(world: World) -> None:
+    (held,) = await start_in_flight(world, 1)
+    kill(parent_of(await world.owner_pid(held)))
+    await world.until_logged("worker_buried")
+    (burial,) = world.log("worker_buried")
+    assert burial["run_ids"] == [held]
+    assert await world.sql.fetchval("SELECT crash_count FROM smithers.runs") == 0
+    world.start_pool(workers=1)
+    (world.root / "open").touch()
+    await world.until_status(held, "finished")
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 CRASHES = {
     "exit0": "os._exit(0)",
     "exit1": "os._exit(1)",
