@@ -167,6 +167,10 @@ class WorkerStore:
             with suppress(StoreError):  # only a hint: polling finds them, too
                 await notify(self._pool, {Channel.DUE: queues})
 
+    async def pass_on(self, run_id: RunId) -> None:
+        """Release a run that another child should continue."""
+        await _patiently(lambda: self.release([run_id]))
+
     async def deny_for_timeout(self, run_id: RunId, node_id: NodeId, iteration: int) -> None:
         """Time an approval out: a time-out is one more decision, and the first decision wins."""
         decision = Decision(
