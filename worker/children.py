@@ -20,22 +20,32 @@ from smithers.complaints import Complaint
 from smithers.errors import StoreError
 from smithers.ids import WorkerId
 from smithers.processes import find_process
+from smithers.store.claims import ClaimKind
 from smithers.store.pool_store import Burial, PoolStore
 from smithers.telemetry.sheet import Sheet
 from worker import processes
-from worker.births import Child, start_child
 from worker.burials import log_burial
 from worker.descendants import sweep
-from worker.fork_server import ForkServer
+from worker.fork_server import LOST, ForkServer
+from worker.forked import Child, start_child
 from worker.loads import ENDED, GONE, Loads, make_loads
 from worker.meters import PoolMeters
 from worker.relay import Relay
-from worker.settings import DRAIN, MAX_RETIRED, MAX_SOLO, ChildSettings, PoolSettings
+from worker.settings import (
+    DRAIN,
+    MAX_ISOLATED,
+    MAX_RETIRED,
+    MAX_TRYING,
+    ChildSettings,
+    PoolSettings,
+)
 
 SILENT_CHILD_S: Final = 20.0
 START_GRACE_S: Final = 60.0  # a child without a first heartbeat is still importing
 LATE: Final = "drain-timeout"
 LATE_S: Final = 5.0  # for a child that was told to end, after its drain timeout
+# Since the last look: this process stood still, and its children perhaps with it.
+FROZEN_S: Final = 5.0
 LOOK_EVERY_S: Final = 0.1  # a body can fill some hundred MiB in that time
 RETRY_S: Final = 0.5
 MAX_WORD_BYTES: Final = 4_096
@@ -64,7 +74,7 @@ class Children:
         self._sheet = sheet
         self._meters = meters
         self._on_left = on_left
-        count = settings.worker_count + MAX_SOLO + MAX_RETIRED
+        count = settings.worker_count + MAX_ISOLATED + MAX_TRYING + MAX_RETIRED
         self._loads_fd = make_loads(count)
         self._loads = Loads.within(self._loads_fd)
         self.relay = Relay(self._loads)
@@ -76,19 +86,23 @@ class Children:
         self._retired: list[Child] = []  # those not told to end; oldest first
         self._endings: set[asyncio.Task[None]] = set()
         self._burial_complaint = Complaint()
+        self._looked_at = inf  # not yet
+        self._listens_since = -inf  # silence before that does not count
 
     @property
     def worker_ids(self) -> set[WorkerId]:
         """The children that this pool must bury."""
         return {child.worker_id for child in self._living.values()} | self._dying
 
-    def list_solo(self) -> list[Child]:
-        """List those for runs of their own, except those that no longer claim."""
-        return [child for child in self._living.values() if child.is_solo and not child.is_retired]
+    def list_of(self, kind: ClaimKind) -> list[Child]:
+        """List those of a kind, except those that have retired."""
+        return [
+            child for child in self._living.values() if child.kind is kind and not child.is_retired
+        ]
 
-    async def start(self, *, is_solo: bool) -> Child:
+    async def start(self, kind: ClaimKind) -> Child:
         """Start a child as soon as there is a slot; raises StoreError, OSError, EOFError if it cannot be started."""
-        child = self._start_in(await self._free.get(), is_solo=is_solo)
+        child = self._start_in(await self._free.get(), kind)
         ending = asyncio.create_task(self._see_to_end(child), name=f"ending-{child.worker_id}")
         self._endings.add(ending)
         ending.add_done_callback(self._hear_ending)
@@ -96,6 +110,9 @@ class Children:
             await self._introduce(child)
         except (StoreError, OSError):
             self._kill(child, "not-registered")
+            raise
+        except asyncio.CancelledError:  # a drain; the database may have been told
+            child.must_be_buried = True
             raise
         return child
 
@@ -125,28 +142,34 @@ class Children:
     async def guard(self) -> None:
         """Kill children that are silent, overdue to exit, or over their memory limit; until cancelled."""
         while True:
-            now = time.monotonic()
-            for child in list(self._living.values()):
-                if self._is_silent(child, now):
-                    self._kill(child, "silent")
-                elif now > child.end_by:
-                    self._kill(child, LATE)
-                elif self._is_large(child):  # its runs resume elsewhere, tried apart from others
-                    self._kill(child, "memory")
+            self.look(time.monotonic())
             await asyncio.sleep(LOOK_EVERY_S)
 
-    def _start_in(self, slot: int, *, is_solo: bool) -> Child:
+    def look(self, now: float) -> None:
+        """Kill such children once; `now`: by time.monotonic()."""
+        if now - self._looked_at > FROZEN_S:
+            self._listens_since = now
+        self._looked_at = now
+        for child in list(self._living.values()):
+            if self._is_silent(child, now):
+                self._kill(child, "silent")
+            elif now > child.end_by:
+                self._kill(child, LATE)
+            elif self._is_large(child):  # its runs resume elsewhere, tried apart from others
+                self._kill(child, "memory")
+
+    def _start_in(self, slot: int, kind: ClaimKind) -> Child:
         settings = ChildSettings(
             worker_id=uuid4(),
             slot=slot,
-            is_solo=is_solo,
+            kind=kind,
             pool=self._settings,
             sheet_fd=self._sheet.fd,
         )
         with ExitStack() as undo:
             undo.callback(self._free_slot, slot)
             self._loads.beats[slot] = 0.0
-            self._loads.tell(slot, GONE if is_solo else 0)
+            self._loads.tell(slot, 0 if kind is ClaimKind.MANY else GONE)
             ear = self.relay.open_ear(slot)
             undo.callback(self.relay.close_mouth, slot)
             child = start_child(self._fork_server, settings, self._loads_fd, ear)
@@ -172,7 +195,7 @@ class Children:
             process=child.identity,
             queues=self._settings.queues,
         )
-        child.is_registered = True
+        child.is_registered = child.must_be_buried = True
 
     def _hear(self, child: Child) -> None:
         """Handle a child's only message: that it retires."""
@@ -205,7 +228,7 @@ class Children:
     def _is_silent(self, child: Child, now: float) -> bool:
         beaten_at = self._loads.beats[child.slot]
         limit_s = SILENT_CHILD_S if beaten_at else START_GRACE_S
-        return bool(now - (beaten_at or child.started_at) > limit_s)
+        return bool(now - max(beaten_at or child.started_at, self._listens_since) > limit_s)
 
     def _is_large(self, child: Child) -> bool:
         limit_mib = self._settings.worker_memory_mib
@@ -228,8 +251,7 @@ class Children:
             code, is_done = self._clear_after(child)
             level = LOG.info if is_done else LOG.error
             level("child_ended", slot=child.slot, worker_id=str(child.worker_id), exit_code=code)
-            # If a child was told to end, none of its runs is to blame, even if it did not stop in time.
-            death = "drained" if is_done or child.killed_for == LATE else f"exit-{code}"
+            death = _name_death(child, code, is_done=is_done)
             burial = await self._bury(child, death, has_left_nothing=is_done and code == 0)
         finally:
             self._dying.discard(child.worker_id)  # unburied children are found by their pids
@@ -259,11 +281,11 @@ class Children:
         return code, is_done
 
     async def _bury(self, child: Child, death: str, *, has_left_nothing: bool) -> Burial:
-        """Hand back a child's runs, however long it takes; if its registration was unconfirmed, other pools do it.
+        """Hand back a child's runs, however long it takes. Other pools do it if registering failed: the row may be there.
 
         `has_left_nothing`: no process that it started may be left behind.
         """
-        burial = Burial(is_all=not child.is_registered)
+        burial = Burial(is_all=not child.must_be_buried)
         while not burial.is_all:
             try:
                 if not has_left_nothing and child.identity is not None:
@@ -277,3 +299,11 @@ class Children:
             if not burial.is_all:
                 await asyncio.sleep(RETRY_S)
         return burial
+
+
+def _name_death(child: Child, code: int, *, is_done: bool) -> str:
+    """Say how a child died: if this begins with `exit-`, its runs in flight are suspected of it."""
+    # If a child was told to end, none of its runs is to blame, even if it did not stop in time.
+    if is_done or child.killed_for == LATE:
+        return "drained"
+    return "process-gone" if code == LOST else f"exit-{code}"

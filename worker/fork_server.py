@@ -22,7 +22,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkProcess
 from typing import Any, Final
 
-LOST: Final = 255  # the exit code if the fork server ended first
+LOST: Final = 256  # in place of an exit code, which is 255 at most: the fork server ended first
 MAX_HANDED: Final = 16
 _FORKING: Final = multiprocessing.get_context("fork")
 _NUMBER: Final = struct.Struct("=q")

@@ -79,6 +79,11 @@ class WorkerStore:
         self._uncommitted.update((claim.run_id, claim.epoch) for claim in claimed)
         return claimed
 
+    def forget(self, run_id: RunId, epoch: Epoch) -> None:
+        """Handle that a claimed run is no longer executed here."""
+        if self._uncommitted.get(run_id) == epoch:
+            del self._uncommitted[run_id]
+
     async def tell_due(self, queues: Iterable[str]) -> None:
         """Hint at these queues: of each pool, the child with the fewest runs is woken."""
         async with self._claim_connection() as connection:
@@ -165,6 +170,10 @@ class WorkerStore:
         if queues:
             with suppress(StoreError):  # only a hint: polling finds them, too
                 await notify(self._pool, {Channel.DUE: queues})
+
+    async def pass_on(self, run_id: RunId) -> None:
+        """Release a run that another child should continue."""
+        await _patiently(lambda: self.release([run_id]))
 
     async def deny_for_timeout(self, run_id: RunId, node_id: NodeId, iteration: int) -> None:
         """Time an approval out: a time-out is one more decision, and the first decision wins."""

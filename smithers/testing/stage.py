@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext, suppress
 from contextvars import Context as Variables
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from smithers.ids import NodeId, RunId, SourceHash, WorkerId
 from smithers.outputs import encode_output
 from smithers.source.loading import find_workflow
 from smithers.store import node_reads, outside, rehearsals, starts
-from smithers.store.claims import ClaimedRun
+from smithers.store.claims import ClaimedRun, ClaimKind
 from smithers.store.connections import Pool, open_connection, open_pool
 from smithers.store.forms import Answer, answer_form, read_form
 from smithers.store.owners import register_worker
@@ -84,6 +84,10 @@ class Given:
         source_hash = SourceHash(f"{workflow.builder.__module__}#{len(self._given)}")
         self._given[source_hash, workflow.name] = workflow
         return source_hash
+
+    def using(self, _source_hash: SourceHash) -> AbstractContextManager[None]:
+        """Do nothing: none is unloaded."""
+        return nullcontext()
 
     async def get(self, source_hash: SourceHash, export: str | None) -> Workflow[Any]:
         """Return a registered workflow, or another one of the same module."""
@@ -335,7 +339,7 @@ def _make_claimer(shared: Shared) -> Claimer:
         shared,
         queues=(DEFAULT_QUEUE,),
         limit=64,
-        is_solo=False,
+        kind=ClaimKind.MANY,
         loads=Loads([0], [0.0]),
         slot=0,
         on_broken=lambda _reason: None,  # it ends with the test

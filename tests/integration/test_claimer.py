@@ -3,17 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from smithers.ids import RunId
-from smithers.store.claims import ClaimedRun
+from smithers.store.claims import ClaimedRun, ClaimKind
 from smithers.store.worker_store import WorkerStore, open_worker_store
 from tests.support.turns import Ground
 from worker import claimer as claiming
-from worker.claimer import Claimer
+from worker.claimer import MAX_FRUITLESS_S, Claimer
 from worker.loads import Loads
 
 RUN = RunId("r")
@@ -77,7 +78,7 @@ async def claiming_from(
                 tools,
                 queues=queues,
                 limit=limit,
-                is_solo=False,
+                kind=ClaimKind.MANY,
                 loads=Loads([0], [0.0]),
                 slot=0,
                 on_broken=pytest.fail,
@@ -126,6 +127,20 @@ async def test_all_of_a_run_that_was_claimed_twice_is_stopped(database: str) -> 
             await site.running
         owner = await site.ground.sql.fetchval("SELECT owner_id FROM smithers.runs")
         assert owner is None
+
+
+async def test_nothing_is_kept_of_a_run_that_was_lost_before_its_first_commit(
+    database: str,
+) -> None:
+    async with claiming_from(database) as site:
+        await site.ground.start(RUN)
+        held = await site.until_held(RUN)
+        assert site.store._uncommitted == {RUN: held.claim.epoch}
+        await site.ground.sql.execute("UPDATE smithers.runs SET owner_id = NULL, epoch = epoch + 1")
+        held.over.set()  # as after LeaseLost
+        site.claimer.drain()
+        await site.running
+        assert site.store._uncommitted == {}
 
 
 async def test_a_child_that_claims_no_more_still_looks_for_news(database: str) -> None:
@@ -187,6 +202,33 @@ async def test_a_queue_that_always_has_something_leaves_room_for_the_others(data
                         executor.over.set()
                 await asyncio.sleep(0.01)
         assert "quiet" in order[:2]
+        site.claimer.drain()
+        await site.running
+
+
+async def test_a_due_run_that_cannot_be_claimed_is_tried_less_and_less_often(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with claiming_from(database) as site:
+        tried_at: list[float] = []
+        claim = site.store.claim
+
+        async def note(*given: Any) -> list[ClaimedRun]:
+            tried_at.append(asyncio.get_running_loop().time())
+            return await claim(*given)
+
+        monkeypatch.setattr(site.store, "claim", note)
+        await site.ground.sql.execute("UPDATE smithers.workers SET dead_at = smithers.clock()")
+        await site.ground.start(RUN)
+        site.claimer.hear_due()
+        async with asyncio.timeout(60):
+            while len(tried_at) < 14:
+                await asyncio.sleep(0.01)
+        await site.ground.sql.execute("UPDATE smithers.workers SET dead_at = NULL")
+        pauses = [after - before for before, after in pairwise(tried_at)]
+        assert min(pauses[-3:]) >= MAX_FRUITLESS_S
+        held = await site.until_held(RUN)
+        held.over.set()
         site.claimer.drain()
         await site.running
 

@@ -1,4 +1,4 @@
-"""Start a child, as a fork of the fork server."""
+"""A child as its parent sees it, and its start as a fork of the fork server."""
 
 import asyncio
 import socket
@@ -9,6 +9,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
 from smithers.ids import WorkerId
+from smithers.store.claims import ClaimKind
 from smithers.store.owners import ProcessIdentity
 from worker.child import run_child
 from worker.fork_server import Fork, ForkServer
@@ -27,9 +28,10 @@ class Child:
     orders: Connection
     outlet: Outlet
     started_at: float
-    is_solo: bool  # for one run that wants a child of its own, or for suspects
+    kind: ClaimKind  # what it is for: MANY, ISOLATED or SUSPECT
     identity: ProcessIdentity | None = None  # None: it exited before it could be identified
     is_registered: bool = False  # before this it can claim nothing
+    must_be_buried: bool = False  # it is registered, or may be
     is_retired: bool = False  # it claims no more runs, and ends when its own are finished
     end_by: float = inf  # by time.monotonic(); set when it is told to drain
     killed_for: str | None = None
@@ -54,7 +56,7 @@ def start_child(
         orders=orders,
         outlet=Outlet(outlet),
         started_at=time.monotonic(),
-        is_solo=settings.is_solo,
+        kind=settings.kind,
     )
 
 
