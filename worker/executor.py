@@ -151,7 +151,7 @@ class Executor:
                 return turn.ending.due_ms
             if self.is_suspect and not run.in_flight:
                 # What was in flight at its owner's death has ended here: it continues among the others.
-                await self._shared.store.release([self.claim.run_id])
+                await self._shared.store.pass_on(self.claim.run_id)
                 return None
             self._perform(run, turn)
             if self.is_suspect:

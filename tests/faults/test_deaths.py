@@ -315,6 +315,20 @@ async def test_many_runs_of_a_killed_child_go_on_together(world: World) -> None:
         assert (await world.lines(run_id)).count("NodeFinished t 2") == 1
 
 
+async def test_a_run_that_is_cleared_while_the_database_is_away_is_passed_on_when_it_is_back(
+    world: World,
+) -> None:
+    write_steps(world)
+    world.start_pool(workers=1, module="tests.support.unreleased")
+    with holding(world, 2):
+        await world.start("r", "steps.py")
+        await world.until_ledger("r starts 2")
+        kill(await world.owner_pid("r"))
+    await assert_each_ran_once(world, "r")
+    assert len(world.log("release_lost")) == 1
+    assert world.log("run_broke") == []
+
+
 async def count_writers(world: World, run_id: str) -> int:
     """Count the claims that wrote to a run's history, and the burials that did."""
     count: int = await world.sql.fetchval(
