@@ -36,6 +36,8 @@ SILENT_CHILD_S: Final = 20.0
 START_GRACE_S: Final = 60.0  # a child without a first heartbeat is still importing
 LATE: Final = "drain-timeout"
 LATE_S: Final = 5.0  # for a child that was told to end, after its drain timeout
+# Since the last look: this process stood still, and its children perhaps with it.
+FROZEN_S: Final = 5.0
 LOOK_EVERY_S: Final = 0.1  # a body can fill some hundred MiB in that time
 RETRY_S: Final = 0.5
 MAX_WORD_BYTES: Final = 4_096
@@ -76,6 +78,8 @@ class Children:
         self._retired: list[Child] = []  # those not told to end; oldest first
         self._endings: set[asyncio.Task[None]] = set()
         self._burial_complaint = Complaint()
+        self._looked_at = inf  # not yet
+        self._listens_since = -inf  # silence before that does not count
 
     @property
     def worker_ids(self) -> set[WorkerId]:
@@ -125,15 +129,21 @@ class Children:
     async def guard(self) -> None:
         """Kill children that are silent, overdue to exit, or over their memory limit; until cancelled."""
         while True:
-            now = time.monotonic()
-            for child in list(self._living.values()):
-                if self._is_silent(child, now):
-                    self._kill(child, "silent")
-                elif now > child.end_by:
-                    self._kill(child, LATE)
-                elif self._is_large(child):  # its runs resume elsewhere, tried apart from others
-                    self._kill(child, "memory")
+            self.look(time.monotonic())
             await asyncio.sleep(LOOK_EVERY_S)
+
+    def look(self, now: float) -> None:
+        """Kill such children once; `now`: by time.monotonic()."""
+        if now - self._looked_at > FROZEN_S:
+            self._listens_since = now
+        self._looked_at = now
+        for child in list(self._living.values()):
+            if self._is_silent(child, now):
+                self._kill(child, "silent")
+            elif now > child.end_by:
+                self._kill(child, LATE)
+            elif self._is_large(child):  # its runs resume elsewhere, tried apart from others
+                self._kill(child, "memory")
 
     def _start_in(self, slot: int, *, is_solo: bool) -> Child:
         settings = ChildSettings(
@@ -205,7 +215,7 @@ class Children:
     def _is_silent(self, child: Child, now: float) -> bool:
         beaten_at = self._loads.beats[child.slot]
         limit_s = SILENT_CHILD_S if beaten_at else START_GRACE_S
-        return bool(now - (beaten_at or child.started_at) > limit_s)
+        return bool(now - max(beaten_at or child.started_at, self._listens_since) > limit_s)
 
     def _is_large(self, child: Child) -> bool:
         limit_mib = self._settings.worker_memory_mib
