@@ -25,6 +25,8 @@ WALK_PAGE: Final = 2_000
 WALK_EVERY_S: Final = 1.0  # between two pages of the walk; no pause after one that found something
 RETRY_S: Final = 1.0
 REPORT_EVERY_S: Final = 10.0
+# Runs whose hints are remembered for the time when this is the mirror; the walk finds the others.
+MAX_REMEMBERED: Final = 20_000
 
 LOG: Final = structlog.get_logger(__name__)
 
@@ -40,6 +42,7 @@ class Mirror:
         self._home_dsn = home_dsn
         # In the order in which they are copied.
         self._moved: dict[RunId, None] = {}
+        self._is_active = False
         self._room = BATCH  # of the next copy: one run after a failure, then twice as many
         self._woken = asyncio.Event()
         self._walked = RunId("")  # the position of the walk
@@ -47,7 +50,11 @@ class Mirror:
 
     def hear(self, run_ids: frozenset[str] | None) -> None:
         """Handle a hint that these runs have new events; None: the walk finds them."""
-        self._add(RunId(run_id) for run_id in run_ids or ())
+        heard = [RunId(run_id) for run_id in run_ids or ()]
+        if self._is_active:
+            self._add(heard)
+        else:
+            self._remember(heard)
         self._woken.set()
 
     async def run(self) -> None:
@@ -55,9 +62,11 @@ class Mirror:
         complaint = Complaint()
         async with Hints(self._own_direct_dsn, role="mirror").listen({Channel.EVENTS: self.hear}):
             while True:
+                self._is_active = False
                 try:
                     async with open_mirror(self._own_dsn, self._home_dsn, self._name) as store:
                         LOG.info("mirror_started", database=self._name)
+                        self._is_active = True
                         await self._follow(store)
                 except StoreError as error:
                     if complaint.may_be_said():
@@ -66,6 +75,14 @@ class Mirror:
 
     def _add(self, run_ids: Iterable[RunId]) -> None:
         self._moved.update(dict.fromkeys(run_ids))
+
+    def _remember(self, run_ids: list[RunId]) -> None:
+        """Keep the newest hints, to take over soon after another mirror's end."""
+        for run_id in run_ids:
+            self._moved.pop(run_id, None)
+        self._add(run_ids)
+        if len(self._moved) > MAX_REMEMBERED:
+            self._moved = dict.fromkeys(list(self._moved)[-MAX_REMEMBERED // 2 :])
 
     async def _follow(self, store: MirrorStore) -> None:
         loop = asyncio.get_running_loop()

@@ -23,7 +23,8 @@ from smithers.store.starts import IdempotencyKey, RunStart, count_queued
 from tests.support.gateway import Rows
 from tests.support.mirrors import NAME, assert_equal, two_worlds, until_mirrored
 from tests.support.world import PATIENCE_S, World, until
-from worker.mirroring import mirroring
+from worker import mirroring as mirroring_module
+from worker.mirroring import Mirror, mirroring
 from worker.settings import PoolSettings
 
 FLOW = """
@@ -306,6 +307,27 @@ async def test_runs_that_take_too_long_to_copy_hold_up_nobody_else(
     async with mirroring(settings_of(home, own)):
         await until(are_there, "the others are mirrored")
     assert len(tries[0]) == 5
+
+
+async def test_a_mirror_that_stands_by_remembers_the_newest_hints_only(
+    worlds: tuple[World, World], mirror: MirrorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, own = worlds
+    monkeypatch.setattr(mirroring_module, "MAX_REMEMBERED", 100)
+    second = Mirror(NAME, own_dsn=own.dsn, own_direct_dsn=own.dsn, home_dsn=home.dsn)
+    standing_by = asyncio.create_task(second.run())
+
+    async def has_heard(run_id: str) -> bool:
+        await own.sql.execute("SELECT pg_notify('smithers_events', $1)", run_id)
+        return run_id in second._moved
+
+    await until(lambda: has_heard("first"), "it listens")
+    for number in range(1_000):
+        await own.sql.execute("SELECT pg_notify('smithers_events', $1)", f"r{number}")
+    await until(lambda: has_heard("last"), "it has heard all")
+    assert len(second._moved) <= 100
+    assert {"r999", "last"} <= second._moved.keys()
+    standing_by.cancel()
 
 
 async def test_a_run_of_the_servers_own_database_is_never_overwritten(
