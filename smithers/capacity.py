@@ -10,7 +10,7 @@ import structlog
 
 from smithers.settings import InvalidSettings, ServerOptions
 from smithers.store.checks import read_room
-from worker.settings import MAX_RETIRED, MAX_SOLO
+from worker.settings import MAX_ISOLATED, MAX_RETIRED, MAX_TRYING
 
 LOG: Final = structlog.get_logger(__name__)
 GATEWAY_CONNECTIONS: Final = 10
@@ -27,7 +27,8 @@ def count_connections(options: ServerOptions) -> int:
     """Return how many connections to its own database a server opens at most."""
     count = RETENTION_CONNECTIONS + options.http_workers * GATEWAY_CONNECTIONS
     if options.workers:
-        count += POOL_CONNECTIONS + (options.workers + MAX_SOLO + MAX_RETIRED) * CHILD_CONNECTIONS
+        children = options.workers + MAX_ISOLATED + MAX_TRYING + MAX_RETIRED
+        count += POOL_CONNECTIONS + children * CHILD_CONNECTIONS
         count += OWN_DATABASES_CONNECTIONS
         if options.workflow_databases:
             # One listens for which come into use, and each mirror writes over one.

@@ -9,6 +9,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
 from smithers.ids import WorkerId
+from smithers.store.claims import ClaimKind
 from smithers.store.owners import ProcessIdentity
 from worker.child import run_child
 from worker.fork_server import Fork, ForkServer
@@ -27,7 +28,7 @@ class Child:
     orders: Connection
     outlet: Outlet
     started_at: float
-    is_solo: bool  # for one run that wants a child of its own, or for suspects
+    kind: ClaimKind  # what it is for: MANY, ISOLATED or SUSPECT
     identity: ProcessIdentity | None = None  # None: it exited before it could be identified
     is_registered: bool = False  # before this it can claim nothing
     is_retired: bool = False  # it claims no more runs, and ends when its own are finished
@@ -54,7 +55,7 @@ def start_child(
         orders=orders,
         outlet=Outlet(outlet),
         started_at=time.monotonic(),
-        is_solo=settings.is_solo,
+        kind=settings.kind,
     )
 
 

@@ -183,7 +183,7 @@ async def _serve(
             shared,
             queues=pool.queues,
             limit=pool.runs_per_worker,
-            is_solo=settings.is_solo,
+            kind=settings.kind,
             loads=loads,
             slot=settings.slot,
             on_broken=departure.break_down,

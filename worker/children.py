@@ -20,6 +20,7 @@ from smithers.complaints import Complaint
 from smithers.errors import StoreError
 from smithers.ids import WorkerId
 from smithers.processes import find_process
+from smithers.store.claims import ClaimKind
 from smithers.store.pool_store import Burial, PoolStore
 from smithers.telemetry.sheet import Sheet
 from worker import processes
@@ -30,7 +31,14 @@ from worker.fork_server import LOST, ForkServer
 from worker.loads import ENDED, GONE, Loads, make_loads
 from worker.meters import PoolMeters
 from worker.relay import Relay
-from worker.settings import DRAIN, MAX_RETIRED, MAX_SOLO, ChildSettings, PoolSettings
+from worker.settings import (
+    DRAIN,
+    MAX_ISOLATED,
+    MAX_RETIRED,
+    MAX_TRYING,
+    ChildSettings,
+    PoolSettings,
+)
 
 SILENT_CHILD_S: Final = 20.0
 START_GRACE_S: Final = 60.0  # a child without a first heartbeat is still importing
@@ -66,7 +74,7 @@ class Children:
         self._sheet = sheet
         self._meters = meters
         self._on_left = on_left
-        count = settings.worker_count + MAX_SOLO + MAX_RETIRED
+        count = settings.worker_count + MAX_ISOLATED + MAX_TRYING + MAX_RETIRED
         self._loads_fd = make_loads(count)
         self._loads = Loads.within(self._loads_fd)
         self.relay = Relay(self._loads)
@@ -86,13 +94,15 @@ class Children:
         """The children that this pool must bury."""
         return {child.worker_id for child in self._living.values()} | self._dying
 
-    def list_solo(self) -> list[Child]:
-        """List those for runs of their own, except those that no longer claim."""
-        return [child for child in self._living.values() if child.is_solo and not child.is_retired]
+    def list_of(self, kind: ClaimKind) -> list[Child]:
+        """List those of a kind, except those that have retired."""
+        return [
+            child for child in self._living.values() if child.kind is kind and not child.is_retired
+        ]
 
-    async def start(self, *, is_solo: bool) -> Child:
+    async def start(self, kind: ClaimKind) -> Child:
         """Start a child as soon as there is a slot; raises StoreError, OSError, EOFError if it cannot be started."""
-        child = self._start_in(await self._free.get(), is_solo=is_solo)
+        child = self._start_in(await self._free.get(), kind)
         ending = asyncio.create_task(self._see_to_end(child), name=f"ending-{child.worker_id}")
         self._endings.add(ending)
         ending.add_done_callback(self._hear_ending)
@@ -145,18 +155,18 @@ class Children:
             elif self._is_large(child):  # its runs resume elsewhere, tried apart from others
                 self._kill(child, "memory")
 
-    def _start_in(self, slot: int, *, is_solo: bool) -> Child:
+    def _start_in(self, slot: int, kind: ClaimKind) -> Child:
         settings = ChildSettings(
             worker_id=uuid4(),
             slot=slot,
-            is_solo=is_solo,
+            kind=kind,
             pool=self._settings,
             sheet_fd=self._sheet.fd,
         )
         with ExitStack() as undo:
             undo.callback(self._free_slot, slot)
             self._loads.beats[slot] = 0.0
-            self._loads.tell(slot, GONE if is_solo else 0)
+            self._loads.tell(slot, 0 if kind is ClaimKind.MANY else GONE)
             ear = self.relay.open_ear(slot)
             undo.callback(self.relay.close_mouth, slot)
             child = start_child(self._fork_server, settings, self._loads_fd, ear)

@@ -38,19 +38,20 @@ class Claimer:
         *,
         queues: tuple[str, ...],
         limit: int,
-        is_solo: bool,
+        kind: ClaimKind,
         loads: Loads,
         slot: int,
         on_broken: Callable[[str], None],
     ) -> None:
-        """`is_solo`: for a run that needs a child of its own, or for suspects; `slot` is ours in `loads`.
+        """`kind`: what it claims while it has nothing, MANY, ISOLATED or SUSPECT; `slot` is ours in `loads`.
 
         `on_broken`: called if a run is held that cannot be executed until this child ends.
         """
         self._shared = shared
         self._queues = queues
         self._limit = limit
-        self._is_solo = is_solo
+        self._kind = kind
+        self._is_apart = kind is not ClaimKind.MANY
         self._loads = loads
         self._slot = slot
         self._on_broken = on_broken
@@ -112,9 +113,9 @@ class Claimer:
     async def _claim_and_sleep(self, group: asyncio.TaskGroup) -> None:
         self._woken.clear()
         try:
-            is_more = await (self._claim_solo(group) if self._is_solo else self._claim(group))
+            is_more = await (self._claim_apart(group) if self._is_apart else self._claim(group))
             if is_more and self.active_count < self._limit:
-                if self._is_solo or self._loads.is_next(self._slot):
+                if self._is_apart or self._loads.is_next(self._slot):
                     return
                 await self._shared.store.tell_due(self._queues)
             wake_at = await self._find_wake_time()
@@ -142,9 +143,9 @@ class Claimer:
             is_more = is_more or len(claimed) == room
         return is_more
 
-    async def _claim_solo(self, group: asyncio.TaskGroup) -> bool:
-        """Claim suspects, or one run that needs its own process; drain if none is held or found. Say whether one was."""
-        kind, room = self._choose_solo()
+    async def _claim_apart(self, group: asyncio.TaskGroup) -> bool:
+        """Claim suspects, or one isolated run; drain if none is held or found. Say whether one was."""
+        kind, room = self._choose_apart()
         for queue in self._queues if room > 0 else ():
             claimed = await self._shared.store.claim(queue, room, kind)
             for claim in claimed:
@@ -162,10 +163,10 @@ class Claimer:
         """Let the other queues go first next time: one that always has due runs would take all the room."""
         self._queues = (*(one for one in self._queues if one != queue), queue)
 
-    def _choose_solo(self) -> tuple[ClaimKind, int]:
+    def _choose_apart(self) -> tuple[ClaimKind, int]:
         """Choose which runs may be claimed beside those held, and how many; one with two dead owners is tried alone."""
         if not self._executors:
-            return ClaimKind.SOLO, 1
+            return self._kind, 1
         suspects = self._find_suspects()
         if not suspects:
             return ClaimKind.SUSPECT, 1
@@ -207,11 +208,11 @@ class Claimer:
             if executor in self._executors.get(run_id, ()):  # else it has been claimed again
                 del self._executors[run_id]
             self._tell_load()
-            if self._is_solo or self._is_draining or self.active_count == self._limit - 1:
+            if self._is_apart or self._is_draining or self.active_count == self._limit - 1:
                 self._woken.set()  # there is room again; otherwise nobody waited for it
 
     def _tell_load(self) -> None:
-        if not self._is_solo and not self._is_draining:
+        if not self._is_apart and not self._is_draining:
             self._loads.tell(self._slot, self.active_count)
 
     def _expect(self, due_ms: int) -> None:
@@ -225,7 +226,7 @@ class Claimer:
     async def _find_wake_time(self) -> float:
         """Return when to claim again, by the loop's clock: when the next run is due, in a second at the latest."""
         now = self._loop.time()
-        if self._is_solo or self.active_count >= self._limit:
+        if self._is_apart or self.active_count >= self._limit:
             return now + (TRIAL_SLEEP_S if self._find_suspects() else MAX_SLEEP_S)
         if now >= self._known_due_at:
             due = [await self._shared.store.find_next_due_ms(queue) for queue in self._queues]

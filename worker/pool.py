@@ -20,6 +20,7 @@ import structlog
 from smithers.complaints import Complaint
 from smithers.errors import StoreError
 from smithers.service_loops import ServiceLoops
+from smithers.store.claims import ClaimKind
 from smithers.store.hints import Channel
 from smithers.store.pool_store import PoolStore, open_pool_store
 from smithers.telemetry.names import Role
@@ -35,7 +36,7 @@ from worker.fork_server import ForkServer
 from worker.liveness import keep_liveness
 from worker.meters import PoolMeters
 from worker.mirroring import mirroring
-from worker.settings import MAX_SOLO, PoolSettings
+from worker.settings import MAX_ISOLATED, MAX_TRYING, PoolSettings
 
 BEAT_EVERY_S: Final = 1.0
 WANTED_EVERY_S: Final = 2.0
@@ -43,8 +44,9 @@ SPAWN_AGAIN_S: Final = 1.0
 BACK_OFF_S: Final = (0.0, 0.1, 0.5, 1.0, 5.0)  # pause before the successor of a short-lived child
 YOUNG_S: Final = 5.0
 NOT_NOW: Final = (StoreError, OSError, EOFError)  # no database, descriptor or fork: that may pass
-SOLO_PAUSE_S: Final = 0.2
-SOLO_START_S: Final = 10.0  # for a new one to claim its run: a second one would slow it down
+MAX_APART: Final = {ClaimKind.ISOLATED: MAX_ISOLATED, ClaimKind.SUSPECT: MAX_TRYING}
+APART_PAUSE_S: Final = 0.2
+APART_START_S: Final = 10.0  # for a new one to claim its run: a second one would slow it down
 
 LOG: Final = structlog.get_logger(__name__)
 
@@ -112,7 +114,7 @@ class Pool:
             serving.start(self._children.guard, name="guard")
             serving.start(self._watch_others, name="watch")
             serving.start(self._describe_wanted, name="describe")
-            starting.start(self._look_for_solo, name="solo")
+            starting.start(self._look_for_runs_apart, name="apart")
             for number in range(self._settings.worker_count):
                 starting.start(self._keep_child, name=f"keeper-{number}")
             await self._draining.wait()
@@ -125,7 +127,7 @@ class Pool:
         young_in_a_row = 0
         await self._has_looked.wait()
         while True:
-            child = await self._start_child(is_solo=False)
+            child = await self._start_child(ClaimKind.MANY)
             if child is None:
                 await asyncio.sleep(SPAWN_AGAIN_S)
                 continue
@@ -134,36 +136,42 @@ class Pool:
             young_in_a_row = young_in_a_row + 1 if is_young else 0
             await asyncio.sleep(BACK_OFF_S[min(young_in_a_row, len(BACK_OFF_S) - 1)])
 
-    async def _start_child(self, *, is_solo: bool) -> Child | None:
+    async def _start_child(self, kind: ClaimKind) -> Child | None:
         try:
-            return await self._children.start(is_solo=is_solo)
+            return await self._children.start(kind)
         except NOT_NOW as error:
             if self._spawn_complaint.may_be_said():
                 LOG.warning("spawn_failed", error=f"{type(error).__name__}: {error}")
             return None
 
-    async def _look_for_solo(self) -> None:
-        """Give each run that needs it a child of its own, a few at a time."""
+    async def _look_for_runs_apart(self) -> None:
+        """Give each isolated run a child of its own, and suspects children that try them: a few of each at a time."""
         complaint = Complaint()
         await self._has_looked.wait()
         while True:
             self._due.clear()
-            here = self._children.list_solo()
-            room = MAX_SOLO - len(here)
             try:
-                count = await self._store.count_solo_runs(self._settings.queues) if room > 0 else 0
+                await self._start_apart()
             except StoreError as error:
                 if complaint.may_be_said():
                     LOG.warning("solo_failed", error=str(error))
-                count = 0
-            now = time.monotonic()
-            starting = sum(now - child.started_at < SOLO_START_S for child in here)
-            for _ in range(min(room, count - starting)):
-                await self._start_child(is_solo=True)
-            await asyncio.sleep(SOLO_PAUSE_S)  # hints come with every start; few concern this loop
+            await asyncio.sleep(APART_PAUSE_S)  # hints come with every start; few concern this loop
             with suppress(TimeoutError):
                 async with asyncio.timeout(BEAT_EVERY_S):
                     await self._due.wait()
+
+    async def _start_apart(self) -> None:
+        """Start children for the isolated runs and the suspects that are due, while there is room for more of a kind."""
+        here = {kind: self._children.list_of(kind) for kind in MAX_APART}
+        room = {kind: limit - len(here[kind]) for kind, limit in MAX_APART.items()}
+        if max(room.values()) <= 0:
+            return
+        counts = await self._store.count_runs_apart(self._settings.queues)
+        now = time.monotonic()
+        for kind in MAX_APART:
+            starting = sum(now - child.started_at < APART_START_S for child in here[kind])
+            for _ in range(min(room[kind], counts[kind] - starting)):
+                await self._start_child(kind)
 
     async def _beat_for_all(self) -> None:
         complaint = Complaint()

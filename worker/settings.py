@@ -8,10 +8,13 @@ from uuid import UUID
 import orjson
 
 from smithers.defaults import DEFAULT_QUEUE
+from smithers.store.claims import ClaimKind
 
 DRAIN: Final = "drain"  # tells a child to end
 RETIRES: Final = "retires"  # tells the parent: no more claims, the end after its runs
-MAX_SOLO: Final = 4  # children for a run of their own, or for suspects, beside the pool's others
+# Children apart from those that share runs. Neither kind may take the places of the other: both may keep theirs for hours.
+MAX_ISOLATED: Final = 4  # with a run of its own each
+MAX_TRYING: Final = 4  # for suspects, several in each
 # Retired children, beside those; the oldest of so many is drained.
 MAX_RETIRED: Final = 4
 
@@ -68,6 +71,6 @@ class ChildSettings:
 
     worker_id: UUID
     slot: int  # its place in the shared array of heartbeats
-    is_solo: bool  # for one run that wants a child of its own, or for suspects
+    kind: ClaimKind  # what it claims while it has nothing: MANY, ISOLATED or SUSPECT
     pool: PoolSettings
     sheet_fd: int  # the metrics sheet of the server's processes

@@ -16,13 +16,14 @@ class ClaimKind(StrEnum):
     """Which runs a claim is for."""
 
     MANY = "many"  # those that share a child
-    SOLO = "solo"  # one that wants a child of its own, or is under suspicion
+    ISOLATED = "isolated"  # one that wants a child of its own
     SUSPECT = "suspect"  # a suspect, beside others that have been acquitted
     FIRST_TIME = "first-time"  # suspects after one death: tried together
 
 
 _SHARING: Final = "NOT is_solo AND crash_count = 0"  # each the predicate of an index
-_ALONE: Final = "(is_solo OR crash_count > 0)"
+_APART: Final = "(is_solo OR crash_count > 0)"
+_ISOLATED: Final = f"{_APART} AND is_solo"  # for the same index
 _SUSPECT: Final = "NOT is_solo AND crash_count > 0"
 
 # The priorities of the runs in these queues, most urgent first: one step of the index for each. With it a claim reads the
@@ -78,12 +79,12 @@ SELECT c.*, q.workflow_name, q.workflow_path, q.workflow_export, q.source_hash, 
 FROM claimed AS c JOIN smithers.run_requests AS q ON q.run_id = c.run_id
 """.replace("LEVELS", _LEVELS)
 
-# -- name: claim_solo_run
-# The same for one run that gets this child to itself.
-CLAIM_SOLO_RUN: Final = CLAIM_RUNS.replace(_SHARING, _ALONE)
+# -- name: claim_isolated_run
+# The same for one run that gets this child to itself; it may be a suspect, too.
+CLAIM_ISOLATED_RUN: Final = CLAIM_RUNS.replace(_SHARING, _ISOLATED)
 
 # -- name: claim_suspect_run
-# The same for a child that has acquitted the runs it tried: no run that needs a child of its own.
+# The same for a child that tries suspects and has none, or has acquitted those that it tried.
 CLAIM_SUSPECT_RUN: Final = CLAIM_RUNS.replace(_SHARING, _SUSPECT)
 
 # -- name: claim_first_time_suspects
@@ -92,7 +93,7 @@ CLAIM_FIRST_TIME_SUSPECTS: Final = CLAIM_RUNS.replace(_SHARING, "NOT is_solo AND
 
 _CLAIMS: Final = {
     ClaimKind.MANY: CLAIM_RUNS,
-    ClaimKind.SOLO: CLAIM_SOLO_RUN,
+    ClaimKind.ISOLATED: CLAIM_ISOLATED_RUN,
     ClaimKind.SUSPECT: CLAIM_SUSPECT_RUN,
     ClaimKind.FIRST_TIME: CLAIM_FIRST_TIME_SUSPECTS,
 }
@@ -108,18 +109,30 @@ WHERE owner_id = $1 AND commit_no = 0 AND NOT EXISTS (
     WHERE k.run_id = runs.run_id AND k.epoch = runs.epoch)
 """
 
-# -- name: count_solo_runs
-# How many runs need a child of their own right now, up to a limit.
-COUNT_SOLO_RUNS: Final = """
+# -- name: count_runs_apart
+# How many runs are due for children apart from those that share, up to a limit of each kind: neither hides the other.
+COUNT_RUNS_APART: Final = (
+    """
 WITH RECURSIVE LEVELS
-SELECT count(*) FROM (
-    SELECT FROM levels AS l CROSS JOIN LATERAL (
-        SELECT FROM smithers.runs AS r
-        WHERE r.queue = l.queue AND r.priority = l.priority AND r.due_at <= smithers.clock()
-            AND r.owner_id IS NULL AND r.due_at IS NOT NULL AND NOT is_solo AND crash_count = 0
-        ORDER BY r.due_at LIMIT 16) AS d
-    LIMIT 16) AS wanted
-""".replace("LEVELS", _LEVELS).replace(_SHARING, _ALONE)
+SELECT (
+    SELECT count(*) FROM (
+        SELECT FROM levels AS l CROSS JOIN LATERAL (
+            SELECT FROM smithers.runs AS r
+            WHERE r.queue = l.queue AND r.priority = l.priority AND r.due_at <= smithers.clock()
+                AND r.owner_id IS NULL AND r.due_at IS NOT NULL AND ISOLATED
+            ORDER BY r.due_at LIMIT 16) AS d
+        LIMIT 16) AS wanted) AS isolated, (
+    SELECT count(*) FROM (
+        SELECT FROM levels AS l CROSS JOIN LATERAL (
+            SELECT FROM smithers.runs AS r
+            WHERE r.queue = l.queue AND r.priority = l.priority AND r.due_at <= smithers.clock()
+                AND r.owner_id IS NULL AND r.due_at IS NOT NULL AND SUSPECT
+            ORDER BY r.due_at LIMIT 16) AS d
+        LIMIT 16) AS wanted) AS suspects
+""".replace("LEVELS", _LEVELS.replace(_SHARING, _APART))
+    .replace("ISOLATED", _ISOLATED)
+    .replace("SUSPECT", _SUSPECT)
+)
 
 # -- name: find_next_due
 # How long a claimer may sleep: until the earliest due time of its queue, in milliseconds from now.
@@ -219,11 +232,12 @@ async def release_unknown(
             await connection.execute(RELEASE_UNKNOWN, worker_id, list(known), list(known.values()))
 
 
-async def count_solo_runs(pool: asyncpg.Pool, queues: tuple[str, ...]) -> int:
-    """Return how many runs of these queues are due and need a child of their own; 16: or more."""
+async def count_runs_apart(pool: asyncpg.Pool, queues: tuple[str, ...]) -> dict[ClaimKind, int]:
+    """Return how many isolated runs and suspects of these queues are due; 16: or more."""
     with driver_errors():
-        count: int = await pool.fetchval(COUNT_SOLO_RUNS, list(queues))
-    return count
+        row = await pool.fetchrow(COUNT_RUNS_APART, list(queues))
+    assert row is not None
+    return {ClaimKind.ISOLATED: row["isolated"], ClaimKind.SUSPECT: row["suspects"]}
 
 
 async def find_next_due_ms(connection: asyncpg.Connection, queue: str) -> int | None:

@@ -87,9 +87,9 @@ class PoolStore:
             events=events,
         )
 
-    async def count_solo_runs(self, queues: tuple[str, ...]) -> int:
-        """Return how many runs are due that need a child of their own."""
-        return await claims.count_solo_runs(self._pool, queues)
+    async def count_runs_apart(self, queues: tuple[str, ...]) -> dict[claims.ClaimKind, int]:
+        """Return how many isolated runs and suspects are due."""
+        return await claims.count_runs_apart(self._pool, queues)
 
     async def list_living(self) -> list[owners.LivingWorker]:
         """List the workers that count as alive."""

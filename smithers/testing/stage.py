@@ -20,7 +20,7 @@ from smithers.ids import NodeId, RunId, SourceHash, WorkerId
 from smithers.outputs import encode_output
 from smithers.source.loading import find_workflow
 from smithers.store import node_reads, outside, rehearsals, starts
-from smithers.store.claims import ClaimedRun
+from smithers.store.claims import ClaimedRun, ClaimKind
 from smithers.store.connections import Pool, open_connection, open_pool
 from smithers.store.forms import Answer, answer_form, read_form
 from smithers.store.owners import register_worker
@@ -335,7 +335,7 @@ def _make_claimer(shared: Shared) -> Claimer:
         shared,
         queues=(DEFAULT_QUEUE,),
         limit=64,
-        is_solo=False,
+        kind=ClaimKind.MANY,
         loads=Loads([0], [0.0]),
         slot=0,
         on_broken=lambda _reason: None,  # it ends with the test

@@ -12,6 +12,8 @@ import asyncpg
 
 from smithers.defaults import HEARTBEAT_LIMIT_S
 from tests.support.world import PATIENCE_S, World, kill, until
+from worker.claimer import MAX_SUSPECTS
+from worker.settings import MAX_ISOLATED, MAX_TRYING
 
 SOON_S = HEARTBEAT_LIMIT_S * 2 / 3  # half a second where nothing else runs
 STEPS = """
@@ -313,6 +315,56 @@ async def test_many_runs_of_a_killed_child_go_on_together(world: World) -> None:
     for run_id in run_ids:
         await world.until_status(run_id, "finished")
         assert (await world.lines(run_id)).count("NodeFinished t 2") == 1
+
+
+ISOLATED = """
+    import asyncio
+    from ledger import mark
+    from pathlib import Path
+    from smithers import Task, workflow
+
+    async def wait():
+        mark("isolated")
+        while not Path("GATE").exists():
+            await asyncio.sleep(0.05)
+
+    @workflow(isolation="process")
+    def isolated(ctx):
+        return Task("t", wait)
+"""
+
+
+async def start_isolated(world: World, count: int, gate: str) -> None:
+    """Start runs that each have a child to themselves, and wait there for a file; return when all of them do."""
+    world.write("isolated.py", ISOLATED.replace("GATE", str(world.root / gate)))
+    for number in range(count):
+        await world.start(f"isolated{number}", "isolated.py", is_solo=True)
+    await world.until_ledger("isolated", count)
+
+
+async def test_isolated_runs_do_not_keep_suspects_from_going_on(world: World) -> None:
+    (held,) = await start_in_flight(world, 1)
+    await start_isolated(world, MAX_ISOLATED, gate="isolated may end")
+    killed_at = time.monotonic()
+    kill(await world.owner_pid(held))
+    await world.until_event(held, "RunAutoResumed")
+    assert time.monotonic() - killed_at < SOON_S
+    assert world.ledger()["isolated"] == MAX_ISOLATED
+
+
+async def test_suspects_that_go_on_for_long_do_not_keep_isolated_runs_waiting(world: World) -> None:
+    run_ids = await start_in_flight(world, MAX_TRYING * MAX_SUSPECTS)
+    kill(await world.owner_pid(run_ids[0]))
+    await world.until_ledger("starts", 2 * len(run_ids))
+
+    async def are_acquitted() -> bool:
+        return await world.sql.fetchval("SELECT max(crash_count) FROM smithers.runs") == 0
+
+    await until(are_acquitted, "no run is suspected")
+    (world.root / "isolated may end").touch()
+    await start_isolated(world, 1, gate="isolated may end")
+    await world.until_status("isolated0", "finished")
+    assert await world.sql.fetchval("SELECT count(*) FROM smithers.runs WHERE status = 'running'")
 
 
 async def test_a_run_that_is_cleared_while_the_database_is_away_is_passed_on_when_it_is_back(

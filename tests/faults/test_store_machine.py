@@ -125,7 +125,7 @@ class Machine(RuleBasedStateMachine):
             assert run not in self.started
             self.started.add(run)
 
-    @rule(whom=ask_whom, kind=st.sampled_from([ClaimKind.MANY, ClaimKind.SOLO]))
+    @rule(whom=ask_whom, kind=st.sampled_from([ClaimKind.MANY, ClaimKind.SUSPECT]))
     def claim(self, whom: str, kind: ClaimKind) -> None:
         owner, ground = self.owners[whom], self.bench.ground
         claimed = self.bench.do(

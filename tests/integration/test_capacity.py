@@ -112,6 +112,6 @@ async def test_a_postgres_with_too_few_connections_is_warned_of_or_refused(datab
     with capture_logs() as logs:
         await check_connections(many, database, is_embedded=False)
     (told,) = logs
-    assert (told["event"], told["needed"]) == ("connections_short", 664)
-    with pytest.raises(InvalidSettings, match=r"--workers 100 .* need up to 664 connections"):
+    assert (told["event"], told["needed"]) == ("connections_short", 688)
+    with pytest.raises(InvalidSettings, match=r"--workers 100 .* need up to 688 connections"):
         await check_connections(many, database, is_embedded=True)

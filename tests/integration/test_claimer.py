@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from smithers.ids import RunId
-from smithers.store.claims import ClaimedRun
+from smithers.store.claims import ClaimedRun, ClaimKind
 from smithers.store.worker_store import WorkerStore, open_worker_store
 from tests.support.turns import Ground
 from worker import claimer as claiming
@@ -77,7 +77,7 @@ async def claiming_from(
                 tools,
                 queues=queues,
                 limit=limit,
-                is_solo=False,
+                kind=ClaimKind.MANY,
                 loads=Loads([0], [0.0]),
                 slot=0,
                 on_broken=pytest.fail,

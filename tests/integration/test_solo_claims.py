@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from smithers.store.claims import ClaimedRun
+from smithers.store.claims import ClaimedRun, ClaimKind
 from smithers.store.worker_store import open_worker_store
 from tests.support.turns import Ground, names
 from worker import claimer as claiming
@@ -50,7 +50,7 @@ class Suspects:
 
     async def look(self) -> set[str]:
         """Let it claim what it may; return what it holds under suspicion."""
-        while await self.claimer._claim_solo(self.group):
+        while await self.claimer._claim_apart(self.group):
             pass
         return {trial.claim.run_id for trial in self.trials if trial.is_suspect}
 
@@ -73,7 +73,7 @@ async def test_suspects_of_one_death_are_tried_together_and_those_of_two_alone(
                 tools,
                 queues=("default",),
                 limit=256,
-                is_solo=True,
+                kind=ClaimKind.SUSPECT,
                 loads=loads,
                 slot=0,
                 on_broken=pytest.fail,

@@ -221,17 +221,29 @@ async def test_a_run_that_wants_a_child_of_its_own_or_is_suspect_is_for_the_clai
     await ground.sql.execute(
         "UPDATE smithers.runs SET is_solo = true WHERE run_id = 'suspect-alone'"
     )
-    assert await claims.count_solo_runs(ground.sql, ("default", "none")) == 3
+    apart = {ClaimKind.ISOLATED: 2, ClaimKind.SUSPECT: 1}
+    assert await claims.count_runs_apart(ground.sql, ("default", "none")) == apart
     assert await claims.find_next_due_ms(ground.sql, "default") <= 0
     (suspect,) = await ground.claim(worker, kind=ClaimKind.SUSPECT)
     assert (suspect.run_id, suspect.crash_count, suspect.is_solo) == ("suspect", 1, False)
-    taken = await ground.claim(worker, kind=ClaimKind.SOLO)
+    taken = await ground.claim(worker, kind=ClaimKind.ISOLATED)
     assert [(claim.run_id, claim.is_solo) for claim in taken] == [
         ("alone", True),
         ("suspect-alone", True),
     ]
     assert [claim.run_id for claim in await ground.claim(worker)] == ["many"]
-    assert await claims.count_solo_runs(ground.sql, ("default",)) == 0
+    apart = {ClaimKind.ISOLATED: 0, ClaimKind.SUSPECT: 0}
+    assert await claims.count_runs_apart(ground.sql, ("default",)) == apart
+
+
+async def test_however_many_suspects_are_due_the_isolated_runs_are_counted_and_the_other_way_round(
+    ground,
+):
+    await ground.start(*names(20, "suspect"), priority=1)
+    await ground.sql.execute("UPDATE smithers.runs SET crash_count = 1")
+    await ground.start(*names(20, "alone"), is_solo=True)
+    most = {ClaimKind.ISOLATED: 16, ClaimKind.SUSPECT: 16}
+    assert await claims.count_runs_apart(ground.sql, ("default",)) == most
 
 
 async def test_first_time_suspects_are_claimed_without_those_of_two_deaths(ground, worker):
@@ -250,7 +262,7 @@ async def test_first_time_suspects_are_claimed_without_those_of_two_deaths(groun
 async def test_an_acquitted_run_is_one_among_others(ground, worker):
     await ground.start("a")
     await ground.sql.execute("UPDATE smithers.runs SET crash_count = 1")
-    (claim,) = await ground.claim(worker, kind=ClaimKind.SOLO)
+    (claim,) = await ground.claim(worker, kind=ClaimKind.SUSPECT)
     rival = await ground.add_worker()
     await claims.acquit_run(ground.sql, rival, claim.run_id, claim.epoch)
     await claims.acquit_run(ground.sql, worker, claim.run_id, claim.epoch - 1)
@@ -407,7 +419,7 @@ async def test_only_an_end_that_its_parent_saw_makes_suspects_and_only_of_what_w
     assert counts == {"busy": count, "idle": 0, "new": count}
     assert (await ground.run("idle"))["lost_heartbeat_at"] == beaten_at
     successor = await ground.add_worker()
-    taken = await ground.claim(successor, kind=ClaimKind.SOLO) if count else []
+    taken = await ground.claim(successor, kind=ClaimKind.SUSPECT) if count else []
     taken += await ground.claim(successor)
     assert {claim.run_id for claim in taken} == {"busy", "idle", "new"}
     assert {claim.lost_heartbeat_ms for claim in taken} == {int(beaten_at.timestamp() * 1000)}
@@ -416,7 +428,7 @@ async def test_only_an_end_that_its_parent_saw_makes_suspects_and_only_of_what_w
 async def die_with(ground: Ground, run_id: str, *, turn: Turn | None = None) -> owners.HandedBack:
     """Have a worker take the run up, perhaps commit, and die of it."""
     worker = await ground.add_worker()
-    claimed = await ground.claim(worker) or await ground.claim(worker, kind=ClaimKind.SOLO)
+    claimed = await ground.claim(worker) or await ground.claim(worker, kind=ClaimKind.SUSPECT)
     assert [claim.run_id for claim in claimed] == [run_id]
     if turn is not None:
         async with Committer(ground.dsn, worker_id=worker) as committer:
@@ -459,11 +471,11 @@ async def test_a_run_that_was_to_be_cancelled_is_not_failed_by_its_third_death(g
     await die_with(ground, "a", turn=a_turn(nodes=IN_FLIGHT))
     await die_with(ground, "a")
     worker = await ground.add_worker()
-    await ground.claim(worker, kind=ClaimKind.SOLO)
+    await ground.claim(worker, kind=ClaimKind.SUSPECT)
     await ground.sql.fetchrow("SELECT * FROM smithers.cancel_run_v1('a')")
     burial = await owners.bury_worker(ground.sql, worker, "exit--11")
     assert burial.queues == {"default": 1}
-    (claim,) = await ground.claim(await ground.add_worker(), kind=ClaimKind.SOLO)
+    (claim,) = await ground.claim(await ground.add_worker(), kind=ClaimKind.SUSPECT)
     assert claim.is_cancelling
     assert await ground.ends("a") == []
 
@@ -473,7 +485,7 @@ async def test_a_run_that_another_writes_to_is_handed_back_when_that_is_over(gro
     await die_with(ground, "a", turn=a_turn(nodes=IN_FLIGHT))
     await die_with(ground, "a")
     worker, writing = await ground.add_worker(), await ground.connect()
-    await ground.claim(worker, kind=ClaimKind.SOLO)
+    await ground.claim(worker, kind=ClaimKind.SUSPECT)
     await ground.owned(worker, "b")
     async with writing.transaction():
         await writing.fetchrow(

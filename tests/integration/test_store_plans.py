@@ -59,7 +59,9 @@ HOT = {
         claims.CLAIM_RUNS, f"'{{asleep}}', 64, {WORKER}", 10, 40
     ),
     "claim in an empty queue": Case(claims.CLAIM_RUNS, f"'{{none}}', 64, {WORKER}", 5, 30),
-    "claim one alone": Case(claims.CLAIM_SOLO_RUN, f"'{{default}}', 1, {WORKER}", 15, 100),
+    "claim an isolated run": Case(
+        claims.CLAIM_ISOLATED_RUN, f"'{{default}}', 1, {WORKER}", 15, 100
+    ),
     "claim a suspect": Case(claims.CLAIM_SUSPECT_RUN, f"'{{default}}', 1, {WORKER}", 15, 100),
     "claim ten first-time suspects": Case(
         claims.CLAIM_FIRST_TIME_SUSPECTS, f"'{{default}}', 10, {WORKER}", 60, 800
@@ -78,7 +80,7 @@ HOT = {
 
 # Through the pool: planned for the values, or, when the server thinks it cheaper, once.
 COLD = {
-    "count the solo runs": Case(claims.COUNT_SOLO_RUNS, "'{default,asleep}'", 30, 80),
+    "count the runs apart": Case(claims.COUNT_RUNS_APART, "'{default,asleep}'", 60, 160),
     "find what moved": Case(tails.FIND_MOVED, f"{TEN}, {TEN_SEQS}", 15, 60),
     "beat": Case(owners.BEAT, f"ARRAY[{WORKER}]::uuid[], '{{}}'", 0, 60),
     "list the living": Case(owners.LIST_LIVING, "", 0, 150),

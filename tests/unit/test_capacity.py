@@ -24,8 +24,8 @@ def test_each_process_counts() -> None:
     )
     with_one = count_connections(ONE)
     pool = capacity.POOL_CONNECTIONS + capacity.OWN_DATABASES_CONNECTIONS
-    # Eight more at times.
-    assert with_one == alone + pool + 9 * capacity.CHILD_CONNECTIONS
+    # Twelve more at times.
+    assert with_one == alone + pool + 13 * capacity.CHILD_CONNECTIONS
     assert count_connections(replace(ONE, workers=9)) == with_one + 8 * capacity.CHILD_CONNECTIONS
     mirrored = replace(ONE, workflow_databases={"A": "postgresql://a/a", "B": "postgresql://b/b"})
     assert count_connections(mirrored) == with_one + 3

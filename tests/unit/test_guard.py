@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from smithers.store.claims import ClaimKind
 from worker.births import Child
 from worker.children import LOOK_EVERY_S, SILENT_CHILD_S, START_GRACE_S, Children
 from worker.settings import PoolSettings
@@ -32,7 +33,7 @@ class Guarded:
             orders=nothing,
             outlet=nothing,
             started_at=0.0,
-            is_solo=False,
+            kind=ClaimKind.MANY,
         )
         self.children._living[0] = self.child
         self.now = 1.0
