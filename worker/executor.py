@@ -117,6 +117,10 @@ class Executor:
 
     async def execute(self) -> int | None:
         """Execute the run until it ends, only waits remain, or another owner has it; return when it is due again."""
+        with self._shared.workflows.using(self.claim.source_hash):
+            return await self._execute()
+
+    async def _execute(self) -> int | None:
         self._record.begin()
         run: Progress | None = None
         try:

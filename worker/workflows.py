@@ -1,7 +1,13 @@
-"""The workflows that a child has loaded, by the hash of their source, so that versions coexist."""
+"""The workflows that a child has loaded, by the hash of their source, so that versions coexist.
+
+Versions that no run uses are unloaded, the least recently used first, when there are too many: generated workflows may be
+as many as runs.
+"""
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -9,13 +15,13 @@ from smithers.engine.facts import Problem
 from smithers.ids import SourceHash
 from smithers.source.closure import SourceBundle
 from smithers.source.errors import ImportFailed, SourceError
-from smithers.source.loading import find_export, load_workflow
+from smithers.source.loading import find_export, load_workflow, unload
 from smithers.store.worker_store import WorkerStore
 from smithers.workflow import Workflow
 from worker.bodies import Bodies
 
 LOAD_TIMEOUT_S: Final = 60.0
-MAX_LOADED: Final = 256
+MAX_LOADED: Final = 256  # versions
 
 
 class LoadFailed(Exception):
@@ -29,8 +35,11 @@ class LoadFailed(Exception):
 class Library(Protocol):
     """Where executors get workflows from."""
 
+    def using(self, source_hash: SourceHash) -> AbstractContextManager[None]:
+        """Keep a version, once it is loaded, until the block is left."""
+
     async def get(self, source_hash: SourceHash, export: str | None) -> Workflow[Any]:
-        """Return a workflow; raises LoadFailed."""
+        """Return a workflow of a version in use; raises LoadFailed."""
 
     def find_export(self, source_hash: SourceHash, workflow: Workflow[Any]) -> str | None:
         """Return the export of another workflow of a loaded source; None: it has none."""
@@ -42,19 +51,33 @@ class Workflows:
     def __init__(self, store: WorkerStore, bodies: Bodies) -> None:
         self._store = store
         self._bodies = bodies
-        self._loaded: OrderedDict[tuple[SourceHash, str | None], Workflow[Any]] = OrderedDict()
+        # By version, the least recently used first, and export.
+        self._loaded: OrderedDict[SourceHash, dict[str | None, Workflow[Any]]] = OrderedDict()
+        self._users: Counter[SourceHash] = Counter()
         self._loading: dict[tuple[SourceHash, str | None], asyncio.Task[Workflow[Any]]] = {}
 
+    @contextmanager
+    def using(self, source_hash: SourceHash) -> Iterator[None]:
+        """Keep a version, once it is loaded, until the block is left."""
+        self._users[source_hash] += 1
+        try:
+            yield
+        finally:
+            self._users[source_hash] -= 1
+            if not self._users[source_hash]:
+                del self._users[source_hash]
+            self._unload_unused()
+
     async def get(self, source_hash: SourceHash, export: str | None) -> Workflow[Any]:
-        """Return a workflow, loading it once; raises LoadFailed."""
+        """Return a workflow of a version in use, loading it once; raises LoadFailed."""
+        version = self._loaded.get(source_hash)
+        if version is not None and export in version:
+            self._loaded.move_to_end(source_hash)
+            return version[export]
         key = (source_hash, export)
-        found = self._loaded.get(key)
-        if found is not None:
-            self._loaded.move_to_end(key)
-            return found
         task = self._loading.get(key)
         if task is None:
-            task = asyncio.create_task(self._load(source_hash, export))
+            task = asyncio.create_task(self._load_in_use(source_hash, export))
             self._loading[key] = task
             task.add_done_callback(lambda _task: self._loading.pop(key, None))
         return await asyncio.shield(task)
@@ -63,7 +86,20 @@ class Workflows:
         """Return the module and name of another workflow of a loaded version; None: it has none."""
         return find_export(source_hash, workflow)
 
+    def _unload_unused(self) -> None:
+        surplus = len(self._loaded) - MAX_LOADED
+        if surplus > 0:
+            unused = [source_hash for source_hash in self._loaded if source_hash not in self._users]
+            for source_hash in unused[:surplus]:
+                del self._loaded[source_hash]
+                unload(source_hash)
+
+    async def _load_in_use(self, source_hash: SourceHash, export: str | None) -> Workflow[Any]:
+        with self.using(source_hash):  # the run may have been stopped, and its import goes on
+            return await self._load(source_hash, export)
+
     async def _load(self, source_hash: SourceHash, export: str | None) -> Workflow[Any]:
+        version = self._loaded.setdefault(source_hash, {})
         text = await self._store.find_source(source_hash)
         if text is None:
             raise LoadFailed(
@@ -93,9 +129,7 @@ class Workflows:
             raise LoadFailed(
                 Problem(type(error).__name__, error.reason, "SOURCE_BROKEN")
             ) from error
-        self._loaded[source_hash, export] = workflow
-        if len(self._loaded) > MAX_LOADED:
-            self._loaded.popitem(last=False)
+        version[export] = workflow
         return workflow
 
 

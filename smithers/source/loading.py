@@ -63,6 +63,14 @@ def find_export(source_hash: str, workflow: Workflow[Any]) -> str | None:
     return None
 
 
+def unload(source_hash: str) -> None:
+    """Remove a version that no run uses any more; it can be loaded again, and is then executed again."""
+    package = sys.modules.get(package_name(source_hash))
+    if package is not None:
+        version: LoadedVersion = vars(package)[VERSION_ATTRIBUTE]
+        version.unload()
+
+
 def find_workflow(module: ModuleType, name: str | None) -> Workflow[Any]:
     """Pick a module's workflow; raises WorkflowNotFound with the candidates.
 

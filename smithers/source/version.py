@@ -91,7 +91,7 @@ class LoadedVersion:
     def unload(self) -> None:
         """Remove the version's modules; running code keeps its own and may import more."""
         inside = self.package.__name__ + "."
-        for name in [name for name in sys.modules if name.startswith(inside)]:
+        for name in [name for name in list(sys.modules) if name.startswith(inside)]:
             sys.modules.pop(name, None)
         for file in self.bundle.modules:
             linecache.cache.pop(file + self.file_suffix, None)

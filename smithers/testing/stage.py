@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext, suppress
 from contextvars import Context as Variables
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +84,10 @@ class Given:
         source_hash = SourceHash(f"{workflow.builder.__module__}#{len(self._given)}")
         self._given[source_hash, workflow.name] = workflow
         return source_hash
+
+    def using(self, _source_hash: SourceHash) -> AbstractContextManager[None]:
+        """Do nothing: none is unloaded."""
+        return nullcontext()
 
     async def get(self, source_hash: SourceHash, export: str | None) -> Workflow[Any]:
         """Return a registered workflow, or another one of the same module."""
