@@ -22,7 +22,9 @@ from worker.loads import GONE, Loads
 MAX_CLAIM: Final = 16  # then the child with the fewest runs continues
 # Runs tried together: a poisonous one takes so many down with it, which are then tried one by one.
 MAX_SUSPECTS: Final = 32
+MIN_SLEEP_S: Final = 0.001
 MAX_SLEEP_S: Final = 1.0
+MAX_FRUITLESS_S: Final = 0.128  # between claims while a run is due that cannot be claimed: another may hold its row for long
 TRIAL_SLEEP_S: Final = 0.25  # an acquittal sends no hint, and makes room for the next
 NEWS_EVERY_S: Final = 1.0
 
@@ -61,6 +63,7 @@ class Claimer:
         self._loop = asyncio.get_running_loop()
         # When the next run that was parked here is due, by the loop's clock.
         self._known_due_at = 0.0
+        self._fruitless_s = MIN_SLEEP_S  # doubled from one claim that finds nothing to the next
         self._sleep: asyncio.Timeout | None = None
         self._is_draining = False
         self._is_stopped = False
@@ -140,6 +143,7 @@ class Claimer:
                 self._begin(group, claim)
             if claimed:
                 self._put_last(queue)
+                self._fruitless_s = MIN_SLEEP_S
             is_more = is_more or len(claimed) == room
         return is_more
 
@@ -231,7 +235,10 @@ class Claimer:
         if now >= self._known_due_at:
             due = [await self._shared.store.find_next_due_ms(queue) for queue in self._queues]
             soonest_s = min((ms / 1000 for ms in due if ms is not None), default=MAX_SLEEP_S)
-            self._known_due_at = self._loop.time() + min(max(soonest_s, 0.001), MAX_SLEEP_S)
+            if soonest_s <= 0:
+                soonest_s = self._fruitless_s
+                self._fruitless_s = min(2 * self._fruitless_s, MAX_FRUITLESS_S)
+            self._known_due_at = self._loop.time() + min(max(soonest_s, MIN_SLEEP_S), MAX_SLEEP_S)
         return self._known_due_at
 
     async def _look_for_news(self) -> None:

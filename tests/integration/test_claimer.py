@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from smithers.store.claims import ClaimedRun, ClaimKind
 from smithers.store.worker_store import WorkerStore, open_worker_store
 from tests.support.turns import Ground
 from worker import claimer as claiming
-from worker.claimer import Claimer
+from worker.claimer import MAX_FRUITLESS_S, Claimer
 from worker.loads import Loads
 
 RUN = RunId("r")
@@ -187,6 +188,33 @@ async def test_a_queue_that_always_has_something_leaves_room_for_the_others(data
                         executor.over.set()
                 await asyncio.sleep(0.01)
         assert "quiet" in order[:2]
+        site.claimer.drain()
+        await site.running
+
+
+async def test_a_due_run_that_cannot_be_claimed_is_tried_less_and_less_often(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with claiming_from(database) as site:
+        tried_at: list[float] = []
+        claim = site.store.claim
+
+        async def note(*given: Any) -> list[ClaimedRun]:
+            tried_at.append(asyncio.get_running_loop().time())
+            return await claim(*given)
+
+        monkeypatch.setattr(site.store, "claim", note)
+        await site.ground.sql.execute("UPDATE smithers.workers SET dead_at = smithers.clock()")
+        await site.ground.start(RUN)
+        site.claimer.hear_due()
+        async with asyncio.timeout(60):
+            while len(tried_at) < 14:
+                await asyncio.sleep(0.01)
+        await site.ground.sql.execute("UPDATE smithers.workers SET dead_at = NULL")
+        pauses = [after - before for before, after in pairwise(tried_at)]
+        assert min(pauses[-3:]) >= MAX_FRUITLESS_S
+        held = await site.until_held(RUN)
+        held.over.set()
         site.claimer.drain()
         await site.running
 
