@@ -211,6 +211,7 @@ class Claimer:
         finally:
             if executor in self._executors.get(run_id, ()):  # else it has been claimed again
                 del self._executors[run_id]
+            self._shared.store.forget(run_id, executor.claim.epoch)
             self._tell_load()
             if self._is_apart or self._is_draining or self.active_count == self._limit - 1:
                 self._woken.set()  # there is room again; otherwise nobody waited for it

@@ -80,6 +80,11 @@ class WorkerStore:
         self._uncommitted.update((claim.run_id, claim.epoch) for claim in claimed)
         return claimed
 
+    def forget(self, run_id: RunId, epoch: Epoch) -> None:
+        """Handle that a claimed run is no longer executed here."""
+        if self._uncommitted.get(run_id) == epoch:
+            del self._uncommitted[run_id]
+
     async def tell_due(self, queues: Iterable[str]) -> None:
         """Hint at these queues: of each pool, the child with the fewest runs is woken."""
         async with self._claim_connection() as connection:

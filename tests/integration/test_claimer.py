@@ -129,6 +129,20 @@ async def test_all_of_a_run_that_was_claimed_twice_is_stopped(database: str) -> 
         assert owner is None
 
 
+async def test_nothing_is_kept_of_a_run_that_was_lost_before_its_first_commit(
+    database: str,
+) -> None:
+    async with claiming_from(database) as site:
+        await site.ground.start(RUN)
+        held = await site.until_held(RUN)
+        assert site.store._uncommitted == {RUN: held.claim.epoch}
+        await site.ground.sql.execute("UPDATE smithers.runs SET owner_id = NULL, epoch = epoch + 1")
+        held.over.set()  # as after LeaseLost
+        site.claimer.drain()
+        await site.running
+        assert site.store._uncommitted == {}
+
+
 async def test_a_child_that_claims_no_more_still_looks_for_news(database: str) -> None:
     async with claiming_from(database) as site:
         await site.ground.start(RUN)
