@@ -31,6 +31,7 @@ class Child:
     kind: ClaimKind  # what it is for: MANY, ISOLATED or SUSPECT
     identity: ProcessIdentity | None = None  # None: it exited before it could be identified
     is_registered: bool = False  # before this it can claim nothing
+    must_be_buried: bool = False  # it is registered, or may be
     is_retired: bool = False  # it claims no more runs, and ends when its own are finished
     end_by: float = inf  # by time.monotonic(); set when it is told to drain
     killed_for: str | None = None

@@ -111,6 +111,9 @@ class Children:
         except (StoreError, OSError):
             self._kill(child, "not-registered")
             raise
+        except asyncio.CancelledError:  # a drain; the database may have been told
+            child.must_be_buried = True
+            raise
         return child
 
     def drain(self) -> None:
@@ -192,7 +195,7 @@ class Children:
             process=child.identity,
             queues=self._settings.queues,
         )
-        child.is_registered = True
+        child.is_registered = child.must_be_buried = True
 
     def _hear(self, child: Child) -> None:
         """Handle a child's only message: that it retires."""
@@ -278,11 +281,11 @@ class Children:
         return code, is_done
 
     async def _bury(self, child: Child, death: str, *, has_left_nothing: bool) -> Burial:
-        """Hand back a child's runs, however long it takes; if its registration was unconfirmed, other pools do it.
+        """Hand back a child's runs, however long it takes. Other pools do it if registering failed: the row may be there.
 
         `has_left_nothing`: no process that it started may be left behind.
         """
-        burial = Burial(is_all=not child.is_registered)
+        burial = Burial(is_all=not child.must_be_buried)
         while not burial.is_all:
             try:
                 if not has_left_nothing and child.identity is not None:
