@@ -24,10 +24,10 @@ from smithers.store.claims import ClaimKind
 from smithers.store.pool_store import Burial, PoolStore
 from smithers.telemetry.sheet import Sheet
 from worker import processes
-from worker.births import Child, start_child
 from worker.burials import log_burial
 from worker.descendants import sweep
 from worker.fork_server import LOST, ForkServer
+from worker.forked import Child, start_child
 from worker.loads import ENDED, GONE, Loads, make_loads
 from worker.meters import PoolMeters
 from worker.relay import Relay

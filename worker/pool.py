@@ -26,13 +26,13 @@ from smithers.store.pool_store import PoolStore, open_pool_store
 from smithers.telemetry.names import Role
 from smithers.telemetry.sheet import Sheet
 from worker import processes
-from worker.births import Child
 from worker.burials import log_burial
 from worker.children import Children
 from worker.death_watch import DeathWatch
 from worker.descendants import sweep
 from worker.describing import describe_in_process
 from worker.fork_server import ForkServer
+from worker.forked import Child
 from worker.liveness import keep_liveness
 from worker.meters import PoolMeters
 from worker.mirroring import mirroring

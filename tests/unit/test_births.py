@@ -13,9 +13,9 @@ from smithers.store.claims import ClaimKind
 from smithers.store.owners import ProcessIdentity
 from smithers.store.pool_store import Burial
 from worker import children as children_module
-from worker.births import Child
 from worker.children import Children
 from worker.fork_server import LOST
+from worker.forked import Child
 from worker.settings import PoolSettings
 
 

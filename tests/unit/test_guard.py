@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from smithers.store.claims import ClaimKind
-from worker.births import Child
 from worker.children import LOOK_EVERY_S, SILENT_CHILD_S, START_GRACE_S, Children
+from worker.forked import Child
 from worker.settings import PoolSettings
 
 

@@ -1,4 +1,4 @@
-"""Start a child, as a fork of the fork server."""
+"""A child as its parent sees it, and its start as a fork of the fork server."""
 
 import asyncio
 import socket
