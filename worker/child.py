@@ -2,8 +2,8 @@
 
 It ends when its parent says so, when the pipe to its parent closes, or when it can no longer be trusted: if a body does
 not stop, it claims no more runs, and ends when its other work is finished. It then exits at once, whatever still runs here,
-and releases no run of which something may still run: its parent does that when this process is dead. It writes heartbeats
-into shared memory from its event loop: a blocked loop is silent, and the parent kills it.
+and leaves to its parent the runs of which something may still run: they are released when this process is dead. It writes
+heartbeats into shared memory from its event loop: a blocked loop is silent, and the parent kills it.
 """
 
 import asyncio

@@ -200,7 +200,7 @@ class Claimer:
         run_id = executor.claim.run_id
         try:
             if before is not None:
-                await before  # and does not only wait: it is stopped with us
+                await before  # not asyncio.wait, which would not stop it with us
             due_ms = await executor.execute()
             if due_ms is not None:
                 self._expect(due_ms)

@@ -48,7 +48,7 @@ from worker.rendering import render_guard
 from worker.workflows import Library, LoadFailed
 
 SURVIVE_S: Final = 2.0  # how long a suspected run is tried, at first
-MAX_DOUBLINGS: Final = 10  # of that: by each attempt cut off before those deaths
+MAX_DOUBLINGS: Final = 10  # of that time: one for each attempt cut off for which it was acquitted
 
 RUN_TOO_LARGE: Final = Problem(
     "RunTooLarge",
@@ -189,8 +189,8 @@ class Executor:
             facts, xml_hash, news = loaded.facts, loaded.xml_hash, loaded.news
         renderer, problem = await self._renderer()
         run = self._progress(renderer, facts, xml_hash)
-        self._say_how(run)
-        if problem is not None:  # after a new era has begun: its end, not the last one's
+        self._take_up(run)
+        if problem is not None:  # now that its new era has begun: this ends it, not the one before
             run.fail(problem)
         if news is not None:
             self._apply_news(run, news)
@@ -209,7 +209,8 @@ class Executor:
             xml_hash=xml_hash,
         )
 
-    def _say_how(self, run: Progress) -> None:
+    def _take_up(self, run: Progress) -> None:
+        """Say that the run resumes, if its last owner died; let a suspect start only what was in flight then."""
         claim = self.claim
         if claim.lost_heartbeat_ms is not None:
             stale_ms = max(0, claim.now_ms - claim.lost_heartbeat_ms)
@@ -384,4 +385,4 @@ def _refused(turn: Turn, error: StoreError) -> Problem:
     successor = None if turn.ending is None else turn.ending.successor
     wanted = [*turn.children, *([] if successor is None else [successor])]
     names = ", ".join(child.run_id for child in wanted)
-    return Problem("RunExists", f"of the runs to start one exists, or did: {names}", error.code)
+    return Problem("RunExists", f"one of these run ids is already taken: {names}", error.code)

@@ -47,7 +47,7 @@ def _annotated(do: Any, name: str) -> Any:
             annotation = _evaluated(do).get(name)
         if annotation is not None:
             adapter_for(annotation)
-    except BaseException:  # noqa: BLE001 - what names nothing that is there, or is foreign to pydantic, says nothing
+    except BaseException:  # noqa: BLE001 - an annotation that cannot be evaluated, or that pydantic does not know, is none
         return None
     return annotation
 

@@ -61,7 +61,7 @@ class Loads:
         return self.find_next() in (slot, None)
 
     def is_compared(self, slot: int) -> bool:
-        """Say whether a child competes with the others: it is neither solo nor ending."""
+        """Say whether a child competes with the others: it shares runs, and is not ending."""
         return bool(self.counts[slot] != GONE)
 
     def is_idle(self, slot: int) -> bool:

@@ -2,9 +2,9 @@
 
 A body may cancel its own attempt's task, as its time limits do, and all tasks that it made. The child's own tasks and those
 of other attempts ignore it: `for task in asyncio.all_tasks(): task.cancel()` is common, and meant for the body's own tasks.
-A body may await a task that another attempt made (a request that both want): cancelled, or out of asyncio.timeout, it waits
-no longer, and the task goes on. asyncio.gather, and wait_for before Python 3.12, cancel what they are given and wait for its
-end: there the body hears of its own cancellation when the other attempt's task is done.
+A body may await a task that another attempt made (a request that both want): if the body is cancelled, or its
+asyncio.timeout ends, it waits no longer, and the task goes on. asyncio.gather, and wait_for before Python 3.12, cancel what
+they are given and wait for its end: there the body hears of its own cancellation when the other attempt's task is done.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Which of a run's commits carry a hint: of a fast run not every one.
 
 A hint wakes a process of Postgres for each listener, every gateway and every pool, and lets the gateways with viewers
-read. A run with a thousand short nodes a second, told of after each, waited for processors that these used.
+read. A run with a thousand short nodes a second that was told of after each had to wait for the processors that these used.
 """
 
 import time

@@ -23,8 +23,9 @@ MAX_RETIRED: Final = 4
 class PoolSettings:
     """One frozen value for the parent and all its children."""
 
-    dsn: str
-    direct_dsn: str  # not through a pooler in transaction mode: LISTEN is lost there
+    dsn: str = field(repr=False)
+    # Not through a pooler in transaction mode: LISTEN is lost there.
+    direct_dsn: str = field(repr=False)
     root_dir: str
     worker_count: int
     runs_per_worker: int = 256

@@ -1,8 +1,8 @@
 """Make the kernel's scheduler run this thread soon after it wakes.
 
 A thread that wakes while others use all processors waits until one of them has used up its slice, 1.4 to 3 ms by default. A
-child sleeps for each answer of the database and then runs for 0.3 ms: of a lone run's time it spent as much waiting for
-a processor. Since Linux 6.12, a thread with a shorter slice goes first when it wakes. Its priority and its share of the
+child sleeps for each answer of the database and then runs for 0.3 ms: a lone run spent as long waiting for a processor as
+running. Since Linux 6.12, a thread with a shorter slice goes first when it wakes. Its priority and its share of the
 processor stay the same: sched_setattr(2), and Documentation/scheduler/sched-eevdf.rst of the kernel.
 """
 

@@ -323,5 +323,5 @@ async def test_a_name_that_another_run_has_fails_the_run_that_would_go_on_under_
     await world.until_status("r", "failed")
     error = await world.error("r")
     assert (error["name"], error["code"]) == ("RunExists", "RUN_ALREADY_EXISTS")
-    assert error["message"] == "of the runs to start one exists, or did: r+1"
+    assert error["message"] == "one of these run ids is already taken: r+1"
     assert await world.outputs("r+1") == {"t": 1}
