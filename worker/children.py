@@ -100,6 +100,10 @@ class Children:
             child for child in self._living.values() if child.kind is kind and not child.is_retired
         ]
 
+    def has_claimed(self, child: Child) -> bool:
+        """Say whether a child that is apart from the others has claimed a run."""
+        return self._loads.has_claimed(child.slot)
+
     async def start(self, kind: ClaimKind) -> Child:
         """Start a child as soon as there is a slot; raises StoreError, OSError, EOFError if it cannot be started."""
         child = self._start_in(await self._free.get(), kind)

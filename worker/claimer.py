@@ -17,7 +17,7 @@ from smithers.errors import StoreError
 from smithers.ids import RunId
 from smithers.store.claims import ClaimedRun, ClaimKind
 from worker.executor import Executor, Shared
-from worker.loads import GONE, Loads
+from worker.loads import APART, GONE, Loads
 
 MAX_CLAIM: Final = 16  # then the child with the fewest runs continues
 # Runs tried together: a poisonous one takes so many down with it, which are then tried one by one.
@@ -86,7 +86,8 @@ class Claimer:
     def drain(self) -> None:
         """Claim no more."""
         self._is_draining = True
-        self._loads.tell(self._slot, GONE)
+        if not self._is_apart:
+            self._loads.tell(self._slot, GONE)
         self._woken.set()
 
     async def run(self) -> None:
@@ -217,7 +218,9 @@ class Claimer:
                 self._woken.set()  # there is room again; otherwise nobody waited for it
 
     def _tell_load(self) -> None:
-        if not self._is_apart and not self._is_draining:
+        if self._is_apart:
+            self._loads.tell(self._slot, APART)
+        elif not self._is_draining:
             self._loads.tell(self._slot, self.active_count)
 
     def _expect(self, due_ms: int) -> None:

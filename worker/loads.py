@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 GONE: Final = -1
+APART: Final = -2  # instead of a count: the child holds runs that it does not share with the others
 ENDED: Final = float("inf")  # instead of a heartbeat
 _BEAT_BYTES: Final = 8
 _SLOT_BYTES: Final = _BEAT_BYTES + 4  # and a count
@@ -50,7 +51,7 @@ class Loads:
             (
                 slot
                 for slot, count in enumerate(self.counts)
-                if count != GONE and now - self.beats[slot] <= FRESH_S
+                if count >= 0 and now - self.beats[slot] <= FRESH_S
             ),
             key=lambda slot: (self.counts[slot], slot),
             default=None,
@@ -62,7 +63,11 @@ class Loads:
 
     def is_compared(self, slot: int) -> bool:
         """Say whether a child competes with the others: it shares runs, and is not ending."""
-        return bool(self.counts[slot] != GONE)
+        return bool(self.counts[slot] >= 0)
+
+    def has_claimed(self, slot: int) -> bool:
+        """Say whether a child that does not compete has claimed a run."""
+        return bool(self.counts[slot] == APART)
 
     def is_idle(self, slot: int) -> bool:
         """Say whether a child holds no run; unknown for a child that does not compete."""

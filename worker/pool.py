@@ -46,7 +46,7 @@ YOUNG_S: Final = 5.0
 NOT_NOW: Final = (StoreError, OSError, EOFError)  # no database, descriptor or fork: that may pass
 MAX_APART: Final = {ClaimKind.ISOLATED: MAX_ISOLATED, ClaimKind.SUSPECT: MAX_TRYING}
 APART_PAUSE_S: Final = 0.2
-APART_START_S: Final = 10.0  # for a new one to claim its run: a second one would slow it down
+APART_START_S: Final = 10.0  # for a new one to claim a run: a second one would slow it down
 
 LOG: Final = structlog.get_logger(__name__)
 
@@ -166,12 +166,16 @@ class Pool:
         room = {kind: limit - len(here[kind]) for kind, limit in MAX_APART.items()}
         if max(room.values()) <= 0:
             return
+        # Before the count: if a child claims between the two, one too few is started, until the next look, and none too many.
+        starting = {kind: sum(map(self._is_starting, here[kind])) for kind in MAX_APART}
         counts = await self._store.count_runs_apart(self._settings.queues)
-        now = time.monotonic()
         for kind in MAX_APART:
-            starting = sum(now - child.started_at < APART_START_S for child in here[kind])
-            for _ in range(min(room[kind], counts[kind] - starting)):
+            for _ in range(min(room[kind], counts[kind] - starting[kind])):
                 await self._start_child(kind)
+
+    def _is_starting(self, child: Child) -> bool:
+        is_new = time.monotonic() - child.started_at < APART_START_S
+        return is_new and not self._children.has_claimed(child)
 
     async def _beat_for_all(self) -> None:
         complaint = Complaint()

@@ -166,11 +166,13 @@ class WorkerStore:
 
     async def release(self, run_ids: list[RunId]) -> None:
         """Release runs, due at once, and notify claimers."""
-        await self._hand_back(run_ids)
+        await self._hint_due(await claims.release_runs(self._pool, self.worker_id, run_ids))
 
     async def pass_on(self, run_id: RunId) -> None:
-        """Release a run that another child should continue; waits while the database is away."""
-        await _patiently(lambda: self._hand_back([run_id]))
+        """Release a run that another child should continue."""
+        await self._hint_due(
+            await _patiently(lambda: claims.release_runs(self._pool, self.worker_id, [run_id]))
+        )
 
     async def deny_for_timeout(self, run_id: RunId, node_id: NodeId, iteration: int) -> None:
         """Time an approval out: a time-out is one more decision, and the first decision wins."""
@@ -193,8 +195,7 @@ class WorkerStore:
         """Read a version's bundle."""
         return await _patiently(lambda: descriptions.find_source(self._pool, source_hash))
 
-    async def _hand_back(self, run_ids: list[RunId]) -> None:
-        queues = await claims.release_runs(self._pool, self.worker_id, run_ids)
+    async def _hint_due(self, queues: list[str]) -> None:
         if queues:
             with suppress(StoreError):  # only a hint: polling finds them, too
                 await notify(self._pool, {Channel.DUE: queues})

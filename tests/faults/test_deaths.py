@@ -13,6 +13,7 @@ import asyncpg
 from smithers.defaults import HEARTBEAT_LIMIT_S
 from tests.support.world import PATIENCE_S, World, kill, until
 from worker.claimer import MAX_SUSPECTS
+from worker.pool import APART_START_S
 from worker.settings import MAX_ISOLATED, MAX_TRYING
 
 SOON_S = HEARTBEAT_LIMIT_S * 2 / 3  # half a second where nothing else runs
@@ -340,6 +341,17 @@ async def start_isolated(world: World, count: int, gate: str) -> None:
     for number in range(count):
         await world.start(f"isolated{number}", "isolated.py", is_solo=True)
     await world.until_ledger("isolated", count)
+
+
+async def test_an_isolated_run_does_not_wait_until_the_one_before_has_been_there_for_long(
+    world: World,
+) -> None:
+    world.start_pool(workers=1)
+    await start_isolated(world, 1, gate="isolated may end")
+    before_at = time.monotonic()
+    await world.start("second", "isolated.py", is_solo=True)
+    await world.until_ledger("isolated", 2)
+    assert time.monotonic() - before_at < APART_START_S / 2
 
 
 async def test_isolated_runs_do_not_keep_suspects_from_going_on(world: World) -> None:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from worker.loads import FRESH_S, GONE, Loads
+from worker.loads import APART, FRESH_S, GONE, Loads
 
 
 def loads(*counts: int, stale: tuple[int, ...] = ()) -> Loads:
@@ -21,13 +21,14 @@ def loads(*counts: int, stale: tuple[int, ...] = ()) -> Loads:
         ((0, 0, 0), (), 0),
         ((2, 1, 1), (), 1),
         ((GONE, 5, 7), (), 1),
+        ((APART, 5, 7), (), 1),
         ((0, 3), (0,), 1),
     ],
-    ids=["alone", "equals", "fewest", "one claims no more", "one is silent"],
+    ids=["alone", "equals", "fewest", "one claims no more", "one is apart", "one is silent"],
 )
 def test_exactly_one_of_those_that_claim_goes(counts, stale, goes):
     given = loads(*counts, stale=stale)
-    claiming = [slot for slot, count in enumerate(counts) if count != GONE and slot not in stale]
+    claiming = [slot for slot, count in enumerate(counts) if count >= 0 and slot not in stale]
     assert [slot for slot in claiming if given.is_next(slot)] == [goes]
 
 
