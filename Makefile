@@ -48,7 +48,7 @@ image-check: install  ## build the image with podman and run it: root, some minu
 	@$(BIN)/python -m tests.deploy.check_image
 
 clean:  ## remove generated files
-	@rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output tests/clients/node_modules
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is made last: an install that was interrupted is done again.

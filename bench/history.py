@@ -1,4 +1,4 @@
-"""`python -m bench.history [--write]`: the medians of all full measurements in bench/results, for docs/performance.md."""
+"""`python -m bench.history [--write]`: the medians of all full measurements in bench/results, for bench/results/README.md."""
 
 import json
 import sys
@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import GOALS, RESULTS_DIR, Goal
-from bench.server import ROOT_DIR
 
-PAGE = ROOT_DIR / "docs" / "performance.md"
+PAGE = RESULTS_DIR / "README.md"
 BEGIN, END = "<!-- history -->\n", "<!-- end of history -->"
 
 

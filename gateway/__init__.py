@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gateway.serve import ServeOptions, StoreAddress, WorkflowReference, create_serve_app
+    from gateway.run_site import ServeOptions, StoreAddress, WorkflowReference, create_serve_app
 
 __all__ = ["ServeOptions", "StoreAddress", "WorkflowReference", "create_serve_app"]
 
@@ -13,4 +13,4 @@ def __getattr__(name: str) -> Any:
     """Import the public names lazily: a caller that needs a part of the gateway does not load all of it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("gateway.serve"), name)
+    return getattr(import_module("gateway.run_site"), name)

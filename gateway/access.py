@@ -61,7 +61,7 @@ class Credential:
     digest: bytes | None = field(default=None, repr=False, compare=False)
 
     def allows(self, scope: Scope) -> bool:
-        """Say whether the credential covers a route."""
+        """Say whether the credential covers a route's scope."""
         return self.scopes is None or EVERYTHING in self.scopes or scope in self.scopes
 
 
@@ -130,7 +130,7 @@ class Access:
     def _find(self, presented: bytes) -> Credential | None:
         wanted = digest(presented)
         found = None
-        for hashed, token in self._tokens.items():  # to the end, whichever fits
+        for hashed, token in self._tokens.items():  # to the end: the time must not tell which fits
             if hmac.compare_digest(hashed, wanted):
                 found = token
         return None if found is None or found.is_expired else found.credential
@@ -200,7 +200,7 @@ def read_tokens(text: str) -> Tokens:
 
 def _token(line: dict[str, Any]) -> tuple[bytes, Token]:
     if not TOKEN_FIELDS.issuperset(line):
-        raise ValueError("a name that is none of a token's fields")
+        raise ValueError("an unknown field")
     hashed = bytes.fromhex(line["sha256"])
     scopes = line["scopes"]
     known = {EVERYTHING, *Scope}
@@ -208,9 +208,9 @@ def _token(line: dict[str, Any]) -> tuple[bytes, Token]:
     if len(hashed) != 32 or not isinstance(user, str) or not isinstance(scopes, list):
         raise ValueError("a field has the wrong shape")
     if user.startswith(SERVERS_OWN):
-        raise ValueError("a name that is the server's own")
+        raise ValueError("a reserved user")
     if not all(isinstance(scope, str) and scope and " " not in scope for scope in scopes):
-        raise ValueError("a scope is no word")
+        raise ValueError("a scope is not a word")
     # Unknown scopes are the author's own: an approval's allowedScopes may name them.
     ordered = sorted(scopes, key=lambda scope: (scope not in known, scope))
     credential = Credential(user, tuple(ordered), digest=hashed)
@@ -224,7 +224,7 @@ def _moment(value: Any) -> float | None:
         moment = datetime.fromisoformat(value)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     if isinstance(value, bool):
-        raise TypeError("no time")
+        raise TypeError("not a time")
     return float(value) / 1000
 
 
@@ -251,7 +251,7 @@ def _refuse_foreign_pages(headers: CIMultiDictProxy[str]) -> None:
     By DNS rebinding, which the Host header shows, or by a simple cross-site request, which the Origin header shows.
     """
     if not _is_loopback(f"//{headers.get('Host', '')}"):
-        raise Forbidden("Without a token only loopback names may stand in the Host header.")
+        raise Forbidden("Without a token the Host header must name localhost, 127.0.0.1 or ::1.")
     origin = headers.get("Origin")
     if origin is not None and not _is_loopback(origin):
         raise Forbidden("Without a token only pages of this host may send requests.")

@@ -16,7 +16,7 @@ from gateway.routes import ROUTES
 from gateway.routing import Router
 from gateway.services import open_services
 from gateway.settings import GatewaySettings, InsecureSettings
-from smithers.telemetry.sheet import Page
+from smithers.telemetry.sheet import MetricsPage
 
 __all__ = ["Gateway", "GatewaySettings", "InsecureSettings", "open_gateway"]
 
@@ -40,15 +40,15 @@ class Gateway:
             return
         self._is_drained = True
         self._front.drain()
-        # Nothing is awaited from here until the listener is closed, and nothing takes time after the last connection was
-        # accepted: one that the kernel makes then is reset, with its request.
+        # From here until the listener is closed nothing is awaited, and after the last accept nothing takes time: a
+        # connection that the kernel completes in between is reset, with its request.
         for site in self._runner.sites:
             await site.stop()
         waiting = accept_waiting(self._listener)
         self._listener.close()
         await self._serve(waiting)
-        # A balancer may send something down a connection that it keeps until it notices: that is still answered, with
-        # Connection: close, and a busy one has soon used them all.
+        # Until a balancer notices, it may send requests over connections that it keeps: they are still answered, with
+        # Connection: close. A busy balancer has soon used up all of these connections.
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + GRACE_S
         while self._front.services.load.connections and loop.time() < give_up_at:  # noqa: ASYNC110 - a second at most
@@ -73,7 +73,7 @@ async def open_gateway(
     settings: GatewaySettings,
     *,
     listener: socket.socket | None = None,
-    page: Page | None = None,
+    page: MetricsPage | None = None,
     otel: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Gateway]:
     """Serve on `listener`, which a drain closes, or on a socket of its own, until the block is left.

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Final
 import orjson
 from pydantic import Field
 
-from gateway.answers import ApprovalAnswer, ApprovalList
 from gateway.bodies import write_json
 from gateway.errors import DbNotConfigured
 from gateway.exchange import Exchange
 from gateway.fields import DIGITS, Cursor, Query
 from gateway.paging import MAX_PAGE_BYTES, Page, next_link, read_cursor, write_cursor
+from gateway.responses import ApprovalAnswer, ApprovalList
 from smithers.ids import NodeId, RunId
 from smithers.store.node_reads import ApprovalPlace, ApprovalRow, list_approvals
 

@@ -23,7 +23,7 @@ LOG: Final = structlog.get_logger(__name__)
 PAUSE_S: Final = 0.5
 
 
-class Backlog:
+class BacklogEstimate:
     """One process's estimate of the runs that wait for a worker."""
 
     def __init__(self, pool: Pool, max_count: int) -> None:
@@ -61,7 +61,7 @@ class Backlog:
 
     async def _count(self) -> None:
         while True:
-            # Otherwise the next start, whenever it comes, would be refused because of the last count.
+            # If full, count again unasked: otherwise the next start, whenever it comes, would be refused by an old count.
             if not self._is_full:
                 await self._wanted.wait()
             self._wanted.clear()

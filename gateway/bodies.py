@@ -28,7 +28,7 @@ _HUGE_NUMBER: Final = re.compile(rb"[0-9]{309}")  # beyond the largest double
 async def read_object(
     request: web.BaseRequest, *, max_bytes: int, grow: Callable[[int], None]
 ) -> dict[str, Any]:
-    """Read the body as a JSON object; none at all is an empty one.
+    """Read the body as a JSON object; no body counts as an empty one.
 
     `grow` is called with the length before anything is read, or with that of every chunk of a body of unknown length.
     Raises PayloadTooLarge (before anything is read, if the length says so), InvalidJson, InvalidRequest, and what `grow`
@@ -121,7 +121,7 @@ def _too_deep() -> InvalidRequest:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key occurs twice")
     return found
 
 
@@ -138,7 +138,7 @@ def _finite_int(text: str) -> int:
 
 
 def _no_constant(_name: str) -> Any:
-    raise ValueError("NaN and Infinity are no JSON")
+    raise ValueError("NaN and Infinity are not JSON")
 
 
 _DECODER: Final = json.JSONDecoder(

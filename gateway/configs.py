@@ -40,7 +40,7 @@ class StartConfig(RunConfig):
 
 
 def write_config(config: RunConfig | None) -> str:
-    """Encode the configuration for the run's workers; the priority is for claimers, and a column."""
+    """Encode what is set for the run's workers; the priority is for claimers, and a column."""
     if config is None:
         return "{}"
     kept = config.model_dump(by_alias=True, exclude_none=True, exclude={"priority"})

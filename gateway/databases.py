@@ -1,9 +1,9 @@
 """Find the database that a run lives in: the server's, or its workflow's own.
 
 The result has the open connections to that database, so that a handler reads and writes where the run is without knowing
-it. The server's database says where each run lives. While no workflow's own database is in use, which hints announce, no
-query is made; if one is in use for which this server has no URL, its runs are shown by their mirrors, and the database
-refuses writes to those.
+it. The server's database says where each run lives. As long as no workflow's own database is in use, it is not asked; hints
+announce when one comes into use. Runs in a database for which this server has no URL are shown by their mirrors, to which
+the server's database refuses writes.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ class Databases:
     async def __aenter__(self) -> Self:
         try:
             self._used.update(await list_own_databases(self._pool))
-        except StoreError as error:  # the first connection that receives hints reads them
+        except StoreError as error:  # they are read when the connection for hints is up
             LOG.warning("own_databases_unknown", error=str(error))
         return self
 
@@ -116,7 +116,7 @@ class Databases:
         """
         if name not in self._urls:
             reason = f"the workflow's database {name!r} is not known to this server"
-            told = f"set the variable {name}, or --workflow-database {name}=URL, and start it again"
+            told = f"set the variable {name}, or --workflow-database {name}=URL, and restart the server"
             raise InvalidRequest(f"{reason}: {told}.", details={"reason": reason})
         if name in self._open:
             return self._open[name]
@@ -132,7 +132,7 @@ class Databases:
         await settle_schema(url, migrate=self._migrate)
         database = home
         if not await is_same_database(self._pool, url):
-            await use_own_database(self._pool, name)  # may fail: keep connections until the end
+            await use_own_database(self._pool, name)  # first: it may fail; connections stay open
             database = await self._connect(name, url)
             self._used.add(name)
         self._open[name] = database

@@ -109,9 +109,8 @@ def problem(error: BaseException) -> web.Response:
     error = translate(error)
     status = find_status(type(error))
     if status is None:
-        return _envelope(
-            500, "SERVER_ERROR", "The server failed; nothing more is known here.", None
-        )
+        text = "Internal error; the server's log has more under this request's id."
+        return _envelope(500, "SERVER_ERROR", text, None)
     code = getattr(error, "code", "SERVER_ERROR")
     if isinstance(error, SourceError):
         response = _envelope(status, code, error.reason, {"reason": error.reason})

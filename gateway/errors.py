@@ -104,35 +104,35 @@ class UriTooLong(GatewayError):
 
 
 class BodyTooSlow(GatewayError, TimeoutError):
-    """The body did not arrive in time; a TimeoutError, so that aiohttp's reader of leftovers treats it as one."""
+    """The body did not arrive in time; a TimeoutError, as aiohttp expects where it discards the rest of a body."""
 
     code = "REQUEST_TIMEOUT"
     message = "The request did not arrive in time."
 
 
 class UnknownExpectation(GatewayError):
-    """The caller expects what nobody offers."""
+    """The Expect header asks for something other than 100-continue."""
 
     code = "INVALID_REQUEST"
-    message = "The Expect header may only say 100-continue."
+    message = "The only supported value of the Expect header is 100-continue."
 
 
 class Overloaded(GatewayError):
     """The process, or the workers, are at a limit; `details` name it."""
 
     code = "UNAVAILABLE"
-    message = "The server has as much to do as it takes on; try again."
+    message = "The server has reached one of its limits; try again later."
 
 
 class TooManyRequests(GatewayError):
     """One run or one credential has reached a limit; `details` name it."""
 
     code = "TOO_MANY_REQUESTS"
-    message = "There are as many of these as there may be; try again."
+    message = "This run or credential has reached its limit of open event streams; try again later."
 
 
 class NoWorker(GatewayError):
-    """Before its run is started it must be known whether the workflow has a database of its own."""
+    """The workflow is not described: whether it has a database of its own must be known before its run is started."""
 
     code = "NO_WORKER"
     message = "No worker has described this workflow yet, and it may have a database of its own; try again."
@@ -142,7 +142,9 @@ class DbNotConfigured(GatewayError):
     """The server keeps nothing after its end."""
 
     code = "DB_NOT_CONFIGURED"
-    message = "This server was started with --no-database: it lists nothing."
+    message = (
+        "This server was started with --no-database: it cannot list runs, workflows or approvals."
+    )
 
 
 class NotReady(GatewayError):

@@ -6,7 +6,7 @@ from typing import Self
 from aiohttp import web
 
 from gateway.access import Access, Credential
-from gateway.backlog import Backlog
+from gateway.backlog import BacklogEstimate
 from gateway.databases import Database, Databases
 from gateway.load import Load
 from gateway.metrics import Metrics
@@ -45,7 +45,7 @@ class Services:
     stream_tokens: StreamTokens
     metrics: Metrics
     load: Load
-    backlog: Backlog
+    backlog: BacklogEstimate
     tracer: Tracer | None  # None: traces are off
     readiness: Readiness
     revisions: Revisions

@@ -36,7 +36,7 @@ _WHOLE: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 def _read_digits(text: Any) -> int:
     # No spaces, plus signs, exponents, underscores or non-ASCII digits.
     if not isinstance(text, str) or not _WHOLE.fullmatch(text):
-        raise ValueError("a whole number is 1 to 19 digits, with a minus at most")
+        raise ValueError("a whole number has 1 to 19 digits, and may have a minus sign")
     return int(text)
 
 
@@ -47,14 +47,14 @@ def _read_whole(value: Any) -> Any:
 
 def _refuse_system(name: str) -> str:
     if name.startswith(SERVERS_OWN):
-        raise ValueError(f"a name that begins with {SERVERS_OWN!r} is the server's own")
+        raise ValueError(f"names that begin with {SERVERS_OWN!r} are reserved for the server")
     return name
 
 
 def _refuse_nul(value: Any) -> Any:
     # In JSON text, where each backslash of a value is doubled.
     if "\\u0000" in json.dumps(value).replace("\\\\", ""):
-        raise ValueError("it may hold no NUL")
+        raise ValueError("it must not contain NUL")
     return value
 
 
@@ -83,7 +83,7 @@ class Body(Fields):
 
 
 class Query(Fields):
-    """Parameters of a query; each may be given once."""
+    """Parameters of a query; each may be given once, and one without a value counts as omitted."""
 
 
 class Headers(Fields):
@@ -131,8 +131,8 @@ def read_each_once(kind: type[Kind], given: MultiMapping[str]) -> Kind:
     for name in _names_of(kind):
         found = given.getall(name, ())
         if len(found) > 1:
-            raise InvalidRequest(f"{name} may be given once.")
-        if found:
+            raise InvalidRequest(f"{name} may be given only once.")
+        if found and (found[0] or not issubclass(kind, Query)):
             values[name] = found[0]
     return read_fields(kind, values) if values else _read_none(kind)
 

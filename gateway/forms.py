@@ -5,12 +5,12 @@ from typing import Any
 
 from pydantic import Field
 
-from gateway.answers import RunNamed
 from gateway.bodies import write_json
 from gateway.exchange import Exchange
 from gateway.fields import Body, Iteration, JsonValue, Person
 from gateway.inputs import check_value, compile_schema
 from gateway.nodes import at_first_spelling
+from gateway.responses import RunNamed
 from smithers.events import EventType
 from smithers.ids import NodeId
 from smithers.store.forms import Answer, FormChanged, Wake, answer_form, read_form

@@ -7,11 +7,11 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from gateway.answers import FrameAnswer
 from gateway.bodies import write_json
 from gateway.exchange import Exchange
 from gateway.fields import MAX_INTEGER, Digits, Query
 from gateway.paging import MAX_PAGE_BYTES, Page, next_link
+from gateway.responses import FrameAnswer
 from smithers.engine.frames import mounted_tasks, restore
 from smithers.ids import RunId
 from smithers.store.node_reads import FrameRow, list_frames

@@ -107,7 +107,7 @@ class Front:
     ) -> Exchange:
         """Find the caller and the route; raises InvalidRequest, Unauthorized, RouteNotFound."""
         if request.version not in ((1, 1), (1, 0)):
-            raise InvalidRequest("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
+            raise InvalidRequest("Only HTTP/1.1 and HTTP/1.0 are supported.")
         path = _raw_path(request).removeprefix(self._prefix) or "/"
         matched = self._router.find(request.method, path)
         credential = await self._identify(request, matched)

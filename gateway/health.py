@@ -6,10 +6,10 @@ from typing import Annotated, Final
 
 from aiohttp import web
 
-from gateway.answers import Healthy, Ready
 from gateway.envelope import BASE_HEADERS
 from gateway.errors import NotReady
 from gateway.exchange import Exchange, Services
+from gateway.responses import Healthy, Ready
 from gateway.routing import Media
 from smithers.errors import StoreError
 from smithers.store.schema import find_revision

@@ -38,14 +38,14 @@ _STAMP: Final = '"timestampMs":'
 
 
 class FollowedRun:
-    """A run with viewers, or about to have some: those that catch up in a block of it."""
+    """A run that has viewers, or is about to have some: handlers that catch up do so in a `with` block of it."""
 
     __slots__ = ("_forget_if_idle", "cursor", "opening_count", "run_id", "viewers", "was_hinted")
 
     def __init__(self, run_id: RunId, forget_if_idle: "Callable[[FollowedRun], None]") -> None:
         self.run_id = run_id
         self._forget_if_idle = forget_if_idle
-        self.cursor = -1  # the position up to which every viewer, or the last ones, got events
+        self.cursor = -1  # every viewer, or if none is left the last ones, got all up to here
         self.viewers: set[Viewer] = set()
         self.opening_count = 0  # handlers that are catching up
         self.was_hinted = False  # a hint came while no viewer was attached
@@ -125,10 +125,10 @@ class Hub:
 
     def join(self, run: FollowedRun, viewer: Viewer, tail: Tail) -> bool:
         """Attach a viewer that was sent all of `tail`, if there is no gap between it and the others."""
-        # After the cursor there is more to read even if all viewers have left: they consumed the hint for it.
+        # Behind the run's cursor there is more to read, even if all other viewers have left: they consumed the hint for it.
         if tail.has_more or viewer.cursor < run.cursor:
             return False
-        if not run.viewers:  # a viewer may have asked for what is yet to come: the others have not
+        if not run.viewers:  # not beyond the last event: others have not asked for later ones only
             run.cursor = max(run.cursor, min(viewer.cursor, tail.last_seq))
         run.viewers.add(viewer)
         self._metrics.streams_active.inc()
@@ -181,7 +181,8 @@ class Hub:
             now = loop.time()
             for cursor, run in asked.items():
                 tail = tails.get(cursor)
-                if tail is None:  # retention has removed it
+                if tail is None:  # retention has removed it: there is no end to wait for
+                    self._let_go(run)
                     continue
                 self._publish(run, cursor.seq, tail, now)
                 if tail.payloads:
@@ -205,15 +206,18 @@ class Hub:
             try:
                 self._send(run, read_from, tail, now)
             except Exception:
-                # How far each of them is, is not known any more: they come back with their last id.
+                # How far each viewer got is no longer known: they reconnect with their last ids.
                 for viewer in list(run.viewers):
                     self.leave(run, viewer, DropReason.GONE)
                 raise
         if tail.is_last:
-            for viewer in list(run.viewers):
-                self.leave(run, viewer)
+            self._let_go(run)
         elif tail.has_more:
             self._mark(run)
+
+    def _let_go(self, run: FollowedRun) -> None:
+        for viewer in list(run.viewers):
+            self.leave(run, viewer)
 
     def _send(self, run: FollowedRun, read_from: int, tail: Tail, now: float) -> None:
         end_seq, is_last = tail.end_seq, tail.is_last
@@ -261,7 +265,7 @@ class Hub:
             self.hear(frozenset(moved))
 
     async def _sweep(self) -> None:
-        """Keep silent streams alive, and let those go whose readers do not read, or may not any more: one timer for all."""
+        """Keep silent streams alive; drop those whose readers do not read, or no longer may: one timer for all."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(SWEEP_S)

@@ -1,8 +1,8 @@
 """Check what people send against an author's JSON Schema, without the author's code: a run's input, a form's answer.
 
 The schema is the author's, the value is anybody's: references are never fetched, patterns run on an engine that takes
-linear time, and how much work there is is known before it is begun. What cannot be read here, or would hold up everybody
-else, is left to the worker, which validates with the model itself.
+linear time, and the amount of work is known before it begins. A schema that cannot be read here, and a check that would
+delay everybody else, are left to the worker, which validates with the model itself.
 """
 
 import json
@@ -15,13 +15,13 @@ from gateway.visits import Visits, weigh
 
 MAX_ERRORS: Final = 20
 MAX_MESSAGE_CHARS: Final = 300
-# To compile one takes a microsecond a character.
+# Compiling one takes a microsecond a character.
 MAX_SCHEMA_CHARS: Final = 256 * 1024
-# Of some ten nanoseconds each.
+# A visit takes some ten nanoseconds.
 MAX_VISITS: Final = 20_000_000
-# Of ten microseconds: all errors are found at once, however few are wanted.
+# To list errors takes ten microseconds a visit: all are found at once, however few are wanted.
 MAX_VISITS_TO_TELL: Final = 30_000
-UNTOLD: Final = "The value is too large to say where."
+UNTOLD: Final = "It does not fit, and is too large for its errors to be listed."
 
 
 class Validator:
@@ -32,7 +32,7 @@ class Validator:
         self._visits = visits
 
     def find_errors(self, value: Any) -> list[dict[str, Any]]:
-        """Say what of a value does not fit, as {path, message}, and not all of it; nothing where that is left to others."""
+        """Return why a value does not fit, as {path, message}: the first errors only; none if it is left to the worker."""
         weight, depth = weigh(value)
         visits = weight * self._visits.count(depth)
         if visits > MAX_VISITS or self._compiled.is_valid(value):
@@ -47,25 +47,25 @@ class Validator:
 
 
 def compile_schema(schema: str | None) -> Validator | None:
-    """Make a validator; None where any object will do, or only the model itself can tell."""
+    """Make a validator; None if there is nothing to check, or if only the author's model can check it."""
     if schema is None or len(schema) > MAX_SCHEMA_CHARS:
         return None
     try:
         compiled = jsonschema_rs.validator_for(
             schema, offline=True, pattern_options=jsonschema_rs.RegexOptions()
         )
-    except ValueError:  # a ValidationError of theirs is one
+    except ValueError:  # jsonschema_rs's ValidationError is one
         return None
     return Validator(compiled, Visits(json.loads(schema)))
 
 
 def check_input(validator: Validator | None, value: dict[str, Any]) -> None:
-    """Raise InvalidRequest with `details.errors`, a list of {path, message}, where the input does not fit."""
+    """Raise InvalidRequest with `details.errors`, a list of {path, message}, if the input does not fit."""
     check_value(validator, value, "The input does not fit the workflow's input model.")
 
 
 def check_value(validator: Validator | None, value: Any, text: str) -> None:
-    """Raise InvalidRequest with this text and `details.errors`, a list of {path, message}, where a value does not fit."""
+    """Raise InvalidRequest with this text and `details.errors`, a list of {path, message}, if a value does not fit."""
     if validator is not None and (found := validator.find_errors(value)):
         raise InvalidRequest(text, details={"errors": found})
 

@@ -18,7 +18,7 @@ from smithers.telemetry import names
 from smithers.telemetry.exposition import expose
 from smithers.telemetry.lanes import LaneMeter
 from smithers.telemetry.names import DropReason, Role
-from smithers.telemetry.sheet import Counter, Histogram, Key, Page, Sheet
+from smithers.telemetry.sheet import Counter, Histogram, Key, MetricsPage, Sheet
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST"})
 KEPT_S: Final = 5.0
@@ -31,7 +31,9 @@ ReadGauges = Callable[[], Awaitable[Gauges]]  # may raise StoreError
 class Metrics:
     """The metrics of one gateway process."""
 
-    def __init__(self, page: Page | None = None, read_gauges: ReadGauges | None = None) -> None:
+    def __init__(
+        self, page: MetricsPage | None = None, read_gauges: ReadGauges | None = None
+    ) -> None:
         """`page`: this process's page of the shared sheet; without one it has a sheet to itself."""
         self._page = page or Sheet.create(1).open_page(Role.GATEWAY)
         self._gauges = None if read_gauges is None else _KeptGauges(read_gauges)

@@ -7,7 +7,6 @@ from typing import Annotated, Final, TypeVar
 
 from pydantic import Field
 
-from gateway.answers import NodeAnswer, NodeDetailAnswer, RunNamed, ToolCallAnswer
 from gateway.bodies import write_json
 from gateway.envelope import error_for, stored
 from gateway.exchange import Exchange
@@ -24,6 +23,7 @@ from gateway.fields import (
     Text,
 )
 from gateway.paging import MAX_PAGE_BYTES, Page, next_link, read_cursor, write_cursor
+from gateway.responses import NodeAnswer, NodeDetailAnswer, RunNamed, ToolCallAnswer
 from smithers.events import EventType
 from smithers.ids import NODE_ID_PATTERN, NodeId, RunId
 from smithers.store.node_reads import NodePlace, NodeRow, find_node, list_nodes

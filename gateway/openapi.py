@@ -16,10 +16,10 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from gateway import errors
 from gateway.access import Scope
-from gateway.answers import ProblemAnswer
 from gateway.envelope import find_status
 from gateway.fields import Body, Headers
 from gateway.paging import Page
+from gateway.responses import ProblemAnswer
 from gateway.routing import OPEN, Media, Route
 from smithers.errors import SmithersError, StoreUnavailable
 from smithers.ids import NODE_ID_PATTERN, RUN_ID_PATTERN

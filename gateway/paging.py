@@ -36,7 +36,7 @@ def read_cursor(text: str, *kinds: type) -> list[Any]:
     try:
         return [_READERS[kind](part) for kind, part in zip(kinds, _read_parts(text), strict=True)]
     except (ValueError, TypeError, OverflowError) as error:
-        raise InvalidRequest("cursor must be one that a Link header carried.") from error
+        raise InvalidRequest("cursor must be one from a Link header.") from error
 
 
 def next_link(request: web.BaseRequest, **changes: str | int) -> str:
@@ -48,26 +48,26 @@ def next_link(request: web.BaseRequest, **changes: str | int) -> str:
 def _read_parts(text: str) -> list[Any]:
     parts = orjson.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     if not isinstance(parts, list):
-        raise TypeError("no list")
+        raise TypeError("not a list")
     return parts
 
 
 def _read_text(part: Any) -> str:
     if type(part) is not str or "\0" in part:
-        raise ValueError("no text")
+        raise ValueError("not a text")
     return part
 
 
 def _read_number(part: Any) -> int:
     if type(part) is not int or not 0 <= part <= MAX_INTEGER:
-        raise ValueError("no number that a row can have")
+        raise ValueError("not a number that a row can have")
     return part
 
 
 def _read_moment(part: Any) -> datetime:
     moment = datetime.fromisoformat(_read_text(part))
     if moment.tzinfo is None:
-        raise ValueError("a moment of no time zone")
+        raise ValueError("a moment without a time zone")
     return moment.astimezone(UTC)  # OverflowError: a year out of range
 
 

@@ -1,10 +1,10 @@
 """aiohttp's HTTP/1.1 connection with deadlines, and with our envelope for malformed requests.
 
 aiohttp has no deadline for a request's headers or body, none for a caller that does not read its answer, and its own page
-for a malformed request quotes the request, token included. Here headers must be there `headers_timeout_s` after their first
-byte (or after the connection was made), a body `request_timeout_s` after its request's first byte, and of an answer
-something must be taken every STALLED_S. Uses names that aiohttp keeps private: its version is bounded, and tests hold each
-of these promises.
+for a malformed request quotes the request, token included. Here headers must be complete `headers_timeout_s` after their
+first byte (or after the connection was made), a body `request_timeout_s` after its request's first byte, and a caller must
+take something of its answer every STALLED_S. Uses names that aiohttp keeps private: its version is bounded, and tests check
+each of these promises.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from gateway.settings import GatewaySettings
 
 LOG: Final = structlog.get_logger(__name__)
 BACKLOG: Final = 1024  # connections that wait in the kernel
-# Connections that are accepted in a turn of the loop; each new one costs the others' attempts, 0.3 µs each.
+# Descriptors that accept, each one connection in a turn of the loop. All of them try for each new connection: 0.3 µs each.
 ACCEPTED_COUNT: Final = 16
 KEEP_ALIVE_S: Final = 75.0  # above the idle limits of nginx and load balancers: they close first
 HURRY_S: Final = 0.05  # 0 would be for ever
@@ -168,7 +168,7 @@ class GatewayProtocol(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Name every request; end with the last answer owed."""
+        """Give every answer a request id, and close the connection after the last answer that is owed."""
         if not resp.prepared and "X-Request-Id" not in resp.headers:
             resp.headers["X-Request-Id"] = new_request_id()
         if self.has_heard_all and not self._messages:
@@ -179,7 +179,7 @@ class GatewayProtocol(web.RequestHandler):
             resp.force_close()
         self._answered = request.content
         finished = await super().finish_response(request, resp, start_time)
-        # Less than makes the transport pause may be left, and would keep a connection that is closed.
+        # What is left may be too little to pause the transport, and would keep a connection open that is to be closed.
         if self.transport is not None:
             self._expect_reader(self.transport)
         return finished

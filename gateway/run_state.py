@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime
 from typing import assert_never
 
-from gateway.answers import Blocked, LifeState, RunState
+from gateway.responses import Blocked, LifeState, RunState
 from smithers.states import RunStatus
 from smithers.store.reads import OpenWait, RunLife
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Final
@@ -10,7 +11,6 @@ import orjson
 from pydantic import Field, Strict, StringConstraints
 
 from gateway.access import Credential
-from gateway.answers import RunAnswer, RunNamed, RunRowAnswer, RunTaken
 from gateway.bodies import write_json
 from gateway.configs import RunConfig, StartConfig, write_config
 from gateway.envelope import error_for, public_error, stored
@@ -27,6 +27,7 @@ from gateway.fields import (
 )
 from gateway.inputs import check_input
 from gateway.paging import Page, next_link, read_cursor, write_cursor
+from gateway.responses import RunAnswer, RunNamed, RunRowAnswer, RunTaken
 from gateway.run_state import run_state
 from gateway.sources import KnownWorkflow
 from gateway.starts import may_name_database, repeat_start, start_run
@@ -58,7 +59,9 @@ class ResumeBody(Body):
         None, description="use the source in this file as it is now; relative to the server's root"
     )
     input: dict[str, Any] | None = Field(None, description="ignored: a run keeps its input")
-    config: RunConfig | None = None
+    config: RunConfig | None = Field(
+        None, description="fields that are given replace those of the run; the others stay"
+    )
 
 
 class StartBody(Body):
@@ -228,20 +231,20 @@ def _read_place(cursor: str) -> RunPlace:
 async def _resume(
     exchange: Exchange, run_id: RunId, workflow_path: str | None, config: RunConfig | None
 ) -> RunTaken:
-    pool = exchange.database.pool
     bundle = await _find_bundle(exchange, run_id, workflow_path)
-    source = None if bundle is None else await exchange.database.sources.keep(bundle)
-    export, changed = None if bundle is None else bundle.workflow_name, None
-    if bundle is not None and (stored := await find_run_source(pool, run_id)) is not None:
-        export, changed = _meant_export(bundle, stored), _changed_files(bundle, stored)
+    changed = None
+    if bundle is not None:
+        await exchange.database.sources.keep(bundle)
+        bundle, changed = await _compare(exchange, run_id, bundle)
+    changes = write_config(config)
     outcome, queue = await resume_run(
-        pool,
+        exchange.database.pool,
         Resume(
             run_id=run_id,
-            source_hash=source,
+            source_hash=None if bundle is None else bundle.source_hash,
             workflow_path=None if bundle is None else bundle.entry,
-            workflow_export=export,
-            config=None if config is None else write_config(config),
+            workflow_export=None if bundle is None else bundle.workflow_name,
+            config=None if changes == "{}" else changes,
             changed_files=changed,
         ),
     )
@@ -270,11 +273,23 @@ async def _find_bundle(
         return None
 
 
-def _meant_export(bundle: SourceBundle, stored: RunSource) -> str | None:
-    """Return which workflow of the file is meant: the run's own, if only its file is named."""
+async def _compare(
+    exchange: Exchange, run_id: RunId, bundle: SourceBundle
+) -> tuple[SourceBundle, str | None]:
+    """Return the workflow that a resume means, and which files of its source have changed, as JSON.
+
+    If only the run's own file is named, its own workflow is meant. Raises SourceError for another one than the run has that
+    cannot be loaded: a parked run would fail of it.
+    """
+    stored = await find_run_source(exchange.database.pool, run_id)
+    if stored is None:
+        return bundle, None
     if bundle.workflow_name is None and json.loads(stored.bundle)["entry"] == bundle.entry:
-        return stored.workflow_export
-    return bundle.workflow_name
+        bundle = replace(bundle, workflow_name=stored.workflow_export)
+    chosen = (bundle.source_hash, bundle.workflow_name)
+    if chosen != (stored.source_hash, stored.workflow_export):
+        _refuse_unloadable(await exchange.database.sources.describe(bundle))
+    return bundle, _changed_files(bundle, stored)
 
 
 def _changed_files(bundle: SourceBundle, stored: RunSource) -> str | None:
@@ -296,9 +311,13 @@ async def _read_source(
     known = await sources.describe(bundle)
     if known is None and may_name_database(bundle):
         raise NoWorker
+    _refuse_unloadable(known)
+    return bundle, known
+
+
+def _refuse_unloadable(known: KnownWorkflow | None) -> None:
     if known is not None and known.row.error is not None:
         raise SourceError(known.row.error)
-    return bundle, known
 
 
 def _build_start(

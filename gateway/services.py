@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final
 
 from gateway.access import Access
-from gateway.backlog import Backlog
+from gateway.backlog import BacklogEstimate
 from gateway.databases import Database, Databases
 from gateway.exchange import Readiness, Services
 from gateway.hub import Hub
@@ -26,7 +26,7 @@ from smithers.store.outside import open_outside_lane
 from smithers.store.revisions import read_revisions
 from smithers.store.starts import open_start_lane
 from smithers.store.tails import open_tail_lane
-from smithers.telemetry.sheet import Page
+from smithers.telemetry.sheet import MetricsPage
 from smithers.telemetry.tracing import Tracer, open_tracer
 
 SEND_SPANS_S: Final = 2.0  # for spans that a slow collector has not accepted at the end
@@ -39,7 +39,7 @@ async def open_services(
     settings: GatewaySettings,
     access: Access,
     stack: AsyncExitStack,
-    page: Page | None = None,
+    page: MetricsPage | None = None,
     otel: Mapping[str, str] | None = None,
 ) -> Services:
     """Open all; `stack` closes it. Raises StoreError, and OSError for the root.
@@ -70,7 +70,7 @@ async def open_services(
         metrics=metrics,
         tracer=tracer,
         load=Load(settings.limits),
-        backlog=await stack.enter_async_context(Backlog(pool, settings.limits.queued_runs)),
+        backlog=await stack.enter_async_context(BacklogEstimate(pool, settings.limits.queued_runs)),
         readiness=Readiness(),
         revisions=read_revisions(),
     )

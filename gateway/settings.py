@@ -7,7 +7,15 @@ from typing import Self
 
 from pydantic import TypeAdapter
 
-from smithers.defaults import LOOPBACK_NAMES
+from smithers.defaults import (
+    DRAIN_TIMEOUT_S,
+    HEADERS_TIMEOUT_S,
+    HOST,
+    LOOPBACK_NAMES,
+    MAX_BODY_BYTES,
+    PORT,
+    REQUEST_TIMEOUT_S,
+)
 from smithers.errors import SmithersError
 from smithers.settings import Limits
 
@@ -23,14 +31,14 @@ class GatewaySettings:
     dsn: str = field(repr=False)  # values that may be secret are never logged
     direct_dsn: str = field(repr=False)  # not through a pooler in transaction mode: for LISTEN
     root_dir: Path | None  # None: no source is read here
-    host: str = "127.0.0.1"
-    port: int = 7331  # 0: any free one
+    host: str = HOST
+    port: int = PORT  # 0: any free one
     auth_token: str | None = field(default=None, repr=False)
     tokens_file: Path | None = None
-    max_body_bytes: int = 1_048_576
-    headers_timeout_s: float = 30
-    request_timeout_s: float = 60
-    drain_timeout_s: float = 30
+    max_body_bytes: int = MAX_BODY_BYTES
+    headers_timeout_s: float = HEADERS_TIMEOUT_S
+    request_timeout_s: float = REQUEST_TIMEOUT_S
+    drain_timeout_s: float = DRAIN_TIMEOUT_S
     limits: Limits = Limits()  # noqa: RUF009 - a frozen value
     insecure: bool = False
     sandbox: str | None = None  # how tools run commands on this host; None: no workers here
@@ -39,6 +47,7 @@ class GatewaySettings:
     own_databases: Mapping[str, str] = field(default_factory=dict, repr=False)  # URLs, by name
     migrate: bool = False  # migrate their schemas
     queue_override: str | None = None  # the queue of every start, whatever its workflow says
+    data_dir: Path | None = None  # of an embedded database in another place than the default
 
     @property
     def has_tokens(self) -> bool:
@@ -55,7 +64,7 @@ class GatewaySettings:
         if not (self.has_tokens or self.is_loopback or self.insecure):
             raise InsecureSettings(
                 f"host {self.host} is reachable from outside, and no token is set: set SMITHERS_API_KEY, "
-                "or say --insecure"
+                "or pass --insecure"
             )
 
 
@@ -66,7 +75,7 @@ class HttpProcessSettings:
     gateway: GatewaySettings
     listener_fd: int
     sheet_fd: int  # the metrics sheet of the server's processes
-    otel: dict[str, str] | None
+    otel: dict[str, str] | None = field(repr=False)
     log_format: str
     log_level: str
 

@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
-from gateway.answers import SignalRecord
 from gateway.bodies import write_json
 from gateway.errors import InvalidRequest
 from gateway.exchange import Exchange
 from gateway.fields import NO_NUL, Body, Person
+from gateway.responses import SignalRecord
 from smithers.events import EventType
 from smithers.ids import MAX_CORRELATION_CHARS, SIGNAL_NAME_RULE, is_signal_name
 from smithers.store.outside import SignalSent, send_signal
@@ -31,7 +31,7 @@ async def post_signal(exchange: Exchange, body: SignalBody) -> SignalRecord:
     """Send a signal; it is kept if no node waits for it yet."""
     name = exchange.parts[1].decoded or exchange.parts[1].raw
     if not is_signal_name(name):
-        raise InvalidRequest(f"A signal's name is {SIGNAL_NAME_RULE}.")
+        raise InvalidRequest(f"A signal's name must be {SIGNAL_NAME_RULE}.")
     sent = SignalSent(
         run_id=exchange.run_id(),
         signal_name=name,

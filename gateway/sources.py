@@ -94,7 +94,7 @@ class Sources:
         checked on the loop, if that was fast before (a thread costs more); anything else is read in a thread.
         """
         if self._reader is None:
-            raise SourceNotFound("No source is read here.")
+            raise SourceNotFound("This server reads no source.")
         known = self._find(self._reader, workflow_path)
         if known is not None:
             return known
@@ -107,7 +107,7 @@ class Sources:
         return await asyncio.shield(reading)
 
     def _find(self, reader: SourceReader, workflow_path: str) -> SourceBundle | None:
-        """Return a cached version, checked in this turn of the loop: who asks in the same turn had come before."""
+        """Return a cached version that was checked in this turn of the loop: its requests had all arrived before that."""
         known = self._found.get(workflow_path)
         if known is None and self._swift.get(workflow_path):
             known, is_swift = _timed(reader.find, workflow_path)

@@ -15,12 +15,12 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp_sse import EventSourceResponse
 from pydantic import Field
 
-from gateway.answers import Event, StreamToken
 from gateway.envelope import SERVER
 from gateway.exchange import Exchange
 from gateway.fields import MAX_BIGINT, AnyBody, Digits, Headers, Query
 from gateway.hub import FollowedRun, Hub
 from gateway.protocol import GatewayProtocol
+from gateway.responses import Event, StreamToken
 from gateway.routing import Media
 from gateway.viewers import STALLED_S, Ending, ReadersPace, Viewer, frame_events
 from smithers.ids import RunId

@@ -151,7 +151,7 @@ class Viewer:
         return DropReason.STALLED if now - self._moved_at > STALLED_S else None
 
     def end(self, ending: Ending = Ending.WHOLE) -> None:
-        """Let the stream's handler go on: to its end, to what its reader lacks, or to nothing where the reader is lost."""
+        """Wake the stream's handler: it ends the stream, or catches up, or, if the reader is lost, does nothing more."""
         if ending is Ending.LOST and not self.transport.is_closing():
             self.transport.abort()
         if self._ended is None:

@@ -1,7 +1,8 @@
 """Count how often checking a value against a JSON Schema looks at the same part of it.
 
-A part is looked at once for each way through the schema that leads to it, and references make the ways many: twenty
-definitions, each of which names the one before twice, are a million. So they are counted before a value is checked. Pure.
+A part is looked at once for each way through the schema that leads to it, and references multiply the ways: twenty
+definitions, each of which refers to the previous one twice, make a million. So they are counted before a value is checked.
+Pure.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,8 @@ from urllib.parse import unquote
 NOBODY_KNOWS: Final = float("inf")
 CHARS_PER_VISIT: Final = 32  # a long text takes as long as so many short ones
 
-# By the form of what stands beneath them: a schema, schemas in a list, schemas by name.
+# Keywords by the form of their values: a schema, schemas in a list, schemas by name. The first apply theirs to the same part
+# of a value as the schema around them, the others to the parts of that part.
 _OF_SAME: Final = (
     ("not", "if", "then", "else"),
     ("allOf", "anyOf", "oneOf"),
@@ -26,7 +28,7 @@ _OF_PARTS: Final = (
     ("items", "prefixItems"),
     ("patternProperties",),
 )
-# Keywords that look again at what the schemas beside them have looked at.
+# Keywords for which everything that the schemas beside them have looked at is looked at again.
 _LOOKING_AGAIN: Final = frozenset({"unevaluatedItems", "unevaluatedProperties"})
 # What changes the meaning of references: no model's schema has them.
 _UNREAD: Final = frozenset({"$dynamicRef", "$recursiveRef", "$id", "id"})
@@ -42,7 +44,7 @@ class Visits:
         self._counts: dict[int, float] = {}  # by depth
 
     def count(self, depth: int) -> float:
-        """Say how often a part is looked at, at most, of a value that nests `depth` levels; NOBODY_KNOWS: any number."""
+        """Return how often one part of a value that nests `depth` levels is looked at, at most, or NOBODY_KNOWS."""
         if depth not in self._counts:
             try:
                 self._counts[depth] = max(self._count(self._root, level) for level in range(depth))
@@ -51,12 +53,12 @@ class Visits:
         return self._counts[depth]
 
     def _count(self, schema: Any, level: int) -> float:
-        """Count the ways from a schema to a part `level` levels below what it is held against."""
+        """Count the ways from a schema to a part that lies `level` levels below the value that it is applied to."""
         if not isinstance(schema, dict):
             return 0.0 if level else 1.0
         place = id(schema), level
         if place not in self._known:
-            # For as long as it is being counted: a schema that leads to itself.
+            # Until it is counted: a schema that leads to itself finds this.
             self._known[place] = NOBODY_KNOWS
             self._known[place] = self._add_up(schema, level)
         return self._known[place]
@@ -70,7 +72,7 @@ class Visits:
         if not level:
             return 1 + same
         parts = sum(self._count(each, level - 1) for each in _schemas(schema, _OF_PARTS))
-        # Of these no two are held against the same part.
+        # No two of these apply to the same part.
         named = (self._count(each, level - 1) for each in _values(schema.get("properties")))
         return same + parts + max(named, default=0.0)
 
@@ -80,7 +82,7 @@ class Visits:
             yield self._find(schema["$ref"])
 
     def _find(self, reference: Any) -> Any:
-        """Return what a reference names; itself one without end, where that is not within the schema."""
+        """Resolve a `$ref` within the schema; for one that cannot be resolved, return a schema that cannot be counted."""
         found = self._root
         try:
             start, *names = unquote(reference).split("/")
@@ -88,11 +90,11 @@ class Visits:
                 key = name.replace("~1", "/").replace("~0", "~")
                 found = found[int(key) if isinstance(found, list) else key]
         except (TypeError, ValueError, LookupError, AttributeError):
-            return _ENDLESS
-        return found if start == "#" else _ENDLESS
+            return _UNCOUNTABLE
+        return found if start == "#" else _UNCOUNTABLE
 
 
-_ENDLESS: Final = {"$dynamicRef": "#"}
+_UNCOUNTABLE: Final = {"$dynamicRef": "#"}
 
 
 def weigh(value: Any) -> tuple[int, int]:

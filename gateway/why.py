@@ -1,13 +1,14 @@
 """Say why a run does not progress: what it waits for, since when, and the command that would unblock it."""
 
 import shlex
+from pathlib import Path
 from typing import Any, Final, assert_never, cast
 from urllib.parse import quote
 
 import orjson
 
-from gateway.answers import Reason, ReasonKind, WhyAnswer
 from gateway.exchange import Exchange
+from gateway.responses import Reason, ReasonKind, WhyAnswer
 from gateway.run_state import iso
 from smithers.defaults import HEARTBEAT_LIMIT_S
 from smithers.ids import RunId
@@ -38,16 +39,21 @@ async def get_why(exchange: Exchange) -> WhyAnswer:
     row = await find_why(exchange.database.pool, run_id)
     if row is None:
         raise RunNotFound
-    return explain(run_id, row, exchange.database.name)
+    data_dir = exchange.services.settings.data_dir
+    return explain(run_id, row, exchange.database.name, data_dir=data_dir)
 
 
-def explain(run_id: RunId, row: WhyRow, database: str | None) -> WhyAnswer:
+def explain(
+    run_id: RunId, row: WhyRow, database: str | None, *, data_dir: Path | None = None
+) -> WhyAnswer:
     """Build `{runId, status, computedAt, summary, reasons}`; a reason: `{kind, text, nodeId?, since?, until?, unblock?}`.
 
-    `database`: the workflow's own database that the row was read from; None: the server's.
+    `database`: the workflow's own database that the row was read from; None: the server's. `data_dir`: of an embedded
+    database in another place than the default.
     """
+    up = _up_command(run_id, row, data_dir)
     reasons = [
-        *_of_run(run_id, row, database),
+        *_of_run(run_id, row, database, up),
         *(_of_node(run_id, node, row) for node in row.nodes),
     ]
     return {
@@ -59,18 +65,18 @@ def explain(run_id: RunId, row: WhyRow, database: str | None) -> WhyAnswer:
     }
 
 
-def _of_run(run_id: RunId, row: WhyRow, database: str | None) -> list[Reason]:
+def _of_run(run_id: RunId, row: WhyRow, database: str | None, up: str | None) -> list[Reason]:
     match row.status:
         case RunStatus.FINISHED | RunStatus.CONTINUED:
             return [_reason("ended", f"the run is {row.status}: nothing is left to do")]
         case RunStatus.FAILED:
             error = orjson.loads(row.error) if row.error else {}
             text = f"the run failed: {error.get('name', 'an error')}: {error.get('message', '')}"
-            if not _is_ups_own(run_id, row):  # up takes the file as it is
+            if up is None:  # up takes the file as it is
                 text += f" (after fixing the file, add --workflow {shlex.quote(row.workflow_reference)})"
-            return [_reason("ended", text, unblock=_resume(run_id, row))]
+            return [_reason("ended", text, unblock=_resume(run_id, up))]
         case RunStatus.CANCELLED:
-            return [_reason("ended", "the run was cancelled", unblock=_resume(run_id, row))]
+            return [_reason("ended", "the run was cancelled", unblock=_resume(run_id, up))]
         case (
             RunStatus.QUEUED
             | RunStatus.RUNNING
@@ -78,19 +84,19 @@ def _of_run(run_id: RunId, row: WhyRow, database: str | None) -> list[Reason]:
             | RunStatus.WAITING_EVENT
             | RunStatus.WAITING_TIMER
         ):
-            return _of_active(run_id, row, database)
+            return _of_active(row, database, up)
         case _:
             assert_never(row.status)
 
 
-def _of_active(run_id: RunId, row: WhyRow, database: str | None) -> list[Reason]:
+def _of_active(row: WhyRow, database: str | None, up: str | None) -> list[Reason]:
     reasons = []
     if row.cancel_requested_ms is not None:
         since = iso(row.cancel_requested_ms)
         reasons.append(_reason("cancelling", "a cancel is under way", since=since))
     if row.database is not None:
         text = (
-            f"it lives in the database {row.database!r}, of which this server has no URL: "
+            f"it lives in the database {row.database!r}, for which this server has no URL: "
             f"ask a server that has the variable {row.database}; a worker needs it, too"
         )
         return [*reasons, _reason("elsewhere", text)]
@@ -103,7 +109,7 @@ def _of_active(run_id: RunId, row: WhyRow, database: str | None) -> list[Reason]
         return reasons  # parked: its nodes say for what
     since = iso(row.due_ms)
     if not row.worker_count:
-        reasons.append(_no_worker(run_id, row, database, since))
+        reasons.append(_no_worker(row, database, up, since))
     elif row.crash_count:
         text = f"{counted(row.crash_count, 'worker')} died while running it: it waits to be tried apart from others"
         reasons.append(_reason("quarantined", text, since=since))
@@ -113,12 +119,12 @@ def _of_active(run_id: RunId, row: WhyRow, database: str | None) -> list[Reason]
     return reasons
 
 
-def _no_worker(run_id: RunId, row: WhyRow, database: str | None, since: str) -> Reason:
+def _no_worker(row: WhyRow, database: str | None, up: str | None, since: str) -> Reason:
     if row.queue.startswith("up-"):
-        text = "it was begun by `smithers up`, which has ended, and no other worker takes it"
-        unblock = _resume(run_id, row) if _is_ups_own(run_id, row) else None
+        text = "it was started by `smithers up`, which has ended, and no other worker claims it"
+        unblock = None if up is None else {"command": up}
         return _reason("no-worker", text, since=since, unblock=unblock)
-    text = f"no worker lives that claims from queue {row.queue!r}"
+    text = f"no living worker claims from queue {row.queue!r}"
     command = command_line("worker", flags=["--queue", row.queue])
     if database is not None:
         text += (
@@ -155,18 +161,22 @@ def _of_node(run_id: RunId, node: OpenNode, row: WhyRow) -> Reason:
         case NodeState.WAITING_TIMER:
             return _reason("timer", f"{node.node_id} sleeps", since=since, until=until, **place)
         case NodeState.PENDING:
-            text = f"{node.node_id} failed {counted(node.attempt, 'time')}, and backs off before the next"
+            text = f"{node.node_id} failed {counted(node.attempt, 'time')}, and waits before the next attempt"
             return _reason("back-off", text, until=until, **place)
-        case _:
+        case NodeState.IN_PROGRESS:
             return _reason("in-progress", _tell_attempt(node, row), since=since, **place)
+        case NodeState.FINISHED | NodeState.FAILED | NodeState.CANCELLED | NodeState.SKIPPED:
+            raise AssertionError(f"{node.node_id} is {node.state}, and so not open")
+        case _:
+            assert_never(node.state)
 
 
 def _tell_attempt(node: OpenNode, row: WhyRow) -> str:
     """Describe an attempt; one whose run was released is no longer running."""
     if not row.is_owned and row.due_ms is not None:
-        return f"{node.node_id} was stopped in attempt {node.attempt}: it is tried again when a worker takes the run up"
+        return f"{node.node_id} was stopped in attempt {node.attempt}: it is tried again when a worker claims the run"
     took_s = 0 if node.since_ms is None else (row.now_ms - node.since_ms) / 1000
-    return f"{node.node_id} runs for {took_s:.0f} s, attempt {node.attempt}"
+    return f"{node.node_id} has been running for {took_s:.0f} s, attempt {node.attempt}"
 
 
 def _reason(kind: ReasonKind, text: str, **more: Any) -> Reason:
@@ -174,16 +184,22 @@ def _reason(kind: ReasonKind, text: str, **more: Any) -> Reason:
     return cast("Reason", {"kind": kind, "text": text, **said})
 
 
-def _is_ups_own(run_id: RunId, row: WhyRow) -> bool:
-    """Say whether `smithers up` began the run, or one that it continues; what those have started is resumed by them."""
+def _up_command(run_id: RunId, row: WhyRow, data_dir: Path | None) -> str | None:
+    """Return the command that resumes a run which `smithers up` began, or a continuation of one; None for any other.
+
+    A run that one of these has started resumes with it.
+    """
     began = row.queue.removeprefix("up-")
-    return began != row.queue and (run_id == began or run_id.startswith(f"{began}+"))
+    if began == row.queue or not (run_id == began or run_id.startswith(f"{began}+")):
+        return None
+    place = [] if data_dir is None else ["--data-dir", str(data_dir)]
+    flags = ["--run-id", run_id, "--resume", *place]
+    return command_line("up", row.workflow_reference, flags=flags)
 
 
-def _resume(run_id: RunId, row: WhyRow) -> dict[str, str]:
-    if _is_ups_own(run_id, row):
-        flags = ["--run-id", run_id, "--resume"]
-        return {"command": command_line("up", row.workflow_reference, flags=flags)}
+def _resume(run_id: RunId, up: str | None) -> dict[str, str]:
+    if up is not None:
+        return {"command": up}
     return {
         "command": command_line("resume", run_id),
         "request": f"POST /v1/runs/{quote(run_id, safe='')}/resume",

@@ -4,12 +4,12 @@ from typing import Final
 
 from pydantic import Field
 
-from gateway.answers import WorkflowAnswer
 from gateway.envelope import stored
 from gateway.errors import DbNotConfigured
 from gateway.exchange import Exchange
 from gateway.fields import Cursor, Digits, Query
 from gateway.paging import Page, next_link, read_cursor, write_cursor
+from gateway.responses import WorkflowAnswer
 from smithers.store.workflows import WorkflowRow, list_workflows
 
 MAX_LIST: Final = 1_000

@@ -39,7 +39,7 @@ def embedded_settings(options: ServerOptions) -> dict[str, str]:
     """Return the settings to start an embedded Postgres with; raises InvalidSettings for too many processes."""
     wanted = count_connections(options) + FOR_PEOPLE
     if wanted > EMBEDDED_MOST:
-        raise _too_many(options, f"an embedded Postgres has {EMBEDDED_MOST} at the most")
+        raise _too_many(options, f"an embedded Postgres allows at most {EMBEDDED_MOST}")
     return {"max_connections": str(max(wanted, EMBEDDED_LEAST))}
 
 
@@ -60,5 +60,5 @@ def _too_many(options: ServerOptions, told: str) -> InvalidSettings:
     given = f"--workers {options.workers} and --http-workers {options.http_workers}"
     count = count_connections(options)
     return InvalidSettings(
-        [f"{given} need up to {count} connections, and {told}: take fewer, or set DATABASE_URL"]
+        [f"{given} need up to {count} connections, and {told}: use fewer, or set DATABASE_URL"]
     )

@@ -24,7 +24,7 @@ OPEN_STATES = frozenset({NodeState.PENDING, NodeState.IN_PROGRESS}) | {
 }
 
 
-class Verdict(StrEnum):
+class Effect(StrEnum):
     """What would happen to a run."""
 
     GOES_ON = "goes-on"  # the same tree
@@ -33,10 +33,10 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Forecast:
     """What would happen to one run, and why."""
 
-    verdict: Verdict
+    effect: Effect
     lost: tuple[NodeKey, ...] = ()  # running or waiting, and not in the new tree: to be cancelled
     added: tuple[NodeKey, ...] = ()  # in the new tree, and never seen before
     reason: str | None = None
@@ -44,7 +44,7 @@ class Finding:
 
 def check_run(
     run: ParkedRun, loaded: LoadedRun, workflow: Workflow[Any], *, guard: Guard
-) -> Finding:
+) -> Forecast:
     """Render a parked run with another version of its workflow; `guard` limits the builder's time."""
     try:
         renderer = build_renderer(
@@ -58,19 +58,19 @@ def check_run(
         )
         mounted = renderer.render(loaded.facts, loaded.facts.loop_paths()).mounted
     except (InvalidInput, WorkflowError) as error:
-        return Finding(verdict=Verdict.FAILS, reason=str(error))
+        return Forecast(effect=Effect.FAILS, reason=str(error))
     if hash_of(xml_of(mounted, workflow.name)) == loaded.xml_hash:
-        return Finding(verdict=Verdict.GOES_ON)
+        return Forecast(effect=Effect.GOES_ON)
     return _compare(mounted, loaded.facts)
 
 
-def _compare(mounted: Mounted, facts: Facts) -> Finding:
+def _compare(mounted: Mounted, facts: Facts) -> Forecast:
     leaves: Mapping[NodeKey, Any] = mounted.leaves
     lost = [
         key for key, fact in facts.nodes.items() if fact.state in OPEN_STATES and key not in leaves
     ]
-    return Finding(
-        verdict=Verdict.CHANGES,
+    return Forecast(
+        effect=Effect.CHANGES,
         lost=tuple(sorted(lost)),
         added=tuple(key for key in leaves if key not in facts.nodes),
     )

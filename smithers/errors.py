@@ -9,6 +9,9 @@ SmithersError
 ├── InvalidOutput           a task's result is not JSON, too large, or does not fit its model
 ├── InvalidInput            a run's input does not fit the workflow's model
 ├── SourceError             see smithers.source.errors
+├── ToolError               see smithers.tools.errors
+├── ClientError             see smithers.client.errors
+├── GatewayError            see gateway.errors
 └── StoreError              the database refused (see smithers.store.refusals), or did not answer
     ├── LeaseLost           another worker holds the run now: stop at once, write nothing
     ├── AnswerTooLarge      a value to read or to write is larger than the database holds, or takes too long to read
@@ -19,13 +22,18 @@ SmithersError
         ├── RowsHeld        another transaction holds locks on the rows: nothing was written
         │   └── Deadlocked  and waited for this one's: the same call, repeated, succeeds
         └── CallTooLong     it aborted a call that took too long: what was committed by then stands
+
+Modules of the store, and those that read settings or start processes, have further ones for themselves.
 """
 
 from typing import Any
 
 
 class SmithersError(Exception):
-    """Root of everything that this project raises on purpose."""
+    """Base of the errors that callers, users and authors meet.
+
+    Not below it: what modules of one process tell each other (LoadFailed, NoThread), and failures of a test.
+    """
 
     code = "SERVER_ERROR"
 

@@ -7,7 +7,7 @@ Postgres starts or recovers, and runs resume before requests are served.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -35,7 +35,7 @@ from smithers.store.migrating import settle_schema
 from smithers.store.poolers import Route, Way, find_route, leads_to
 from smithers.telemetry.names import PROCESSES_DIED, Role
 from smithers.telemetry.otel_variables import OTEL_PREFIX
-from smithers.telemetry.sheet import Page, Sheet
+from smithers.telemetry.sheet import MetricsPage, Sheet
 from smithers.telemetry.tracing import check_tracing
 from worker.settings import PoolSettings
 
@@ -52,8 +52,8 @@ Share = EmbeddedPostgres | TemporaryPostgres
 class Database:
     """A database whose schema is right."""
 
-    dsn: str
-    direct_dsn: str
+    dsn: str = field(repr=False)
+    direct_dsn: str = field(repr=False)
     data_dir: Path | None = None  # of an embedded one
     way: Way = Way.DIRECT
     warning: str | None = None  # what its connection cannot do, for people
@@ -69,7 +69,7 @@ class Foundation:
 
     database: Database
     pools: Pools
-    page: Page  # this process's page of the shared metrics sheet
+    page: MetricsPage  # this process's page of the shared metrics sheet
 
 
 @asynccontextmanager
@@ -182,13 +182,13 @@ async def _refuse_two(route: Route) -> None:
     async with open_connection(route.dsn, role="way") as connection:
         if await leads_to(connection, route.direct_dsn):
             return
-    told = f"{describe_dsn(route.direct_dsn)} is another database than {describe_dsn(route.dsn)}"
+    told = f"{describe_dsn(route.direct_dsn)} is not the same database as {describe_dsn(route.dsn)}"
     raise InvalidSettings([f"DATABASE_DIRECT_URL: {told} of DATABASE_URL"])
 
 
 @asynccontextmanager
 async def _loading_pool(
-    options: ServerOptions, environ: Mapping[str, str], page: Page
+    options: ServerOptions, environ: Mapping[str, str], page: MetricsPage
 ) -> AsyncIterator[KeptProcess]:
     """Let the pool's process load its modules before the database is ready; it gets its settings when it is."""
     process = KeptProcess(_pool_program(options, environ, page))
@@ -205,7 +205,7 @@ async def _start_pools(
     options: ServerOptions,
     database: Database,
     environ: Mapping[str, str],
-    page: Page,
+    page: MetricsPage,
     loading: KeptProcess,
 ) -> AsyncIterator[Pools]:
     """Run pools until the block is left; none if the options want no workers. Kills those that have not drained."""
@@ -260,7 +260,7 @@ def _pool_settings(
     )
 
 
-def _pool_program(options: ServerOptions, environ: Mapping[str, str], page: Page) -> Program:
+def _pool_program(options: ServerOptions, environ: Mapping[str, str], page: MetricsPage) -> Program:
     return Program(
         module="worker",
         environment=worker_environment(environ, options.pass_env),
@@ -319,4 +319,5 @@ def gateway_settings(options: ServerOptions, dsn: str, direct_dsn: str) -> Gatew
         own_databases=options.workflow_databases,
         migrate=options.migrate,
         queue_override=options.own_queue,
+        data_dir=options.data_dir,
     )

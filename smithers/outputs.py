@@ -122,13 +122,13 @@ def _refuse_constants(text: bytes, what: str) -> None:
         from_json(text, allow_inf_nan=False)
     except ValueError as error:
         from_json(text)  # raises if the text is wrong in any other way
-        raise InvalidOutput(f"{what} is not JSON: it has NaN or an infinity") from error
+        raise InvalidOutput(f"{what} is not JSON: it contains NaN or an infinity") from error
 
 
 def _check_size(size: int, what: str, max_bytes: int) -> None:
     if size > max_bytes:
         raise InvalidOutput(
-            f"{what} has {size} bytes or more, and {max_bytes} are kept: store it elsewhere, and pass on where it is",
+            f"{what} has {size} bytes or more, and at most {max_bytes} are kept: store it elsewhere, and pass on its place",
             details={"bytes": size, "maxBytes": max_bytes},
         )
 

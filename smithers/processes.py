@@ -42,6 +42,6 @@ def importing_this(environ: Mapping[str, str]) -> dict[str, str]:
     packages = Path(__file__).parent.parent
     if packages.name in {"site-packages", "dist-packages"}:
         return dict(environ)
-    # A checkout: `-P` keeps the current directory out of the path, and with it the packages, were they not named.
+    # A checkout: `-P` keeps the current directory out of the path, so the directory of the packages must be named.
     path = os.pathsep.join(filter(None, [str(packages), environ.get("PYTHONPATH")]))
     return {**environ, "PYTHONPATH": path}

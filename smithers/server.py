@@ -31,7 +31,7 @@ from smithers.kept_process import Program
 from smithers.retention import pruning
 from smithers.settings import ServerOptions
 from smithers.telemetry.names import PROCESSES_DIED
-from smithers.telemetry.sheet import Page, Sheet
+from smithers.telemetry.sheet import MetricsPage, Sheet
 from worker.sandbox.commands import SandboxPolicy
 from worker.sandbox.probe import probe_sandbox
 
@@ -147,7 +147,7 @@ async def serve_on(
 
 @asynccontextmanager
 async def _open_http(
-    options: ServerOptions, settings: GatewaySettings, environ: Mapping[str, str], page: Page
+    options: ServerOptions, settings: GatewaySettings, environ: Mapping[str, str], page: MetricsPage
 ) -> AsyncIterator[Gateway | HttpProcesses]:
     """Serve requests in this process, or in several others on one port."""
     otel = otel_variables(options, environ)

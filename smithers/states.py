@@ -50,7 +50,7 @@ class NodeState(StrEnum):
     CANCELLED = "cancelled"
     SKIPPED = "skipped"
 
-    @cached_property  # asked a dozen times for each node
+    @cached_property  # read a dozen times for each node
     def is_settled(self) -> bool:
         """The tree goes on after the node."""
         return self in SETTLED_STATES

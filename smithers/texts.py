@@ -13,8 +13,8 @@ def text_of(value: object) -> str:
     """Return the text of an exception, or of any value, fit to be sent and stored; an author's class may raise there."""
     try:
         return sound(str(value))
-    except BaseException:  # noqa: BLE001 - even a sys.exit() in __str__ is only a text that cannot be had
-        return "(its text cannot be had)"
+    except BaseException:  # noqa: BLE001 - even a sys.exit() in __str__ is only a text that is not available
+        return "(its text is not available)"
 
 
 def sound(text: str) -> str:
@@ -36,7 +36,7 @@ def printable(text: str) -> str:
 def command_line(verb: str, *operands: str, flags: Sequence[str] = ()) -> str:
     """Return a `smithers` command for a shell; `flags`: options and their values.
 
-    An operand that begins with a hyphen stands behind `--`, and so behind all options.
+    An operand that begins with a hyphen comes after `--`, and so after all options.
     """
     is_like_option = any(operand.startswith("-") for operand in operands)
     words = [*flags, "--", *operands] if is_like_option else [*operands, *flags]

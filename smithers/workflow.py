@@ -115,7 +115,7 @@ def _refuse_async(function: Callable[..., Any]) -> None:
     if inspect.iscoroutinefunction(function):
         raise InvalidTree(
             f"the builder {function.__name__} is async: a builder is a plain function that returns a tree; what takes time "
-            "belongs into tasks"
+            "belongs in tasks"
         )
 
 

@@ -169,7 +169,7 @@ class Executor:
     async def _fail_now(self, run: Progress, problem: Problem) -> None:
         """Fail the run at once, without its clean-up."""
         await self._attempts.drop()
-        reports.refuse_turn(run, problem)
+        run.refuse_turn(problem)
         for key in sorted(run.in_flight):
             reports.abort_attempt(run, key, "run-failed")
         while not await self._commit(run, run.plan(self._shared.clock.now_ms())):
@@ -309,11 +309,16 @@ class Executor:
     def _refuse(self, run: Progress, turn: Turn, error: StoreError) -> None:
         """Fail a run whose own values the database refuses; other runs are not affected."""
         LOG.error("commit_refused", run_id=self.claim.run_id, error=str(error))
+        if isinstance(error, RunExists):
+            run.refuse_runs(_taken(turn, error))
+            return
         if self._is_refused:
             # We still own it, but cannot execute it: this child ends, and its burial hands the run to another.
             raise StoreError(f"run {self.claim.run_id} cannot even be failed: {error}") from error
         self._is_refused = True
-        reports.refuse_turn(run, _refused(turn, error))
+        kind = type(error.__cause__ or error).__name__
+        text = f"the database rejected what the run produced: {kind}"
+        run.refuse_turn(Problem("InvalidOutput", text, "INVALID_OUTPUT"))
 
     def _perform(self, run: Progress, turn: Turn) -> None:
         for start in turn.starts:
@@ -371,13 +376,9 @@ class Executor:
         await self._reload_news(run)
 
 
-def _refused(turn: Turn, error: StoreError) -> Problem:
-    """Describe a turn that the database refuses, without text of the database."""
-    if not isinstance(error, RunExists):
-        kind = type(error.__cause__ or error).__name__
-        text = f"the database rejected what the run produced: {kind}"
-        return Problem("InvalidOutput", text, "INVALID_OUTPUT")
+def _taken(turn: Turn, error: RunExists) -> Problem:
+    """Describe a turn that would start runs under ids of which another run has one."""
     successor = None if turn.ending is None else turn.ending.successor
     wanted = [*turn.children, *([] if successor is None else [successor])]
     names = ", ".join(child.run_id for child in wanted)
-    return Problem("RunExists", f"of the runs to start one exists, or did: {names}", error.code)
+    return Problem("RunExists", f"one of these run ids is already taken: {names}", error.code)

@@ -17,7 +17,7 @@ from smithers.store.pool_store import Burial
 from smithers.telemetry import names
 from smithers.telemetry.lanes import LaneMeter
 from smithers.telemetry.names import Role
-from smithers.telemetry.sheet import Counter, Histogram, Page
+from smithers.telemetry.sheet import Counter, Histogram, MetricsPage
 
 # Created at 0: if a series first appears with the value 1, Prometheus's increase() misses that first event.
 DEATHS: Final = ("exit", "process-gone", "silent", "disconnected")
@@ -43,7 +43,7 @@ class RunTimes:
 class ChildMeters:
     """The counters of one child."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: MetricsPage) -> None:
         self._page = page
         self._events = {event: page.counter(names.EVENTS, event.value) for event in EventType}
         self._runs = {
@@ -152,7 +152,7 @@ class ChildMeters:
 class PoolMeters:
     """The counters of a pool's parent."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: MetricsPage) -> None:
         self._page = page
         self._beat = page.gauge(names.BEAT_AGE)
         self._listening = page.gauge(names.LISTENER_AGE, Role.POOL)

@@ -17,13 +17,13 @@ from bench.workloads import bare_fan_out
 from gateway.load import raise_file_limit
 
 RUNS = 10
-PAUSE_S = 0.2  # a node of each run; three events each
-EVENTS_PER_NODE = 3
+PAUSE_S = 0.2  # a node of each run; two events each
+EVENTS_PER_NODE = 2
 SKIPPED_S = 1.0
 SEQ = re.compile(rb"(?:^|\n)id: (\d+)\n")
 
 GOALS = (
-    Goal("fanout", "viewer_count", "viewers of 10 runs, 15 events a second each"),
+    Goal("fanout", "viewer_count", "viewers of 10 runs, 10 events a second each"),
     Goal("fanout", "delivered_per_s", "delivered events/s", 10_000, is_floor=True),
     Goal("fanout", "p50_ms", "… commit → viewer, p50 ms"),
     Goal("fanout", "p99_ms", "… p99 ms", 1_000),
@@ -38,7 +38,7 @@ GOALS = (
 
 def fanout(*, is_quick: bool) -> dict[str, Any]:
     """Run the load."""
-    each, nodes = (20, 15) if is_quick else (100, 75)
+    each, nodes = (20, 15) if is_quick else (110, 75)
     raise_file_limit()
     bare = bare_fan_out(RUNS * each, nodes * EVENTS_PER_NODE, PAUSE_S / EVENTS_PER_NODE)
     with Site(flows=FLOWS_DIR) as site:

@@ -1,17 +1,60 @@
--- Commit what is ready of many runs of one owner, and tell others that it was, in one round trip: as commit_turns_v4 over
--- commit_group_v4, in one body. A call of a function, a query without a table and a notification that each begin and end a
--- statement of their own were a fourteenth of what a commit costs its backend.
+-- What one commit says of a run. Numbers in the other types (run_no) are positions in this array, from 1.
+CREATE TYPE smithers.run_change_v2 AS (
+    run_id text, epoch bigint, commit_no bigint,
+    expected_seq bigint,        -- null: whatever came meanwhile does not matter to this change
+    is_cancelling boolean,      -- with expected_seq: whether the plan knew of a cancel
+    status text,                -- null: as it was
+    is_released boolean,        -- the owner gives the run back: parked, ended or drained
+    due_ms bigint,              -- with is_released: when it is to be claimed again; null: when a decision says so
+    event_count integer, last_frame_no integer,
+    is_cleared boolean,         -- what was in flight when an owner died has ended: no suspicion any more
+    error text, output_node_id text, output_iteration integer,
+    has_cleanup boolean);       -- a cancel must leave time to clean up; null: no
+CREATE TYPE smithers.event_change_v1 AS (run_no integer, run_id text, event_no integer, head text, tail text);
+CREATE TYPE smithers.node_change_v1 AS (
+    run_no integer, run_id text, node_id text, iteration integer, kind text, label text,
+    state text, attempt integer, failures integer, is_started boolean, is_settled boolean,
+    due_ms bigint, wait text, loop_id text, heartbeat text, output text, error text);
+CREATE TYPE smithers.attempt_change_v1 AS (
+    run_no integer, run_id text, node_id text, iteration integer, attempt integer, state text, started_ms bigint,
+    error text);
+CREATE TYPE smithers.frame_change_v1 AS (
+    run_no integer, run_id text, frame_no integer, xml_hash text, encoding text, body text);
+CREATE TYPE smithers.loop_change_v1 AS (run_no integer, run_id text, loop_id text, iteration integer, is_done boolean);
+CREATE TYPE smithers.approval_change_v1 AS (
+    run_no integer, run_id text, node_id text, iteration integer, status text, request text, note text, decided_by text);
+CREATE TYPE smithers.signal_change_v1 AS (run_no integer, run_id text, seq bigint, node_id text, iteration integer);
+CREATE TYPE smithers.try_change_v1 AS (run_no integer, run_id text, try_id text, phase text, is_done boolean, problem text);
+CREATE TYPE smithers.tool_call_change_v2 AS (
+    run_no integer, run_id text, node_id text, iteration integer, attempt integer, call_no integer,
+    kind text,                  -- tool or model
+    tool_name text,
+    state text,                 -- started, finished or failed
+    is_side_effect boolean, is_idempotent boolean, input text, output text, error text,
+    took_ms bigint,             -- until this change
+    parent_call_no integer,     -- within which call it was made; 0: within none
+    beside_call_no integer);    -- the oldest of that parent that was under way when it began; null: none was
+CREATE TYPE smithers.cached_output_change_v1 AS (
+    run_no integer, run_id text, node_id text, cache_key text, output text,
+    ttl_ms bigint);             -- null: for good
+
+-- Commit what is ready of many runs of one owner, and tell others that it was, in one round trip.
 --
 -- The lock is the first statement: it makes a displaced owner see the new epoch (a join on the epoch without it reads
 -- the snapshot, and nothing makes it look again). SKIP LOCKED: a run that a gateway writes to right now is left for the
--- next group instead of holding up all others. Every statement after it has a snapshot of its own, taken under the lock.
+-- next group instead of holding up all others. Then come the rows of the runs' kin that the group writes to, in the same way
+-- (hold_kin_v1, hold_children_v1). Every statement after that has a snapshot of its own, taken under the locks.
 -- Outcomes, one for each run: committed; stale (something came in that the plan did not know of); lost (another
 -- owner); locked (try again).
 -- A change may come twice: its sender saw the connection break and does not know, or a copy was stuck on the way and
 -- arrives late. The number of the run's last commit tells: it is written once, and answered as committed again.
 --
--- The notifications have a transaction of their own, so that the one that matters holds no lock for all, and this one waits
--- for no flush. What fails after the COMMIT is answered as an error; the same group again is answered as committed.
+-- Success is answered only for what the synchronous standbys have (see require_replicated_v1). The notifications have a
+-- transaction of their own (see notify_v1). What fails after the COMMIT is answered as an error; the same group again is
+-- answered as committed.
+--
+-- All of it is one body: a call of a function, a query without a table and a notification that each begin and end a
+-- statement of their own were a fourteenth of what a commit costs its backend.
 CREATE PROCEDURE smithers.commit_turns_v5(
     p_worker_id uuid,
     p_runs smithers.run_change_v2[], p_events smithers.event_change_v1[], p_nodes smithers.node_change_v1[],
@@ -216,56 +259,6 @@ BEGIN
         RAISE EXCEPTION 'the commit took too long: it may be on no synchronous standby' USING ERRCODE = '08006';
     END IF;
     IF 'committed' = ANY (outcomes) AND pg_notification_queue_usage() < 0.9 THEN
-        v_word := set_config('synchronous_commit', 'off', true);
-        FOR i IN 1..cardinality(p_channels) LOOP
-            v_word := pg_notify(p_channels[i], p_payloads[i])::text;  -- an expression, where PERFORM is a query
-        END LOOP;
-    END IF;
-END
-$$;
-
--- Start many runs, and tell who claims from their queues, in one round trip: as start_and_tell_v3 over start_runs_v1, in one
--- body. The row, what was asked, event 0 and the wake-up (due now) of each, or nothing of it; uniqueness is the
--- constraint's: who is not among the returned came second. Where a start of the same id is under way elsewhere, this one
--- waits for its outcome a short time only (55P03): others share the call.
-CREATE PROCEDURE smithers.start_and_tell_v4(
-    p_starts smithers.run_start_v1[], p_channels text[], p_payloads text[], INOUT new_ids text[])
-LANGUAGE plpgsql
-AS $$
-#variable_conflict use_column
-DECLARE
-    v_word text := set_config('lock_timeout', '100ms', true);  -- until the COMMIT
-    v_now timestamptz := smithers.clock();
-    v_now_text text := smithers.to_ms(v_now)::text;
-BEGIN
-    WITH new AS (
-        INSERT INTO smithers.runs (run_id, status, queue, priority, due_at, last_seq, created_at, is_solo)
-        SELECT s.run_id, 'queued', s.queue, s.priority, v_now, 0, v_now, s.is_solo FROM unnest(p_starts) AS s
-        ORDER BY s.run_id  -- one order for all: two gateways with the same ids never deadlock
-        ON CONFLICT DO NOTHING
-        RETURNING run_id)
-    SELECT array_agg(run_id) INTO new_ids FROM new;
-
-    INSERT INTO smithers.run_requests (
-        run_id, workflow_name, workflow_path, workflow_export, source_hash, input, config, auth, trace_context,
-        parent_run_id, created_at)
-    SELECT s.run_id, s.workflow_name, s.workflow_path, s.workflow_export, s.source_hash, s.input, s.config, s.auth,
-           s.trace_context, s.parent_run_id, v_now
-    FROM unnest(p_starts) AS s WHERE s.run_id = ANY (new_ids);
-
-    INSERT INTO smithers.events (run_id, seq, epoch, payload)
-    SELECT s.run_id, 0, 0, s.head || v_now_text || s.tail
-    FROM unnest(p_starts) AS s WHERE s.run_id = ANY (new_ids);
-
-    IF coalesce(cardinality(new_ids), 0) < cardinality(p_starts) THEN  -- who came second waits for the first's standby
-        PERFORM FROM smithers.runs r WHERE r.run_id IN (SELECT s.run_id FROM unnest(p_starts) AS s) FOR KEY SHARE;
-    END IF;
-    COMMIT;
-    -- As require_replicated_v1, which says why.
-    IF clock_timestamp() - statement_timestamp() >= 0.9 * nullif(current_setting('statement_timeout'), '0')::interval THEN
-        RAISE EXCEPTION 'the commit took too long: it may be on no synchronous standby' USING ERRCODE = '08006';
-    END IF;
-    IF new_ids IS NOT NULL AND pg_notification_queue_usage() < 0.9 THEN
         v_word := set_config('synchronous_commit', 'off', true);
         FOR i IN 1..cardinality(p_channels) LOOP
             v_word := pg_notify(p_channels[i], p_payloads[i])::text;  -- an expression, where PERFORM is a query

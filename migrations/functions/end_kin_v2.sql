@@ -1,5 +1,8 @@
--- As end_kin_v1, for a trigger whose condition is shorter: Postgres reads a condition from the catalog anew for each statement,
--- and one that names the statuses was a hundredth of what a commit costs.
+-- Let the end of a run reach its kin, whoever ends it: a worker, a gateway, the one who buries a worker. At the commit, when
+-- all that the end has written is there. Children that are under way are asked to end: each is claimed for it, and asks its
+-- own.
+-- Which statuses are an end is asked here and not in the trigger's condition: Postgres reads a condition from the catalog
+-- anew for each statement, and one that names the statuses was a hundredth of what a commit costs.
 CREATE FUNCTION smithers.end_kin_v2() RETURNS trigger
 LANGUAGE plpgsql
 AS $$
@@ -22,7 +25,6 @@ BEGIN
     RETURN NULL;
 END
 $$;
-DROP TRIGGER runs_end_kin ON smithers.runs;
 CREATE CONSTRAINT TRIGGER runs_end_kin AFTER UPDATE OF status ON smithers.runs
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
     WHEN ((NEW.parent_run_id IS NOT NULL OR NEW.is_parent) AND NEW.status <> OLD.status)

@@ -4,8 +4,8 @@ CREATE TYPE smithers.run_start_v1 AS (
     head text, tail text,  -- event 0, around its time
     is_solo boolean);
 
--- Start many runs in one transaction: the row, what was asked, event 0 and the wake-up (due now) of each, or nothing of
--- it. Uniqueness is the constraint's: who is not among the returned came second.
+-- Start many runs in the caller's transaction: the row, what was asked, event 0 and the wake-up (due now) of each, or
+-- nothing of it. Uniqueness is the constraint's: who is not among the returned came second.
 CREATE FUNCTION smithers.start_runs_v1(p_starts smithers.run_start_v1[])
 RETURNS TABLE (run_id text)
 LANGUAGE plpgsql

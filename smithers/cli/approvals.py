@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from smithers.client import Approval
 
 NodeArgument = Annotated[
-    str, typer.Argument(metavar="NODE", help="The approval's node.", show_default=False)
+    str, typer.Argument(metavar="NODE", help="The node that asks.", show_default=False)
 ]
 Note = Annotated[str | None, typer.Option("--note", metavar="TEXT", help="A note for the run.")]
 Iteration = Annotated[

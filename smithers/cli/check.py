@@ -14,7 +14,7 @@ from smithers.settings import ServerOptions
 from smithers.texts import counted
 
 if TYPE_CHECKING:
-    from smithers.checking import Finding
+    from smithers.checking import Forecast
     from smithers.source.beneath import RootDirectory
     from smithers.store.run_facts import LoadedRun
     from smithers.store.workflows import ParkedRun
@@ -111,25 +111,25 @@ class _Versions:
 
     def __init__(self, root: "RootDirectory") -> None:
         self._root = root
-        self._loaded: dict[tuple[str, str | None], tuple[str, Workflow[Any]] | Finding] = {}
+        self._loaded: dict[tuple[str, str | None], tuple[str, Workflow[Any]] | Forecast] = {}
 
-    def check(self, run: "ParkedRun", loaded: "LoadedRun") -> "Finding":
-        from smithers.checking import Finding, Verdict, check_run
+    def check(self, run: "ParkedRun", loaded: "LoadedRun") -> "Forecast":
+        from smithers.checking import Effect, Forecast, check_run
         from worker.rendering import render_guard
 
         place = (run.workflow_path, run.workflow_export)
         if place not in self._loaded:
             self._loaded[place] = self._load(*place)
         found = self._loaded[place]
-        if isinstance(found, Finding):
+        if isinstance(found, Forecast):
             return found
         source_hash, workflow = found
         if source_hash == run.source_hash:
-            return Finding(verdict=Verdict.GOES_ON, reason=UNCHANGED)
+            return Forecast(effect=Effect.GOES_ON, reason=UNCHANGED)
         return check_run(run, loaded, workflow, guard=render_guard(workflow.render_timeout_s))
 
-    def _load(self, path: str, export: str | None) -> "tuple[str, Workflow[Any]] | Finding":
-        from smithers.checking import Finding, Verdict
+    def _load(self, path: str, export: str | None) -> "tuple[str, Workflow[Any]] | Forecast":
+        from smithers.checking import Effect, Forecast
         from smithers.source.closure import read_bundle
         from smithers.source.errors import SourceError, SourceNotFound
         from smithers.source.loading import find_workflow, load_module
@@ -138,21 +138,21 @@ class _Versions:
             bundle = read_bundle(self._root, path if export is None else f"{path}:{export}")
             return bundle.source_hash, find_workflow(load_module(bundle), export)
         except SourceNotFound:
-            return Finding(verdict=Verdict.GOES_ON, reason=GONE)
+            return Forecast(effect=Effect.GOES_ON, reason=GONE)
         except SourceError as error:
-            return Finding(verdict=Verdict.FAILS, reason=error.reason)
+            return Forecast(effect=Effect.FAILS, reason=error.reason)
 
 
-def _row(run: "ParkedRun", finding: "Finding") -> dict[str, Any]:
+def _row(run: "ParkedRun", forecast: "Forecast") -> dict[str, Any]:
     return {
         "runId": run.run_id,
         "workflowName": run.workflow_name,
         "workflowPath": run.workflow_path,
         "status": run.status,
-        "verdict": finding.verdict,
-        "lost": [{"nodeId": key.node_id, "iteration": key.iteration} for key in finding.lost],
-        "added": [{"nodeId": key.node_id, "iteration": key.iteration} for key in finding.added],
-        "reason": finding.reason,
+        "verdict": forecast.effect,
+        "lost": [{"nodeId": key.node_id, "iteration": key.iteration} for key in forecast.lost],
+        "added": [{"nodeId": key.node_id, "iteration": key.iteration} for key in forecast.added],
+        "reason": forecast.reason,
     }
 
 

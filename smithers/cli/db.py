@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -20,7 +21,7 @@ from smithers.cli.console import (
     print_line,
 )
 from smithers.settings import ServerOptions
-from smithers.store.revisions import read_revisions
+from smithers.store.revisions import FROM_BEFORE, read_revisions
 from smithers.texts import counted
 
 if TYPE_CHECKING:
@@ -64,9 +65,10 @@ def current(
     if known.is_newer(found):
         note(f"the schema is {NEWER}")
     elif found != needed:
+        way = "smithers db upgrade, for the same database"
         raise CommandFailed(
             "the schema is not the one that this version needs",
-            hint="smithers db upgrade, for the same database",
+            hint=f"it is {FROM_BEFORE}" if found in known.unreleased else way,
             exit_code=Exit.FAILED,
         )
 
@@ -122,17 +124,24 @@ def prune(
 async def find_existing(options: ServerOptions) -> AsyncIterator["Database"]:
     """Join an existing database for a command that only reads; raise CommandFailed if there is none."""
     from smithers.foundation import find_database
-    from smithers.store.embedded import default_data_dir, has_database
 
-    if options.database_url is None:
-        place = options.data_dir or default_data_dir(options.root_dir, environ=os.environ)
-        if not has_database(place):
-            raise CommandFailed(
-                f"there is no database for {options.root_dir} yet: {place} holds none",
-                hint="name the server's with --data-dir or --database-url",
-            )
+    if (place := missing_at(options)) is not None:
+        raise CommandFailed(
+            f"there is no database for {options.root_dir} yet: none is in {place}",
+            hint="use the server's --data-dir or --database-url",
+        )
     async with find_database(options, os.environ) as database:
         yield database
+
+
+def missing_at(options: ServerOptions) -> Path | None:
+    """Return where the embedded database will be if it does not exist yet; None if it does, or a URL is given."""
+    from smithers.store.embedded import default_data_dir, has_database
+
+    if options.database_url is not None:
+        return None
+    place = options.data_dir or default_data_dir(options.root_dir, environ=os.environ)
+    return None if has_database(place) else place
 
 
 async def _prune(options: ServerOptions, limit: timedelta, *, is_dry: bool) -> "Pruned":

@@ -51,7 +51,9 @@ def detach(run_id: str) -> Announce | Background:
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     note(log.read_bytes()[before:].decode(errors="replace").rstrip())
     raise CommandFailed(
-        "the run is not in the background", hint=f"see {log}", exit_code=max(code, Exit.FAILED)
+        "the run could not be started in the background",
+        hint=f"see {log}",
+        exit_code=max(code, Exit.FAILED),
     )
 
 

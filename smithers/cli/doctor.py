@@ -12,6 +12,7 @@ import typer
 
 from smithers.cli import options as o
 from smithers.cli.console import Exit, log_to_stderr, print_json, print_table
+from smithers.cli.db import missing_at
 from smithers.errors import SmithersError
 from smithers.settings import ClientOptions, ServerOptions, read_client_options
 
@@ -66,16 +67,27 @@ def doctor(
 
 
 async def _look(options: ServerOptions, address: ClientOptions) -> list[Finding]:
-    from smithers.foundation import find_database
-    from smithers.store.checks import check_database
-
     version = ".".join(map(str, sys.version_info[:3]))
     findings = [
         Finding("python", Verdict.OK, version),
         Finding("root", Verdict.OK, str(options.root_dir)),
     ]
     findings += await _try_sandbox(options)
+    findings += await _try_database(options)
+    findings.append(await _ask_server(address))
+    return findings
+
+
+async def _try_database(options: ServerOptions) -> list[Finding]:
+    """Check the database; an embedded one that does not exist yet is not created for that."""
+    from smithers.foundation import find_database
+    from smithers.store.checks import check_database
+
+    findings: list[Finding] = []
     try:
+        if (place := missing_at(options)) is not None:
+            told = f"none in {place} yet: the first `smithers serve` or `up` creates it"
+            return [Finding("database", Verdict.OK, told)]
         async with find_database(options, os.environ) as database:
             findings.append(Finding("database", Verdict.OK, database.describe()))
             findings.append(_judge_way(database))
@@ -83,7 +95,6 @@ async def _look(options: ServerOptions, address: ClientOptions) -> list[Finding]
             findings += _judge(check, is_embedded=database.data_dir is not None)
     except (SmithersError, OSError) as error:
         findings.append(Finding("database", Verdict.FAILED, str(error)))
-    findings.append(await _ask_server(address))
     return findings
 
 
@@ -111,13 +122,13 @@ def _judge(check: "DatabaseCheck", *, is_embedded: bool) -> Iterator[Finding]:
         f"{check.connections} of {check.max_connections}",
     )
     is_right = abs(check.skew_s) < SKEW_S
-    told = f"{check.skew_s:+.3f} s from this host's" + ("" if is_right else "; only its own counts")
+    told = f"{check.skew_s:+.3f} s from this host's" + ("" if is_right else ", which is ignored")
     yield Finding("clock", Verdict.OK if is_right else Verdict.WARNING, told)
     is_quick = check.commit_s < SLOW_COMMIT_S
-    told = f"{check.commit_s * 1000:.1f} ms" + ("" if is_quick else ": each step waits for this")
+    told = f"{check.commit_s * 1000:.1f} ms" + ("" if is_quick else ": every step waits for one")
     yield Finding("commit", Verdict.OK if is_quick else Verdict.WARNING, told)
     if check.hint_s is None:
-        told = "none arrives: set DATABASE_DIRECT_URL to an address past the pooler"
+        told = "none arrive: set DATABASE_DIRECT_URL to an address past the pooler"
         yield Finding("notifications", Verdict.FAILED, told)
     else:
         yield Finding("notifications", Verdict.OK, f"{check.hint_s * 1000:.1f} ms")
@@ -141,13 +152,15 @@ def _judge_way(database: "Database") -> Finding:
 
 
 def _judge_schema(revision: str | None, *, is_embedded: bool) -> Finding:
-    from smithers.store.revisions import read_revisions
+    from smithers.store.revisions import FROM_BEFORE, read_revisions
 
     known = read_revisions()
     if revision == known.head:
         return Finding("schema", Verdict.OK, revision)
     if known.is_newer(revision):
         return Finding("schema", Verdict.OK, f"{revision}, newer than this version's {known.head}")
+    if revision in known.unreleased:
+        return Finding("schema", Verdict.FAILED, f"{revision}, {FROM_BEFORE}")
     told = f"{revision or 'none'}, and this version needs {known.head}: "
     if is_embedded:
         return Finding("schema", Verdict.WARNING, told + "the next start migrates it")
@@ -162,5 +175,5 @@ async def _ask_server(address: ClientOptions) -> Finding:
             is_ready = await client.is_ready()
         except ClientError as error:
             return Finding("server", Verdict.WARNING, str(error))
-    told = f"{address.url} takes requests" if is_ready else f"{address.url} takes no requests now"
+    told = f"{address.url} accepts {'requests' if is_ready else 'no requests now'}"
     return Finding("server", Verdict.OK if is_ready else Verdict.FAILED, told)

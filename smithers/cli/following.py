@@ -171,9 +171,9 @@ class _Family:
 
 
 async def _find_stuck(client: AsyncClient, run_ids: Sequence[str]) -> Followed | None:
-    """Return the first of these runs if only somebody else can move it and the others, those below it.
+    """Return the state of these runs, the first of which has started the others, if only somebody else can make them go on.
 
-    One whose last question was answered, or whose child has ended, moves by itself.
+    A run whose last question was answered, or whose child has ended, goes on by itself.
     """
     whys = [await client.why(run_id) for run_id in run_ids]
     kinds = [reason.kind for why in whys for reason in why.reasons]
@@ -261,7 +261,7 @@ async def ask_at_terminal(approval: Approval) -> Answer | None:
 def _show_question(approval: Approval, options: Sequence[str]) -> None:
     console = open_console(is_stderr=True)
     title = printable(approval.request_title or approval.node_id)
-    summary = printable(approval.request_summary or "(nothing was said about it)")
+    summary = printable(approval.request_summary or "(no summary)")
     numbered = "".join(f"\n{number}  {printable(one)}" for number, one in enumerate(options, 1))
     console.print(
         Panel(

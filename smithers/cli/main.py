@@ -17,11 +17,11 @@ HELP: Final = (
     """Durable workflows in Python: every step is committed to Postgres before the next begins."""
 )
 OVERVIEW: Final = (
-    "smithers serve                    serve the workflows below this directory",
+    "smithers serve                     serve the workflows below this directory",
     "smithers up FILE --input @in.json  run one workflow to its end",
-    "smithers start FILE               start a run on the server",
-    "smithers ps                       what runs, and what waits",
-    "smithers events RUN --follow      watch a run",
+    "smithers start FILE                start a run on the server",
+    "smithers ps                        list runs: what runs, what waits",
+    "smithers events RUN --follow       watch a run",
 )
 
 app = typer.Typer(
@@ -176,7 +176,7 @@ def _explain(error: Exception) -> int:
         case OSError(errno=errno.EADDRINUSE):
             complain(
                 in_full(error),
-                "another program listens there: --port N, or of `worker` --metrics-port N, takes another port",
+                "another program listens there: choose another port with --port N, for `worker` with --metrics-port N",
             )
             return Exit.FAILED
         case _:

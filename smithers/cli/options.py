@@ -98,7 +98,7 @@ def looking_options(flags: Mapping[str, Any]) -> ServerOptions:
 
 
 def at_server(command: str, url: str | None) -> str:
-    """Return a printed command for the server that this command's flag named."""
+    """Return a command as it is printed, for the server that this command's --server names."""
     return command if url is None else f"SMITHERS_URL={shlex.quote(url)} {command}"
 
 

@@ -1,6 +1,6 @@
 """A run's progress for people: a live list of nodes on a terminal, elsewhere a line for each event.
 
-`Progress` is the state from the events so far; the two displays show it, on stderr: stdout is for the result.
+`ProgressView` is the state from the events so far; the two displays show it, on stderr: stdout is for the result.
 """
 
 import time
@@ -49,8 +49,8 @@ RUN_WORDS: Final = {
     "RunFinished": "finished",
     "RunFailed": "failed",
     "RunCancelled": "cancelled",
-    "RunAutoResumed": "taken up again: its worker died",
-    "WorkflowReloaded": "goes on with its edited source",
+    "RunAutoResumed": "resumed: its worker died",
+    "WorkflowReloaded": "continues with its edited source",
 }
 REFRESHES_PER_S: Final = 12
 LINES_KEPT: Final = 8  # lines of the terminal that are not for nodes
@@ -74,7 +74,7 @@ class NodeLine:
         return max((self.ended_ms or now_ms) - self.began_ms, 0) / 1000
 
 
-class Progress:
+class ProgressView:
     """A run's state from its events so far."""
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class PlainDisplay:
     """One line for each event, with the seconds since the run's start."""
 
     def __init__(self) -> None:
-        self.progress = Progress()
+        self.progress = ProgressView()
         self._console = open_console(is_stderr=True)
 
     def __enter__(self) -> Self:
@@ -190,7 +190,7 @@ class LiveDisplay:
     """A list of nodes that is redrawn as they change; tasks' output scrolls above it."""
 
     def __init__(self, title: str) -> None:
-        self.progress = Progress()
+        self.progress = ProgressView()
         self._title = printable(title)
         self._console: Console = open_console(is_stderr=True)
         self._began_s = time.monotonic()

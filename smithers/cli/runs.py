@@ -22,7 +22,7 @@ from smithers.cli.console import (
 from smithers.states import RunStatus
 
 if TYPE_CHECKING:
-    from smithers.client import Event, Frame, Node, Run, RunSummary
+    from smithers.client import Client, Event, Frame, Node, Run, RunSummary, Why
 
 MAX_CELL_CHARS: Final = 60
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="How many.")]
@@ -93,6 +93,7 @@ def why(
     """Say why a run does not progress, and what would unblock it."""
     with o.open_client(server, token) as client:
         found = client.why(run)
+        has_list = not as_json and _asks(found) and _lists_approvals(client)
     if as_json:
         print_json(found.to_wire())
         return
@@ -103,8 +104,25 @@ def why(
             command = reason.unblock["command"]
             is_asked = "request" in reason.unblock  # others, like `smithers up`, ask no server
             print_line(f"  {o.at_server(command, server) if is_asked else command}")
-    if any(reason.kind == "approval" for reason in found.reasons):
+    if has_list:
         note(f"its questions in full: {o.at_server(f'smithers approvals {run}', server)}")
+
+
+def _asks(why: "Why") -> bool:
+    return any(reason.kind == "approval" for reason in why.reasons)
+
+
+def _lists_approvals(client: "Client") -> bool:
+    """Say whether the server lists questions: one that was started with --no-database does not."""
+    from smithers.client import BadRequest
+
+    try:
+        client.list_approvals()
+    except BadRequest as error:
+        if error.code != o.NO_LISTS:
+            raise
+        return False
+    return True
 
 
 def events(
@@ -200,7 +218,7 @@ def _choose(
         if unknown:
             raise CommandFailed(
                 f"there is no event type {', '.join(unknown)}",
-                hint=f"there are {', '.join(EventType)}",
+                hint=f"the types are {', '.join(EventType)}",
                 exit_code=Exit.USAGE,
             )
     for event in events:

@@ -156,9 +156,7 @@ def stop_signals(hurry: Callable[[], None]) -> Iterator[asyncio.Event]:
 
 def _require_database(options: ServerOptions) -> None:
     if options.database_url is None:
-        raise InvalidSettings(
-            ["DATABASE_URL: must be set; `smithers serve` is the command that needs none"]
-        )
+        raise InvalidSettings(["DATABASE_URL: must be set; `smithers serve` works without it"])
 
 
 def _run(

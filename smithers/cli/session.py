@@ -25,7 +25,7 @@ from smithers.cli.console import (
     note,
     print_json,
 )
-from smithers.cli.rows import find_queue
+from smithers.ids import RunId
 from smithers.settings import ServerOptions
 from smithers.states import RunStatus
 from smithers.texts import command_line
@@ -144,7 +144,7 @@ async def _serving(
     if errand.serve is None or listener is None:
         yield None
         return
-    from gateway.serve import ServeOptions, StoreAddress, WorkflowReference, open_run_site
+    from gateway.run_site import ServeOptions, StoreAddress, WorkflowReference, open_run_site
     from smithers.server import url_of
     from smithers.telemetry.names import Role
 
@@ -157,6 +157,7 @@ async def _serving(
             dsn=server.database.dsn,
             direct_dsn=server.database.direct_dsn,
             own_databases=options.workflow_databases,
+            data_dir=options.data_dir,
         ),
         run_id=errand.run_id,
         auth_token=errand.serve.auth_token,
@@ -169,11 +170,15 @@ async def _serving(
 
 async def _refuse_others(errand: Errand, dsn: str, own_queue: str) -> None:
     """Raise CommandFailed for a run that a server began: no worker here would ever claim it."""
-    queue = await find_queue(errand.run_id, dsn)
+    from smithers.store.connections import open_connection
+    from smithers.store.reads import find_queue
+
+    async with open_connection(dsn, role="up") as connection:
+        queue = await find_queue(connection, RunId(errand.run_id))
     if queue not in {None, own_queue}:
         raise CommandFailed(
-            f"run {errand.run_id} was not begun by `smithers up`: it is in the queue {queue}",
-            hint=f"smithers resume {errand.run_id}, with a server that serves it",
+            f"run {errand.run_id} was not started by `smithers up`: it is in the queue {queue}",
+            hint=f"smithers resume {errand.run_id}, at a server that serves it",
             exit_code=Exit.USAGE,
         )
 
@@ -214,7 +219,7 @@ class _Session:
         self._has_begun = asyncio.Event()
         self._interrupted = asyncio.Event()
         self._leaving = asyncio.Event()
-        self._exit_code = Exit.OK  # of who was told to leave
+        self._exit_code = Exit.OK  # another one if a signal told it to leave
         self._cancelling: asyncio.Task[None] | None = None
         self._left: Followed | None = None
 
@@ -224,7 +229,7 @@ class _Session:
         self._has_begun.set()
 
     async def follow(self) -> None:
-        """Follow the run until it has ended or waits, or a stop signal comes; a served run always until that."""
+        """Follow the run until it has ended or waits, or a stop signal comes; if it is served, until a stop signal comes."""
         self._left = await _do_until(self._leaving, self._follow_on())
         if self._left is None:
             return
@@ -246,7 +251,7 @@ class _Session:
             )
             if followed.successor is None:
                 return followed
-            self._display.say(f"run {self._run_id} goes on as {followed.successor}")
+            self._display.say(f"run {self._run_id} continues as {followed.successor}")
             self._run_id = followed.successor
 
     def _choose_ask(self) -> "Ask":
@@ -325,7 +330,7 @@ class _Session:
         )
 
     def _say_who_takes_it(self, command: str) -> None:
-        note("a server on this root and database, `smithers serve`, takes it:")
+        note("send it through a server on this root and database (`smithers serve`):")
         note(f"  {command}")
         note(f"then go on with:\n  {self._command('--resume')}")
 
@@ -364,7 +369,7 @@ class _Session:
         try:
             await self._client.cancel(self._run_id)
         except ClientError as error:
-            self._display.say(f"the run is not cancelled: {error}")
+            self._display.say(f"the run could not be cancelled: {error}")
 
     def _leave(self, code: Exit) -> None:
         if self._leaving.is_set():

@@ -11,14 +11,14 @@ from smithers.cli.up import InputText, read_input
 WorkflowArgument = Annotated[
     str,
     typer.Argument(
-        metavar="WORKFLOW",
-        help="FILE, or FILE:NAME, below the server's root directory.",
+        metavar="FILE",
+        help="The workflow's file below the server's root; FILE:NAME picks one of several in it.",
         show_default=False,
     ),
 ]
 ChosenId = Annotated[
     str | None,
-    typer.Option("--run-id", metavar="RUN", help="The run's id. [default: the server makes one]"),
+    typer.Option("--run-id", metavar="ID", help="The run's id. [default: the server makes one]"),
 ]
 Priority = Annotated[
     int | None,

@@ -181,7 +181,7 @@ def _read_options(flags: Mapping[str, Any], file: str, run_id: str) -> ServerOpt
         },
     )
     if not told.workers:
-        raise CommandFailed("--workers 0: nobody would run it", exit_code=Exit.USAGE)
+        raise CommandFailed("--workers 0: there would be no worker to run it", exit_code=Exit.USAGE)
     return told
 
 

@@ -316,7 +316,7 @@ def _header_value(text: str, what: str) -> bytes:
         raise Unsendable(f"{what} cannot be sent: it is not valid UTF-8") from None
     if not _HEADER_VALUE.fullmatch(value):
         raise Unsendable(
-            f"{what} cannot be sent: it is empty, begins or ends with a blank, or has a line end or a NUL in it"
+            f"{what} cannot be sent: it is empty, begins or ends with a blank, or contains a line break or NUL"
         )
     return value
 

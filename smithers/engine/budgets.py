@@ -1,36 +1,34 @@
-"""How much of its budget a run's agents have used: stored as the heartbeat of the budget's node. Pure."""
+"""How much of its budget a run's agents have used. Pure.
+
+The budget's node is outside the tree, and counts: each grant of more is an iteration of it, which begins with nothing spent.
+"""
 
 from decimal import Decimal
-from typing import TYPE_CHECKING
-
-import orjson
 
 from smithers.engine import outcomes
 from smithers.engine.facts import Problem
+from smithers.engine.mount import LeafPlace
+from smithers.engine.run_state import RunState
 from smithers.engine.turn import TokenUsage
 from smithers.states import NodeState
 from smithers.tree import Spent
 
-if TYPE_CHECKING:
-    from smithers.engine.mount import LeafPlace
-    from smithers.engine.progress import Progress
 
-
-def find_place(run: "Progress") -> "LeafPlace | None":
+def find_place(run: RunState) -> LeafPlace | None:
     """Find the place of the run's budget; None if it has none."""
     return None if run.rendered is None else run.rendered.mounted.budget
 
 
-def spent_of(run: "Progress") -> Spent:
-    """Return what was used since the run began, or since the last grant."""
+def spent_of(run: RunState) -> Spent:
+    """Return what was used since the run began, or since the last grant; a continuation goes on counting."""
     place = find_place(run)
     fact = None if place is None else run.facts.nodes.get(place.key)
-    if fact is not None and fact.heartbeat is not None:
-        return Spent.of(orjson.loads(fact.heartbeat))
+    if fact is not None and (spent := fact.spent) is not None:
+        return spent
     return run.renderer.spent if place is None or place.key.iteration == 0 else Spent()
 
 
-def is_spent(run: "Progress", more_ms: int = 0) -> bool:
+def is_spent(run: RunState, more_ms: int = 0) -> bool:
     """Say whether no model may be asked now; `more_ms`: an attempt's working time since it was last counted.
 
     A run that is ending asks nobody: its agents' clean-up has a time limit of its own.
@@ -41,22 +39,21 @@ def is_spent(run: "Progress", more_ms: int = 0) -> bool:
     return budget.is_spent(spent_of(run).plus(Spent(took_ms=more_ms)))
 
 
-def spend(run: "Progress", spent: Spent) -> None:
+def spend(run: RunState, spent: Spent) -> None:
     """Count usage, if the run has a budget."""
     place = find_place(run)
     if place is not None and (fact := run.facts.nodes.get(place.key)) is not None:
-        told = spent_of(run).plus(spent).to_wire()
-        run.put(place.key, fact._replace(heartbeat=orjson.dumps(told).decode()))
+        run.put(place.key, fact.with_spent(spent_of(run).plus(spent)))
 
 
-def find_cost(run: "Progress", usage: TokenUsage) -> Decimal | None:
+def find_cost(run: RunState, usage: TokenUsage) -> Decimal | None:
     """Return an answer's cost in dollars, by the author's price before all others; None: unknown."""
     budget = run.renderer.budget
     price = None if budget is None else budget.prices.get(usage.model)
     return usage.cost if price is None else price.of(usage.input_tokens, usage.output_tokens)
 
 
-def refuse_unpriced(run: "Progress", model: str) -> None:
+def refuse_unpriced(run: RunState, model: str) -> None:
     """Fail a run that would spend money that cannot be counted."""
     place = find_place(run)
     fact = None if place is None else run.facts.nodes.get(place.key)
@@ -66,7 +63,7 @@ def refuse_unpriced(run: "Progress", model: str) -> None:
     outcomes.fail(run, place.key, fact, Problem("PriceUnknown", text, "PRICE_UNKNOWN"))
 
 
-def close(run: "Progress") -> None:
+def close(run: RunState) -> None:
     """Skip, at the end of a run, the question that was never needed."""
     place = find_place(run)
     fact = None if place is None else run.facts.nodes.get(place.key)

@@ -6,13 +6,12 @@ crash starts it twice, and a parent's id sorts before its children's in every co
 
 import hashlib
 import re
-from typing import TYPE_CHECKING, Any, Final
-
-import orjson
+from typing import Any, Final
 
 from smithers.engine import budgets, outcomes
 from smithers.engine.facts import EndFact, Facts, NodeFact, NodeKey, Problem
 from smithers.engine.mount import LeafPlace
+from smithers.engine.run_state import RunState
 from smithers.engine.turn import ChildStart, Ending, EventDraft
 from smithers.errors import InvalidOutput
 from smithers.events import EventType
@@ -21,14 +20,11 @@ from smithers.outputs import decode_output
 from smithers.states import NodeState, RunStatus
 from smithers.tree import ContinueAsNew, Subflow
 
-if TYPE_CHECKING:
-    from smithers.engine.progress import Progress
-
 CONTINUATION_KIND: Final = "continue-as-new"
 _COUNTED: Final = re.compile(r"(.*)\+([0-9]{1,9})")
 
 
-def start(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
+def start(run: RunState, leaf: LeafPlace, fact: NodeFact) -> None:
     """Start a node's child, or resume one that ended badly before, and let the node wait for its end."""
     key, element = leaf.key, leaf.element
     assert isinstance(element, Subflow)
@@ -41,23 +37,20 @@ def start(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
         return
     run.turn.children.append(child)
     child_id = child.run_id
-    wait = {"childRunId": child_id, "signalName": child_id}
-    fact = fact._replace(
-        wait=orjson.dumps(wait).decode(), state=NodeState.WAITING_EVENT, due_ms=None
-    )
-    run.put(key, fact)
+    fact = fact.with_awaited({"childRunId": child_id, "signalName": child_id})
+    run.put(key, fact._replace(state=NodeState.WAITING_EVENT, due_ms=None))
     run.say(EventType.SUBFLOW_STARTED, key, childRunId=child_id)
     run.say(EventType.NODE_WAITING_EVENT, key, signalName=child_id)
 
 
-def _child_of(run: "Progress", key: NodeKey, element: Subflow[Any]) -> ChildStart | Problem:
+def _child_of(run: RunState, key: NodeKey, element: Subflow[Any]) -> ChildStart | Problem:
     workflow, child_id = element.workflow, child_run_id(run.renderer.run_id, key)
     try:
         given = run.renderer.encode(element.input, workflow.input_model, what="the input")
     except InvalidOutput as error:
         return Problem("InvalidInput", str(error), "INVALID_INPUT", error.details)
     if not is_run_id(child_id):
-        text = f"{child_id} is no name of a run: subflows are nested too deep, or the run's own is too long"
+        text = f"{child_id} is not a valid run id: subflows are nested too deeply, or the parent's id is too long"
         return Problem("SubflowTooDeep", text, "SUBFLOW_TOO_DEEP")
     export = run.renderer.find_export(workflow)
     if export is None:
@@ -74,12 +67,12 @@ def _child_of(run: "Progress", key: NodeKey, element: Subflow[Any]) -> ChildStar
     )
 
 
-def take_end(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
+def take_end(run: RunState, leaf: LeafPlace, fact: NodeFact) -> None:
     """Apply the end of a node's child."""
     end = run.facts.ends.pop(leaf.key, None)
     element = leaf.element
     assert isinstance(element, Subflow)
-    # The end of an earlier attempt does not belong to the one that begins with this turn.
+    # An attempt that begins with this turn has no end yet: this is an earlier one's.
     if end is None or any(child.key == leaf.key for child in run.turn.children):
         return
     if _is_outdated(end, fact):
@@ -103,8 +96,8 @@ def take_end(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
     outcomes.fail(run, leaf.key, fact, problem, is_tolerated=element.continue_on_fail)
 
 
-def withdraw(run: "Progress", key: NodeKey) -> None:
-    """Cancel a node's child; one that would begin with this turn is not started, and not recorded."""
+def withdraw(run: RunState, key: NodeKey) -> None:
+    """Cancel a node's child; if it would begin with this turn, it is neither started nor recorded."""
     turn = run.turn
     child = next((child for child in turn.children if child.key == key), None)
     if child is None:
@@ -115,20 +108,30 @@ def withdraw(run: "Progress", key: NodeKey) -> None:
     turn.events.remove(EventDraft(EventType.SUBFLOW_STARTED, fields))
 
 
+def refuse(run: RunState, key: NodeKey, problem: Problem) -> None:
+    """Fail a node whose child, which would begin with this turn, cannot be started."""
+    withdraw(run, key)
+    leaf = run.find_leaf(key)
+    element = None if leaf is None else leaf.element
+    is_tolerated = isinstance(element, Subflow) and element.continue_on_fail
+    outcomes.fail(run, key, run.facts.nodes[key], problem, is_tolerated=is_tolerated)
+
+
 def _is_outdated(end: EndFact, fact: NodeFact) -> bool:
-    """Say whether a child was cancelled for an earlier attempt of its node, which did not wait for its end."""
+    """Say whether an end belongs to an earlier attempt of the node: the child was to be cancelled before this one began."""
     if end.status is not RunStatus.CANCELLED or end.cancel_asked_ms is None:
         return False
     return fact.started_ms is not None and end.cancel_asked_ms <= fact.started_ms
 
 
-def go_on_as_new(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
-    """Store the state for the continuation; the run ends when everything else has been stopped."""
+def go_on_as_new(run: RunState, leaf: LeafPlace, fact: NodeFact) -> None:
+    """Store the state that the continuation is handed; the run ends when everything else has been stopped."""
     element = leaf.element
     assert isinstance(element, ContinueAsNew)
     new_id = next_run_id(run.renderer.run_id)
     if not is_run_id(new_id):
-        text = f"{new_id} is no name of a run: the run's own is too long to count up"
+        why = "the run's id is too long for a continuation's number"
+        text = f"{new_id} is not a valid run id: {why}"
         outcomes.fail(run, leaf.key, fact, Problem("RunIdTooLong", text, "RUN_ID_TOO_LONG"))
         return
     try:
@@ -150,7 +153,7 @@ def find_continuation(facts: Facts) -> NodeKey | None:
     return None
 
 
-def end_continued(run: "Progress", key: NodeKey) -> Ending:
+def end_continued(run: RunState, key: NodeKey) -> Ending:
     """Describe the end of a run that continues as another."""
     state = run.facts.nodes[key].output or "null"
     new_id = next_run_id(run.renderer.run_id)

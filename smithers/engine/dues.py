@@ -6,7 +6,7 @@ from smithers.engine.facts import Facts, NodeKey
 
 
 class Dues:
-    """Due times of nodes; one that is no longer its node's due time is stale, and dropped."""
+    """Due times of nodes. One that is no longer its node's due time is stale: it is dropped, and never returned."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, NodeKey]] = []

@@ -1,27 +1,25 @@
 """Decide whether a run leaves its worker after this turn, and how: ended, or parked with only waits left. Pure."""
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from smithers.engine import budgets, children, waits
-from smithers.engine.facts import LATER, TOLERATED, Facts, NodeKey, Problem
+from smithers.engine.facts import Facts, NodeKey, NodeMark, Problem
+from smithers.engine.run_state import RunState
 from smithers.engine.turn import Ending, EventDraft
 from smithers.events import EventType
 from smithers.states import NodeState, RunStatus, TryPhase
 from smithers.tree import Task
 
-if TYPE_CHECKING:
-    from smithers.engine.progress import Progress
-
 STAY_MS: Final = 5_000  # a back-off up to this long is waited out in memory
 
 
-def end_or_park(run: "Progress", now_ms: int) -> Ending | None:
-    """Let the run leave its worker, ended or parked; None while there is work, or a wait in memory."""
+def end_or_park(run: RunState, now_ms: int) -> Ending | None:
+    """Say how the run leaves its worker, ended or parked; None: it stays, to work or to wait out a short back-off."""
     if run.in_flight or run.turn.timeouts or run.is_cleaning:
         return None
     if run.is_ending:
         return _end(run, run.last_status)
-    if run.is_cut_short or run.ready.is_held:
+    if run.is_cut_short or run.allowed is not None:
         return None
     assert run.schedule is not None
     if run.schedule.is_done:
@@ -34,19 +32,20 @@ def find_failure(facts: Facts) -> Problem | None:
     later: Problem | None = None
     for key in sorted(facts.nodes):
         fact = facts.nodes[key]
-        if fact.state is not NodeState.FAILED or fact.wait == TOLERATED:
+        if fact.state is not NodeState.FAILED or fact.mark is NodeMark.TOLERATED:
             continue
         problem = fact.error or Problem("TaskFailed", f"{key.node_id} failed")
-        if fact.wait != LATER:
+        if fact.mark is not NodeMark.LATER:
             return problem
         later = later or problem
-    for turned in facts.tries.values():
-        if turned.phase in (TryPhase.RAISED, TryPhase.BROKEN):
-            return turned.problem
+    for passed in facts.tries.values():
+        if passed.phase in (TryPhase.RAISED, TryPhase.BROKEN):
+            return passed.problem
     return later
 
 
-def _park(run: "Progress", now_ms: int) -> Ending | None:
+def _park(run: RunState, now_ms: int) -> Ending | None:
+    """Park a run in which nothing is left but waits; fail one in which there are none either."""
     due_ms = run.next_due_ms()
     status = waits.find_parked_status(run)
     if due_ms is None and status is None:
@@ -61,9 +60,10 @@ def _park(run: "Progress", now_ms: int) -> Ending | None:
     return Ending(status=status, events=(event,), due_ms=due_ms)
 
 
-def _end(run: "Progress", status: RunStatus) -> Ending:
+def _end(run: RunState, status: RunStatus) -> Ending:
+    """Cancel what still waits, and describe the run's end."""
     for key in sorted(run.waiting | run.facts.lost):
-        run.cancel_node(key, run.facts.nodes[key], run.reason)
+        waits.cancel_node(run, key, run.facts.nodes[key], run.reason)
     if status is RunStatus.CONTINUED and run.continuation is not None:
         return children.end_continued(run, run.continuation)
     if status is RunStatus.CANCELLED:
@@ -76,7 +76,7 @@ def _end(run: "Progress", status: RunStatus) -> Ending:
     return Ending(status=status, events=(event,), output=_output_key(run))
 
 
-def _output_key(run: "Progress") -> NodeKey | None:
+def _output_key(run: RunState) -> NodeKey | None:
     """Find the node whose output is the run's: the one that the workflow names, else the tree's last finished task."""
     assert run.rendered is not None
     mounted, wanted = run.rendered.mounted, run.renderer.workflow.output_node
@@ -89,7 +89,8 @@ def _output_key(run: "Progress") -> NodeKey | None:
     return None
 
 
-def _stuck(run: "Progress") -> Problem:
+def _stuck(run: RunState) -> Problem:
+    """Return the failure of a run that would never go on, with the nodes that wait for others, and for which."""
     assert run.schedule is not None
     blocked = "; ".join(
         f"{key.node_id} waits for {', '.join(names)}" for key, names in run.schedule.blocked()

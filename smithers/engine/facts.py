@@ -5,22 +5,16 @@ which there may be many keys: one for each iteration of its loops.
 """
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Final, NamedTuple, Self
+
+import orjson
 
 from smithers.errors import InvalidInput, InvalidOutput
 from smithers.ids import LoopId, NodeId, RunId, TryId
 from smithers.states import ApprovalStatus, NodeState, RunStatus, TryPhase
 from smithers.texts import encodable
-from smithers.tree import SCOPE_MARK
-
-# Why a node was skipped: its branch was not taken, or it left the tree. It may be mounted again.
-UNCHOSEN: Final = '{"unchosen":true}'
-# A tolerated failure. Every other failed node fails its run, even if another process takes it up.
-TOLERATED: Final = '{"tolerated":true}'
-# A failure in a run that something had failed before: it is the run's only if that is not known any more.
-LATER: Final = '{"later":true}'
-# Why a node is pending again: its attempt stopped before a question to a model for which the budget has no room.
-PARKED: Final = '{"parked":true}'
+from smithers.tree import SCOPE_MARK, Spent
 
 
 class NodeKey(NamedTuple):
@@ -55,8 +49,30 @@ class Problem(NamedTuple):
         return wire
 
 
+class NodeMark(StrEnum):
+    """What a node's state alone does not say, about a node that waits for nothing."""
+
+    # Skipped, because its branch was not taken or it left the tree: it may be mounted again.
+    UNCHOSEN = "unchosen"
+    # Failed, and the run goes on. A failed node without this mark fails its run, even if another process takes it up.
+    TOLERATED = "tolerated"
+    # A second failure. The run reports the first one, unless that one has been forgotten.
+    LATER = "later"
+    # Pending again: its attempt stopped before a question to a model for which the budget has no room.
+    PARKED = "parked"
+
+
+# Each as the JSON of its row.
+_MARK_JSON: Final = {mark: f'{{"{mark}":true}}' for mark in NodeMark}
+_MARKS: Final = {text: mark for mark, text in _MARK_JSON.items()}
+
+
 class NodeFact(NamedTuple):
-    """The state of one node."""
+    """The state of one node: its row.
+
+    Two columns mean different things at different nodes. `wait` has what the node waits for (`awaited`), or its `mark`;
+    `heartbeat` has the newest one of its body, or what a budget has `spent`.
+    """
 
     state: NodeState
     kind: str = "task"
@@ -66,10 +82,38 @@ class NodeFact(NamedTuple):
     output: str | None = None  # JSON text
     error: Problem | None = None
     due_ms: int | None = None  # when a timer fires, a wait expires, a back-off ends
-    started_ms: int | None = None
-    wait: str | None = None  # what it waits for, UNCHOSEN, TOLERATED, LATER or PARKED: JSON text
-    heartbeat: str | None = None  # its body's newest heartbeat: JSON text
+    started_ms: int | None = None  # when its newest attempt, or its wait, was committed
+    wait: str | None = None  # JSON text
+    heartbeat: str | None = None  # JSON text
     loop: str | None = None  # its innermost loop, whose iteration is in its key
+
+    @property
+    def mark(self) -> NodeMark | None:
+        """The mark of a node that waits for nothing."""
+        return None if self.wait is None else _MARKS.get(self.wait)
+
+    def with_mark(self, mark: NodeMark | None) -> Self:
+        """Return the fact with this mark, and without what the node waited for."""
+        return self._replace(wait=None if mark is None else _MARK_JSON[mark])
+
+    @property
+    def awaited(self) -> dict[str, Any]:
+        """What a waiting node waits for, as the API shows it."""
+        awaited: dict[str, Any] = {} if self.wait is None else orjson.loads(self.wait)
+        return awaited
+
+    def with_awaited(self, awaited: dict[str, Any]) -> Self:
+        """Return the fact of a node that waits for this; empty: its state says enough."""
+        return self._replace(wait=orjson.dumps(awaited).decode() if awaited else None)
+
+    @property
+    def spent(self) -> Spent | None:
+        """What a budget's node has counted; None: nothing yet."""
+        return None if self.heartbeat is None else Spent.of(orjson.loads(self.heartbeat))
+
+    def with_spent(self, spent: Spent) -> Self:
+        """Return the fact of a budget's node that has counted this."""
+        return self._replace(heartbeat=orjson.dumps(spent.to_wire()).decode())
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,10 @@ def hash_of(xml_json: str) -> str:
 
 
 def encode_frame(frame_no: int, xml_json: str, previous: str | None) -> tuple[str, str]:
-    """Return a row's encoding and body: the difference to the one before, unless a whole one is due or not much longer."""
+    """Return a row's encoding and body: the difference, unless the whole text is due, or at most twice as long.
+
+    `previous`: the text of the row before; None: it is not known here.
+    """
     if previous is not None and frame_no % KEYFRAME_EVERY != 1:
         body = make_delta(previous, xml_json)
         if len(body) * 2 < len(xml_json):
@@ -33,7 +36,7 @@ def encode_frame(frame_no: int, xml_json: str, previous: str | None) -> tuple[st
 
 
 class FrameLog:
-    """The newest frame of a run, with which the next one is compared."""
+    """The newest committed frame of a run, with which the next one is compared: numbers have no gaps."""
 
     def __init__(self, frame_no: int, xml_hash: str | None) -> None:
         """Continue after a frame of which only number and hash are known: the next one will be whole."""
@@ -71,7 +74,7 @@ def apply_delta(previous: str, body: str) -> str:
 
 
 def restore(previous: str, encoding: str, body: str) -> str:
-    """Return the whole text of a row; `previous` is that of the row before, which a whole one does without."""
+    """Return the whole text of a row; `previous`: the text of the row before, which a keyframe does not need."""
     return body if encoding == KEYFRAME else apply_delta(previous, body)
 
 

@@ -37,7 +37,7 @@ class Fate(Enum):
     LIVE = "live"
     LATER = "later"  # whether its turn comes is not known yet
     UNCHOSEN = "unchosen"  # the other branch was taken
-    DEAD = "dead"  # its Try has gone on: running nodes are stopped
+    DEAD = "dead"  # its Try has left this part: running nodes are stopped
     STOPPED = "stopped"  # the run is ending
 
 
@@ -51,7 +51,7 @@ class TryPart(Enum):
 
 _CLEANING: Final = frozenset({TryPhase.AFTER, TryPhase.CAUGHT, TryPhase.FAILED, TryPhase.UNDO})
 
-# By phase: how the body, the catch and the finally of a Try go on; the actions and the undoing of a Saga.
+# By phase: the fates of a Try's body, catch and finally, and of a Saga's actions and undoing.
 _TRY_FATES: Final = {
     TryPhase.BODY: (Fate.LIVE, Fate.LATER, Fate.LATER),
     TryPhase.CATCH: (Fate.DEAD, Fate.LIVE, Fate.LATER),
@@ -83,7 +83,7 @@ class LeafPlace:
     # Reached, its dependencies are settled, and its groups have room: it may begin.
     is_open: bool = False
     is_closed: bool = False
-    unmet_count: int = 0
+    unmet_count: int = 0  # its dependencies that are not settled
 
 
 @dataclass(eq=False, slots=True)
@@ -92,7 +92,7 @@ class GroupPlace:
 
     children: "list[LeafPlace | GroupPlace]"
     is_ordered: bool = True
-    limit: int | None = None  # how many children may run
+    limit: int | None = None  # how many children may have open leaves
     parent: "GroupPlace | None" = None
     loop: "LoopPlace | None" = None  # this group is that loop's body
     try_place: "TryPlace | None" = None  # this group is that Try, whose parts are its children
@@ -100,14 +100,14 @@ class GroupPlace:
     next_index: int = 0
     unclosed_count: int = 0  # children that are reached and not closed
     open_count: int = 0  # open leaves at any depth
-    busy_count: int = 0  # children with open leaves; counted where there is a limit
-    # A heap of the children without room yet, by a leaf's position; and of this child, the leaves.
+    busy_count: int = 0  # children with open leaves
+    # A heap of children that wait for room in this group, each by the position of a leaf in it.
     held: "list[tuple[int, LeafPlace | GroupPlace]]" = field(default_factory=list)
-    held_here: list[LeafPlace] = field(default_factory=list)
+    held_here: list[LeafPlace] = field(default_factory=list)  # leaves of it, held by one around it
     is_closed: bool = False
 
     def take_held_here(self) -> list[LeafPlace]:
-        """Remove and return the leaves in this child that wait for room in its parent."""
+        """Remove and return the leaves in this group that wait for it to get room in the group around it."""
         held, self.held_here = self.held_here, []
         return held
 
@@ -133,14 +133,14 @@ class TryPlace:
 
     @property
     def has_cleanup(self) -> bool:
-        """Whether it must do something at the end, whatever happens."""
+        """Whether it has a finally, or steps to undo."""
         if isinstance(self.element, Try):
             return bool(self.element.finally_)
         return any(step.undo for step in self.element.steps)
 
 
 class Part(NamedTuple):
-    """A part of a Try or a Saga: its body, its reaction to a failure, or its end."""
+    """A part of a Try or a Saga, and whose."""
 
     place: TryPlace
     name: TryPart
@@ -190,7 +190,7 @@ class Mounted:
 
 
 def is_cleaning(fact: TryFact) -> bool:
-    """Say whether a Try is cleaning up: that is not stopped with its surroundings."""
+    """Say whether a Try is cleaning up, which goes on even where everything around it is stopped."""
     return not fact.is_done and fact.phase in _CLEANING
 
 
@@ -343,7 +343,7 @@ class _Mounting:
             fate = Fate.DEAD if undo is Fate.LIVE and not is_done else undo
             self._place_part(place, TryPart.END, step.undo, path, depth, around, fate)
 
-    def _place_part(  # noqa: PLR0917 - where it stands, and how it and what is around it go on
+    def _place_part(  # noqa: PLR0917 - its place in the tree, and two fates
         self,
         place: TryPlace,
         name: TryPart,
@@ -353,6 +353,10 @@ class _Mounting:
         around: Fate,
         fate: Fate,
     ) -> None:
+        """Place a part. `fate`: its own, by its Try's phase, which counts where everything around the Try is live.
+
+        Elsewhere it has the fate `around` it, but clean-up that has begun goes on, and what is not due yet stays LATER.
+        """
         if around in (Fate.UNCHOSEN, Fate.LATER):
             fate = around
         elif around is not Fate.LIVE and fate is not Fate.LATER:

@@ -1,19 +1,15 @@
-"""State changes of a leaf other than by attempts: it waits, finishes, is skipped, fails. Pure; works on a run's Progress."""
+"""State changes of a leaf other than by attempts: it waits, finishes, is skipped, fails. Pure."""
 
-from typing import TYPE_CHECKING
-
-from smithers.engine import tries
-from smithers.engine.facts import LATER, TOLERATED, NodeFact, NodeKey, Problem
+from smithers.engine import try_blocks
+from smithers.engine.facts import NodeFact, NodeKey, NodeMark, Problem
 from smithers.engine.retrying import moment_after
+from smithers.engine.run_state import RunState
 from smithers.events import EventType
 from smithers.states import NodeState
 
-if TYPE_CHECKING:
-    from smithers.engine.progress import Progress
-
 
 def wait(
-    run: "Progress",
+    run: RunState,
     key: NodeKey,
     fact: NodeFact,
     state: NodeState,
@@ -27,14 +23,14 @@ def wait(
         run.at(due_ms, key)
 
 
-def finish(run: "Progress", key: NodeKey, fact: NodeFact, output: str | None) -> None:
+def finish(run: RunState, key: NodeKey, fact: NodeFact, output: str | None) -> None:
     """Let a node finish; `output` is JSON text, or None if it has none."""
     run.put(key, fact._replace(state=NodeState.FINISHED, output=output, due_ms=None))
     run.say(EventType.NODE_FINISHED, key, attempt=max(fact.attempt, 1))
     run.settle(key)
 
 
-def skip(run: "Progress", key: NodeKey, fact: NodeFact) -> None:
+def skip(run: RunState, key: NodeKey, fact: NodeFact) -> None:
     """Skip a node for good."""
     run.put(key, fact._replace(state=NodeState.SKIPPED, due_ms=None))
     run.say(EventType.NODE_SKIPPED, key)
@@ -42,7 +38,7 @@ def skip(run: "Progress", key: NodeKey, fact: NodeFact) -> None:
 
 
 def fail(
-    run: "Progress", key: NodeKey, fact: NodeFact, problem: Problem, *, is_tolerated: bool = False
+    run: RunState, key: NodeKey, fact: NodeFact, problem: Problem, *, is_tolerated: bool = False
 ) -> None:
     """Let a node fail, and propagate the failure unless it is tolerated."""
     fact = fact._replace(state=NodeState.FAILED, error=problem, due_ms=None)
@@ -51,12 +47,13 @@ def fail(
 
 
 def put_failed(
-    run: "Progress", key: NodeKey, fact: NodeFact, problem: Problem, *, is_tolerated: bool
+    run: RunState, key: NodeKey, fact: NodeFact, problem: Problem, *, is_tolerated: bool
 ) -> None:
     """Record that a node has failed, and propagate its failure to the Try that catches it."""
-    why = LATER if run.failure is not None else None
+    # Before the failure propagates: this may be the one that fails the run.
+    mark = NodeMark.LATER if run.failure is not None else None
     if not is_tolerated:
         leaf = run.find_leaf(key)
-        is_tolerated = tries.fail_at(run, None if leaf is None else leaf.parent, problem)
-    run.put(key, fact._replace(wait=TOLERATED if is_tolerated else why))
+        is_tolerated = try_blocks.fail_at(run, None if leaf is None else leaf.parent, problem)
+    run.put(key, fact.with_mark(NodeMark.TOLERATED if is_tolerated else mark))
     run.settle(key)

@@ -1,26 +1,24 @@
-"""The effect of a new tree on nodes: pending, skipped, gone; and of a leaf's turn. Pure."""
+"""What becomes of nodes in a new tree (pending, skipped, gone), and what follows a leaf's turn and an iteration. Pure."""
 
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from smithers.engine import outcomes, questions, tries, waits
-from smithers.engine.facts import UNCHOSEN, LoopFact, NodeFact, NodeKey, Problem
+from smithers.engine import outcomes, questions, try_blocks, waits
+from smithers.engine.facts import LoopFact, NodeFact, NodeKey, NodeMark, Problem
 from smithers.engine.mount import LeafPlace, LoopPlace, Mounted
 from smithers.engine.rendering import Rendered
+from smithers.engine.run_state import RunState
 from smithers.engine.turn import Abort
 from smithers.events import EventType
 from smithers.states import NodeState
 from smithers.tree import Leaf, OnMaxReached, Task
 
-if TYPE_CHECKING:
-    from smithers.engine.progress import Progress
-
 _KIND: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")  # HumanTask: human-task
 
 
-def record_places(run: "Progress", rendered: Rendered, before: Rendered | None) -> None:
-    """Record the new tree's effect on nodes that have not run; `before`: the previous tree here."""
+def record_places(run: RunState, rendered: Rendered, before: Rendered | None) -> None:
+    """Record what becomes of nodes in a new tree; `before`: the previous one, None if this is the first after a take-up."""
     mounted = rendered.mounted
     was_mounted = before.mounted.leaves if before is not None else {}
     # After a take-up it is unknown what was mounted: every unsettled node is checked.
@@ -33,10 +31,10 @@ def record_places(run: "Progress", rendered: Rendered, before: Rendered | None) 
         elif _is_back(fact, was_mounted=key in was_mounted):
             run.put(key, _pending(fact, leaf.element))
         elif fact.state.is_waiting and not _fits(leaf.element, fact):
-            run.cancel_node(key, fact, "unmounted")
+            waits.cancel_node(run, key, fact, "unmounted")
             run.put(key, _new_fact(leaf.element, mounted)._replace(attempt=fact.attempt))
-        elif fact.state is NodeState.PENDING and fact.kind != _kind_of(leaf.element):
-            # No event: it is as pending as before. Its wait is told by its kind once it has begun.
+        elif fact.state is NodeState.PENDING and fact.kind != _kind_of(type(leaf.element).__name__):
+            # No event: it stays pending. How it waits, its new kind decides when it begins.
             run.put(key, _pending(fact, leaf.element))
             continue
         else:
@@ -52,33 +50,35 @@ def record_places(run: "Progress", rendered: Rendered, before: Rendered | None) 
 def _is_back(fact: NodeFact, *, was_mounted: bool) -> bool:
     """Say whether a node that was skipped, or stopped when it left the tree, is in it again."""
     if fact.state is NodeState.SKIPPED:
-        return fact.wait == UNCHOSEN
+        return fact.mark is NodeMark.UNCHOSEN
     return fact.state is NodeState.CANCELLED and not was_mounted
 
 
 def _fits(element: Leaf, fact: NodeFact) -> bool:
     """Say whether a node may go on waiting: its author may have replaced it by another kind."""
-    return fact.kind == _kind_of(element) and waits.fits(element, fact.state)
+    return fact.kind == _kind_of(type(element).__name__) and waits.fits(element, fact.state)
 
 
-def _pass_over(run: "Progress", key: NodeKey, fact: NodeFact | None) -> None:
+def _pass_over(run: RunState, key: NodeKey, fact: NodeFact | None) -> None:
+    """Stop, cancel or skip a node that has not ended, and is not among the tree's live leaves."""
     if fact is None:
         return
     if key in run.in_flight:
         _abort(run, key, "unmounted")
     elif fact.state.is_waiting or key in run.facts.lost:
-        run.cancel_node(key, fact, "unmounted")
+        waits.cancel_node(run, key, fact, "unmounted")
     elif fact.state is NodeState.PENDING:
-        run.put(key, fact._replace(state=NodeState.SKIPPED, wait=UNCHOSEN, due_ms=None))
+        skipped = fact._replace(state=NodeState.SKIPPED, due_ms=None)
+        run.put(key, skipped.with_mark(NodeMark.UNCHOSEN))
         run.say(EventType.NODE_SKIPPED, key)
 
 
-def _abort(run: "Progress", key: NodeKey, reason: str) -> None:
+def _abort(run: RunState, key: NodeKey, reason: str) -> None:
     if all(abort.key != key for abort in run.turn.aborts):
         run.turn.aborts.append(Abort(key, reason))
 
 
-def open_leaf(run: "Progress", leaf: LeafPlace, now_ms: int) -> None:
+def open_leaf(run: RunState, leaf: LeafPlace, now_ms: int) -> None:
     """Open a leaf whose turn has come."""
     key, element = leaf.key, leaf.element
     fact = run.facts.nodes[key]
@@ -94,7 +94,7 @@ def open_leaf(run: "Progress", leaf: LeafPlace, now_ms: int) -> None:
         run.make_ready(leaf)
 
 
-def turn_loop(run: "Progress", loop: LoopPlace) -> None:
+def end_iteration(run: RunState, loop: LoopPlace) -> None:
     """Decide what follows an ended iteration, by the `until` of a render that saw all of it."""
     element, iteration = loop.element, loop.fact.iteration
     if not element.until and iteration + 1 < element.max_iterations:
@@ -102,16 +102,14 @@ def turn_loop(run: "Progress", loop: LoopPlace) -> None:
     elif not element.until and element.on_max_reached is OnMaxReached.FAIL:
         # Not done: a new owner, or a resume with more iterations, comes to this place again.
         text = f"loop {element.id!r} did not come to its end in {element.max_iterations} iterations"
-        tries.fail_at(run, loop.group, Problem("LoopExhausted", text, "LOOP_EXHAUSTED"))
+        try_blocks.fail_at(run, loop.group, Problem("LoopExhausted", text, "LOOP_EXHAUSTED"))
         return
     else:
         fact = LoopFact(iteration, is_done=True)
-    run.facts.loops[loop.loop_id] = fact
-    run.turn.loops[loop.loop_id] = fact
-    run.rest.go_on()
+    run.put_loop(loop.loop_id, fact)
 
 
-def _lacks_needs(run: "Progress", element: Leaf) -> bool:
+def _lacks_needs(run: RunState, element: Leaf) -> bool:
     if not isinstance(element, Task) or not element.needs:
         return False
     assert run.rendered is not None
@@ -123,25 +121,23 @@ def _lacks_needs(run: "Progress", element: Leaf) -> bool:
     return False
 
 
-def _stop_leaves(run: "Progress", mounted: Mounted) -> None:
+def _stop_leaves(run: RunState, mounted: Mounted) -> None:
+    """Stop what runs in parts that were left, and in a run that is ending also what waits."""
     for key in mounted.dying:
         _abort(run, key, "aborted")
-    # Withdraw questions that no longer count; do not restart what died.
+    # Questions that no longer count are withdrawn; attempts that died with their process are not made again.
     for key in sorted((run.waiting | run.facts.lost) & mounted.stopped.keys()):
-        run.cancel_node(key, run.facts.nodes[key], run.reason)
+        waits.cancel_node(run, key, run.facts.nodes[key], run.reason)
 
 
 def _pending(fact: NodeFact, leaf: Leaf) -> NodeFact:
     """Return the fact of a node that will begin as the tree's present element; it may have been of another kind."""
-    return fact._replace(state=NodeState.PENDING, kind=_kind_of(leaf), label=leaf.label, wait=None)
-
-
-def _kind_of(leaf: Leaf) -> str:
-    return _kind_named(type(leaf).__name__)
+    kind = _kind_of(type(leaf).__name__)
+    return fact._replace(state=NodeState.PENDING, kind=kind, label=leaf.label, wait=None)
 
 
 @lru_cache
-def _kind_named(class_name: str) -> str:
+def _kind_of(class_name: str) -> str:
     return _KIND.sub("-", class_name).lower()
 
 
@@ -149,7 +145,7 @@ def _new_fact(leaf: Leaf, mounted: Mounted) -> NodeFact:
     loops = mounted.loop_paths[leaf.id]
     return NodeFact(
         NodeState.PENDING,
-        kind=_kind_of(leaf),
+        kind=_kind_of(type(leaf).__name__),
         label=leaf.label,
         loop=loops[-1] if loops else None,
     )

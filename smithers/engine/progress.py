@@ -8,41 +8,33 @@ Building a progress from the facts of any commit and continuing gives the same h
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any, Final
+from typing import Final
 
-from smithers.engine import places, reports, tries, waits
+from smithers.engine import children, places, ready, reports, try_blocks, waits
 from smithers.engine.children import find_continuation
 from smithers.engine.drawing import xml_of
-from smithers.engine.dues import Dues
 from smithers.engine.endings import end_or_park, find_failure
-from smithers.engine.facts import (
-    ApprovalFact,
-    EndFact,
-    Facts,
-    NodeFact,
-    NodeKey,
-    Problem,
-    SignalFact,
-    written_id,
-)
+from smithers.engine.facts import ApprovalFact, EndFact, Facts, NodeKey, Problem, SignalFact
 from smithers.engine.frames import FrameLog
-from smithers.engine.mount import LeafPlace
-from smithers.engine.ready import Ready
-from smithers.engine.rendering import Rendered, Renderer
-from smithers.engine.rest import Rest
+from smithers.engine.rendering import Renderer
+from smithers.engine.run_state import RunState
 from smithers.engine.schedule import Schedule
-from smithers.engine.turn import Abort, EventDraft, Turn
+from smithers.engine.turn import Abort, Turn
 from smithers.errors import WorkflowError
 from smithers.events import EventType
-from smithers.states import NodeState, RunStatus
+from smithers.states import AttemptState, NodeState, RunStatus
 
 DEFAULT_CONCURRENCY: Final = 32
 MAX_RENDERS: Final = 100  # in one turn: the rest follows in the next, after other runs
 CLEAN_UP_MS: Final = 60_000  # the total time of a run's clean-up
 
 
-class Progress:
-    """One run in memory."""
+class Progress(RunState):
+    """A run's state, and its planner: what happened is applied, `plan` says what follows, `commit` that it is stored.
+
+    A plan depends on the facts, the tree and the time that it is given, and on nothing else. Nothing of a turn may be acted
+    upon before its commit. It is a RunState, instead of having one, because each event of each node passes through here.
+    """
 
     def __init__(
         self,
@@ -55,29 +47,13 @@ class Progress:
         xml_hash: str | None = None,
     ) -> None:
         """Take up a run. `facts` and `committed` are equal but separate objects; both are kept and changed."""
-        self.facts = facts
-        self.committed = committed
-        self.renderer = renderer
-        self.is_cancelling = False
-        self.failure: Problem | None = find_failure(facts)
-        self.continuation: NodeKey | None = find_continuation(facts)  # it continues as another run
-        self.is_cut_short = False  # the turn has grown long: there is more to plan at once
-        self.in_flight: set[NodeKey] = set()
-        self.waiting = {key for key, fact in facts.nodes.items() if fact.state.is_waiting}
-        self.open_tries = {key for key, fact in facts.tries.items() if not fact.is_done}
-        self.is_stopped = False  # the run is ending, and its Trys and Sagas clean up
-        self.turn = Turn()
-        self.rendered: Rendered | None = None
-        self.schedule: Schedule | None = None
-        self.ready = Ready(max_concurrency)
+        super().__init__(
+            renderer=renderer, facts=facts, committed=committed, max_concurrency=max_concurrency
+        )
+        self.failure = find_failure(facts)
+        self.continuation = find_continuation(facts)
         self._frames = FrameLog(frame_no, xml_hash)
         self._loop_paths: Mapping[str, tuple[str, ...]] = facts.loop_paths()
-        self._needs_render = True
-        self._is_render_fresh = False
-        self.rest = Rest()
-        self._dues = Dues()
-        self._is_overtaken = False  # a Try has turned since the tree was mounted
-        self._cleanup_ends_ms: int | None = None
 
     # What happened.
 
@@ -92,20 +68,16 @@ class Progress:
             self.turn.status = RunStatus.RUNNING
         if is_new_era:
             # Failed nodes are tried again.
-            self.turn.tries.update(tries.reopen(self.facts))
+            self.turn.tries.update(try_blocks.reopen(self.facts))
             self.open_tries.update(self.turn.tries)
             self.failure = find_failure(self.facts)
         for key, fact in list(self.facts.nodes.items()):
             if fact.state is NodeState.IN_PROGRESS:
                 reports.lose_attempt(self, key)
 
-    def note(self, event: EventType, **fields: Any) -> None:
-        """Add an event of the run itself, e.g. that it resumes after a death."""
-        self.turn.events.append(EventDraft(event, fields))
-
     def start_only(self, keys: set[NodeKey] | None) -> None:
         """Start only these (None: everything again): suspects of a crash are tried alone."""
-        self.ready.only = keys
+        self.allowed = keys
 
     def cancel(self) -> None:
         """Begin to cancel the run: no other end is possible any more."""
@@ -131,7 +103,7 @@ class Progress:
         """Apply what has become due: timers, waits' time-outs, back-offs' ends."""
         if self.rendered is None:
             return
-        for key in self._dues.take(now_ms, self.facts):
+        for key in self.dues.take(now_ms, self.facts):
             fact, leaf = self.facts.nodes[key], self.find_leaf(key)
             if leaf is None:
                 continue
@@ -164,20 +136,28 @@ class Progress:
         """Revert the end in a turn that was not committed because of news that it did not take into account."""
         self.turn.ending = None
 
-    def drop_turn(self) -> Turn:
-        """Return and drop a turn that cannot be committed; clean-up is not possible either."""
-        dropped, self.turn = self.turn, Turn()
-        self.in_flight -= dropped.started
-        for key in dropped.nodes:
-            if (known := self.committed.nodes.get(key)) is None:
-                self.facts.forget(key)
-            else:
-                self.facts.put(key, known)
-        self.facts.loops = {**self.committed.loops}
-        self.facts.tries = {**self.committed.tries}
-        self._cleanup_ends_ms, self.is_stopped = 0, True
-        self.waiting = {key for key, fact in self.facts.nodes.items() if fact.state.is_waiting}
-        return dropped
+    def refuse_runs(self, problem: Problem) -> None:
+        """Fail what would start other runs with this turn, as one of these exists already; the rest of the turn stands."""
+        if self.turn.ending is not None and self.turn.ending.successor is not None:
+            self.retract_ending()
+            self.fail(problem)
+        for child in list(self.turn.children):
+            assert child.key is not None
+            children.refuse(self, child.key, problem)
+
+    def refuse_turn(self, problem: Problem) -> None:
+        """Revert a turn that the database refuses, and fail the run with that error, instead of any earlier one.
+
+        Results that cannot be stored count as failed; starts of the turn are dropped, and there is no clean-up.
+        """
+        refused = self._drop_turn()
+        self.failure = problem
+        for end in refused.attempts:
+            fact = self.facts.nodes[end.key]
+            self.turn.attempts.append(end._replace(state=AttemptState.FAILED, error=problem))
+            self.put(end.key, fact._replace(state=NodeState.FAILED, error=problem))
+            error = problem.to_wire()
+            self.say(EventType.NODE_FAILED, end.key, attempt=end.attempt, error=error)
 
     def commit(self, now_ms: int) -> None:
         """Record that the turn was committed, at the database's time."""
@@ -200,111 +180,13 @@ class Progress:
         """The number of the newest frame, this turn's included."""
         return self._frames.frame_no if self.turn.frame is None else self.turn.frame.frame_no
 
-    def next_due_ms(self) -> int | None:
-        """Return when time alone makes something due; 0 if the last turn was cut short."""
-        if self.is_cut_short:
-            return 0
-        due_ms = self._dues.next_ms(self.facts)
-        if self._cleanup_ends_ms is None or not self.is_cleaning:
-            return due_ms
-        return self._cleanup_ends_ms if due_ms is None else min(due_ms, self._cleanup_ends_ms)
-
-    # Used by the sibling modules.
-
-    @property
-    def is_ending(self) -> bool:
-        """Whether the run is ending: nothing starts any more."""
-        return self.is_cancelling or self.failure is not None or self.continuation is not None
-
-    @property
-    def last_status(self) -> RunStatus:
-        """The final status of a run that is ending."""
-        if self.is_cancelling:
-            return RunStatus.CANCELLED
-        return RunStatus.CONTINUED if self.failure is None else RunStatus.FAILED
-
-    @property
-    def reason(self) -> str:
-        """The reason for stopping running nodes when the run is ending."""
-        status = self.last_status
-        return "aborted" if status is RunStatus.CONTINUED else f"run-{status}"
-
-    @property
-    def is_cleaning(self) -> bool:
-        """Whether the run is ending, and has not finished its clean-up."""
-        return self.is_stopped and self.schedule is not None and not self.schedule.is_done
-
-    def overtake(self) -> None:
-        """Remount the tree before anything else begins: a Try has changed phase."""
-        self._is_overtaken = self._needs_render = True
-
-    def find_leaf(self, key: NodeKey) -> LeafPlace | None:
-        """Find a node's place in the tree of the last render."""
-        return None if self.rendered is None else self.rendered.mounted.leaves.get(key)
-
-    def put(self, key: NodeKey, fact: NodeFact) -> None:
-        """Set a node's fact; a builder that has read it renders again."""
-        before = self.facts.nodes.get(key)
-        self.facts.put(key, fact)
-        self.turn.nodes[key] = fact
-        if fact.state.is_waiting:
-            self.waiting.add(key)
-        else:
-            self.waiting.discard(key)
-        if fact.state is not NodeState.PENDING:
-            self.facts.lost.discard(key)
-        if self.rendered is None or (before is not None and before.state is fact.state):
-            return
-        reads, node_id = self.rendered.reads, written_id(key.node_id)
-        is_output = fact.state is NodeState.FINISHED and node_id in reads.outputs
-        if is_output or node_id in reads.states:
-            self._needs_render = True
-
-    def say(self, event: EventType, key: NodeKey, **fields: Any) -> None:
-        """Add an event of a node."""
-        fields = {"nodeId": key.node_id, "iteration": key.iteration, **fields}
-        self.turn.events.append(EventDraft(event, fields))
-
-    def settle(self, key: NodeKey) -> None:
-        """Let the tree go on after a node; the facts say that it is settled, or cancelled and gone."""
-        self._is_render_fresh = False
-        self.rest.leave(key, is_settled=self.facts.nodes[key].state.is_settled)
-        if self.schedule is not None:
-            self.schedule.settle(key)
-
-    def fail(self, problem: Problem) -> None:
-        """Fail the run, unless something else has failed it before."""
-        self.failure = self.failure or problem
-
-    def at(self, due_ms: int, key: NodeKey) -> None:
-        """Schedule a check of a node at its due time."""
-        self._dues.add(due_ms, key)
-
-    def ask_render(self) -> None:
-        """Call the builder again, whatever it has read."""
-        self._needs_render = True
-
-    def make_ready(self, leaf: LeafPlace) -> None:
-        """Let a task start as soon as the run has room; one whose turn has not come starts when it is opened."""
-        if leaf.is_open:
-            self.ready.add(leaf)
-
-    def is_just_asked(self, key: NodeKey) -> bool:
-        """Say whether a question is not committed yet, so that nobody can have seen it."""
-        return any(change.key == key and change.request for change in self.turn.approvals)
-
-    def cancel_node(self, key: NodeKey, fact: NodeFact, reason: str) -> None:
-        """Cancel a node, and withdraw its question or wait."""
-        waits.withdraw(self, key, fact)
-        self.put(key, fact._replace(state=NodeState.CANCELLED, due_ms=None))
-        self.say(EventType.NODE_CANCELLED, key, reason=reason)
-
     # Inside.
 
     def _go_on(self, now_ms: int) -> None:
+        """Render, open and start until nothing more follows, or the turn has grown long."""
         renders, is_moving = 0, True
         while is_moving and self._may_go_on:
-            if self._needs_render:
+            if self.needs_render:
                 self.is_cut_short = renders >= MAX_RENDERS
                 if self.is_cut_short:
                     return
@@ -314,57 +196,74 @@ class Progress:
                 continue
             assert self.schedule is not None
             # First: no row records that a loop has failed the run, so a new owner must find that before anything starts.
-            if self._turn(self.schedule):
+            if self._end_parts(self.schedule):
                 continue
             self._open(self.schedule, now_ms)
             self.pass_time(now_ms)
-            is_moving = self.schedule.has_news or self._needs_render
+            is_moving = self.schedule.has_news or self.needs_render
             if not is_moving and self._may_go_on:
-                self.ready.start(self, now_ms)
-                is_moving = self._needs_render
+                ready.start(self, now_ms)
+                is_moving = self.needs_render
+
+    @property
+    def _may_go_on(self) -> bool:
+        return (self.failure is None and self.continuation is None) or self.is_stopped
+
+    @property
+    def _may_begin(self) -> bool:
+        # Otherwise nodes after a failed one would start: a failed node is settled, too.
+        return self._may_go_on and not self.is_overtaken
+
+    def _end_parts(self, schedule: Schedule) -> bool:
+        """Begin Trys; continue loops and Trys that a render saw end. Say whether to render before anything else."""
+        for place in schedule.take_reached_tries():
+            if self._may_begin:
+                try_blocks.enter(self, place)
+        loops, ended_tries = schedule.take_ended()
+        # A tree that will be remounted shows then what has ended in it.
+        if self.is_overtaken or not (loops or ended_tries):
+            return self.needs_render
+        self.needs_render = True
+        if self.is_render_fresh:  # otherwise a loop's `until`, or a Try's body, may have changed
+            for loop in loops:
+                places.end_iteration(self, loop)
+            for place in ended_tries:
+                try_blocks.end_phase(self, place)
+        return True
 
     def _open(self, schedule: Schedule, now_ms: int) -> None:
         for leaf in schedule.take_opened():
             if self._may_begin:
                 places.open_leaf(self, leaf, now_ms)
 
-    @property
-    def _may_begin(self) -> bool:
-        # Otherwise nodes after a failed one would start: a failed node is settled, too.
-        return self._may_go_on and not self._is_overtaken
-
-    @property
-    def _may_go_on(self) -> bool:
-        return (self.failure is None and self.continuation is None) or self.is_stopped
-
     def _clean_up(self, now_ms: int) -> None:
         """Clean up, within the time limit; without a tree there is nothing to clean up."""
         if not (self.open_tries or self.is_stopped):
             return
-        ends_ms = self._cleanup_ends_ms
+        ends_ms = self.cleanup_ends_ms
         if ends_ms is not None and now_ms >= ends_ms:
             self.schedule = None
             return
         try:
             if ends_ms is None:
-                self._cleanup_ends_ms = now_ms + CLEAN_UP_MS
+                self.cleanup_ends_ms = now_ms + CLEAN_UP_MS
                 self.is_stopped = True
                 if self.rendered is None:
                     self._render()
-                tries.stop_all(self)
-                self._needs_render = True
+                try_blocks.stop_all(self)
+                self.needs_render = True
             self._go_on(now_ms)
         except WorkflowError:
             self.schedule = None
 
     def _render(self) -> None:
-        self.rest.count_render()
+        self.convergence.count_render()
         rendered = self.renderer.render(self.facts, self._loop_paths, is_stopped=self.is_stopped)
         xml = xml_of(rendered.mounted, self.renderer.workflow.name)
         before, self.rendered = self.rendered, rendered
         self._loop_paths = {**self._loop_paths, **rendered.mounted.loop_paths}
-        self._needs_render = self._is_overtaken = False
-        self._is_render_fresh = True
+        self.needs_render = self.is_overtaken = False
+        self.is_render_fresh = True
         self.ready.clear()
         places.record_places(self, rendered, before)
         self._record_frame(xml)
@@ -382,19 +281,17 @@ class Progress:
         if self.turn.frame is not None:
             events.append(self.turn.frame.event)
 
-    def _turn(self, schedule: Schedule) -> bool:
-        """Begin Trys; continue loops and Trys that a render saw end. Say whether to render before anything else."""
-        for place in schedule.take_reached_tries():
-            if self._may_begin:
-                tries.enter(self, place)
-        loops, ended_tries = schedule.take_ended()
-        # A tree that will be remounted shows then what has ended in it.
-        if self._is_overtaken or not (loops or ended_tries):
-            return self._needs_render
-        self._needs_render = True
-        if self._is_render_fresh:  # otherwise a loop's `until`, or a Try's body, may have changed
-            for loop in loops:
-                places.turn_loop(self, loop)
-            for place in ended_tries:
-                tries.end_phase(self, place)
-        return True
+    def _drop_turn(self) -> Turn:
+        """Go back to the last commit, without any clean-up; return the turn that is given up."""
+        dropped, self.turn = self.turn, Turn()
+        self.in_flight -= dropped.started
+        for key in dropped.nodes:
+            if (known := self.committed.nodes.get(key)) is None:
+                self.facts.forget(key)
+            else:
+                self.facts.put(key, known)
+        self.facts.loops = {**self.committed.loops}
+        self.facts.tries = {**self.committed.tries}
+        self.cleanup_ends_ms, self.is_stopped = 0, True
+        self.waiting = {key for key, fact in self.facts.nodes.items() if fact.state.is_waiting}
+        return dropped

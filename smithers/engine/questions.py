@@ -1,15 +1,15 @@
-"""Leaves that ask a person: approvals, forms, and the gates of tasks. Pure; works on one run's Progress."""
+"""Leaves that ask a person: approvals, forms, and the gates of tasks. Pure."""
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-import orjson
 from pydantic_core import to_json, to_jsonable_python
 
 from smithers.context import ApprovalDecision
 from smithers.engine import budgets, outcomes
 from smithers.engine.facts import ApprovalFact, NodeFact, NodeKey, Problem
 from smithers.engine.mount import LeafPlace
+from smithers.engine.run_state import RunState
 from smithers.engine.turn import ApprovalChange
 from smithers.errors import InvalidOutput, InvalidTree
 from smithers.events import EventType
@@ -31,25 +31,22 @@ from smithers.tree import (
     Timer,
 )
 
-if TYPE_CHECKING:
-    from smithers.engine.progress import Progress
-
 TIMEOUT_USER: Final = f"{SERVERS_OWN}timeout"
+_SHOWN: Final[tuple[str, ...]] = ("mode", "options", "spent")  # of a request: what its node says
 
 
-def ask(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
+def ask(run: RunState, leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
     """Ask people a leaf's question."""
     element = leaf.element
     timeout_s = None if isinstance(element, Task) else getattr(element, "timeout_s", None)
     request = _request(run, element)
     _put_request(run, leaf.key, request)
-    shown = {name: request[name] for name in ("mode", "options", "spent") if name in request}
-    fact = fact._replace(wait=orjson.dumps(shown).decode() if shown else None)
+    fact = fact.with_awaited({name: request[name] for name in _SHOWN if name in request})
     outcomes.wait(run, leaf.key, fact, NodeState.WAITING_APPROVAL, now_ms, timeout_s)
     _say_asked(run, leaf.key)
 
 
-def is_let_through(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> bool:
+def is_let_through(run: RunState, leaf: LeafPlace, fact: NodeFact, now_ms: int) -> bool:
     """Say whether a task's gate is open; ask if nobody has been asked yet."""
     decision = run.facts.approvals.get(leaf.key)
     if decision is not None and decision.status is ApprovalStatus.APPROVED:
@@ -58,7 +55,7 @@ def is_let_through(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int
     return False
 
 
-def apply_decision(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
+def apply_decision(run: RunState, leaf: LeafPlace, fact: NodeFact) -> None:
     """Apply a person's decision."""
     decision = run.facts.approvals.get(leaf.key)
     if decision is None or decision.status not in (ApprovalStatus.APPROVED, ApprovalStatus.DENIED):
@@ -69,7 +66,7 @@ def apply_decision(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
         case Task() as task:
             if decision.status is ApprovalStatus.APPROVED:
                 run.put(leaf.key, fact._replace(state=NodeState.PENDING, due_ms=None))
-                run.rest.go_on()
+                run.convergence.note_progress()
                 run.make_ready(leaf)
             else:
                 _deny(run, leaf.key, fact, decision, is_tolerated=task.continue_on_fail)
@@ -83,7 +80,7 @@ def apply_decision(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> None:
             pass  # nobody is asked there
 
 
-def run_out(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
+def run_out(run: RunState, leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
     """Time a question out: a time-out is one more decision, and the first decision wins."""
     if run.is_just_asked(leaf.key):
         run.at(fact.due_ms or now_ms, leaf.key)
@@ -92,7 +89,7 @@ def run_out(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> No
 
 
 def _decide_approval(
-    run: "Progress", key: NodeKey, fact: NodeFact, decision: ApprovalFact, approval: Approval
+    run: RunState, key: NodeKey, fact: NodeFact, decision: ApprovalFact, approval: Approval
 ) -> None:
     is_approved = decision.status is ApprovalStatus.APPROVED
     if is_approved or approval.on_deny is OnDeny.CONTINUE:
@@ -104,7 +101,7 @@ def _decide_approval(
 
 
 def _take_grant(
-    run: "Progress", key: NodeKey, fact: NodeFact, decision: ApprovalFact, budget: Budget
+    run: RunState, key: NodeKey, fact: NodeFact, decision: ApprovalFact, budget: Budget
 ) -> None:
     if decision.status is ApprovalStatus.APPROVED:
         outcomes.finish(run, key, fact, _decision_json(decision, fact, is_approved=True))
@@ -118,9 +115,9 @@ def _take_grant(
 
 
 def _take_answer(
-    run: "Progress", key: NodeKey, fact: NodeFact, answer: ApprovalFact, form: HumanTask[Any]
+    run: RunState, key: NodeKey, fact: NodeFact, answer: ApprovalFact, form: HumanTask[Any]
 ) -> None:
-    if answer.status is ApprovalStatus.DENIED:  # only time says no to a form
+    if answer.status is ApprovalStatus.DENIED:  # by a time-out: no person can deny a form
         match form.on_timeout:
             case OnTimeout.CONTINUE:
                 outcomes.finish(run, key, fact, None)
@@ -137,12 +134,16 @@ def _take_answer(
         again = {**_request(run, form), "errors": error.details or [{"msg": str(error)}]}
         _put_request(run, key, again)
         run.put(key, fact)
+        if (
+            fact.due_ms is not None
+        ):  # if it is over by now, the time-out of this answer's question was refused
+            run.at(fact.due_ms, key)
         _say_asked(run, key)
         return
     outcomes.finish(run, key, fact, output)
 
 
-def _put_request(run: "Progress", key: NodeKey, request: dict[str, Any]) -> None:
+def _put_request(run: RunState, key: NodeKey, request: dict[str, Any]) -> None:
     # An answer to an earlier question does not answer this one.
     run.facts.approvals.pop(key, None)
     # Not orjson: a form's schema may contain a number beyond 64 bits.
@@ -150,12 +151,12 @@ def _put_request(run: "Progress", key: NodeKey, request: dict[str, Any]) -> None
     run.turn.approvals.append(ApprovalChange(key, text))
 
 
-def _say_asked(run: "Progress", key: NodeKey) -> None:
+def _say_asked(run: RunState, key: NodeKey) -> None:
     run.say(EventType.APPROVAL_REQUESTED, key)
     run.say(EventType.NODE_WAITING_APPROVAL, key)
 
 
-def _request(run: "Progress", element: object) -> dict[str, Any]:
+def _request(run: RunState, element: object) -> dict[str, Any]:
     """Build the request: what people are shown, and what an answer is validated against."""
     match element:
         case Approval():
@@ -181,8 +182,8 @@ def _request(run: "Progress", element: object) -> dict[str, Any]:
     return request
 
 
-def _schema(run: "Progress", form: HumanTask[Any]) -> Any:
-    """Make a form's schema, which may run its author's code: within a render's time."""
+def _schema(run: RunState, form: HumanTask[Any]) -> Any:
+    """Make a form's schema; that may run its author's code, which has a render's time."""
     model: Any = form.output
 
     def make() -> Any:
@@ -197,7 +198,7 @@ def _schema(run: "Progress", form: HumanTask[Any]) -> Any:
 
 
 def _deny(
-    run: "Progress", key: NodeKey, fact: NodeFact, decision: ApprovalFact, *, is_tolerated: bool
+    run: RunState, key: NodeKey, fact: NodeFact, decision: ApprovalFact, *, is_tolerated: bool
 ) -> None:
     outcomes.fail(run, key, fact, _denial(decision), is_tolerated=is_tolerated)
 
@@ -212,8 +213,7 @@ def _denial(decision: ApprovalFact) -> Problem:
 
 def _decision_json(decision: ApprovalFact, fact: NodeFact, *, is_approved: bool) -> str:
     """Encode a decision as the answer to its question; the present tree may offer other options."""
-    asked = {} if fact.wait is None else orjson.loads(fact.wait)
-    mode = asked.get("mode") if is_approved else None
+    mode = fact.awaited.get("mode") if is_approved else None
     # The decision was validated against the question when it was recorded.
     chosen = decode_output(decision.decision or "null")
     moment = decision.decided_ms

@@ -1,8 +1,8 @@
-"""Call a builder until the loops' places that it was given agree with its tree. Pure, except for the builder.
+"""Render: call a builder, and mount the tree that it returns. Pure, except for the builder.
 
-A builder's reads depend on which loops a node is in, and that is known only once the tree is mounted. So a render
-whose tree has a node that was read in another place than assumed is repeated; the facts are the same, so nothing is
-decided twice.
+What a builder reads of a node depends on the loops around the node, and these are known only once the tree is mounted. So
+where the tree has a node in other loops than those in which the builder has read it, the render is repeated with the loops
+of that tree. All passes have the same facts, so nothing is decided twice.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,13 +32,13 @@ from smithers.tree import Budget, Sequence, Spent
 from smithers.workflow import Workflow
 
 MAX_PASSES: Final = 5
-# In a config: what the run that this one goes on for had spent of the budget.
+# In a config: what the predecessor of a continued run had already spent.
 SPENT: Final = "spent"
 
-# Says where in the source of a run a workflow is, as ChildStart has it; None: under no name.
+# Returns where a workflow is in the run's source, for ChildStart.workflow_export; None: no module has a name for it.
 FindExport = Callable[[Workflow[Any]], str | None]
 Build = Callable[[], Any]  # calls an author's function
-# Calls what it is given, which is an author's; raises TimeoutError where it takes longer than a render may.
+# Calls what it is given, and returns what that does; raises TimeoutError if it takes longer than a render may.
 Guard = Callable[[Build], Any]
 
 
@@ -55,16 +55,15 @@ class Renderer(NamedTuple):
 
     run_id: RunId
     workflow: Workflow[Any]
-    # A value for each render: what a builder does to its own, the next one does not see.
+    # Each render reads its own value: what a builder does to it, the next one does not see.
     read_input: Callable[[], Any]
     auth: Auth
     guard: Guard
-    carried: str = "null"  # what the run that this one goes on for has handed over: JSON text
+    carried: str = "null"  # the state that its predecessor handed to a continued run: JSON text
     budget: Budget | None = None
-    # Of the budget, by the run that this one goes on for.
-    spent: Spent = Spent()
+    spent: Spent = Spent()  # what the predecessor of a continued run had already spent
     find_export: FindExport = attrgetter("name")
-    keeps_queue: bool = False  # what the run starts has its queue, whatever its workflow says
+    keeps_queue: bool = False  # what this run starts gets its queue, whatever a workflow says
 
     def queue_of(self, workflow: Workflow[Any]) -> str | None:
         """Return the queue for a run of a workflow that this run starts; None: this run's."""
@@ -79,8 +78,8 @@ class Renderer(NamedTuple):
     ) -> Rendered:
         """Render with these facts; raise WorkflowError, with the author's traceback, if there is no tree.
 
-        `loop_paths`: the loops in which each node stood that was ever mounted, as far as is known. `is_stopped`: the
-        run is ending, and only clean-up may go on.
+        `loop_paths`: the loops around each node that was ever mounted, as far as they are known. `is_stopped`: the run is
+        ending, and only clean-up may go on.
         """
         for _ in range(MAX_PASSES):
             rendered = self._render_once(facts, loop_paths, is_stopped=is_stopped)
@@ -102,7 +101,7 @@ class Renderer(NamedTuple):
     def encode(self, value: Any, model: Any = None, *, what: str = "the output") -> str:
         """Return a value as its model encodes it, JSON text; raise InvalidOutput, which calls it `what`, if that fails.
 
-        A model is its author's code, and the caller waits: it has a render's time.
+        A model is its author's code, and has a render's time.
         """
         encode = partial(encode_output, value, model, what=what)
         if is_quick(value, model):
@@ -213,6 +212,7 @@ def _is_as_told(
     if node_id not in found or told.get(node_id) == found[node_id]:
         return True
     known = facts.keys_of(node_id)
+    # There was nothing to read; or it was taken to be in no loop, and is in none.
     return not known or (
         node_id not in told and known == [key_in(node_id, ())] and not found[node_id]
     )

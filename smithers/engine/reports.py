@@ -1,25 +1,23 @@
 """Apply attempts' reports: their ends, output, calls and heartbeats. Pure."""
 
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from smithers.engine import budgets
-from smithers.engine.facts import PARKED, NodeFact, NodeKey, Problem
+from smithers.engine import budgets, waits
+from smithers.engine.facts import NodeFact, NodeKey, NodeMark, Problem
 from smithers.engine.outcomes import put_failed
 from smithers.engine.retrying import backoff_ms
+from smithers.engine.run_state import RunState
 from smithers.engine.turn import AttemptEnd, CachedOutput, TokenUsage, ToolCall
 from smithers.events import EventType
 from smithers.states import AttemptState, NodeState, ToolCallState
 from smithers.texts import encodable
 from smithers.tree import Spent, Task
 
-if TYPE_CHECKING:
-    from smithers.engine.progress import Progress
-
 HEARTBEAT_TIMEOUT: Final = "HEARTBEAT_TIMEOUT"
 
 
-def lose_attempt(run: "Progress", key: NodeKey) -> None:
+def lose_attempt(run: RunState, key: NodeKey) -> None:
     """Record that an attempt's process died: the node is due again, and uses up no retry."""
     fact = run.facts.nodes[key]
     end = AttemptEnd(key, fact.attempt, AttemptState.LOST, fact.started_ms, None)
@@ -29,7 +27,7 @@ def lose_attempt(run: "Progress", key: NodeKey) -> None:
 
 
 def finish_attempt(
-    run: "Progress", key: NodeKey, output: str, cached: CachedOutput | None = None
+    run: RunState, key: NodeKey, output: str, cached: CachedOutput | None = None
 ) -> None:
     """Record an attempt's result, JSON text; `cached`: the output for reuse."""
     if cached is not None:
@@ -40,7 +38,7 @@ def finish_attempt(
     run.settle(key)
 
 
-def fail_attempt(run: "Progress", key: NodeKey, problem: Problem, now_ms: int) -> None:
+def fail_attempt(run: RunState, key: NodeKey, problem: Problem, now_ms: int) -> None:
     """Record that an attempt failed: retry after a back-off, or fail the node."""
     fact = _end_attempt(run, key, AttemptState.FAILED, problem)
     leaf = run.find_leaf(key)
@@ -57,7 +55,7 @@ def fail_attempt(run: "Progress", key: NodeKey, problem: Problem, now_ms: int) -
             return
         due_ms = now_ms + backoff_ms(task.retry, failures, f"{run.renderer.run_id}/{key}")
         run.put(key, fact._replace(state=NodeState.PENDING, due_ms=due_ms))
-        run.rest.go_on()
+        run.convergence.note_progress()
         run.say(EventType.NODE_RETRYING, key, attempt=fact.attempt + 1)
         run.at(due_ms, key)
         return
@@ -65,21 +63,22 @@ def fail_attempt(run: "Progress", key: NodeKey, problem: Problem, now_ms: int) -
     put_failed(run, key, fact._replace(state=NodeState.FAILED), problem, is_tolerated=is_tolerated)
 
 
-def abort_attempt(run: "Progress", key: NodeKey, reason: str) -> None:
+def abort_attempt(run: RunState, key: NodeKey, reason: str) -> None:
     """Record that an attempt was stopped on purpose."""
     fact = _end_attempt(run, key, AttemptState.CANCELLED, None)
-    run.cancel_node(key, fact, reason)
+    waits.cancel_node(run, key, fact, reason)
     if run.find_leaf(key) is None:
-        run.settle(key)  # out of the way of who waits for it
+        run.settle(key)  # what depends on it need not wait any longer
         return
     if run.is_ending:
         return
-    run.put(key, fact._replace(state=NodeState.PENDING))  # back in the tree meanwhile
+    # It came back into the tree while it was being stopped.
+    run.put(key, fact._replace(state=NodeState.PENDING))
     run.say(EventType.NODE_PENDING, key)
     run.ask_render()
 
 
-def park_attempt(run: "Progress", key: NodeKey, took_ms: int) -> None:
+def park_attempt(run: RunState, key: NodeKey, took_ms: int) -> None:
     """Record that an attempt stopped before a question to a model: the next one recalls its calls.
 
     `took_ms`: since it was last counted. No retry is used up.
@@ -90,23 +89,23 @@ def park_attempt(run: "Progress", key: NodeKey, took_ms: int) -> None:
         abort_attempt(run, key, run.reason if run.is_ending else "unmounted")
         return
     fact = _end_attempt(run, key, AttemptState.PARKED, None)
-    run.put(key, fact._replace(state=NodeState.PENDING, wait=PARKED))
+    run.put(key, fact._replace(state=NodeState.PENDING).with_mark(NodeMark.PARKED))
     run.say(EventType.NODE_PENDING, key)
     run.make_ready(leaf)
 
 
-def record_output(run: "Progress", key: NodeKey, attempt: int, text: str, stream: str) -> None:
+def record_output(run: RunState, key: NodeKey, attempt: int, text: str, stream: str) -> None:
     """Record a body's printed output."""
     run.say(EventType.NODE_OUTPUT, key, attempt=attempt, text=encodable(text), stream=stream)
 
 
-def record_heartbeat(run: "Progress", key: NodeKey, attempt: int, data: str) -> None:
+def record_heartbeat(run: RunState, key: NodeKey, attempt: int, data: str) -> None:
     """Record a body's heartbeat, JSON text."""
     run.put(key, run.facts.nodes[key]._replace(heartbeat=data))
     run.say(EventType.TASK_HEARTBEAT, key, attempt=attempt)
 
 
-def record_tool_call(run: "Progress", key: NodeKey, attempt: int, call: ToolCall) -> None:
+def record_tool_call(run: RunState, key: NodeKey, attempt: int, call: ToolCall) -> None:
     """Record that a body has begun or ended a call of a tool or a model; only a tool's are events."""
     run.turn.tool_calls[key, attempt, call.call_no] = call
     if call.kind != "tool":
@@ -120,7 +119,7 @@ def record_tool_call(run: "Progress", key: NodeKey, attempt: int, call: ToolCall
 
 
 def record_usage(
-    run: "Progress", key: NodeKey, attempt: int, usage: TokenUsage, took_ms: int
+    run: RunState, key: NodeKey, attempt: int, usage: TokenUsage, took_ms: int
 ) -> None:
     """Record a model's usage; `took_ms`: since the attempt was last counted."""
     cost = budgets.find_cost(run, usage)
@@ -140,23 +139,8 @@ def record_usage(
         budgets.refuse_unpriced(run, usage.model)
 
 
-def refuse_turn(run: "Progress", problem: Problem) -> None:
-    """Revert a turn that the database refuses, and fail the run with that error, instead of any earlier one.
-
-    Results that cannot be stored count as failed; starts of the turn are dropped.
-    """
-    refused = run.drop_turn()
-    run.failure = problem
-    for end in refused.attempts:
-        fact = run.facts.nodes[end.key]
-        run.turn.attempts.append(end._replace(state=AttemptState.FAILED, error=problem))
-        run.put(end.key, fact._replace(state=NodeState.FAILED, error=problem))
-        error = problem.to_wire()
-        run.say(EventType.NODE_FAILED, end.key, attempt=end.attempt, error=error)
-
-
 def _end_attempt(
-    run: "Progress", key: NodeKey, state: AttemptState, problem: Problem | None
+    run: RunState, key: NodeKey, state: AttemptState, problem: Problem | None
 ) -> NodeFact:
     fact = run.facts.nodes[key]
     run.in_flight.discard(key)

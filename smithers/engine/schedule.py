@@ -19,7 +19,10 @@ _POSITION: Final = attrgetter("position")
 
 
 class Schedule:
-    """The cursors on one mounted tree."""
+    """The cursors on one mounted tree.
+
+    Each leaf is opened at most once, and has room in its groups from then until it is settled.
+    """
 
     def __init__(self, mounted: Mounted, facts: Facts) -> None:
         """Open the leaves that these facts make open."""
@@ -32,6 +35,7 @@ class Schedule:
         self._reached_tries: list[TryPlace] = []
         self._ended_tries: list[TryPlace] = []
         self._advance(mounted.root)
+        # They had room in the tree before, and get it first.
         self._begun = [leaf for leaf in self._reached if self._has_begun(leaf)]
 
     @property
@@ -49,17 +53,17 @@ class Schedule:
         opened: list[LeafPlace] = []
         queue: list[tuple[int, LeafPlace]] = []
         for leaf in self._begun:
-            self._try(leaf, opened, queue)
+            self._open(leaf, opened, queue)
         _offer(self._reached, queue)
         for group in self._freed:
             _offer_room(group, queue)
         self._begun, self._reached, self._freed = [], [], []
         while queue:
             _, leaf = heapq.heappop(queue)
-            self._try(leaf, opened, queue)
+            self._open(leaf, opened, queue)
             around = leaf.parent
             while around is not None:
-                if around.held:  # the room that it was offered and did not use
+                if around.held:  # for the room that this leaf was offered and did not use
                     _offer_room(around, queue)
                 around = around.parent
         opened.sort(key=_POSITION)
@@ -152,7 +156,7 @@ class Schedule:
         return False
 
     def _is_out_of_the_way(self, key: NodeKey) -> bool:
-        """Say whether a node no longer blocks others: it is settled, or was cancelled and left the tree."""
+        """Say whether a node no longer blocks those that depend on it: it is settled, or was cancelled and left the tree."""
         fact = self._facts.nodes.get(key)
         if fact is None:
             return False
@@ -165,7 +169,7 @@ class Schedule:
 
     # Room: which of the reached leaves may begin.
 
-    def _try(
+    def _open(
         self, leaf: LeafPlace, opened: list[LeafPlace], queue: list[tuple[int, LeafPlace]]
     ) -> None:
         """Give a leaf room in all its groups, or in none, and queue it at the innermost group without room."""

@@ -12,7 +12,7 @@ from smithers.ids import LoopId, RunId, TryId
 from smithers.states import AttemptState, RunStatus, ToolCallState
 from smithers.tree import Spent
 
-MAX_USED: Final = 10**15  # tokens or dollars of one answer: sums of them are numbers of JSON
+MAX_USED: Final = 10**15  # tokens or dollars of one answer: sums of these fit JSON's numbers
 
 
 class EventDraft(NamedTuple):
@@ -105,17 +105,17 @@ class CachedOutput(NamedTuple):
 
 
 class ChildStart(NamedTuple):
-    """A run that begins with the turn; fields that are None are inherited from this run."""
+    """A run that begins with the turn: a node's child, or this run's continuation."""
 
     key: NodeKey | None  # the node whose child it is; None: it continues this run
     run_id: RunId
     workflow_name: str
-    queue: str | None
-    is_solo: bool
-    workflow_export: str | None = None
-    input: str | None = None  # JSON text
-    carried: str | None = None  # JSON text, where this run goes on as it
-    spent: Spent | None = None  # of the budget, where this run goes on as it
+    queue: str | None  # None: this run's
+    is_solo: bool  # it needs a worker of its own
+    workflow_export: str | None = None  # None: this run's
+    input: str | None = None  # JSON text; None: this run's
+    carried: str | None = None  # the state that a continuation is handed, JSON text
+    spent: Spent | None = None  # what a continuation's predecessors have spent of the budget
 
 
 class Start(NamedTuple):
@@ -145,12 +145,12 @@ class Ending:
 
 
 class Turn:
-    """All changes since the last commit."""
+    """All changes since the last commit: they are committed together, or not at all."""
 
     def __init__(self) -> None:
         self.events: list[EventDraft] = []
         self.nodes: dict[NodeKey, NodeFact] = {}
-        self.started: set[NodeKey] = set()
+        self.started: set[NodeKey] = set()  # nodes of which an attempt begins
         self.attempts: list[AttemptEnd] = []
         self.loops: dict[LoopId, LoopFact] = {}
         self.approvals: list[ApprovalChange] = []
@@ -160,13 +160,13 @@ class Turn:
         self.tool_calls: dict[tuple[NodeKey, int, int], ToolCall] = {}
         self.cached: list[CachedOutput] = []
         self.children: list[ChildStart] = []
-        self.abandoned: list[NodeKey] = []  # their children are not awaited
+        self.abandoned: list[NodeKey] = []  # nodes whose children are cancelled, and not awaited
         self.frame: FrameDraft | None = None
         self.status: RunStatus | None = None  # the run goes on, under another status
+        # Not committed, but done by the executor: after the commit, or (time-outs) instead of it.
         self.starts: list[Start] = []
         self.aborts: list[Abort] = []
-        # Questions whose time has run out: denied like any other, by `system:timeout`.
-        self.timeouts: list[NodeKey] = []
+        self.timeouts: list[NodeKey] = []  # questions to deny as `system:timeout`; then plan again
         self.ending: Ending | None = None
 
     @property

@@ -1,14 +1,12 @@
-"""Leaves that wait for something outside the run: how waits begin and end. Pure; works on one run's Progress."""
+"""Leaves that wait for something outside the run: how waits begin, end and are withdrawn. Pure."""
 
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING
-
-import orjson
 
 from smithers.engine import children, outcomes, questions
 from smithers.engine.facts import NodeFact, NodeKey, Problem, SignalFact
 from smithers.engine.mount import LeafPlace
 from smithers.engine.retrying import LONGEST_S, moment_after
+from smithers.engine.run_state import RunState
 from smithers.engine.turn import ApprovalChange
 from smithers.errors import InvalidOutput
 from smithers.events import EventType
@@ -27,11 +25,8 @@ from smithers.tree import (
     Timer,
 )
 
-if TYPE_CHECKING:
-    from smithers.engine.progress import Progress
 
-
-def begin(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
+def begin(run: RunState, leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
     """Begin a wait whose turn has come; one whose signal is already there, or whose time has passed, ends at once."""
     match leaf.element:
         case Approval() | HumanTask():
@@ -48,17 +43,17 @@ def begin(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None
             pass  # no wait
 
 
-def take_all(run: "Progress") -> None:
+def take_all(run: RunState) -> None:
     """Apply what nodes wait for, if it has arrived."""
     _take(run, run.waiting)
 
 
-def take_news(run: "Progress", keys: AbstractSet[NodeKey], *, has_signals: bool) -> None:
+def take_news(run: RunState, keys: AbstractSet[NodeKey], *, has_signals: bool) -> None:
     """Apply decisions and ends that have come for these nodes, and signals, which do not say for which."""
     _take(run, run.waiting if has_signals else run.waiting & keys)
 
 
-def _take(run: "Progress", keys: AbstractSet[NodeKey]) -> None:
+def _take(run: RunState, keys: AbstractSet[NodeKey]) -> None:
     # The first in the tree is served first.
     leaves = [leaf for key in keys if (leaf := run.find_leaf(key)) is not None]
     for leaf in sorted(leaves, key=lambda leaf: leaf.position):
@@ -76,7 +71,7 @@ def _take(run: "Progress", keys: AbstractSet[NodeKey]) -> None:
                 pass
 
 
-def watch_all(run: "Progress") -> None:
+def watch_all(run: RunState) -> None:
     """Schedule each wait's due time, even if its author has put something before it since it began."""
     for key in run.waiting:
         due_ms = run.facts.nodes[key].due_ms
@@ -84,7 +79,7 @@ def watch_all(run: "Progress") -> None:
             run.at(due_ms, key)
 
 
-def take_signal(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> bool:
+def take_signal(run: RunState, leaf: LeafPlace, fact: NodeFact) -> bool:
     """Apply a signal that has arrived: the oldest that matches and that no node has taken."""
     element = leaf.element
     assert isinstance(element, Signal)
@@ -95,7 +90,7 @@ def take_signal(run: "Progress", leaf: LeafPlace, fact: NodeFact) -> bool:
     return False
 
 
-def run_out(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
+def run_out(run: RunState, leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
     """Time a wait out: a timer fires, a question counts as denied, a signal is no longer awaited."""
     match leaf.element:
         case Timer():
@@ -106,14 +101,17 @@ def run_out(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> No
             questions.run_out(run, leaf, fact, now_ms)
 
 
-def withdraw(run: "Progress", key: NodeKey, fact: NodeFact) -> None:
-    """Withdraw a node's question or wait."""
+def cancel_node(run: RunState, key: NodeKey, fact: NodeFact, reason: str) -> None:
+    """Cancel a node, and withdraw its question or wait."""
     if fact.state is NodeState.WAITING_APPROVAL:
         run.turn.approvals.append(ApprovalChange(key, None))
     elif fact.state is NodeState.WAITING_EVENT and fact.kind == "subflow":
         children.withdraw(run, key)
     elif fact.state is NodeState.WAITING_TIMER:
         run.say(EventType.TIMER_CANCELLED, key, timerId=key.node_id)
+    run.put(key, fact._replace(state=NodeState.CANCELLED, due_ms=None))
+    began = {"attempt": fact.attempt} if fact.attempt else {}
+    run.say(EventType.NODE_CANCELLED, key, **began, reason=reason)
 
 
 def fits(leaf: Leaf, state: NodeState) -> bool:
@@ -130,7 +128,7 @@ def fits(leaf: Leaf, state: NodeState) -> bool:
             return True
 
 
-def find_parked_status(run: "Progress") -> RunStatus | None:
+def find_parked_status(run: RunState) -> RunStatus | None:
     """Return the status of a parked run that has only waits left; None if it has none."""
     states = {run.facts.nodes[key].state for key in run.waiting}
     for state, status in (
@@ -143,21 +141,18 @@ def find_parked_status(run: "Progress") -> RunStatus | None:
     return None
 
 
-def _await_signal(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
+def _await_signal(run: RunState, leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
     if take_signal(run, leaf, fact):
         return
     element = leaf.element
     assert isinstance(element, Signal)
-    wait = orjson.dumps(
-        {"signalName": element.event, "correlationId": element.correlation_id}
-    ).decode()
-    outcomes.wait(
-        run, leaf.key, fact._replace(wait=wait), NodeState.WAITING_EVENT, now_ms, element.timeout_s
-    )
+    awaited = {"signalName": element.event, "correlationId": element.correlation_id}
+    fact = fact.with_awaited(awaited)
+    outcomes.wait(run, leaf.key, fact, NodeState.WAITING_EVENT, now_ms, element.timeout_s)
     run.say(EventType.NODE_WAITING_EVENT, leaf.key, signalName=element.event)
 
 
-def _set_timer(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
+def _set_timer(run: RunState, leaf: LeafPlace, fact: NodeFact, now_ms: int) -> None:
     element = leaf.element
     assert isinstance(element, Timer)
     if element.until is not None:
@@ -182,7 +177,7 @@ def _set_timer(run: "Progress", leaf: LeafPlace, fact: NodeFact, now_ms: int) ->
     run.say(EventType.NODE_WAITING_TIMER, leaf.key, firesAtMs=due_ms)
 
 
-def _fire(run: "Progress", key: NodeKey, fact: NodeFact, now_ms: int) -> None:
+def _fire(run: RunState, key: NodeKey, fact: NodeFact, now_ms: int) -> None:
     due_ms = fact.due_ms if fact.due_ms is not None else now_ms
     run.say(
         EventType.TIMER_FIRED,
@@ -196,7 +191,7 @@ def _fire(run: "Progress", key: NodeKey, fact: NodeFact, now_ms: int) -> None:
 
 
 def _consume(
-    run: "Progress", key: NodeKey, fact: NodeFact, signal: SignalFact, element: Signal[object]
+    run: RunState, key: NodeKey, fact: NodeFact, signal: SignalFact, element: Signal[object]
 ) -> None:
     run.facts.signals.remove(signal)
     run.turn.signals.append((signal.seq, key))
@@ -209,7 +204,7 @@ def _consume(
     outcomes.finish(run, key, fact, output)
 
 
-def _give_up(run: "Progress", leaf: LeafPlace, fact: NodeFact, element: Signal[object]) -> None:
+def _give_up(run: RunState, leaf: LeafPlace, fact: NodeFact, element: Signal[object]) -> None:
     match element.on_timeout:
         case OnTimeout.CONTINUE:
             outcomes.finish(run, leaf.key, fact, None)

@@ -7,10 +7,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from smithers.defaults import DEFAULT_QUEUE
+from smithers.defaults import (
+    DEFAULT_QUEUE,
+    DRAIN_TIMEOUT_S,
+    HEADERS_TIMEOUT_S,
+    HOST,
+    MAX_BODY_BYTES,
+    PORT,
+    REQUEST_TIMEOUT_S,
+)
 from smithers.settings.limits import Limits
 
-DEFAULT_URL: Final = "http://127.0.0.1:7331"
+DEFAULT_URL: Final = f"http://{HOST}:{PORT}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,8 +26,8 @@ class ServerOptions:
     """A server's settings: where it listens, what it serves, where its data are, and its limits."""
 
     root_dir: Path = field(default_factory=Path.cwd)
-    host: str = "127.0.0.1"
-    port: int = 7331  # 0: any free one
+    host: str = HOST
+    port: int = PORT  # 0: any free one
     database_url: str | None = field(default=None, repr=False)  # None: an embedded Postgres
     database_direct_url: str | None = field(default=None, repr=False)
     no_database: bool = False  # nothing is kept after the process ends
@@ -29,10 +37,10 @@ class ServerOptions:
     auth_token: str | None = field(default=None, repr=False)
     tokens_file: Path | None = None
     insecure: bool = False
-    max_body_bytes: int = 1_048_576
-    headers_timeout_s: float = 30.0
-    request_timeout_s: float = 60.0
-    drain_timeout_s: float = 30.0
+    max_body_bytes: int = MAX_BODY_BYTES
+    headers_timeout_s: float = HEADERS_TIMEOUT_S
+    request_timeout_s: float = REQUEST_TIMEOUT_S
+    drain_timeout_s: float = DRAIN_TIMEOUT_S
     http_workers: int = 1
     limits: Limits = Limits()  # noqa: RUF009 - a frozen value
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))

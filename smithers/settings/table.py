@@ -40,7 +40,6 @@ class Setting:
     env: str | None = None
     is_secret: bool = False
     is_many: bool = False  # the flag may be repeated
-    is_switch: bool = False
 
 
 SETTINGS: Final = (
@@ -94,7 +93,6 @@ SETTINGS: Final = (
         flag="--no-database",
         metavar="",
         read=switch,
-        is_switch=True,
         default="off",
         help="Keep nothing after the process ends; runs and approvals cannot be listed.",
     ),
@@ -122,7 +120,6 @@ SETTINGS: Final = (
         flag="--migrate",
         metavar="",
         read=switch,
-        is_switch=True,
         default="off; an embedded database is always migrated",
         help="Bring the schema of DATABASE_URL up to date first.",
     ),
@@ -150,9 +147,8 @@ SETTINGS: Final = (
         flag="--insecure",
         metavar="",
         read=switch,
-        is_switch=True,
         default="off",
-        help="Allow an address that other hosts can reach without any token.",
+        help="Without any token, allow an address that other hosts can reach.",
     ),
     Setting(
         field="max_body_bytes",
@@ -243,7 +239,6 @@ SETTINGS: Final = (
         flag="--allow-network",
         metavar="",
         read=switch,
-        is_switch=True,
         default="off",
         help="Let tools reach the network, and with it the host's abstract Unix sockets.",
     ),
@@ -252,7 +247,6 @@ SETTINGS: Final = (
         flag="--unsafe-tools",
         metavar="",
         read=switch,
-        is_switch=True,
         default="off",
         help="Run tools' commands without a jail: they may touch everything that workers may.",
     ),
@@ -288,7 +282,6 @@ SETTINGS: Final = (
         env="SMITHERS_OTEL_ENABLED",
         metavar="",
         read=truth,
-        is_switch=True,
         default="off",
         help="Export traces over OTLP, as the OTEL_* variables say.",
     ),

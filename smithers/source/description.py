@@ -55,7 +55,7 @@ def describe(bundle: SourceBundle, workflow_name: str | None) -> Description:
         return _misfit(error.reason)
     try:
         return _describe(workflow)
-    except Exception as error:  # noqa: BLE001  pydantic runs the author's code to make a schema
+    except Exception as error:  # noqa: BLE001 - pydantic runs the author's code to make a schema
         reason = f"the input model of {workflow.name!r} has no JSON schema: {author_message(error)}"
         return _misfit(reason, author_traceback(error))
 

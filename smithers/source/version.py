@@ -164,7 +164,7 @@ class LoadedVersion:
         name = self._name(file)
         module = self._started[file] = sys.modules[name] = self._create(name, file=file)
         try:
-            exec(code, vars(module))  # noqa: S102  executing the author's module is what this is for
+            exec(code, vars(module))  # noqa: S102 - executing the author's module is what this is for
         except BaseException:
             # Like the import statement: a module that raised was never imported.
             del self._started[file]
@@ -190,8 +190,8 @@ class LoadedVersion:
     def _import_of(self, importer: str) -> Callable[..., ModuleType]:
         def import_name(
             name: str,
-            globals: Mapping[str, object] | None = None,  # noqa: A002  the protocol's name
-            locals: Mapping[str, object] | None = None,  # noqa: A002  the protocol's name
+            globals: Mapping[str, object] | None = None,  # noqa: A002 - the protocol's name
+            locals: Mapping[str, object] | None = None,  # noqa: A002 - the protocol's name
             fromlist: Sequence[str] | None = (),
             level: int = 0,
         ) -> ModuleType:

@@ -38,7 +38,7 @@ LOCKED_PAUSE_S: Final = 0.005  # about the duration of a gateway's commit, which
 
 # -- name: commit_turns
 # One round trip and one flush for all; see migrations/functions/commit_turns_v5.sql for the reason of its order, and
-# commit_turns_v3.sql for when it answers.
+# require_replicated_v1.sql for when it answers.
 COMMIT_TURNS: Final = """
 CALL smithers.commit_turns_v5(
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, NULL, NULL, NULL)"""

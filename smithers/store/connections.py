@@ -34,7 +34,7 @@ from smithers.errors import (
 from smithers.store.dsn import InvalidDatabaseUrl, check_dsn, describe_dsn, statement_cache_size
 from smithers.store.refusals import LivesElsewhere, RunExists
 
-# The requested run id belongs to another run, or did until retention removed it (see tombstones_v1.sql).
+# The requested run id belongs to another run, or did until retention removed it (see refuse_tombstones_v1.sql).
 RUN_ID_CONSTRAINTS: Final = ("runs_pkey", "tombstones_pkey")
 COMMAND_TIMEOUT_S: Final = 30.0
 # The server times out first: its answer distinguishes a long call from a stalled peer.

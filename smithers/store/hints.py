@@ -3,7 +3,7 @@
 Never sent inside a transaction that matters: a notifying commit takes a lock for the whole cluster and holds it over the
 flush, which prevents group commit. One connection of a gateway, or of a pool's parent, both listens and notifies; hints
 that arrive during a NOTIFY are sent together in the next one. A child's commit sends its hints in the commit's own round
-trip, after it (see migrations/functions/commit_turns_v5.sql), or a fast run's a little later (untold.py). Those, and its
+trip, after it (see migrations/functions/notify_v1.sql), or a fast run's a little later (untold.py). Those, and its
 other hints, which are rare, use an existing connection. Postgres wakes all listeners at every notification: a child
 receives hints through its parent.
 """
@@ -27,7 +27,7 @@ RECONNECT_PAUSE_S: Final = 0.2
 PROVE_EVERY_S: Final = 10.0  # while there are no hints
 
 # -- name: notify
-# It does not wait for a flush, nor fail if the queue is full; see migrations/functions/commit_turns_v2.sql.
+# It does not wait for a flush, nor fail if the queue is full; see migrations/functions/notify_v1.sql.
 NOTIFY: Final = "SELECT smithers.notify_v1($1, $2)"
 
 

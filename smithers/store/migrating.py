@@ -14,16 +14,21 @@ from contextlib import suppress
 from smithers.errors import StoreError, StoreUnavailable
 from smithers.processes import importing_this
 from smithers.store.connections import open_connection
-from smithers.store.schema import SchemaMismatch, require_schema, upgrade_schema
+from smithers.store.schema import (
+    SchemaMismatch,
+    SchemaUnreleased,
+    require_schema,
+    upgrade_schema,
+)
 
 
 async def settle_schema(dsn: str, *, migrate: bool) -> None:
-    """Return when the schema is at head or newer; raises SchemaMismatch if it is older and may not be migrated."""
+    """Return when the schema is at head or newer; raises SchemaMismatch if it is older and is not migrated."""
     async with open_connection(dsn, role="start") as connection:
         try:
             await require_schema(connection)
-        except SchemaMismatch:
-            if not migrate:
+        except SchemaMismatch as error:
+            if not migrate or isinstance(error, SchemaUnreleased):
                 raise
             await upgrade_elsewhere(dsn)
 

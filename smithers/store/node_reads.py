@@ -170,8 +170,9 @@ LIST_FRAMES: Final = """
     ORDER BY f.frame_no"""
 
 # -- name: list_approvals
-# Walks approvals_open_idx; everything else is by a primary key, after the page is cut. It ends before its requests would
-# exceed a page's size, but never before its first approval.
+# Walks approvals_open_idx; everything else is by a primary key. What a run asked before its cancel was accepted is left
+# out: it is about to be withdrawn, and cannot be decided any more (decide_approval_v4). A page ends before its requests
+# would exceed its size, but never before its first approval.
 LIST_APPROVALS: Final = """
     SELECT a.run_id, a.node_id, a.iteration, q.workflow_name, r.status AS run_status, n.label, a.request,
            a.requested_at, smithers.to_ms(a.requested_at) AS requested_ms,
@@ -182,6 +183,8 @@ LIST_APPROVALS: Final = """
         FROM (
             SELECT * FROM smithers.approvals a
             WHERE a.status = 'requested'
+                AND (SELECT c.cancel_requested_at IS NULL OR c.cancel_requested_at < a.requested_at
+                     FROM smithers.runs c WHERE c.run_id = a.run_id)
                 AND (a.requested_at, a.run_id, a.node_id, a.iteration) > ($1, $2::text, $3::text, $4::integer)
             ORDER BY a.requested_at, a.run_id, a.node_id, a.iteration
             LIMIT $5) f

@@ -95,7 +95,7 @@ class Resume:
     source_hash: SourceHash | None
     workflow_path: str | None
     workflow_export: str | None
-    config: str | None
+    config: str | None  # JSON: the fields that change
     changed_files: str | None  # JSON
 
 
@@ -105,7 +105,7 @@ DEADLOCK_TRIES: Final = 3
 OutsideLane = Lane[Decision | SignalSent, bool | SignalRecord]
 
 # -- name: decide_approvals
-# Each sees the effects of those before it in the batch; see migrations/functions/outside_v4.sql, and 0010.
+# Each sees the effects of those before it in the batch; see migrations/functions/decide_and_tell_v3.sql.
 DECIDE_APPROVALS: Final = "CALL smithers.decide_and_tell_v3($1::smithers.decision_v1[], NULL)"
 
 # -- name: asks_yes_or_no
@@ -117,7 +117,7 @@ ASKS_YES_OR_NO: Final = """
             AND a.request::jsonb ->> 'mode' IS NULL AND smithers.is_allowed_v1(a.request::jsonb, $4, $5::text[]))"""
 
 # -- name: send_signals
-SEND_SIGNALS: Final = "CALL smithers.signal_and_tell_v3($1::smithers.signal_v1[], NULL)"
+SEND_SIGNALS: Final = "CALL smithers.signal_and_tell_v4($1::smithers.signal_v1[], NULL)"
 
 # -- name: decide_in_turn
 # As decide_approvals for one of them, but it waits for the run's row, and tells nobody.
@@ -131,10 +131,10 @@ SIGNAL_IN_TURN: Final = """
     FROM smithers.send_signal_v2($1, $2, $3, $4, $5, $6)"""
 
 # -- name: cancel_run
-CANCEL_RUN: Final = "SELECT outcome, is_owned, queue FROM smithers.cancel_run_v2($1)"
+CANCEL_RUN: Final = "SELECT outcome, is_owned, queue FROM smithers.cancel_run_v3($1)"
 
 # -- name: resume_run
-RESUME_RUN: Final = "SELECT outcome, queue FROM smithers.resume_run_v2($1, $2, $3, $4, $5, $6)"
+RESUME_RUN: Final = "SELECT outcome, queue FROM smithers.resume_run_v3($1, $2, $3, $4, $5, $6)"
 
 
 def open_outside_lane(dsn: str, pool: asyncpg.Pool | None = None) -> OutsideLane:

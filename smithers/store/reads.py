@@ -85,7 +85,7 @@ class RunPlace:
 
 # The first node that a waiting run `r` waits for, as `n`; only if the status says that there is one. An open question is
 # found among the run's questions, which are few (OFFSET: without statistics the index of all open questions would be read
-# for each run instead); for the others all of the run's nodes are read.
+# for each run instead); for the others all of the run's nodes are read. A task that is tried again later counts as a timer.
 _OPEN_WAIT: Final = """LEFT JOIN LATERAL (
         SELECT w.node_id, w.wait, smithers.to_ms(w.due_at) AS due_ms, smithers.to_ms(w.requested_at) AS requested_ms
         FROM (
@@ -97,7 +97,8 @@ _OPEN_WAIT: Final = """LEFT JOIN LATERAL (
             UNION ALL
             SELECT o.created_at, o.node_id, o.iteration, o.wait, o.due_at, NULL
             FROM smithers.nodes o
-            WHERE r.status IN ('waiting-event', 'waiting-timer') AND o.run_id = r.run_id AND o.state = r.status) w
+            WHERE r.status IN ('waiting-event', 'waiting-timer') AND o.run_id = r.run_id AND (o.state = r.status
+                OR r.status = 'waiting-timer' AND o.state = 'pending' AND o.due_at IS NOT NULL)) w
         ORDER BY w.created_at, w.node_id, w.iteration LIMIT 1
     ) n ON r.status IN ('waiting-approval', 'waiting-event', 'waiting-timer')"""
 

@@ -3,7 +3,7 @@
 A batch is one transaction that locks the runs' rows and nothing else; locked runs are skipped, and between
 batches there is a pause. One process does it at a time, by a transaction-level lock, which works through any pooler. A child
 is removed after its parent, so that nobody can resume a parent whose children are missing. A removed id stays taken
-(see tombstones_v1.sql); an idempotency key lives as long as its run.
+(see refuse_tombstones_v1.sql); an idempotency key lives as long as its run.
 """
 
 import asyncio

@@ -9,14 +9,19 @@ import smithers
 
 _REVISION: Final = re.compile(r'^revision(?:: str)? = "([^"]+)"', re.MULTILINE)
 _BEFORE: Final = re.compile(r'^down_revision(?:: [^=]+)? = "([^"]+)"', re.MULTILINE)
+# What follows a schema's number.
+FROM_BEFORE: Final = (
+    "from before the first release: upgrade it with the code of commit c20fe5c first"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Revisions:
-    """The migrations that this version knows."""
+    """The migrations that this version knows, and those from before the first release, which it knows no more."""
 
     head: str
     older: frozenset[str]
+    unreleased: frozenset[str]  # among the older ones: no migration leads on from these
 
     def is_newer(self, revision: str | None) -> bool:
         """Say whether a schema is from a later version than this one, which works on it; None: there is no schema."""
@@ -37,4 +42,5 @@ def read_revisions() -> Revisions:
     known = {name for text in texts for name in _REVISION.findall(text)}
     older = {name for text in texts for name in _BEFORE.findall(text)}
     (head,) = known - older  # one line of history: a test holds Alembic to it
-    return Revisions(head, frozenset(older))
+    unreleased = frozenset(f"{number:04}" for number in range(1, int(min(known))))
+    return Revisions(head, frozenset(older) | unreleased, unreleased)

@@ -15,7 +15,7 @@ import asyncpg
 
 from smithers.errors import StoreError
 from smithers.store.connections import connect, driver_errors
-from smithers.store.revisions import migrations_dir, read_revisions
+from smithers.store.revisions import FROM_BEFORE, migrations_dir, read_revisions
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -33,6 +33,10 @@ class SchemaMismatch(StoreError):
     """The database's schema is not the one that this version needs."""
 
     code = "UNAVAILABLE"
+
+
+class SchemaUnreleased(SchemaMismatch):
+    """The database's schema is from before the first release: no migration of this version leads on from it."""
 
 
 def alembic_config(connection: "Connection | None" = None) -> "Config":
@@ -97,9 +101,11 @@ def upgrade_schema(dsn: str) -> None:
 
 
 async def require_schema(connection: asyncpg.Connection | asyncpg.Pool) -> None:
-    """Raise SchemaMismatch, naming the command, unless the schema is at head or newer."""
+    """Raise SchemaMismatch, saying what to do, unless the schema is at head or newer."""
     revision = await find_revision(connection)
     known = read_revisions()
+    if revision in known.unreleased:
+        raise SchemaUnreleased(f"the database is at schema {revision}, {FROM_BEFORE}")
     if revision is None or revision in known.older:
         found = "has no smithers schema" if revision is None else f"is at schema {revision}"
         raise SchemaMismatch(

@@ -63,8 +63,8 @@ StartLane = Lane[RunStart, bool]
 START_RUNS: Final = "SELECT run_id FROM smithers.start_runs_v1($1::smithers.run_start_v1[])"
 
 # -- name: start_and_tell
-# The same, and then the notifications, in one round trip; see migrations/functions/commit_turns_v5.sql.
-START_AND_TELL: Final = "CALL smithers.start_and_tell_v4($1::smithers.run_start_v1[], $2, $3, NULL)"
+# The same, and then the notifications, in one round trip; see migrations/functions/start_and_tell_v5.sql.
+START_AND_TELL: Final = "CALL smithers.start_and_tell_v5($1::smithers.run_start_v1[], $2, $3, NULL)"
 
 # -- name: reserve_key
 # A rival with the same key waits here until the first has committed (and then gets no row) or was rolled back.

@@ -1,4 +1,4 @@
-"""Open the parts of OpenTelemetry's library that export spans: its exporters, below span objects, its sampler and resource.
+"""Open the parts of OpenTelemetry's library that export spans: its sampler, its resource, and its exporters' senders.
 
 Imported only if traces are on. The library reads the standard `OTEL_*` variables; it also handles retries,
 time-outs, headers and certificates.
@@ -34,7 +34,7 @@ class Library(NamedTuple):
 
 def open_library(variables: Mapping[str, str], *, is_grpc: bool) -> Library:
     """Let the library read all `OTEL_*` variables; raises InvalidTelemetry if it refuses them."""
-    # The exporters complain at every try, with tracebacks, and of headers by quoting them; we do in one line a minute.
+    # The exporters log every failed try with a traceback, and quote invalid headers; we log one line a minute.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     try:
         with _environment({"OTEL_SERVICE_NAME": "smithers", **_standard(variables)}):
@@ -73,7 +73,7 @@ def _open_grpc() -> tuple[Export, Callable[[], None]]:
         reason = ""
 
         def _initialize_channel_and_stub(self) -> None:
-            # Called again where it connects anew.
+            # Called again when it reconnects.
             super()._initialize_channel_and_stub()  # type: ignore[no-untyped-call]  # the library's
             channel: Any = self._channel
             self._call = channel.unary_unary(EXPORT_METHOD)  # without serializers: bytes stay bytes

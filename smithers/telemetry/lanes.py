@@ -5,7 +5,7 @@ from typing import Final
 from smithers.errors import DiskFull, ReadOnly, StoreUnavailable
 from smithers.telemetry import names
 from smithers.telemetry.names import CallFailure
-from smithers.telemetry.sheet import Histogram, Page
+from smithers.telemetry.sheet import Histogram, MetricsPage
 
 POOL: Final = "pool"  # in the place of a lane: the connections that cold queries share
 
@@ -13,7 +13,7 @@ POOL: Final = "pool"  # in the place of a lane: the connections that cold querie
 class LaneMeter:
     """The lanes of one process."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: MetricsPage) -> None:
         self._page = page
         self._lanes: dict[str, tuple[Histogram, Histogram, Histogram]] = {}
         self._pool_waits = page.histogram(names.DB_WAIT, POOL)

@@ -66,13 +66,13 @@ def _may_recur(values: Collection[Value]) -> bool:
 
 
 def _write_attributes(number: int, *keys_and_values: Value) -> bytes:
-    """Write the keys that come first and the values that follow them, in one flat row: a cache tells their types apart."""
+    """Write attributes, given as all keys and then all values: in a flat row a cache distinguishes the values' types."""
     count = len(keys_and_values) // 2
     pairs = zip(keys_and_values[:count], keys_and_values[count:], strict=True)
     return b"".join(_attribute(number, str(key), value) for key, value in pairs)
 
 
-# A run's identity, a node's names and states, a route: they come again and again, long texts do not; 1 is not True.
+# A run's identity, a node's names and states, a route recur; long texts do not. `typed`, because 1 is not True.
 _recurring_attributes = lru_cache(maxsize=512, typed=True)(_write_attributes)
 
 
@@ -100,7 +100,7 @@ def _named(name: str, kind: SpanKind) -> bytes:
 
 
 def _text(text: str) -> bytes:
-    return text.encode("utf-8", "replace")  # anything an author hands in: nobody here could be told
+    return text.encode("utf-8", "replace")  # authors hand in anything; an error would reach nobody
 
 
 def encode_field(number: int, value: bytes) -> bytes:

@@ -111,18 +111,18 @@ class Sheet:
         os.ftruncate(fd, page_count * PAGE_BYTES)
         return cls(fd)
 
-    def open_page(self, role: Role) -> "Page":
+    def open_page(self, role: Role) -> "MetricsPage":
         """Open the first page whose process is gone; if there is none, one that nobody reads."""
         # Against other processes; within this one nothing interleaves.
         fcntl.lockf(self.fd, fcntl.LOCK_EX)
         try:
             for page in self._pages():
                 if not _is_written(page) or not _is_alive(page):
-                    return Page(self, page, role)
+                    return MetricsPage(self, page, role)
             _head(next(self._pages()))[_WITHOUT_PAGE] += 1
         finally:
             fcntl.lockf(self.fd, fcntl.LOCK_UN)
-        return Page(self, memoryview(bytearray(PAGE_BYTES)), role)
+        return MetricsPage(self, memoryview(bytearray(PAGE_BYTES)), role)
 
     def read(self) -> list[Reading]:
         """Read every page that was ever written to; they are allocated from the front."""
@@ -138,7 +138,7 @@ class Sheet:
         os.close(self.fd)
 
 
-class Page:
+class MetricsPage:
     """A process's own page of metrics."""
 
     def __init__(self, sheet: Sheet, page: memoryview, role: Role) -> None:

@@ -236,7 +236,7 @@ def test_the_image_copies_what_is_there_and_is_nobodys():
 
 
 def test_flags_and_variables_of_the_deployed_commands_exist():
-    flags = {setting.flag for setting in SETTINGS} | {"--direct"}
+    flags = {setting.flag for setting in SETTINGS}
     variables = {setting.env for setting in SETTINGS if setting.env}
     commands = [service["command"] for name, service in COMPOSE["services"].items() if name in OURS]
     commands += [pod["containers"][0]["args"] for pod in PODS.values()]

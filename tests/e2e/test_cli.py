@@ -353,8 +353,8 @@ def test_who_only_looks_makes_no_database(command: str, call: Call, tmp_path: Pa
     root.mkdir()
     code, _, err = call(*command.split(), "--root-dir", str(root), "--data-dir", str(place))
     assert code == 1
-    assert f"{place} holds none" in err
-    assert "hint: name the server's with --data-dir" in err
+    assert f"none is in {place}" in err
+    assert "hint: use the server's --data-dir" in err
     assert not place.exists()
 
 
@@ -421,7 +421,7 @@ def test_up_moves_a_subflow_whose_workflow_names_another_queue(
 def test_up_follows_a_run_to_what_it_goes_on_as(server: Serving, flows: Path) -> None:
     left = up(server, flows, "flows.py:counts_down", "--run-id", "rounds")
     assert left.returncode == 3
-    assert "run rounds goes on as rounds+1" in left.stderr
+    assert "run rounds continues as rounds+1" in left.stderr
     hint = "smithers up flows.py:counts_down --run-id rounds+1 --resume --yes"
     assert hint in left.stderr
     done = up(server, flows, *hint.split()[2:])

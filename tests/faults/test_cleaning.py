@@ -91,7 +91,7 @@ async def test_a_finally_runs_when_a_busy_run_is_cancelled(world: World) -> None
     world.start_pool()
     await world.start("r", "guarded.py", {"works": True})
     await world.until_ledger("work")
-    await world.sql.fetchval("SELECT outcome FROM smithers.cancel_run_v2('r')")
+    await world.sql.fetchval("SELECT outcome FROM smithers.cancel_run_v3('r')")
     await world.until_status("r", "cancelled")
     assert world.ledger()["tidy"] == 1
     assert (await world.lines("r"))[-2:] == ["NodeFinished tidy 1", "RunCancelled"]
@@ -102,7 +102,7 @@ async def test_a_finally_runs_when_a_parked_run_is_cancelled(world: World) -> No
     world.start_pool()
     await world.start("r", "guarded.py")
     await world.until_status("r", "waiting-approval")
-    outcome = await world.sql.fetchval("SELECT outcome FROM smithers.cancel_run_v2('r')")
+    outcome = await world.sql.fetchval("SELECT outcome FROM smithers.cancel_run_v3('r')")
     assert outcome == "requested"
     await world.until_status("r", "cancelled")
     assert world.ledger()["tidy"] == 1

@@ -15,7 +15,7 @@ from chaos.trial import Options, run_trial
 from tests.support.data_dirs import scratch
 
 TREE = Path(__file__).resolve().parents[2]
-RELEASED = "3adbe3a3cf37630d09a9c04944a80fee12ff365a"
+RELEASED = "c20fe5cceaafdc78d05732f6d6cf42ba775da092"
 SEED = int(os.environ.get("SMITHERS_TEST_SEED", "20261122"))
 SECONDS = float(os.environ.get("SMITHERS_MIXED_SECONDS", "60"))
 

@@ -40,7 +40,7 @@ TERMINAL = {"RunFinished": "finished", "RunFailed": "failed", "RunCancelled": "c
 DECIDE = """SELECT (smithers.decide_approval_v4(
     ROW($1, 'ok', 0, $2::boolean, NULL, $3, NULL, NULL, NULL, false)::smithers.decision_v1)).outcome"""
 SIGNAL = "SELECT outcome, seq FROM smithers.send_signal_v2($1, 'letter', NULL, '1', NULL, $2)"
-RESUME = "SELECT outcome FROM smithers.resume_run_v2($1, NULL, NULL, NULL, NULL, NULL)"
+RESUME = "SELECT outcome FROM smithers.resume_run_v3($1, NULL, NULL, NULL, NULL, NULL)"
 MOVABLE_CLOCK = """
     CREATE TABLE public.clock (at timestamptz NOT NULL);
     INSERT INTO public.clock VALUES ('2026-11-22 12:00+00');

@@ -144,7 +144,7 @@ async def children(world: World, run_id: str) -> list[str]:
 
 
 async def cancel(world: World, run_id: str) -> None:
-    await world.sql.fetchval("SELECT outcome FROM smithers.cancel_run_v2($1)", run_id)
+    await world.sql.fetchval("SELECT outcome FROM smithers.cancel_run_v3($1)", run_id)
 
 
 async def test_children_put_out_what_their_parents_nodes_put_out(world: World) -> None:
@@ -195,7 +195,7 @@ async def test_a_child_that_fails_fails_its_parent_and_a_resume_takes_it_up_agai
     await world.until_status("r", "failed")
     error = await world.error("r")
     assert (error["code"], error["details"]["error"]["message"]) == ("SUBFLOW_FAILED", "negative")
-    resumed = "SELECT outcome FROM smithers.resume_run_v2('r', NULL, NULL, NULL, NULL, NULL)"
+    resumed = "SELECT outcome FROM smithers.resume_run_v3('r', NULL, NULL, NULL, NULL, NULL)"
     assert await world.sql.fetchval(resumed) == "resumed"
     world.wake()
 
@@ -232,7 +232,7 @@ async def test_a_parent_resumed_while_its_child_still_ends_takes_it_up_again_wit
     await cancel(world, "r")
     await world.until_status("r", "cancelled")
     await world.until_ledger("tidy")
-    resumed = "SELECT outcome FROM smithers.resume_run_v2('r', NULL, NULL, NULL, NULL, NULL)"
+    resumed = "SELECT outcome FROM smithers.resume_run_v3('r', NULL, NULL, NULL, NULL, NULL)"
     assert await world.sql.fetchval(resumed) == "resumed"
     world.wake()
     await world.until_status("r", "waiting-event")
@@ -323,5 +323,10 @@ async def test_a_name_that_another_run_has_fails_the_run_that_would_go_on_under_
     await world.until_status("r", "failed")
     error = await world.error("r")
     assert (error["name"], error["code"]) == ("RunExists", "RUN_ALREADY_EXISTS")
-    assert error["message"] == "of the runs to start one exists, or did: r+1"
+    assert error["message"] == "one of these run ids is already taken: r+1"
     assert await world.outputs("r+1") == {"t": 1}
+    resumed = "SELECT outcome FROM smithers.resume_run_v3('r', NULL, NULL, NULL, NULL, NULL)"
+    assert await world.sql.fetchval(resumed) == "resumed"
+    await world.until_status("r", "failed")
+    began = [line for line in await world.lines("r") if line.startswith("NodeStarted read")]
+    assert began == ["NodeStarted read 1"]

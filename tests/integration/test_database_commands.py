@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -13,6 +14,7 @@ from smithers.cli.main import run
 from smithers.errors import StoreStarting
 from smithers.store.poolers import Route, find_route
 from smithers.store.revisions import read_revisions
+from tests.support.data_dirs import scratch
 from tests.support.postgres import name_database
 
 SILENT = "postgresql://me:hush@127.0.0.1:1/app"  # nobody listens there
@@ -90,6 +92,35 @@ def test_a_schema_that_is_newer_is_said_to_be_so_and_left(
     (schema,) = [each for each in json.loads(capsys.readouterr().out) if each["name"] == "schema"]
     assert schema["verdict"] == "ok"
     assert "9999, newer" in schema["told"]
+
+
+def test_a_schema_from_before_the_first_release_is_said_to_be_so_and_left(
+    database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asyncio.run(ask(database, "UPDATE smithers.alembic_version SET version_num = '0010'"))
+    place = ["--database-url", database]
+    way = "from before the first release: upgrade it with the code of commit c20fe5c first"
+    assert run(["db", "upgrade", *place]) != 0
+    assert way in " ".join(capsys.readouterr().err.split())
+    assert run(["db", "current", *place]) == 1
+    assert way in " ".join(capsys.readouterr().err.split())
+    run(["doctor", *place, "--server", "http://127.0.0.1:1", "--json"])
+    (schema,) = [each for each in json.loads(capsys.readouterr().out) if each["name"] == "schema"]
+    assert schema["verdict"] == "failed"
+    assert schema["told"] == f"0010, {way}"
+    assert asyncio.run(ask(database, "SELECT version_num FROM smithers.alembic_version")) == "0010"
+
+
+def test_the_doctor_makes_no_database(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with scratch() as folder:
+        place = folder / "data"
+        flags = ["--root-dir", str(tmp_path), "--data-dir", str(place), "--json"]
+        assert run(["doctor", *flags, "--server", "http://127.0.0.1:1"]) == 0
+        assert not place.exists()
+    found = json.loads(capsys.readouterr().out)
+    (told,) = [each["told"] for each in found if each["name"] == "database"]
+    assert told.startswith(f"none in {place} yet")
+    assert "schema" not in {each["name"] for each in found}
 
 
 @pytest.fixture

@@ -389,10 +389,29 @@ async def test_a_cancel_ends_a_run_that_nobody_holds_and_asks_the_owner_of_one_t
     assert (await client.get("/v1/runs/free")).json["status"] == "cancelled"
     assert (await client.get("/v1/approvals")).json == {"approvals": []}
     assert (await client.post("/v1/runs/free/cancel")).code == "RUN_NOT_ACTIVE"
+    await rows.ask("held", "gate")
     for _ in range(2):
         assert (await client.post("/v1/runs/held/cancel")).status == 200
-    (row,) = (await client.get("/v1/runs?status=running")).json
+    row = next(row for row in (await client.get("/v1/runs")).json if row["runId"] == "held")
     assert row["cancelRequestedAtMs"] is not None
+    assert (await client.get("/v1/approvals")).json == {"approvals": []}
+    assert (await client.post("/v1/runs/held/nodes/gate/approve")).code == "NODE_NOT_WAITING"
+
+
+async def test_what_is_tried_again_later_is_what_a_run_waits_for(
+    client: Client, rows: Rows
+) -> None:
+    await rows.add_run("r", status="waiting-timer")
+    await rows.add_node("r", "over", "finished")
+    await rows.add_node("r", "flaky", "pending")
+    await rows.connection.execute(
+        "UPDATE smithers.nodes SET due_at = '2026-11-23T12:00:00Z' WHERE node_id = 'flaky'"
+    )
+    state = (await client.get("/v1/runs/r")).json["runState"]
+    wanted = {"kind": "timer", "nodeId": "flaky", "wakeAt": "2026-11-23T12:00:00.000Z"}
+    assert (state["state"], state["blocked"]) == ("waiting-timer", wanted)
+    (row,) = (await client.get("/v1/runs?status=waiting-timer")).json
+    assert row["runState"]["blocked"] == wanted
 
 
 async def test_a_cancel_of_a_parked_run_that_has_to_clean_up_is_told_to_claimers(
@@ -415,6 +434,7 @@ async def test_a_resume_opens_a_new_era_and_takes_the_edited_source(
     assert active.json == {"runId": run_id, "status": "running"}
     await client.post(f"/v1/runs/{run_id}/cancel")
     (root / "hello.py").write_text("# edited\n", encoding="utf-8")
+    await rows.describe()
     resumed = await client.post("/v1/runs", {**START, "runId": run_id, "resume": True})
     assert resumed.json == {"runId": run_id}
     payloads = await rows.connection.fetch("SELECT payload FROM smithers.events ORDER BY seq")
@@ -438,6 +458,7 @@ async def test_a_resume_by_its_file_alone_goes_on_with_the_workflow_that_was_sta
     for reference, meant in (("hello.py", "hello"), ("hello.py:other", "other")):
         await client.post(f"/v1/runs/{run_id}/cancel")
         (root / "hello.py").write_text(f"# {reference}\n", encoding="utf-8")
+        await rows.describe(f"hello.py:{meant}")
         resumed = await client.post(f"/v1/runs/{run_id}/resume", {"workflowPath": reference})
         assert resumed.json == {"runId": run_id}
         assert await rows.connection.fetchval(export) == meant
@@ -449,6 +470,7 @@ async def test_a_resume_may_name_another_workflow_of_the_same_source(
     await rows.describe("hello.py:hello")
     run_id = (await client.post("/v1/runs", {"workflowPath": "hello.py:hello"})).json["runId"]
     await client.post(f"/v1/runs/{run_id}/cancel")
+    await rows.describe("hello.py:other")
     named = {"workflowPath": "hello.py:other"}
     assert (await client.post(f"/v1/runs/{run_id}/resume", named)).json == {"runId": run_id}
     export = "SELECT workflow_export FROM smithers.run_requests"
@@ -456,6 +478,25 @@ async def test_a_resume_may_name_another_workflow_of_the_same_source(
     newest = "SELECT payload FROM smithers.events ORDER BY seq DESC LIMIT 2"
     events = [json.loads(row["payload"]) for row in await rows.connection.fetch(newest)]
     assert [event["type"] for event in events] == ["RunStatusChanged", "WorkflowReloaded"]
+
+
+@pytest.mark.parametrize("status", ["waiting-approval", "failed"])
+async def test_a_resume_with_a_source_that_cannot_be_loaded_is_refused_and_changes_nothing(
+    client: Client, rows: Rows, root: Path, status: str
+) -> None:
+    run_id = (await client.post("/v1/runs", START)).json["runId"]
+    await rows.connection.execute("UPDATE smithers.runs SET status = $1, due_at = NULL", status)
+    before = (await client.get(f"/v1/runs/{run_id}")).json
+    (root / "hello.py").write_text("import nothing_of_the_kind\n", encoding="utf-8")
+    await rows.describe(error="hello.py, line 1: No module named 'nothing_of_the_kind'")
+    refused = await client.post(f"/v1/runs/{run_id}/resume", START)
+    assert (refused.status, refused.code) == (400, "INVALID_REQUEST")
+    assert "nothing_of_the_kind" in refused.json["error"]["details"]["reason"]
+    after = (await client.get(f"/v1/runs/{run_id}")).json
+    for answer in (before, after):
+        del answer["runState"]["computedAt"]
+    assert after == before
+    assert (await client.post(f"/v1/runs/{run_id}/resume")).status == 200
 
 
 async def test_a_resume_without_its_file_goes_on_with_the_stored_source(

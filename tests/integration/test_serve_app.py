@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from gateway.app import bind
-from gateway.serve import (
+from gateway.run_site import (
     ServeOptions,
     StoreAddress,
     WorkflowReference,
@@ -333,5 +333,5 @@ async def count_streams(client: Client) -> int:
 
 
 def test_a_run_needs_a_name_that_can_be_one() -> None:
-    with pytest.raises(ValueError, match="no run id"):
+    with pytest.raises(ValueError, match="not a run id"):
         create_serve_app(options_for("postgresql://nowhere/none", run_id="a/b"))

@@ -188,7 +188,7 @@ async def test_the_era_of_a_resumed_run_begins_with_a_commit_whoever_had_it_befo
     (claim,) = await ground.owned(worker, "a")
     async with Committer(ground.dsn, worker_id=worker) as committer:
         await committer.commit(change(claim, ended(RunStatus.FAILED)))
-        await ground.sql.execute("SELECT smithers.resume_run_v2('a', NULL, NULL, NULL, NULL, NULL)")
+        await ground.sql.execute("SELECT smithers.resume_run_v3('a', NULL, NULL, NULL, NULL, NULL)")
         (dying,) = await ground.claim(await ground.add_worker())
         await owners.bury_worker(ground.sql, (await ground.run("a"))["owner_id"], "silent")
         (heir,) = await ground.claim(worker)

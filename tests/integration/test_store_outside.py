@@ -1,6 +1,7 @@
 """Races of what comes from outside, over connections of their own: one outcome, and answers, events and rows agree on it."""
 
 import asyncio
+import json
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -341,12 +342,36 @@ async def test_a_run_that_was_claimed_while_it_waited_is_not_given_another_sourc
     assert taken.status_before is RunStatus.WAITING_EVENT
     before = dict(await ground.run("a"))
     row = await ground.sql.fetchrow(
-        "SELECT * FROM smithers.resume_run_v2('a', 'other', 'other.py', NULL, NULL, NULL)"
+        "SELECT * FROM smithers.resume_run_v3('a', 'other', 'other.py', NULL, NULL, NULL)"
     )
     assert row["outcome"] == "active"
     assert dict(await ground.run("a")) == before
     (request,) = await ground.rows("run_requests", "a")
     assert request["source_hash"] == "none"
+
+
+async def test_a_run_that_nobody_owns_yet_is_given_another_source(ground, worker):
+    await ground.start("a")
+    row = await ground.sql.fetchrow(
+        "SELECT * FROM smithers.resume_run_v3('a', 'other', 'other.py', NULL, NULL, NULL)"
+    )
+    assert row["outcome"] == "resumed"
+    (claim,) = await ground.claim(worker)
+    assert (claim.source_hash, claim.status_before) == ("other", RunStatus.QUEUED)
+    assert await ground.types("a") == ["RunStarted", "WorkflowReloaded"]
+
+
+async def test_a_resume_changes_what_it_names_of_the_configuration(ground, worker):
+    await ground.start("a")
+    await ground.sql.execute("UPDATE smithers.runs SET status = 'failed', due_at = NULL")
+    known = '{"maxConcurrency": 1, "budget": {"tokens": 10}, "spent": {"tokens": 4}}'
+    await ground.sql.execute("UPDATE smithers.run_requests SET config = $1", known)
+    row = await ground.sql.fetchrow(
+        """SELECT * FROM smithers.resume_run_v3('a', NULL, NULL, NULL, '{"maxConcurrency": 4}', NULL)"""
+    )
+    assert row["outcome"] == "resumed"
+    (claim,) = await ground.claim(worker)
+    assert json.loads(claim.config) == {**json.loads(known), "maxConcurrency": 4}
 
 
 async def test_a_resumed_run_begins_again_without_failures_or_suspicion(

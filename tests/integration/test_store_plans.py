@@ -131,7 +131,7 @@ COLD = {
         node_reads.LIST_APPROVALS,
         f"{OLDEST}, 10000, 4194304",
         250_000,
-        110_000,
+        140_000,
         frozenset({"nodes", "runs", "run_requests"}),
     ),
     "list approvals from a place on": Case(
@@ -338,7 +338,7 @@ async def any_run(connection: asyncpg.Connection, status: str) -> str:
     )
 
 
-# What decide_and_tell_v3 and signal_and_tell_v3 do before their COMMIT, which a transaction that is to be undone forbids.
+# What decide_and_tell_v3 and signal_and_tell_v4 do before their COMMIT, which a transaction that is to be undone forbids.
 DECIDE = """SELECT d.* FROM smithers.decide_approval_v4(
     ROW($1, 'w', 0, true, NULL, 'x', NULL, NULL, NULL, false)::smithers.decision_v1) AS d"""
 SEND = "SELECT * FROM smithers.send_signal_v2($1, 's', NULL, '1', NULL, 'id')"

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -132,3 +133,36 @@ async def test_what_no_standby_has_is_not_answered_as_done(ground: Ground) -> No
         assert await find_key(pool, KEY) == KeptStart(RunId("keyed"), None)
         assert (await committing).outcome is Outcome.COMMITTED
     assert (await ground.types("told"))[1:] in (["SignalReceived", "x"], ["x", "SignalReceived"])
+
+
+async def test_a_commit_is_answered_however_long_its_notification_waits_for_another(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction that notifies holds a lock of the whole cluster while it waits for a standby that we do not wait for."""
+    monkeypatch.setitem(connections._GUARDS, "lock_timeout", "200ms")
+    await ground.start("told")
+    await want_standby(ground, "gone")
+    await ground.sql.execute("SET synchronous_commit = local")
+    await ground.sql.execute("ALTER DATABASE smithers SET synchronous_commit = local")
+    other = await ground.connect()
+    await other.execute("SET synchronous_commit = on")
+    writes = "SELECT pg_logical_emit_message(true, '', ''), pg_notify('elsewhere', '')"
+    notifying = asyncio.create_task(other.execute(writes))
+    await ground.until(IS_HELD, other.get_server_pid())
+    signal = replace(SIGNAL, signal_id=None)
+    async with AsyncExitStack() as stack:
+        signals = await stack.enter_async_context(open_outside_lane(ground.dsn))
+        starts = await stack.enter_async_context(open_start_lane(ground.dsn))
+        asked = asyncio.gather(
+            *(starts.submit(a_start(run_id)) for run_id in ("one", "two")),
+            *(send_signal(signals, signal) for _ in range(2)),
+        )
+        await asyncio.sleep(0.6)  # three times as long as a lock is waited for
+        await ground.sql.execute("SELECT pg_cancel_backend($1)", other.get_server_pid())
+        *are_new, first, second = await asked
+    assert are_new == [True, True]
+    assert {first.seq, second.seq} == {0, 1}
+    assert len(await ground.rows("signals", "told")) == 2
+    await notifying
+    await ground.sql.execute("ALTER DATABASE smithers RESET synchronous_commit")
+    await want_standby(ground, "")

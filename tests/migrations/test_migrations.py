@@ -13,9 +13,11 @@ from alembic import command
 from smithers.errors import RowsHeld
 from smithers.events import Envelope, EventType, event_parts
 from smithers.ids import RunId
+from smithers.store.migrating import settle_schema
 from smithers.store.revisions import migrations_dir, read_revisions
 from smithers.store.schema import (
     SchemaMismatch,
+    SchemaUnreleased,
     find_revision,
     require_schema,
     run_alembic,
@@ -36,6 +38,12 @@ LIST_SCHEMA = """
     SELECT relname::text AS name FROM pg_class WHERE relnamespace = to_regnamespace('smithers')
     UNION ALL SELECT proname FROM pg_proc WHERE pronamespace = to_regnamespace('smithers')
     UNION ALL SELECT typname FROM pg_type WHERE typnamespace = to_regnamespace('smithers') AND typelem = 0"""
+
+# Some of what a database has that was made before the baseline.
+EARLIER = """
+    CREATE TYPE smithers.run_change_v1 AS (run_id text);
+    CREATE FUNCTION smithers.commit_group_v1(smithers.run_change_v1[]) RETURNS integer LANGUAGE sql AS 'SELECT 1';
+    CREATE PROCEDURE smithers.commit_turns_v1(INOUT a integer) LANGUAGE sql AS 'SELECT 1'"""
 
 LIST_ELSEWHERE = """
     SELECT relname FROM pg_class JOIN pg_namespace AS n ON n.oid = relnamespace
@@ -143,6 +151,29 @@ async def test_an_upgrade_at_head_changes_nothing(empty_database, connection):
 async def test_a_server_refuses_a_database_without_the_schema_and_names_the_command(connection):
     with pytest.raises(SchemaMismatch, match="smithers db upgrade"):
         await require_schema(connection)
+
+
+async def test_who_has_a_database_from_before_the_first_release_is_told_what_upgrades_it(
+    empty_database, connection
+):
+    await upgrade(empty_database)
+    await connection.execute("UPDATE smithers.alembic_version SET version_num = '0010'")
+    way = "at schema 0010, from before the first release: upgrade it with the code of commit c20fe5c first"
+    with pytest.raises(SchemaUnreleased, match=way):
+        await require_schema(connection)
+    with pytest.raises(SchemaUnreleased, match=way):
+        await settle_schema(empty_database, migrate=True)
+    assert await find_revision(connection) == "0010"
+
+
+async def test_functions_from_before_the_first_release_are_dropped(empty_database, connection):
+    await run_alembic(empty_database, lambda config: command.upgrade(config, "0011"))
+    at_baseline = sorted(await names(connection, LIST_SCHEMA))
+    await connection.execute(EARLIER)
+    await run_alembic(empty_database, lambda config: command.upgrade(config, "0012"))
+    assert sorted(await names(connection, LIST_SCHEMA)) == at_baseline
+    await run_alembic(empty_database, lambda config: command.downgrade(config, "0011"))
+    assert sorted(await names(connection, LIST_SCHEMA)) == at_baseline
 
 
 async def test_a_server_accepts_a_database_at_head(empty_database, connection):

@@ -22,7 +22,7 @@ BREAKING = {
     "a column is new and must be given": "ALTER TABLE smithers.runs ADD COLUMN region text NOT NULL",
     "a column must be given from now on": "ALTER TABLE smithers.nodes ALTER COLUMN label SET NOT NULL",
     "a table is dropped": "DROP TABLE smithers.tool_calls",
-    "a function is dropped": "DROP FUNCTION smithers.bury_worker_v1",
+    "a function is dropped": "DROP FUNCTION smithers.bury_worker_v2",
     "a function gives something else": """
         CREATE OR REPLACE FUNCTION smithers.to_ms(p_at timestamptz) RETURNS bigint LANGUAGE sql AS 'SELECT 0::bigint'""",
     "a type has one more field": "ALTER TYPE smithers.run_start_v1 ADD ATTRIBUTE region text",

@@ -309,7 +309,7 @@ class World:
                 bundle.to_json(),
             )
         row = await self.sql.fetchrow(
-            "SELECT * FROM smithers.resume_run_v2($1, $2, $3, NULL, NULL, NULL)",
+            "SELECT * FROM smithers.resume_run_v3($1, $2, $3, NULL, NULL, NULL)",
             run_id,
             source_hash,
             path,

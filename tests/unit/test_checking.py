@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, model_validator
 
-from smithers.checking import Verdict, check_run
+from smithers.checking import Effect, check_run
 from smithers.engine.facts import Facts
 from smithers.ids import RunId, SourceHash
 from smithers.states import RunStatus
@@ -55,5 +55,5 @@ def test_an_input_that_breaks_its_new_model_would_fail_its_run(given: str, wrong
     )
     edited = Workflow(name="w", builder=lambda _: None, input_model=Given)
     found = check_run(run, LoadedRun(Facts(), None, news), edited, guard=lambda build: build())
-    assert found.verdict is Verdict.FAILS
+    assert found.effect is Effect.FAILS
     assert found.reason == f"the input does not fit w: {wrong}"

@@ -194,6 +194,9 @@ def test_a_printed_command_asks_the_server_that_was_named(
         def start(self, *_: object, **__: object) -> str:
             return "r"
 
+        def list_approvals(self) -> list[object]:
+            return []
+
     monkeypatch.setattr("smithers.cli.options.open_client", lambda *_: nullcontext(Server()))
     named = ["--server", "http://[::1]:1"]
     assert main.run(["start", "flow.py", *named]) == main.run(["why", "r", *named]) == 0

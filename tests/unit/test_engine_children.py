@@ -184,7 +184,7 @@ class TestContinueAsNew:
         assert world.finish("a").under_way == ["b"]
         world.stop("b")
         assert world.rows.status is RunStatus.CONTINUED
-        assert "NodeCancelled b aborted" in world.events
+        assert "NodeCancelled b 1 aborted" in world.events
 
     @pytest.mark.parametrize("retries", [0, 1])
     def test_what_raises_when_it_is_stopped_keeps_it_from_nothing(self, retries):

@@ -5,7 +5,19 @@ from typing import Any
 
 import pytest
 
-from smithers import Branch, Loop, Parallel, Retry, Sequence, Task, Timer, Try
+from smithers import (
+    Branch,
+    ContinueAsNew,
+    Loop,
+    Parallel,
+    Retry,
+    Sequence,
+    Subflow,
+    Task,
+    Timer,
+    Try,
+    workflow,
+)
 from smithers.engine import reports
 from smithers.engine.facts import Problem
 from smithers.engine.retrying import LONGEST_S, backoff_ms
@@ -83,7 +95,7 @@ class TestEndings:
         assert not world.is_over
         assert world.aborting == {world.key("b"): "run-failed"}
         world.stop("b")
-        assert world.events[-3:] == ["NodeFailed a 1", "NodeCancelled b run-failed", "RunFailed"]
+        assert world.events[-3:] == ["NodeFailed a 1", "NodeCancelled b 1 run-failed", "RunFailed"]
 
     def test_a_sibling_that_finishes_meanwhile_is_kept(self):
         world = World(lambda _: Parallel(Task("a", 1), Task("b", 1)), aborts_at_once=False).begin()
@@ -136,7 +148,7 @@ class TestEndings:
             world.finish("c")
         world.fail("a").die()
         assert world.rows.error == BOOM
-        assert world.events[-3:] == ["RunAutoResumed", "NodeCancelled b run-failed", "RunFailed"]
+        assert world.events[-3:] == ["RunAutoResumed", "NodeCancelled b 1 run-failed", "RunFailed"]
 
     def test_a_tolerated_failure_lets_the_tree_move_on_also_after_a_death(self):
         world = World(lambda _: [Task("a", 1, continue_on_fail=True), Task("b", 1)]).begin()
@@ -164,7 +176,7 @@ class TestCancels:
         world = World(lambda _: [Task("a", 1), Task("b", 1)], aborts_at_once=False).begin()
         assert world.cancel().aborting == {world.key("a"): "run-cancelled"}
         world.stop("a")
-        assert world.events[-2:] == ["NodeCancelled a run-cancelled", "RunCancelled"]
+        assert world.events[-2:] == ["NodeCancelled a 1 run-cancelled", "RunCancelled"]
         assert world.state("b") is NodeState.PENDING
 
     def test_a_finish_beside_a_cancel_is_kept_and_nothing_follows_from_it(self):
@@ -185,7 +197,7 @@ class TestCancels:
         world.cancel().die()
         assert world.events[-3:] == [
             "RunAutoResumed",
-            "NodeCancelled a run-cancelled",
+            "NodeCancelled a 1 run-cancelled",
             "RunCancelled",
         ]
         assert world.render_count == 1
@@ -359,7 +371,7 @@ class TestTreesThatAreNone:
             return Parallel(Task("a", 1), Task("b", 1))
 
         world = World(build).begin().finish("a", value=1)
-        assert world.events[-2:] == ["NodeCancelled b run-failed", "RunFailed"]
+        assert world.events[-2:] == ["NodeCancelled b 1 run-failed", "RunFailed"]
 
 
 class TestRefusedTurns:
@@ -371,18 +383,46 @@ class TestRefusedTurns:
         del world.running[key]
         reports.finish_attempt(run, key, '"poison"')
         run.plan(world.now_ms)
-        reports.refuse_turn(run, Problem("InvalidOutput", "no", "INVALID_OUTPUT"))
+        run.refuse_turn(Problem("InvalidOutput", "no", "INVALID_OUTPUT"))
         world._go()
         assert code_of(world) == "INVALID_OUTPUT"
         assert world.states() == {"a": "failed", "b": "cancelled", "c": "pending"}
         assert ("a", 1, AttemptState.FAILED) in world.rows.attempts
+
+    def test_a_run_whose_next_id_is_taken_keeps_its_results(self):
+        world = World(lambda _: [Task("a", 1), ContinueAsNew()]).begin()
+        run, key = world.run, world.key("a")
+        del world.running[key]
+        reports.finish_attempt(run, key, "1")
+        assert run.plan(world.now_ms).ending.successor is not None
+        run.refuse_runs(Problem("RunExists", "taken", "RUN_ALREADY_EXISTS"))
+        world._go()
+        assert code_of(world) == "RUN_ALREADY_EXISTS"
+        assert world.states()["a"] == "finished"
+        assert not world.rows.children
+
+    @pytest.mark.parametrize("is_tolerated", [False, True])
+    def test_a_subflow_whose_id_is_taken_fails_by_itself(self, is_tolerated):
+        child = Subflow(
+            "s", workflow(lambda _: Task("c", 1), name="small"), {}, continue_on_fail=is_tolerated
+        )
+        world = World(lambda _: [Task("a", 1), child]).begin()
+        run, key = world.run, world.key("a")
+        del world.running[key]
+        reports.finish_attempt(run, key, "1")
+        assert run.plan(world.now_ms).children
+        run.refuse_runs(Problem("RunExists", "taken", "RUN_ALREADY_EXISTS"))
+        world._go()
+        assert world.states() == {"a": "finished", "s": "failed"}
+        assert "SubflowStarted s" not in world.events
+        assert world.rows.status is (RunStatus.FINISHED if is_tolerated else RunStatus.FAILED)
 
     def test_a_first_turn_that_is_refused_leaves_no_nodes(self):
         world = World(lambda _: Task("a", 1))
         world._go = lambda: None  # type: ignore[method-assign]  # nothing is committed yet
         world.begin()
         world.run.plan(world.now_ms)
-        reports.refuse_turn(world.run, Problem("InvalidOutput", "no", "INVALID_OUTPUT"))
+        world.run.refuse_turn(Problem("InvalidOutput", "no", "INVALID_OUTPUT"))
         del world._go
         world._go()
         assert code_of(world) == "INVALID_OUTPUT"

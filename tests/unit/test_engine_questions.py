@@ -129,6 +129,17 @@ def test_an_answer_that_only_the_model_refuses_is_asked_for_again_and_the_time_r
     assert world.output("f") == {"text": "ok"}
 
 
+def test_a_form_that_is_asked_again_when_its_time_is_over_times_out():
+    """Its time-out was refused, as an answer had come first; that answer does not fit the model."""
+    form = HumanTask("f", prompt="Say", output=Answer, timeout=5)
+    world = World(lambda _ctx: Parallel(Task("t", 1), form)).begin()
+    world.run.pass_time(world.fact("f").due_ms)
+    assert world.run.turn.timeouts
+    world.run.turn.timeouts.clear()
+    world.approve("f", decision={"text": "much too long"}).finish("t").pass_s(6)
+    assert world.rows.error.code == "WAIT_TIMED_OUT"
+
+
 @pytest.mark.parametrize(
     ("on_timeout", "end"),
     [("fail", "RunFailed"), ("continue", "RunFinished"), ("skip", "RunFinished")],

@@ -181,7 +181,7 @@ class TestLeavingTheTree:
         assert world.aborting == {world.key("b"): "unmounted"}
         assert not world.is_over
         world.stop("b")
-        assert world.events[-2:] == ["NodeCancelled b unmounted", "RunFinished"]
+        assert world.events[-2:] == ["NodeCancelled b 1 unmounted", "RunFinished"]
         assert ("b", 1, AttemptState.CANCELLED) in world.rows.attempts
 
     def test_an_attempt_that_finishes_before_it_is_stopped_is_kept(self):
@@ -244,7 +244,7 @@ class TestLeavingTheTree:
         world.finish("a", value=1).finish("b", value=1)
         world.stop("x")
         assert world.events_of("x")[-3:] == [
-            "NodeCancelled x unmounted",
+            "NodeCancelled x 1 unmounted",
             "NodePending x",
             "NodeStarted x 2",
         ]
@@ -299,7 +299,7 @@ class TestLeavingTheTree:
             ]
 
         world = World(build, aborts_at_once=False).begin().finish("a")
-        assert world.stop("x").events_of("x")[-1] == "NodeCancelled x unmounted"
+        assert world.stop("x").events_of("x")[-1] == "NodeCancelled x 1 unmounted"
 
     def test_a_decision_for_a_task_whose_turn_has_passed_back_waits_for_its_turn(self):
         def build(ctx: Any) -> Any:
@@ -357,7 +357,7 @@ class TestCost:
         with monkeypatch.context() as patch:
             for name in ("_hold", "_offer", "_offer_room"):
                 patch.setattr(schedules, name, counted(getattr(schedules, name)))
-            for name in ("_advance", "_give_room_back", "_reach", "_take_room", "_try", "settle"):
+            for name in ("_advance", "_give_room_back", "_open", "_reach", "_take_room", "settle"):
                 patch.setattr(schedules.Schedule, name, counted(getattr(schedules.Schedule, name)))
             most = 0
             for number in range(count):
@@ -374,7 +374,7 @@ class TestCost:
         world = World(build).begin()
         for number in range(49):
             world.finish(f"a#{number}", value=1)
-        assert len(world.run._dues._heap) == 1
+        assert len(world.run.dues._heap) == 1
         assert world.run.next_due_ms() == START_MS + 900_000
 
 

@@ -34,6 +34,7 @@ class History:
 
     count: int = 1
     has_ended: bool = False
+    is_removed: bool = False
 
     def tail(self, cursor: int) -> Tail:
         end = min(self.count, cursor + 1 + PAGE)
@@ -62,7 +63,8 @@ class FakeLane:
     async def submit(self, cursors: tuple[Cursor, ...]) -> dict[Cursor, Tail]:
         self.reads += 1
         await turns(self.chance.randrange(6))
-        answer = {cursor: self.history.tail(cursor.seq) for cursor in cursors}
+        found = () if self.history.is_removed else cursors
+        answer = {cursor: self.history.tail(cursor.seq) for cursor in found}
         await turns(self.chance.randrange(6))
         return answer
 
@@ -297,6 +299,19 @@ async def test_a_reads_lag_is_that_of_its_first_event_by_the_databases_clock_alo
     *counts, total_s = merge(hub._metrics._page.sheet.read())[STREAM_LAG.name,]
     assert sum(counts) == 1
     assert AGE_MS / 1000 <= total_s < AGE_MS / 1000 + 20
+
+
+async def test_the_viewers_of_a_run_that_retention_has_removed_are_let_go() -> None:
+    history = History()
+    async with make_hub(history, random.Random(1)) as hub:
+        viewer = make_viewer(cursor=0)
+        with hub.following(RUN) as run:
+            assert hub.join(run, viewer, history.tail(0))
+            history.is_removed = True
+            hub.hear(None)
+            async with asyncio.timeout(60):
+                assert await viewer.until_ended() is Ending.WHOLE
+            assert not run.viewers
 
 
 async def test_a_database_that_is_away_is_asked_and_complained_of_once_in_a_while(

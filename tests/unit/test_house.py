@@ -32,7 +32,7 @@ SQL = re.compile(
 )
 SUPPRESSION = re.compile(r"#\s*(noqa|type:\s*ignore|pragma)\b")
 WELL_SUPPRESSED = re.compile(
-    r"#\s*(noqa: [A-Z]+\d+(, [A-Z]+\d+)*(  | - )\w+|type: ignore\[[\w-]+(, [\w-]+)*\]  # \w+)"
+    r"#\s*(noqa: [A-Z]+\d+(, [A-Z]+\d+)* - \w+|type: ignore\[[\w-]+(, [\w-]+)*\]  # \w+)"
 )
 UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX|HACK)\b")
 # Where this was written and what it was installed from are nobody's business.
@@ -238,7 +238,7 @@ def test_a_path_that_a_text_names_is_there(path):
     assert [word for word in sorted(named) if not list(TREE.glob(word.rstrip(":,./")))] == []
 
 
-def test_every_module_stands_in_the_architecture():
+def test_every_package_stands_in_the_architecture():
     text = (TREE / "docs" / "architecture.md").read_text(encoding="utf-8")
     folders = {f"{name_of(path.parent)}/" for path in MODULES}
     assert [folder for folder in sorted(folders) if f"`{folder}" not in text] == []

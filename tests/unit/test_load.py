@@ -9,7 +9,7 @@ import pytest
 
 from gateway import backlog as backlog_module
 from gateway.access import Credential
-from gateway.backlog import Backlog
+from gateway.backlog import BacklogEstimate
 from gateway.envelope import problem
 from gateway.errors import Overloaded, TooManyRequests
 from gateway.load import Load, Room
@@ -141,7 +141,7 @@ class Counting:
         await asyncio.sleep(0)
 
 
-def start(backlog: Backlog) -> None:
+def start(backlog: BacklogEstimate) -> None:
     """Start a run, and be done with it."""
     with backlog.starting():
         pass
@@ -149,7 +149,7 @@ def start(backlog: Backlog) -> None:
 
 async def test_starts_are_let_in_until_too_many_runs_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     counting = Counting(monkeypatch)
-    async with Backlog(None, 3) as backlog:  # type: ignore[arg-type]  # there is no database
+    async with BacklogEstimate(None, 3) as backlog:  # type: ignore[arg-type]  # there is no database
         for _ in range(3):
             start(backlog)
         with pytest.raises(Overloaded) as error:
@@ -171,7 +171,7 @@ async def test_what_is_under_way_while_it_is_counted_still_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     counting = Counting(monkeypatch)
-    async with Backlog(None, 2) as backlog:  # type: ignore[arg-type]  # there is no database
+    async with BacklogEstimate(None, 2) as backlog:  # type: ignore[arg-type]  # there is no database
         with backlog.starting(), backlog.starting():
             await counting.again()  # which has seen neither
             with pytest.raises(Overloaded):
@@ -187,7 +187,7 @@ async def test_what_was_known_holds_while_the_database_is_away(
 ) -> None:
     counting = Counting(monkeypatch)
     counting.queued = None
-    async with Backlog(None, 2) as backlog:  # type: ignore[arg-type]  # there is no database
+    async with BacklogEstimate(None, 2) as backlog:  # type: ignore[arg-type]  # there is no database
         start(backlog)
         await counting.again()
         start(backlog)
@@ -199,7 +199,7 @@ async def test_the_first_start_after_a_quiet_time_is_not_refused_for_an_old_coun
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     counting = Counting(monkeypatch)
-    async with Backlog(None, 2) as backlog:  # type: ignore[arg-type]  # there is no database
+    async with BacklogEstimate(None, 2) as backlog:  # type: ignore[arg-type]  # there is no database
         counting.queued = 2
         start(backlog)
         await counting.again()
@@ -215,7 +215,7 @@ async def test_the_first_start_after_a_quiet_time_is_not_refused_for_an_old_coun
 
 async def test_nothing_is_counted_while_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     counting = Counting(monkeypatch)
-    async with Backlog(None, 2):  # type: ignore[arg-type]  # there is no database
+    async with BacklogEstimate(None, 2):  # type: ignore[arg-type]  # there is no database
         for _ in range(10):
             await asyncio.sleep(0)
     assert counting.ask_count == 0

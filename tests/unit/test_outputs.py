@@ -109,7 +109,7 @@ def test_what_is_no_json_is_refused(value):
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf, [{"x": math.inf}]])
 def test_a_number_that_json_does_not_have_is_named(value):
-    with pytest.raises(InvalidOutput, match="is not JSON: it has NaN or an infinity"):
+    with pytest.raises(InvalidOutput, match="is not JSON: it contains NaN or an infinity"):
         encode_output(value)
 
 

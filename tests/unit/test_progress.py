@@ -4,13 +4,20 @@ from typing import Any
 
 import pytest
 
-from smithers.cli.progress import MARKS, LiveDisplay, NodeLine, PlainDisplay, Progress, choose_lines
+from smithers.cli.progress import (
+    MARKS,
+    LiveDisplay,
+    NodeLine,
+    PlainDisplay,
+    ProgressView,
+    choose_lines,
+)
 from smithers.cli.runs import span
 from smithers.client import Event
 from smithers.states import NodeState
 
 
-def take(progress: Progress, event_type: str, node_id: str | None = None, **more: Any) -> None:
+def take(progress: ProgressView, event_type: str, node_id: str | None = None, **more: Any) -> None:
     sent = {"type": event_type, "runId": "r", "timestampMs": 1000, "seq": 0, **more}
     if node_id is not None:
         sent |= {"nodeId": node_id, "iteration": more.get("iteration", 0)}
@@ -22,7 +29,7 @@ def line(name: str, state: NodeState, ended_ms: int | None = None) -> NodeLine:
 
 
 def test_a_node_is_followed_through_its_attempts() -> None:
-    progress = Progress()
+    progress = ProgressView()
     take(progress, "NodeStarted", "a", attempt=1)
     take(progress, "NodeFailed", "a", attempt=1, error={"name": "E", "message": "m\nn"})
     node = progress.nodes["a", 0]
@@ -41,7 +48,7 @@ def test_a_failed_runs_line_names_its_error(capfd: pytest.CaptureFixture[str]) -
 
 
 def test_a_subflow_waits_for_its_run_and_a_signal_of_that_name_for_a_signal() -> None:
-    progress = Progress()
+    progress = ProgressView()
     take(progress, "SubflowStarted", "sub", childRunId="r.1")
     for name in ("sub", "signal"):
         take(progress, "NodeWaitingEvent", name, signalName="r.1")
@@ -50,7 +57,7 @@ def test_a_subflow_waits_for_its_run_and_a_signal_of_that_name_for_a_signal() ->
 
 
 def test_each_iteration_of_a_loop_has_its_line() -> None:
-    progress = Progress()
+    progress = ProgressView()
     take(progress, "NodeStarted", "a", attempt=1)
     take(progress, "NodeStarted", "a", attempt=1, iteration=1)
     assert [node.name for node in progress.nodes.values()] == ["a", "a · 2"]

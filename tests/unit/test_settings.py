@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from gateway.settings import GatewaySettings, HttpProcessSettings
 from smithers.cli.options import looking_options
+from smithers.foundation import Database
 from smithers.settings import (
     CLIENT_SETTINGS,
     DEFAULT_URL,
@@ -133,6 +135,21 @@ def test_a_secret_is_in_no_error_and_no_repr() -> None:
     assert "hush" not in repr(ClientOptions(token="hush"))
 
 
+def test_a_password_and_a_collectors_key_are_in_no_repr_of_a_servers_parts() -> None:
+    dsn = "postgresql://me:hush@there/db"
+    assert "hush" not in repr(Database(dsn=dsn, direct_dsn=dsn))
+    told = HttpProcessSettings(
+        gateway=GatewaySettings(dsn=dsn, direct_dsn=dsn, root_dir=None, auth_token="hush"),
+        listener_fd=3,
+        sheet_fd=4,
+        otel={"OTEL_EXPORTER_OTLP_HEADERS": "key=hush"},
+        log_format="json",
+        log_level="INFO",
+    )
+    assert "hush" not in repr(told)
+    assert HttpProcessSettings.from_json(told.to_json()) == told
+
+
 @pytest.mark.parametrize(
     ("url", "told"),
     [
@@ -209,7 +226,7 @@ def test_the_defaults_that_people_are_told_are_the_defaults() -> None:
     for setting in (*SETTINGS, *CLIENT_SETTINGS):
         options = ServerOptions() if setting in SETTINGS else ClientOptions()
         default = getattr(options, setting.field)
-        if setting.is_switch:
+        if not setting.metavar:  # a switch
             assert (default, setting.default.partition(";")[0]) == (False, "off")
         elif setting.field not in TOLD_IN_WORDS:
             told = setting.read(setting.default)

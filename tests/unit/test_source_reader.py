@@ -226,4 +226,4 @@ def test_a_read_of_an_unchanged_file_is_cheap(tmp_path):
         start = time.perf_counter()
         for _ in range(200):
             reader.read("flows/hello.py")
-        print(f"\n{(time.perf_counter() - start) / 200 * 1e6:.0f} µs a read")  # noqa: T201  said, not asserted
+        print(f"\n{(time.perf_counter() - start) / 200 * 1e6:.0f} µs a read")  # noqa: T201 - said, not asserted

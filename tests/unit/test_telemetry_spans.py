@@ -245,7 +245,7 @@ def test_whatever_a_block_is_told_its_body_goes_on(is_traced):
         assert values["least"].int_value == -(2**63)
         assert values["below"].string_value == "-9223372036854775809"
         assert values["above"].string_value == "9223372036854775808"
-        mute = "(its text cannot be had)"
+        mute = "(its text is not available)"
         assert values["endless"].string_value == values["mute"].string_value == mute
         assert math.isnan(values[mute].double_value)
 

@@ -103,7 +103,7 @@ def test_a_run_that_nobody_would_run_is_refused(
     told: Chosen, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["up", FLOW, "--workers", "0"]) == 4
-    assert "--workers 0: nobody would run it" in capfd.readouterr().err
+    assert "--workers 0: there would be no worker" in capfd.readouterr().err
     assert told == []
 
 

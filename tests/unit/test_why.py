@@ -4,13 +4,17 @@ import shlex
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from gateway.why import explain
 from smithers.cli import main
+from smithers.client import BadRequest, Why
+from smithers.foundation import gateway_settings
 from smithers.ids import RunId
+from smithers.settings import ServerOptions
 from smithers.states import NodeState, RunStatus
 from smithers.store.whys import OpenNode, WhyRow
 
@@ -46,7 +50,7 @@ def node(state: NodeState, **fields: object) -> OpenNode:
     [
         (ROW, "queued", "waits for room in 1 worker"),
         (replace(ROW, worker_count=3), "queued", "waits for room in 3 workers"),
-        (replace(ROW, worker_count=0), "no-worker", "no worker lives that claims from queue 'gpu'"),
+        (replace(ROW, worker_count=0), "no-worker", "no living worker claims from queue 'gpu'"),
         (replace(ROW, crash_count=1), "quarantined", "1 worker died while running it"),
         (replace(ROW, crash_count=2), "quarantined", "2 workers died while running it"),
         (replace(ROW, cancel_requested_ms=NOW_MS), "cancelling", "a cancel is under way"),
@@ -183,7 +187,7 @@ def test_a_mirror_says_where_its_run_lives() -> None:
     mirror = replace(ROW, due_ms=None, worker_count=0, database="ORDERS")
     (reason,) = explain(RUN, mirror, None)["reasons"]
     assert reason["kind"] == "elsewhere"
-    assert "the database 'ORDERS', of which this server has no URL" in reason["text"]
+    assert "the database 'ORDERS', for which this server has no URL" in reason["text"]
     assert "unblock" not in reason
 
 
@@ -196,3 +200,35 @@ def test_a_spent_budget_says_how_much_and_what_would_let_the_agents_go_on() -> N
     assert answer["reasons"][0]["unblock"]["command"] == (
         "smithers approve 'r 1' budget --iteration 1"
     )
+
+
+def test_what_up_has_left_goes_on_in_its_own_data_directory() -> None:
+    row = replace(ROW, worker_count=0, queue="up-r1")
+    place = Path("/var/my data")
+    reason = explain(RunId("r1"), row, None, data_dir=place)["reasons"][0]
+    assert reason["unblock"]["command"] == (
+        "smithers up 'flows/a b.py:trip' --run-id r1 --resume --data-dir '/var/my data'"
+    )
+    assert gateway_settings(ServerOptions(data_dir=place), "", "").data_dir == place
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_the_list_of_questions_is_named_only_if_the_server_has_one(
+    is_kept: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Server:
+        def why(self, run_id: str) -> Why:
+            asked = {"kind": "approval", "text": "a waits for a person to decide"}
+            told = {"runId": run_id, "status": "waiting-approval", "summary": ""}
+            return Why.model_validate({**told, "reasons": [asked]})
+
+        def list_approvals(self) -> list[object]:
+            if is_kept:
+                return []
+            raise BadRequest("it has no lists", code="DB_NOT_CONFIGURED", status=400)
+
+    monkeypatch.setattr("smithers.cli.options.open_client", lambda *_: nullcontext(Server()))
+    assert main.run(["why", "r1"]) == 0
+    out, err = capfd.readouterr()
+    assert out == "a waits for a person to decide\n"
+    assert ("smithers approvals r1" in err) == is_kept

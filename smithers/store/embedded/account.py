@@ -77,7 +77,7 @@ def run_as(
     account: ServerAccount, argv: Sequence[str], *, pass_fds: Sequence[int] = ()
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end; raises OSError if the account cannot execute it."""
-    return subprocess.run(  # noqa: S603  every argv is made in this package
+    return subprocess.run(  # noqa: S603 - every argv is made in this package
         argv,
         user=account.uid if account.is_other else None,
         group=account.gid if account.is_other else None,

@@ -69,7 +69,7 @@ def _is_ready(server_pid: int, command: list[str]) -> bool:
     """Say whether the server takes sessions, as its own postmaster.pid has it."""
     pgdata = command[command.index("-D") + 1]
     try:
-        with open(f"{pgdata}/postmaster.pid", "rb") as file:  # noqa: PTH123  pathlib is large
+        with open(f"{pgdata}/postmaster.pid", "rb") as file:  # noqa: PTH123 - pathlib is large
             lines = file.read().split(b"\n")
     except OSError:
         return False
@@ -95,7 +95,7 @@ def _start(uid: int, gid: int, command: list[str]) -> int:
             os.setuid(uid)
         for default in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(default, signal.SIG_DFL)
-        os.execv(command[0], command)  # noqa: S606  our user made the command
+        os.execv(command[0], command)  # noqa: S606 - our user made the command
     except OSError as error:
         os.write(2, f"{command[0]}: {error}\n".encode())
     finally:

@@ -287,7 +287,7 @@ def _start_server(
     remove_misleading_pid_files(site)
     log_fd = open_log(site)
     try:
-        subprocess.run(  # noqa: S603  the command is made below
+        subprocess.run(  # noqa: S603 - the command is made below
             _keeper_command(site, programs, settings),
             check=True,
             cwd="/",

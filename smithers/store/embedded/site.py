@@ -29,7 +29,7 @@ SOCKET_PATH_LIMIT_BYTES: Final = 104  # macOS; Linux has 108
 # asyncpg decodes the socket's directory in a DSN, SQLAlchemy does not: it must read the same.
 PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9/._-]+")
 # Not tempfile.gettempdir(): whatever their environments say, all processes must meet.
-SHORT_DIR: Final = Path("/tmp")  # noqa: S108  what we make in it is 0700 and checked for its owner
+SHORT_DIR: Final = Path("/tmp")  # noqa: S108 - what we make in it is 0700 and checked for its owner
 ROOT_STATE_DIR: Final = Path("/var/lib/smithers")  # root's home is closed to the server's account
 LOG_LIMIT_BYTES: Final = 10 * 1024 * 1024
 LOG_TAIL_BYTES: Final = 2000

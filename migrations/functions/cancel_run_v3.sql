@@ -1,0 +1,46 @@
+-- Cancel a run. The run's row is locked first, and what is looked at is read under the lock. Answers: cancelled (nobody held
+-- it: done here and now), requested (its owner must end it, and nothing else is it allowed to commit as an end), not-found,
+-- not-active. One that is parked and has something to clean up is made due, and claimed for that first: requested, and
+-- `queue` says who is to be woken.
+CREATE FUNCTION smithers.cancel_run_v3(p_run_id text, OUT outcome text, OUT is_owned boolean, OUT queue text)
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_run smithers.runs%ROWTYPE;
+    v_node record;
+    v_now timestamptz;
+BEGIN
+    SELECT * INTO v_run FROM smithers.runs r WHERE r.run_id = p_run_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN outcome := 'not-found'; RETURN; END IF;
+    is_owned := v_run.owner_id IS NOT NULL;
+    IF v_run.status IN ('finished', 'failed', 'cancelled', 'continued') THEN outcome := 'not-active'; RETURN; END IF;
+    v_now := smithers.clock();
+    IF is_owned OR v_run.has_cleanup THEN
+        UPDATE smithers.runs SET cancel_requested_at = coalesce(cancel_requested_at, v_now),
+            due_at = CASE WHEN is_owned THEN due_at ELSE v_now END
+        WHERE run_id = p_run_id;
+        outcome := 'requested';
+        queue := CASE WHEN NOT is_owned THEN v_run.queue END;
+        RETURN;
+    END IF;
+    -- The new epoch shuts out an owner that was given up for dead and is not.
+    UPDATE smithers.runs SET epoch = epoch + 1, cancel_requested_at = coalesce(cancel_requested_at, v_now),
+        lost_heartbeat_at = NULL
+    WHERE run_id = p_run_id;
+    FOR v_node IN
+        UPDATE smithers.nodes SET state = 'cancelled', finished_at = v_now, due_at = NULL
+        WHERE run_id = p_run_id AND state IN ('in-progress', 'waiting-approval', 'waiting-event', 'waiting-timer')
+        RETURNING node_id, iteration, attempt
+    LOOP
+        PERFORM smithers.add_event_v1(p_run_id, 'NodeCancelled', v_now, ',"nodeId":' || to_json(v_node.node_id)::text
+            || ',"iteration":' || v_node.iteration::text
+            || CASE WHEN v_node.attempt > 0 THEN ',"attempt":' || v_node.attempt::text ELSE '' END
+            || ',"reason":"run-cancelled"');
+    END LOOP;
+    UPDATE smithers.approvals SET status = 'cancelled', decided_at = v_now WHERE run_id = p_run_id AND status = 'requested';
+    PERFORM smithers.add_event_v1(p_run_id, 'RunCancelled', v_now, '');
+    UPDATE smithers.runs SET status = 'cancelled', finished_at = v_now, due_at = NULL WHERE run_id = p_run_id;
+    outcome := 'cancelled';
+END
+$$;

@@ -1,0 +1,49 @@
+-- Take a child up again for its parent (change_child_v1), with the answers of resume_run_v2; but here another workflow comes
+-- only with another source.
+CREATE FUNCTION smithers.resume_run_v1(
+    p_run_id text, p_source_hash text, p_workflow_path text, p_workflow_export text, p_config text, p_changed_files text,
+    OUT outcome text, OUT queue text)
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_run smithers.runs%ROWTYPE;
+    v_request smithers.run_requests%ROWTYPE;
+    v_is_new_source boolean;
+    v_now timestamptz;
+BEGIN
+    SELECT * INTO v_run FROM smithers.runs r WHERE r.run_id = p_run_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN outcome := 'not-found'; RETURN; END IF;
+    queue := v_run.queue;
+    IF v_run.status = 'continued' THEN outcome := 'not-active'; RETURN; END IF;
+    IF v_run.status = 'finished' THEN outcome := 'finished'; RETURN; END IF;
+    IF v_run.owner_id IS NOT NULL OR v_run.status IN ('queued', 'running') THEN outcome := 'active'; RETURN; END IF;
+
+    SELECT * INTO v_request FROM smithers.run_requests q WHERE q.run_id = p_run_id;
+    v_is_new_source := p_source_hash IS NOT NULL AND p_source_hash <> v_request.source_hash;
+    IF v_run.status NOT IN ('failed', 'cancelled') AND NOT v_is_new_source THEN outcome := 'active'; RETURN; END IF;
+    v_now := smithers.clock();
+    IF v_is_new_source OR p_config IS NOT NULL THEN
+        UPDATE smithers.run_requests SET
+            source_hash = coalesce(p_source_hash, source_hash),
+            workflow_path = CASE WHEN v_is_new_source THEN p_workflow_path ELSE workflow_path END,
+            workflow_export = CASE WHEN v_is_new_source THEN p_workflow_export ELSE workflow_export END,
+            config = coalesce(p_config, config)
+        WHERE run_id = p_run_id;
+    END IF;
+    IF v_is_new_source THEN
+        PERFORM smithers.add_event_v1(p_run_id, 'WorkflowReloaded', v_now, ',"changedFiles":' || coalesce(p_changed_files, '[]'));
+    END IF;
+    IF v_run.status IN ('failed', 'cancelled') THEN
+        -- Failed and cancelled nodes get fresh attempts; what has finished stays a fact.
+        UPDATE smithers.nodes SET state = 'pending', failures = 0, due_at = NULL, error = NULL, finished_at = NULL
+        WHERE run_id = p_run_id AND state IN ('failed', 'cancelled');
+        PERFORM smithers.add_event_v1(p_run_id, 'RunStatusChanged', v_now, ',"status":"queued"');
+        UPDATE smithers.runs SET era = era + 1, status = 'queued', cancel_requested_at = NULL, error = NULL,
+            finished_at = NULL, crash_count = 0
+        WHERE run_id = p_run_id;
+    END IF;
+    UPDATE smithers.runs SET due_at = v_now WHERE run_id = p_run_id;
+    outcome := 'resumed';
+END
+$$;
