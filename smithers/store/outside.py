@@ -99,7 +99,7 @@ class Resume:
     changed_files: str | None  # JSON
 
 
-HELD: Final = "another call writes to the run, and does not end"
+HELD: Final = "the run is locked by another call"
 DEADLOCK_TRIES: Final = 3
 
 OutsideLane = Lane[Decision | SignalSent, bool | SignalRecord]
@@ -323,7 +323,7 @@ def _sent(row: asyncpg.Record) -> SignalRecord | Exception:
         case "locked":
             return RowsHeld(HELD)
         case outcome:
-            return StoreError(f"a signal was answered with {outcome!r}")
+            return StoreError(f"unexpected outcome {outcome!r} from the database")
 
 
 async def _fetch_outcome(pool: asyncpg.Pool, query: str, *values: object) -> asyncpg.Record:
