@@ -1,7 +1,7 @@
 """Forms: read a form, and store its answer once.
 
-The value is held against the form's schema by the caller, between the two; an answer to a form that was put anew
-meanwhile is written to none.
+Between the two, the caller validates the value against the form's schema; an answer to a form that has since been asked again
+is refused.
 """
 
 from dataclasses import dataclass

@@ -20,8 +20,8 @@ WHERE status IN ('queued', 'running', 'waiting-approval', 'waiting-event', 'wait
 # -- name: measure_queues
 # Runs that are due and unclaimed: each half has the predicate of an index. Longest queues first: only those are shown. Each
 # `smithers up` has a queue of its own, named after its run, whose id would become a label: they are measured as one, `up`.
-# Mirrors cannot be claimed here. One that says `queued` was never claimed where its run lives, unless the run was resumed
-# there: then it is unknown since when it waits.
+# Mirrors cannot be claimed here. One that is `queued` in its first era has waited since its start to be claimed where it
+# lives. One that was resumed is not counted: since when it waits is not known here.
 MEASURE_QUEUES: Final = """
 SELECT CASE WHEN starts_with(queue, 'up-') THEN 'up' ELSE queue END AS queue, count(*) AS run_count,
     extract(epoch FROM smithers.clock() - min(since))::float8 AS oldest_s FROM (

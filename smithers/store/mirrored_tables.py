@@ -4,34 +4,35 @@ Rows travel as JSON and are read by the names of their columns: the two database
 """
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from typing import Final
+
+from smithers.store.patterns import fill
+
+_ROWS: Final = "unnest({arrays}) AS k ({key}) JOIN smithers.{table} AS t ON ({t_key}) = ({k_key})"
 
 # -- name: weigh_rows
 # The existing rows for these keys, and their size. octet_length does not read TOASTed values.
 _WEIGH: Final = """
-    SELECT T_KEY, WEIGHT AS byte_count FROM unnest(ARRAYS) AS k (KEY) JOIN smithers.TABLE AS t ON (T_KEY) = (K_KEY)"""
+    SELECT {t_key}, {weight} AS byte_count FROM {rows}"""
 
 # -- name: weigh_all
 # The same for all rows of these runs, a page at a time, each run's from the row after the given one.
 _WEIGH_ALL: Final = """
     SELECT n.* FROM unnest($1::text[], $2::text[], $3::integer[]) AS k (run_id, node_id, iteration) CROSS JOIN LATERAL (
-        SELECT T_KEY, WEIGHT AS byte_count FROM smithers.TABLE AS t
+        SELECT {t_key}, {weight} AS byte_count FROM smithers.{table} AS t
         WHERE t.run_id = k.run_id AND (t.node_id, t.iteration) > (k.node_id, k.iteration)
         ORDER BY t.node_id, t.iteration LIMIT $4) AS n
     ORDER BY n.run_id, n.node_id, n.iteration LIMIT $4"""
 
 # -- name: read_rows
 _READ: Final = """
-    SELECT to_json(t)::text AS row FROM unnest(ARRAYS) AS k (KEY) JOIN smithers.TABLE AS t ON (T_KEY) = (K_KEY)"""
+    SELECT to_json(t)::text AS row FROM {rows}"""
 
 # -- name: replace_rows
-_DELETE: Final = (
-    "DELETE FROM smithers.TABLE AS t USING unnest(ARRAYS) AS k (KEY) WHERE (T_KEY) = (K_KEY)"
-)
+_DELETE: Final = "DELETE FROM smithers.{table} AS t USING unnest({arrays}) AS k ({key}) WHERE ({t_key}) = ({k_key})"
 _INSERT: Final = """
-    INSERT INTO smithers.TABLE SELECT t.* FROM unnest($1::text[]) AS c (row)
-    CROSS JOIN LATERAL json_populate_record(NULL::smithers.TABLE, c.row::json) AS t"""
+    INSERT INTO smithers.{table} SELECT t.* FROM unnest($1::text[]) AS c (row)
+    CROSS JOIN LATERAL json_populate_record(NULL::smithers.{table}, c.row::json) AS t"""
 
 
 class MirroredTable:
@@ -39,18 +40,21 @@ class MirroredTable:
 
     def __init__(self, name: str, *, key: Mapping[str, str], large: Sequence[str]) -> None:
         """`key`: its columns, each with its type; `large`: the columns that make a row large."""
-        words = {
-            "TABLE": name,
-            "ARRAYS": ", ".join(f"${n}::{kind}[]" for n, kind in enumerate(key.values(), 1)),
-            "T_KEY": ", ".join(f"t.{column}" for column in key),
-            "K_KEY": ", ".join(f"k.{column}" for column in key),
-            "KEY": ", ".join(key),
-            "WEIGHT": " + ".join(f"coalesce(octet_length(t.{column}), 0)" for column in large),
+        t_key = ", ".join(f"t.{column}" for column in key)
+        by_key = {
+            "table": name,
+            "arrays": ", ".join(f"${n}::{kind}[]" for n, kind in enumerate(key.values(), 1)),
+            "key": ", ".join(key),
+            "t_key": t_key,
+            "k_key": ", ".join(f"k.{column}" for column in key),
         }
-        self.weigh, self.weigh_all, self.read, self.delete, self.insert = (
-            reduce(lambda text, word: text.replace(*word), words.items(), template)
-            for template in (_WEIGH, _WEIGH_ALL, _READ, _DELETE, _INSERT)
-        )
+        weight = " + ".join(f"coalesce(octet_length(t.{column}), 0)" for column in large)
+        rows = fill(_ROWS, **by_key)
+        self.weigh = fill(_WEIGH, t_key=t_key, weight=weight, rows=rows)
+        self.weigh_all = fill(_WEIGH_ALL, t_key=t_key, weight=weight, table=name)
+        self.read = fill(_READ, rows=rows)
+        self.delete = fill(_DELETE, **by_key)
+        self.insert = fill(_INSERT, table=name)
 
 
 _OF_NODE: Final = {"run_id": "text", "node_id": "text", "iteration": "integer"}

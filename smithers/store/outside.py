@@ -8,6 +8,7 @@ has its row locked whenever one looks, but for moments: if a second of looking w
 row over another connection, where it gets it in its turn.
 """
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -99,8 +100,9 @@ class Resume:
     changed_files: str | None  # JSON
 
 
-HELD: Final = "another call writes to the run, and does not end"
+HELD: Final = "the run is locked by another call"
 DEADLOCK_TRIES: Final = 3
+DEADLOCK_PAUSE_S: Final = 0.02  # in which the other call takes the row that the victim has given up
 
 OutsideLane = Lane[Decision | SignalSent, bool | SignalRecord]
 
@@ -323,7 +325,7 @@ def _sent(row: asyncpg.Record) -> SignalRecord | Exception:
         case "locked":
             return RowsHeld(HELD)
         case outcome:
-            return StoreError(f"a signal was answered with {outcome!r}")
+            return StoreError(f"unexpected outcome {outcome!r} from the database")
 
 
 async def _fetch_outcome(pool: asyncpg.Pool, query: str, *values: object) -> asyncpg.Record:
@@ -335,6 +337,7 @@ async def _fetch_outcome(pool: asyncpg.Pool, query: str, *values: object) -> asy
     for _ in range(DEADLOCK_TRIES - 1):
         with suppress(Deadlocked):
             return await _fetch_row(pool, query, *values)
+        await asyncio.sleep(DEADLOCK_PAUSE_S)
     return await _fetch_row(pool, query, *values)
 
 

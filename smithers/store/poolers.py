@@ -66,9 +66,8 @@ async def find_route(dsn: str, direct_dsn: str) -> Route:
 async def find_way(dsn: str) -> Way:
     """Determine what is in front of Postgres; raises StoreError.
 
-    A pooler makes the process id up that a session is told at its start. One in transaction mode shows itself by a
-    session that changes its process, or two sessions that have the same one; others are idle, so that it is all but
-    certain to.
+    A pooler invents the backend pid it reports. In transaction mode the real pid changes within a session, or two sessions
+    share one.
     """
     async with open_connection(unprepared(dsn), role="way") as first:
         with driver_errors():

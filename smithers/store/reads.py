@@ -6,6 +6,7 @@ computed from them (how stale a heartbeat is, how long somebody waits) never mix
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 import asyncpg
@@ -14,6 +15,7 @@ from smithers.defaults import HEARTBEAT_LIMIT_S
 from smithers.ids import NodeId, RunId
 from smithers.states import RunStatus
 from smithers.store.connections import driver_errors
+from smithers.store.patterns import fill
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,26 +119,25 @@ _LIST_RUNS: Final = """
     FROM smithers.run_requests q
     JOIN smithers.runs r ON r.run_id = q.run_id
     LEFT JOIN smithers.workers w ON w.worker_id = r.owner_id
-    OPEN_WAIT
-    WHERE CHOSEN (WALKED.created_at, WALKED.run_id) < ($1, $2::text)
-    ORDER BY WALKED.created_at DESC, WALKED.run_id DESC
-    LIMIT $3""".replace("OPEN_WAIT", _OPEN_WAIT)
-_BY_REQUEST: Final = _LIST_RUNS.replace("WALKED", "q")
-_BY_STATUS: Final = _LIST_RUNS.replace("WALKED", "r")
-LIST_RUNS: Final = _BY_REQUEST.replace("CHOSEN ", "")
-LIST_RUNS_OF_WORKFLOW: Final = _BY_REQUEST.replace("CHOSEN", "q.workflow_name = $4 AND")
-LIST_RUNS_IN_STATUS: Final = _BY_STATUS.replace("CHOSEN", "r.status = $4 AND")
-_OF_BOTH: Final = "r.status = $4 AND q.workflow_name = $5 AND"
-LIST_RUNS_OF_BOTH_BY_STATUS: Final = _BY_STATUS.replace("CHOSEN", _OF_BOTH)
-LIST_RUNS_OF_BOTH_BY_WORKFLOW: Final = _BY_REQUEST.replace("CHOSEN", _OF_BOTH)
-LIST_RUNS_OF_BOTH: Final = _BY_REQUEST.replace(
-    "CHOSEN",
-    """q.run_id = ANY (ARRAY(
+    {open_wait}
+    WHERE {chosen}({walked}.created_at, {walked}.run_id) < ($1, $2::text)
+    ORDER BY {walked}.created_at DESC, {walked}.run_id DESC
+    LIMIT $3"""
+_by_request = partial(fill, _LIST_RUNS, open_wait=_OPEN_WAIT, walked="q")
+_by_status = partial(fill, _LIST_RUNS, open_wait=_OPEN_WAIT, walked="r")
+LIST_RUNS: Final = _by_request(chosen="")
+LIST_RUNS_OF_WORKFLOW: Final = _by_request(chosen="q.workflow_name = $4 AND ")
+LIST_RUNS_IN_STATUS: Final = _by_status(chosen="r.status = $4 AND ")
+_OF_BOTH: Final = "r.status = $4 AND q.workflow_name = $5 AND "
+LIST_RUNS_OF_BOTH_BY_STATUS: Final = _by_status(chosen=_OF_BOTH)
+LIST_RUNS_OF_BOTH_BY_WORKFLOW: Final = _by_request(chosen=_OF_BOTH)
+LIST_RUNS_OF_BOTH: Final = _by_request(
+    chosen="""q.run_id = ANY (ARRAY(
         SELECT s.run_id FROM smithers.runs s
         JOIN smithers.run_requests f ON f.created_at = s.created_at AND f.run_id = s.run_id
         WHERE s.status = $4 AND f.workflow_name = $5
             AND (s.created_at, s.run_id) < ($1, $2::text) AND (f.created_at, f.run_id) < ($1, $2::text)
-        ORDER BY s.created_at DESC, s.run_id DESC LIMIT $3)) AND""",
+        ORDER BY s.created_at DESC, s.run_id DESC LIMIT $3)) AND """
 )
 
 # -- name: look_along
@@ -147,22 +148,18 @@ LIST_RUNS_OF_BOTH: Final = _BY_REQUEST.replace(
 # LIMIT 1: a step of the key for each; a join would be planned as a scan.
 _LOOK_ALONG: Final = """
     WITH walked AS MATERIALIZED (
-        SELECT w.run_id FROM smithers.WALKED AS w WHERE w.CHOSEN AND (w.created_at, w.run_id) < ($1, $2::text)
+        SELECT w.run_id FROM smithers.{walked} AS w WHERE w.{chosen} AND (w.created_at, w.run_id) < ($1, $2::text)
         ORDER BY w.created_at DESC, w.run_id DESC LIMIT $6)
     SELECT (SELECT count(*) FROM walked) < $6 OR $3 = (SELECT count(*) FROM (
         SELECT FROM walked CROSS JOIN LATERAL (
-            SELECT FROM smithers.BESIDE AS b WHERE b.run_id = walked.run_id AND b.REST LIMIT 1) AS m LIMIT $3) AS found)"""
-LOOK_ALONG_STATUS: Final = (
-    _LOOK_ALONG.replace("WALKED", "runs")
-    .replace("CHOSEN", "status = $4")
-    .replace("BESIDE", "run_requests")
-    .replace("REST", "workflow_name = $5")
+            SELECT FROM smithers.{other} AS b WHERE b.run_id = walked.run_id AND b.{rest} LIMIT 1) AS m LIMIT $3) AS found)"""
+_IN_STATUS: Final = "status = $4"
+_OF_WORKFLOW: Final = "workflow_name = $5"
+LOOK_ALONG_STATUS: Final = fill(
+    _LOOK_ALONG, walked="runs", chosen=_IN_STATUS, other="run_requests", rest=_OF_WORKFLOW
 )
-LOOK_ALONG_WORKFLOW: Final = (
-    _LOOK_ALONG.replace("WALKED", "run_requests")
-    .replace("CHOSEN", "workflow_name = $5")
-    .replace("BESIDE", "runs")
-    .replace("REST", "status = $4")
+LOOK_ALONG_WORKFLOW: Final = fill(
+    _LOOK_ALONG, walked="run_requests", chosen=_OF_WORKFLOW, other="runs", rest=_IN_STATUS
 )
 LOOKS: Final = (500, 8_000)  # runs: a few milliseconds; some tens
 
@@ -171,7 +168,8 @@ _NEWEST: Final = RunPlace(created_at=datetime.max.replace(tzinfo=UTC), run_id=Ru
 # -- name: find_run
 # The output is that of the node that the run's end named. Planning costs ten times as much as executing: not for a
 # hot connection, which plans each time.
-FIND_RUN: Final = """
+FIND_RUN: Final = fill(
+    """
     SELECT r.run_id, r.status, r.owner_id::text, q.workflow_name, q.source_hash, q.input, r.error, r.last_seq,
            smithers.to_ms(r.started_at) AS started_ms, smithers.to_ms(r.finished_at) AS finished_ms,
            smithers.to_ms(w.heartbeat_at) AS heartbeat_ms,
@@ -186,8 +184,10 @@ FIND_RUN: Final = """
     LEFT JOIN smithers.workers w ON w.worker_id = r.owner_id
     LEFT JOIN smithers.nodes o
         ON o.run_id = r.run_id AND o.node_id = r.output_node_id AND o.iteration = r.output_iteration
-    OPEN_WAIT
-    WHERE r.run_id = $1""".replace("OPEN_WAIT", _OPEN_WAIT)
+    {open_wait}
+    WHERE r.run_id = $1""",
+    open_wait=_OPEN_WAIT,
+)
 
 # -- name: run_exists
 RUN_EXISTS: Final = "SELECT EXISTS (SELECT 1 FROM smithers.runs WHERE run_id = $1)"

@@ -27,7 +27,9 @@ class RunNotFound(Refused):
     code = "NOT_FOUND"
 
     def __init__(self) -> None:
-        super().__init__("There is no run of this id, or not any more.")
+        super().__init__(
+            "No run with this id exists; it may have been removed after its retention time."
+        )
 
 
 class NothingToResume(RunNotFound):
@@ -52,7 +54,8 @@ class RunExists(Refused):
 
     def __init__(self) -> None:
         super().__init__(
-            'A run of this id exists, or did. Choose another id, or send "resume": true.'
+            "This run id is taken, by a run that exists or did. "
+            'Choose another, or send "resume": true.'
         )
 
 
@@ -130,4 +133,4 @@ def refuse_at_node(outcome: str | None) -> StoreError:
         case "forbidden":
             return NotAllowed()
         case _:
-            return StoreError(f"what was said at a node was answered with {outcome!r}")
+            return StoreError(f"unexpected outcome {outcome!r} from the database")

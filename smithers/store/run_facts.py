@@ -29,6 +29,7 @@ from smithers.ids import Epoch, LoopId, RunId, TryId
 from smithers.states import ApprovalStatus, NodeState, RunStatus, TryPhase
 from smithers.store.connections import driver_errors
 from smithers.store.lanes import Lane, each_on_its_own
+from smithers.store.patterns import fill
 
 RETRY_PAUSE_S: Final = 0.2  # while the database is away
 PATIENT_S: Final = 300.0  # for a run that is too long for a call
@@ -38,56 +39,50 @@ SELECT r.run_id, r.last_seq, r.epoch, r.cancel_requested_at IS NOT NULL AS is_ca
     smithers.to_ms(smithers.clock()) AS now_ms,
     (SELECT coalesce(json_agg(json_build_array(a.node_id, a.iteration, a.status, a.note, a.decided_by,
             smithers.to_ms(a.decided_at), a.decision)), '[]')
-        FROM APPROVALS AS a WHERE a.status IN ('approved', 'denied'))::text AS approvals,
+        FROM {approvals} AS a WHERE a.status IN ('approved', 'denied'))::text AS approvals,
     (SELECT coalesce(json_agg(json_build_array(s.seq, s.signal_name, s.correlation_id, s.data) ORDER BY s.seq), '[]')
-        FROM smithers.signals AS s WHERE s.run_id = r.run_id AND s.consumed_by IS NULL NEWER)::text AS signals,
+        FROM smithers.signals AS s WHERE s.run_id = r.run_id AND s.consumed_by IS NULL{newer})::text AS signals,
     (SELECT coalesce(max(s.seq), -1) FROM smithers.signals AS s WHERE s.run_id = r.run_id) AS newest_signal,
     (SELECT coalesce(json_agg(json_build_array(k.node_id, k.iteration, k.child_run_id, k.status, k.output, k.error,
             CASE WHEN k.status = 'cancelled' THEN (SELECT smithers.to_ms(c.cancel_requested_at)
                 FROM smithers.runs AS c WHERE c.run_id = k.child_run_id) END)), '[]')
-        FROM CHILDREN AS k WHERE k.status IS NOT NULL)::text AS ends
-    MORE
-FROM smithers.runs AS r WHERE r.run_id = CHOSEN
+        FROM {children} AS k WHERE k.status IS NOT NULL)::text AS ends
+    {more}
+FROM smithers.runs AS r WHERE r.run_id = {chosen}
 """
 # The rows of the nodes named by events of certain types after a seq. An event's text begins with its type: see event_parts.
 _TOLD: Final = """
             (SELECT e.payload::json AS said FROM smithers.events AS e
-                WHERE e.run_id = r.run_id AND e.seq > $2 AND split_part(e.payload, '"', 4) IN (TYPES)) AS told
+                WHERE e.run_id = r.run_id AND e.seq > $2 AND split_part(e.payload, '"', 4) IN ({types})) AS told
             CROSS JOIN LATERAL (
-                SELECT * FROM smithers.TABLE AS t WHERE t.run_id = r.run_id
+                SELECT * FROM smithers.{table} AS t WHERE t.run_id = r.run_id
                     AND t.node_id = told.said ->> 'nodeId' AND t.iteration = (told.said ->> 'iteration')::integer LIMIT 1)"""
 
 # -- name: load_news
 # A run's news after a seq: decisions and children's ends by the events that name their nodes, and the signals after a known
 # one. It runs at every hint and reads only what is new, however many nodes wait and however much was decided before. LIMIT:
 # one key lookup for each. One run, not an array: the server would not keep a plan for an array by its own choice.
-LOAD_NEWS: Final = (
-    _LOAD.replace("CHOSEN", "$1")
-    .replace(
-        "APPROVALS",
-        _TOLD.replace("TABLE", "approvals").replace("TYPES", "'ApprovalGranted', 'ApprovalDenied'"),
-    )
-    .replace("CHILDREN", _TOLD.replace("TABLE", "children").replace("TYPES", "'SubflowEnded'"))
-    .replace("NEWER", "AND s.seq > $3")
-    .replace("MORE", "")
+LOAD_NEWS: Final = fill(
+    _LOAD,
+    chosen="$1",
+    approvals=fill(_TOLD, table="approvals", types="'ApprovalGranted', 'ApprovalDenied'"),
+    children=fill(_TOLD, table="children", types="'SubflowEnded'"),
+    newer=" AND s.seq > $3",
+    more="",
 )
 
 # -- name: load_runs
 # All that is known of some runs, in one snapshot and one round trip: what has come, and what their own history says. Old
 # decisions too: a task that was let through is tried again.
-LOAD_RUNS: Final = (
-    _LOAD.replace("CHOSEN", "ANY ($1)")
-    .replace("APPROVALS", "(SELECT * FROM smithers.approvals AS t WHERE t.run_id = r.run_id)")
-    .replace(
-        "CHILDREN",
-        """(SELECT t.* FROM smithers.children AS t JOIN smithers.nodes AS n
+LOAD_RUNS: Final = fill(
+    _LOAD,
+    chosen="ANY ($1)",
+    approvals="(SELECT * FROM smithers.approvals AS t WHERE t.run_id = r.run_id)",
+    children="""(SELECT t.* FROM smithers.children AS t JOIN smithers.nodes AS n
             ON n.run_id = t.run_id AND n.node_id = t.node_id AND n.iteration = t.iteration
             WHERE t.run_id = r.run_id AND n.state = 'waiting-event')""",
-    )
-    .replace(" NEWER", "")
-    .replace(
-        "MORE",
-        """,
+    newer="",
+    more=""",
     (SELECT coalesce(json_agg(json_build_array(n.node_id, n.iteration, n.state, n.kind, n.label, n.attempt, n.failures,
             n.output, n.error, smithers.to_ms(n.due_at), smithers.to_ms(n.started_at), n.wait, n.heartbeat, n.loop_id)), '[]')
         FROM smithers.nodes AS n WHERE n.run_id = r.run_id)::text AS nodes,
@@ -96,7 +91,6 @@ LOAD_RUNS: Final = (
     (SELECT coalesce(json_agg(json_build_array(t.try_id, t.phase, t.is_done, t.problem)), '[]')
         FROM smithers.tries AS t WHERE t.run_id = r.run_id)::text AS tries,
     (SELECT f.xml_hash FROM smithers.frames AS f WHERE f.run_id = r.run_id ORDER BY f.frame_no DESC LIMIT 1) AS xml_hash""",
-    )
 )
 
 

@@ -49,9 +49,8 @@ class ToolCallRow:
 
 # -- name: list_tool_calls
 # The newest calls of one node before a place, by the primary key from its end; told in the order in which they were made.
-# What is wide is left where it lies: a call may hold a megabyte. An attempt that has not ended has no row among the attempts.
-# Brief rows are of thousands of calls, in memory at once: of an input they have what tells it from others and what is shown
-# of it. Calls that a tool made keep theirs, of which keys are made.
+# Large columns are not read. The brief form truncates inputs, except for calls made by a tool: their idempotency keys are
+# derived from the input. An attempt that has not ended has no row among the attempts.
 LIST_TOOL_CALLS: Final = """
     SELECT * FROM (
         SELECT t.attempt, t.call_no, t.parent_call_no, t.beside_call_no, t.kind, t.tool_name, t.state,
@@ -74,7 +73,7 @@ LIST_TOOL_CALLS: Final = """
 
 
 # -- name: find_call_output
-# One, by the primary key: it was left where it lay when the calls were listed.
+# One, by the primary key: it was not read when the calls were listed.
 FIND_CALL_OUTPUT: Final = """
     SELECT output FROM smithers.tool_calls
     WHERE run_id = $1 AND node_id = $2 AND iteration = $3 AND attempt = $4 AND call_no = $5"""

@@ -18,10 +18,9 @@ MAX_OPEN_NODES: Final = 100
 # decided waits for nobody, though its run has not taken that in yet.
 READ_WHY: Final = """
 SELECT r.status, concat_ws(':', q.workflow_path, q.workflow_export) AS workflow_reference,
-    r.queue, r.crash_count, r.is_solo, r.owner_id IS NOT NULL AS is_owned,
+    r.queue, r.crash_count, r.owner_id IS NOT NULL AS is_owned,
     smithers.to_ms(r.due_at) AS due_ms, smithers.to_ms(r.cancel_requested_at) AS cancel_requested_ms,
-    smithers.to_ms(r.lost_heartbeat_at) AS lost_heartbeat_ms, smithers.to_ms(w.heartbeat_at) AS heartbeat_ms,
-    smithers.to_ms(r.created_at) AS created_ms, r.error, r.database, smithers.to_ms(smithers.clock()) AS now_ms,
+    smithers.to_ms(w.heartbeat_at) AS heartbeat_ms, r.error, r.database, smithers.to_ms(smithers.clock()) AS now_ms,
     (SELECT count(*) FROM smithers.workers AS o WHERE o.dead_at IS NULL AND r.queue = ANY (o.queues)) AS worker_count,
     (SELECT coalesce(json_agg(json_build_array(n.node_id, n.iteration, n.state, n.attempt,
             smithers.to_ms(n.started_at), smithers.to_ms(n.due_at), n.wait) ORDER BY n.node_id, n.iteration), '[]')
@@ -58,13 +57,10 @@ class WhyRow:
     workflow_reference: str  # as a start names it: path.py, or path.py:name
     queue: str
     crash_count: int
-    is_solo: bool
     is_owned: bool
     due_ms: int | None
     cancel_requested_ms: int | None
-    lost_heartbeat_ms: int | None
     heartbeat_ms: int | None  # its owner's
-    created_ms: int
     now_ms: int
     worker_count: int  # that live and claim from its queue
     error: str | None  # JSON
