@@ -186,7 +186,8 @@ class _Document:
             for name, schema in self._parameters[kind.__name__].items():
                 about = schema.get("description", "")
                 shape = _without_null(schema)
-                yield {"name": name, "in": place, "description": about, "schema": shape}
+                described = {"name": name, "in": place, "description": about, "schema": shape}
+                yield described | ({"allowEmptyValue": True} if place == "query" else {})
 
     def _successes(self, route: Route) -> dict[str, Any]:
         media = media_of(route)

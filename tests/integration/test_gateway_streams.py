@@ -155,9 +155,7 @@ async def test_an_ended_run_that_was_seen_whole_is_204(client: Client, rows: Row
         assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-@pytest.mark.parametrize(
-    "value", ["x", "1.5", "1e3", "0x1", "%EF%BC%91", "-2", "9" * 30, "", "%2B1"]
-)
+@pytest.mark.parametrize("value", ["x", "1.5", "1e3", "0x1", "%EF%BC%91", "-2", "9" * 30, "%2B1"])
 async def test_a_cursor_that_is_no_number_is_refused_before_the_head(
     client: Client, rows: Rows, value: str
 ) -> None:
