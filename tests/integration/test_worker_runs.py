@@ -393,7 +393,7 @@ async def test_a_cancel_reaches_coroutines_and_threads(world: World) -> None:
     await world.until_status("r", "cancelled")
     assert {"coroutine stopped", "thread stopped"} <= set(world.ledger())
     lines = await world.lines("r")
-    assert sorted(lines[-3:-1]) == ["NodeCancelled c", "NodeCancelled t"]
+    assert sorted(lines[-3:-1]) == ["NodeCancelled c 1", "NodeCancelled t 1"]
     assert lines[-1] == "RunCancelled"
     assert "NodeStarted never 1" not in lines
     assert world.ledger()["coroutine stopped"] == world.ledger()["thread stopped"] == 1
