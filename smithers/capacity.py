@@ -1,4 +1,4 @@
-"""Count the connections that a server opens at most, and compare them with what its Postgres allows.
+"""Count the connections that a server keeps at most, and compare them with what its Postgres allows.
 
 The table in docs/scaling.md says what each of them is for. A shortage shows late, and far from its cause: a child without
 a connection waits, and so do its runs. An embedded Postgres is the server's own: it is started with enough of them.
@@ -24,7 +24,7 @@ EMBEDDED_MOST: Final = 1_000
 
 
 def count_connections(options: ServerOptions) -> int:
-    """Return how many connections to its own database a server opens at most."""
+    """Return how many connections to its own database a server keeps at most."""
     count = RETENTION_CONNECTIONS + options.http_workers * GATEWAY_CONNECTIONS
     if options.workers:
         children = options.workers + MAX_ISOLATED + MAX_TRYING + MAX_RETIRED

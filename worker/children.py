@@ -26,7 +26,7 @@ from smithers.telemetry.sheet import Sheet
 from worker import processes
 from worker.burials import log_burial
 from worker.descendants import sweep
-from worker.fork_server import LOST, ForkServer
+from worker.fork_server import ForkServer
 from worker.forked import Child, start_child
 from worker.loads import ENDED, GONE, Loads, make_loads
 from worker.meters import PoolMeters
@@ -99,6 +99,11 @@ class Children:
         return [
             child for child in self._living.values() if child.kind is kind and not child.is_retired
         ]
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a child could be started at once."""
+        return not self._free.empty()
 
     def has_claimed(self, child: Child) -> bool:
         """Say whether a child that is apart from the others has claimed a run."""
@@ -310,4 +315,4 @@ def _name_death(child: Child, code: int, *, is_done: bool) -> str:
     # If a child was told to end, none of its runs is to blame, even if it did not stop in time.
     if is_done or child.killed_for == LATE:
         return "drained"
-    return "process-gone" if code == LOST else f"exit-{code}"
+    return f"exit-{code}"

@@ -48,7 +48,9 @@ BEGIN
             finished_at = NULL, crash_count = 0
         WHERE run_id = p_run_id;
     END IF;
-    UPDATE smithers.runs SET due_at = v_now WHERE run_id = p_run_id;
+    -- A claim under way has read what a run that was due already was asked for: a moment later, it claims the run no more.
+    UPDATE smithers.runs SET due_at = CASE WHEN due_at <= v_now THEN v_now + interval '100 milliseconds' ELSE v_now END
+    WHERE run_id = p_run_id;
     outcome := 'resumed';
 END
 $$;

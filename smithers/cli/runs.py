@@ -194,7 +194,7 @@ def resume(
     server: o.ServerUrl = None,
     token: o.Token = None,
 ) -> None:
-    """Resume a failed or cancelled run; finished tasks do not run again."""
+    """Resume a failed or cancelled run; finished tasks do not run again. With --workflow also one that waits."""
     with o.open_client(server, token) as client:
         before = client.get(run).status
         if before in {RunStatus.FINISHED, RunStatus.CONTINUED}:

@@ -117,6 +117,18 @@ def refuse(run: RunState, key: NodeKey, problem: Problem) -> None:
     outcomes.fail(run, key, run.facts.nodes[key], problem, is_tolerated=is_tolerated)
 
 
+def refuse_successor(run: RunState, problem: Problem) -> None:
+    """Fail the ContinueAsNew that ends the run, unless that was committed before: a resume mounts the tree anew."""
+    key, run.continuation = run.continuation, None
+    if key is None or key not in run.turn.nodes:
+        return
+    fact = run.facts.nodes[key]
+    place = {"nodeId": key.node_id, "iteration": key.iteration, "attempt": max(fact.attempt, 1)}
+    run.turn.events.remove(EventDraft(EventType.NODE_FINISHED, place))
+    run.say(EventType.NODE_FAILED, key, attempt=place["attempt"], error=problem.to_wire())
+    run.put(key, fact._replace(state=NodeState.FAILED, output=None, error=problem))
+
+
 def _is_outdated(end: EndFact, fact: NodeFact) -> bool:
     """Say whether an end belongs to an earlier attempt of the node: the child was to be cancelled before this one began."""
     if end.status is not RunStatus.CANCELLED or end.cancel_asked_ms is None:

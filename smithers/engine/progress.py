@@ -140,6 +140,7 @@ class Progress(RunState):
         """Fail what would start other runs with this turn, as one of these exists already; the rest of the turn stands."""
         if self.turn.ending is not None and self.turn.ending.successor is not None:
             self.retract_ending()
+            children.refuse_successor(self, problem)
             self.fail(problem)
         for child in list(self.turn.children):
             assert child.key is not None

@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 
 from smithers.source.closure import SourceBundle
 from smithers.source.errors import ImportFailed, SourceError
-from smithers.source.loading import find_workflow, load_module
+from smithers.source.loading import load_workflow
 from smithers.texts import encodable
 from smithers.tracebacks import author_message, author_traceback, without_paths
 from smithers.workflow import Workflow
@@ -48,7 +48,7 @@ class Description:
 def describe(bundle: SourceBundle, workflow_name: str | None) -> Description:
     """Load a version and describe one of its workflows; executes the author's code."""
     try:
-        workflow = find_workflow(load_module(bundle), workflow_name)
+        workflow = load_workflow(bundle, workflow_name)
     except ImportFailed as error:
         return _misfit(error.reason, error.traceback)
     except SourceError as error:

@@ -89,7 +89,15 @@ class LoadedVersion:
         return sorted(self._ready.items(), key=lambda ready: ready[0] != self.bundle.entry)
 
     def unload(self) -> None:
-        """Remove the version's modules; running code keeps its own and may import more."""
+        """Remove the version's modules, unless one is being executed; running code keeps its own and may import more."""
+        if not self.lock.acquire(blocking=False):
+            return
+        try:
+            self._remove()
+        finally:
+            self.lock.release()
+
+    def _remove(self) -> None:
         inside = self.package.__name__ + "."
         for name in [name for name in list(sys.modules) if name.startswith(inside)]:
             sys.modules.pop(name, None)

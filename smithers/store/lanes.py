@@ -63,7 +63,10 @@ class Lane(Generic[Item, Result]):
         self._limit_s = limit_s or COMMAND_TIMEOUT_S
         self._in_turn = in_turn
         self._turn = asyncio.Lock()  # one item at a time waits
-        self._room = max_batch  # of the next batch: one after a failure, then twice as many
+        self._room = max_batch  # of the next batch: one after a failure, later twice as many
+        self._alone = (
+            0  # items to send by themselves before that: as many as a batch that failed had
+        )
         self._is_closed = False
         self._queue: list[tuple[Item, asyncio.Future[Result]]] = []
         self._arrived = asyncio.Event()
@@ -143,9 +146,9 @@ class Lane(Generic[Item, Result]):
                         self._dsn, role=self._role, limit_s=self._limit_s
                     )
                 results = await self._flush(self._connection, [item for item, _ in batch])
-            self._room = min(2 * self._room, self._max_batch)
+            self._grow(len(batch))
         except StoreUnavailable as error:
-            self._begin_anew(error)
+            self._begin_anew(error, len(batch))
             failure = error
             results = [error] * len(batch)
         except Exception as error:  # noqa: BLE001 - the lane outlives any batch; the submitters are told
@@ -165,10 +168,15 @@ class Lane(Generic[Item, Result]):
                 future.set_result(result)
         return failure
 
-    def _begin_anew(self, error: StoreUnavailable) -> None:
+    def _grow(self, count: int) -> None:
+        self._alone = max(0, self._alone - count)
+        if not self._alone:
+            self._room = min(2 * self._room, self._max_batch)
+
+    def _begin_anew(self, error: StoreUnavailable, count: int) -> None:
         """Send the next item over a new connection, and log why: submitters retry, or do not report a reason."""
         # A batch may always take too long as a whole: send each item on its own.
-        self._room = 1
+        self._room, self._alone = 1, max(self._alone, count)
         self._drop_connection()
         if self._complaint.may_be_said():
             LOG.warning("lane_failed", lane=self._role, error=str(error))

@@ -185,7 +185,7 @@ async def cancel_run(pool: asyncpg.Pool, run_id: RunId) -> tuple[CancelOutcome, 
 
 
 async def resume_run(pool: asyncpg.Pool, resume: Resume) -> tuple[ResumeOutcome, str]:
-    """Open a new era of a failed or cancelled run, or give a parked one its new source; return its queue.
+    """Open a new era of a failed or cancelled run, or give one that nobody owns its new source; return its queue.
 
     Raises NothingToResume, RunNotActive.
     """

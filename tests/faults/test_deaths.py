@@ -137,22 +137,6 @@ async def test_another_pool_takes_over_from_a_host_whose_connections_closed(worl
     assert world.ledger() == {"before": 1, "gate": 2}
 
 
-async def test_no_run_is_blamed_for_the_death_of_the_fork_server(world: World) -> None:
-    (held,) = await start_in_flight(world, 1)
-    kill(parent_of(await world.owner_pid(held)))
-    await world.until_logged("worker_buried")
-    (burial,) = world.log("worker_buried")
-    assert burial["run_ids"] == [held]
-    assert await world.sql.fetchval("SELECT crash_count FROM smithers.runs") == 0
-    world.start_pool(workers=1)
-    (world.root / "open").touch()
-    await world.until_status(held, "finished")
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 CRASHES = {
     "exit0": "os._exit(0)",
     "exit1": "os._exit(1)",
@@ -193,6 +177,34 @@ async def test_poison_stops_after_three_deaths_and_innocents_finish(world: World
         assert 1 <= world.ledger()[name] <= 3
     for number in range(10):
         await assert_each_ran_once(world, f"r{number}")
+
+
+async def test_poison_that_kills_the_parent_of_its_child_is_stopped_as_well(world: World) -> None:
+    world.write(
+        "parricide.py",
+        """
+        import os, time
+        from ledger import mark
+        from smithers import Task, workflow
+
+        def poison():
+            mark("poison")
+            os.kill(os.getppid(), 9)
+            time.sleep(60)
+
+        @workflow
+        def poisoned(ctx):
+            return Task("poison", poison)
+        """,
+    )
+    await world.start("r", "parricide.py")
+    for _ in range(3):  # the pool goes with its fork server
+        pool = world.start_pool(workers=1)
+        await asyncio.to_thread(pool.wait, PATIENCE_S)
+    world.start_pool(workers=1)
+    await world.until_status("r", "failed")
+    assert (await world.error("r"))["code"] == "WORKER_CRASHED"
+    assert world.ledger() == {"poison": 3}
 
 
 async def test_poison_alone_is_claimed_three_times_and_never_again(world: World) -> None:

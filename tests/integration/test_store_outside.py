@@ -356,6 +356,9 @@ async def test_a_run_that_nobody_owns_yet_is_given_another_source(ground, worker
         "SELECT * FROM smithers.resume_run_v3('a', 'other', 'other.py', NULL, NULL, NULL)"
     )
     assert row["outcome"] == "resumed"
+    # A claim that is under way, and has read the old source, finds the run due no more.
+    assert await ground.claim(worker) == []
+    await ground.until("SELECT due_at <= smithers.clock() FROM smithers.runs")
     (claim,) = await ground.claim(worker)
     assert (claim.source_hash, claim.status_before) == ("other", RunStatus.QUEUED)
     assert await ground.types("a") == ["RunStarted", "WorkflowReloaded"]

@@ -398,8 +398,10 @@ class TestRefusedTurns:
         run.refuse_runs(Problem("RunExists", "taken", "RUN_ALREADY_EXISTS"))
         world._go()
         assert code_of(world) == "RUN_ALREADY_EXISTS"
-        assert world.states()["a"] == "finished"
+        assert world.states() == {"a": "finished", "continue-as-new": "failed"}
+        assert "NodeFinished continue-as-new 1" not in world.events
         assert not world.rows.children
+        assert world.resume().rows.status is RunStatus.CONTINUED
 
     @pytest.mark.parametrize("is_tolerated", [False, True])
     def test_a_subflow_whose_id_is_taken_fails_by_itself(self, is_tolerated):

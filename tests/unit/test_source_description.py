@@ -90,6 +90,13 @@ def test_what_is_not_found_names_the_candidates(bundle_of, parts, name, what, ca
     assert describe(bundle, name).error == caught.value.reason
 
 
+def test_a_workflow_of_another_module_is_described_by_its_file_and_name(bundle_of):
+    """So the runs of subflows name theirs; when one is resumed, its source is described."""
+    bundle = bundle_of("import other\n", ONE, other=TWO)
+    assert describe(bundle, "other.py:second").workflow_name == "the-second"
+    assert "is no part of the source" in describe(bundle, "none.py:second").error
+
+
 def test_a_workflow_is_described(bundle_of):
     bundle = bundle_of(
         """

@@ -175,7 +175,7 @@ class EmbeddedPostgres:
 class _Watch:
     """A thread that starts a server again of which nothing is left, its keeper neither."""
 
-    def __init__(self, site: Site, ensure: Callable[[], None]) -> None:
+    def __init__(self, site: Site, ensure: Callable[..., None]) -> None:
         self._site = site
         self._ensure = ensure
         self._is_over = threading.Event()
@@ -183,7 +183,7 @@ class _Watch:
         self._thread.start()
 
     def end(self) -> None:
-        """End the thread; if it is starting the server, when that is done."""
+        """End the thread; a server that it has started may still be on its way up."""
         self._is_over.set()
         self._thread.join()
 
@@ -194,8 +194,8 @@ class _Watch:
             with contextlib.suppress(EmbeddedPostgresError, OSError):
                 was_killed = self._is_absent() and (was_killed or self._has_left_its_pid())
                 if was_killed and has_database(self._site.data_dir):
-                    with passing_door(self._site.data_dir, limit_s=DOOR_LIMIT_S):
-                        self._ensure()
+                    with passing_door(self._site.data_dir, limit_s=WATCH_EVERY_S):
+                        self._ensure(is_over=self._is_over.is_set)
                     was_killed = False
 
     def _is_absent(self) -> bool:
@@ -229,11 +229,21 @@ def _enter(site: Site, ensure: Callable[[], None]) -> int:
     return users_fd
 
 
-def _ensure_server(site: Site, settings: Mapping[str, str], bin_dir: Path | None) -> None:
-    """Return when the server answers and has the database; start and create what is missing."""
+def _never() -> bool:
+    return False
+
+
+def _ensure_server(
+    site: Site,
+    settings: Mapping[str, str],
+    bin_dir: Path | None,
+    *,
+    is_over: Callable[[], bool] = _never,
+) -> None:
+    """Return when the server answers and has the database; start and create what is missing, until `is_over`."""
     has_started = False
     deadline_s = time.monotonic() + SILENCE_LIMIT_S
-    while True:
+    while not is_over():
         with _holding_absence(site) as server_fd:
             if server_fd is not None:
                 if has_started:
