@@ -34,16 +34,17 @@ async def get_approvals(exchange: Exchange, query: ApprovalsQuery) -> Page[Appro
     """List the open approvals, oldest request first; a page has at most 4 MiB of requests."""
     if not exchange.services.settings.is_kept:
         raise DbNotConfigured
-    rows, has_more = await list_approvals(
+    rows, following = await list_approvals(
         exchange.database.pool,
         after=None if query.cursor is None else _read_place(query.cursor),
         limit=query.limit or ALL,
         page_bytes=MAX_PAGE_BYTES,
     )
     link = None
-    if has_more:
-        last = rows[-1]
-        place = write_cursor(last.requested_at, last.run_id, last.node_id, last.iteration)
+    if following is not None:
+        place = write_cursor(
+            following.requested_at, following.run_id, following.node_id, following.iteration
+        )
         link = next_link(exchange.request, cursor=place)
     return Page({"approvals": [_approval(row) for row in rows]}, link)
 

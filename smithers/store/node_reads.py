@@ -170,21 +170,21 @@ LIST_FRAMES: Final = """
     ORDER BY f.frame_no"""
 
 # -- name: list_approvals
-# Walks approvals_open_idx; everything else is by a primary key. What a run asked before its cancel was accepted is left
-# out: it is about to be withdrawn, and cannot be decided any more (decide_approval_v4). A page ends before its requests
-# would exceed its size, but never before its first approval.
+# Walks approvals_open_idx; everything else is by a primary key, after the page is cut: a condition on the run within the walk
+# reads all open questions where the planner knows no statistics yet. A page ends before its requests would exceed its size,
+# but never before its first approval. What a run asked before its cancel was accepted is about to be withdrawn, and cannot be
+# decided any more (decide_approval_v4).
 LIST_APPROVALS: Final = """
     SELECT a.run_id, a.node_id, a.iteration, q.workflow_name, r.status AS run_status, n.label, a.request,
            a.requested_at, smithers.to_ms(a.requested_at) AS requested_ms,
-           smithers.to_ms(smithers.clock()) - smithers.to_ms(a.requested_at) AS waiting_ms, a.found_count
+           smithers.to_ms(smithers.clock()) - smithers.to_ms(a.requested_at) AS waiting_ms, a.found_count,
+           r.cancel_requested_at >= a.requested_at AS is_withdrawn
     FROM (
         SELECT f.*, count(*) OVER () AS found_count, row_number() OVER so_far AS number,
             sum(octet_length(f.request)) OVER so_far AS byte_count
         FROM (
             SELECT * FROM smithers.approvals a
             WHERE a.status = 'requested'
-                AND (SELECT c.cancel_requested_at IS NULL OR c.cancel_requested_at < a.requested_at
-                     FROM smithers.runs c WHERE c.run_id = a.run_id)
                 AND (a.requested_at, a.run_id, a.node_id, a.iteration) > ($1, $2::text, $3::text, $4::integer)
             ORDER BY a.requested_at, a.run_id, a.node_id, a.iteration
             LIMIT $5) f
@@ -285,10 +285,10 @@ async def list_frames(
 
 async def list_approvals(
     pool: asyncpg.Pool, *, after: ApprovalPlace | None, limit: int, page_bytes: int
-) -> tuple[list[ApprovalRow], bool]:
-    """List the open approvals of all runs, oldest request first, from a place on; say whether there may be more.
+) -> tuple[list[ApprovalRow], ApprovalPlace | None]:
+    """List the open approvals of all runs, oldest request first, from a place on; say where the next page begins, if any.
 
-    There are at most `limit`, and one or more whose requests are `page_bytes` together.
+    There are at most `limit`, and as many as have `page_bytes` of requests together; less those of runs being cancelled.
     """
     place = after or _OLDEST
     with driver_errors():
@@ -302,8 +302,19 @@ async def list_approvals(
             page_bytes,
         )
     found_count = rows[0]["found_count"] if rows else 0
-    approvals = [ApprovalRow(**{name: row[name] for name in ApprovalRow.__slots__}) for row in rows]
-    return approvals, found_count == limit or len(approvals) < found_count
+    found = [ApprovalRow(**{name: row[name] for name in ApprovalRow.__slots__}) for row in rows]
+    has_more = found_count == limit or len(found) < found_count
+    open_ones = [one for one, row in zip(found, rows, strict=True) if not row["is_withdrawn"]]
+    return open_ones, _place_of(found[-1]) if has_more else None
+
+
+def _place_of(row: ApprovalRow) -> ApprovalPlace:
+    return ApprovalPlace(
+        requested_at=row.requested_at,
+        run_id=row.run_id,
+        node_id=row.node_id,
+        iteration=row.iteration,
+    )
 
 
 async def _with_attempts(

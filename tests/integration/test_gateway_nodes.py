@@ -40,6 +40,21 @@ async def test_a_decision_is_recorded_once_and_its_opposite_is_refused(
     assert (await client.get("/approval/list")).json == {"approvals": []}
 
 
+async def test_a_page_of_questions_that_are_all_being_withdrawn_leads_to_the_next(
+    client: Client, rows: Rows
+) -> None:
+    for run_id in ("ending", "open"):
+        await rows.add_run(run_id)
+        await rows.ask(run_id, "gate")
+    await rows.own("ending")
+    assert (await client.post("/v1/runs/ending/cancel")).status == 200
+    first = await client.get("/v1/approvals?limit=1")
+    assert first.json == {"approvals": []}
+    following = first.headers["link"].partition(">")[0].removeprefix("<")
+    (asked,) = (await client.get(following)).json["approvals"]
+    assert asked["runId"] == "open"
+
+
 async def test_approve_and_deny_race_to_one_outcome(client: Client, rows: Rows) -> None:
     for number in range(10):
         run_id = await rows.add_run(f"race-{number}")

@@ -133,7 +133,7 @@ COLD = {
         node_reads.LIST_APPROVALS,
         f"{OLDEST}, 10000, 4194304",
         250_000,
-        140_000,
+        110_000,
         frozenset({"nodes", "runs", "run_requests"}),
     ),
     "list approvals from a place on": Case(
