@@ -10,6 +10,7 @@ import asyncpg
 from smithers.ids import Epoch, RunId, SourceHash, WorkerId
 from smithers.states import RunStatus
 from smithers.store.connections import driver_errors, transaction
+from smithers.store.patterns import fill
 
 
 class ClaimKind(StrEnum):
@@ -26,19 +27,19 @@ _APART: Final = "(is_solo OR crash_count > 0)"
 _ISOLATED: Final = f"{_APART} AND is_solo"  # for the same index
 _SUSPECT: Final = "NOT is_solo AND crash_count > 0"
 
-# The priorities of the runs in these queues, most urgent first: one step of the index for each. With it a claim reads the
+# The priorities of such runs in these queues, most urgent first: one step of the index for each. With it a claim reads the
 # due runs of each priority; a walk over the whole queue would pass every future timer.
 _LEVELS: Final = """
 levels (queue, priority) AS (
     SELECT q.queue, n.priority FROM unnest($1::text[]) AS q (queue) CROSS JOIN LATERAL (
         SELECT r.priority FROM smithers.runs AS r
-        WHERE r.queue = q.queue AND r.owner_id IS NULL AND r.due_at IS NOT NULL AND NOT is_solo AND crash_count = 0
+        WHERE r.queue = q.queue AND r.owner_id IS NULL AND r.due_at IS NOT NULL AND {which}
         ORDER BY r.priority DESC LIMIT 1) AS n
     UNION ALL
     SELECT l.queue, n.priority FROM levels AS l CROSS JOIN LATERAL (
         SELECT r.priority FROM smithers.runs AS r
         WHERE r.queue = l.queue AND r.priority < l.priority
-            AND r.owner_id IS NULL AND r.due_at IS NOT NULL AND NOT is_solo AND crash_count = 0
+            AND r.owner_id IS NULL AND r.due_at IS NOT NULL AND {which}
         ORDER BY r.priority DESC LIMIT 1) AS n)"""
 
 # -- name: claim_runs
@@ -50,16 +51,16 @@ levels (queue, priority) AS (
 # A claim does not wait for its flush (docs/adr/0014): whatever its owner commits is flushed after it. If Postgres crashes
 # before, the run is due again, and the epoch is not given a second time: it is the time in milliseconds and 20 random bits,
 # or, where the clock was put back, the last one plus one and a random number.
-CLAIM_RUNS: Final = """
+_CLAIM: Final = """
 WITH RECURSIVE alive AS MATERIALIZED (
     SELECT worker_id, set_config('synchronous_commit', 'off', true)
     FROM smithers.workers WHERE worker_id = $3 AND dead_at IS NULL FOR KEY SHARE),
-LEVELS,
+{levels},
 due AS MATERIALIZED (
     SELECT d.run_id, d.status_before, d.due_at FROM levels AS l CROSS JOIN LATERAL (
         SELECT r.run_id, r.status AS status_before, r.due_at FROM smithers.runs AS r
         WHERE r.queue = l.queue AND r.priority = l.priority AND r.due_at <= smithers.clock()
-            AND r.owner_id IS NULL AND r.due_at IS NOT NULL AND NOT is_solo AND crash_count = 0
+            AND r.owner_id IS NULL AND r.due_at IS NOT NULL AND {which}
             AND EXISTS (SELECT 1 FROM alive)
         ORDER BY r.due_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED) AS d
     LIMIT $2),
@@ -77,19 +78,26 @@ claimed AS (
 SELECT c.*, q.workflow_name, q.workflow_path, q.workflow_export, q.source_hash, q.input, q.config, q.auth,
     q.trace_context, q.carried, smithers.to_ms(smithers.clock()) AS now_ms
 FROM claimed AS c JOIN smithers.run_requests AS q ON q.run_id = c.run_id
-""".replace("LEVELS", _LEVELS)
+"""
+
+
+def _claim(which: str) -> str:
+    return fill(_CLAIM, levels=fill(_LEVELS, which=which), which=which)
+
+
+CLAIM_RUNS: Final = _claim(_SHARING)
 
 # -- name: claim_isolated_run
 # The same for one run that gets this child to itself; it may be a suspect, too.
-CLAIM_ISOLATED_RUN: Final = CLAIM_RUNS.replace(_SHARING, _ISOLATED)
+CLAIM_ISOLATED_RUN: Final = _claim(_ISOLATED)
 
 # -- name: claim_suspect_run
 # The same for a child that tries suspects and has none, or has acquitted those that it tried.
-CLAIM_SUSPECT_RUN: Final = CLAIM_RUNS.replace(_SHARING, _SUSPECT)
+CLAIM_SUSPECT_RUN: Final = _claim(_SUSPECT)
 
 # -- name: claim_first_time_suspects
 # The same for a child that tries several suspects together: each was in flight in one dead child, none in two.
-CLAIM_FIRST_TIME_SUSPECTS: Final = CLAIM_RUNS.replace(_SHARING, "NOT is_solo AND crash_count = 1")
+CLAIM_FIRST_TIME_SUSPECTS: Final = _claim("NOT is_solo AND crash_count = 1")
 
 _CLAIMS: Final = {
     ClaimKind.MANY: CLAIM_RUNS,
@@ -111,39 +119,44 @@ WHERE owner_id = $1 AND commit_no = 0 AND NOT EXISTS (
 
 # -- name: count_runs_apart
 # How many runs are due for children apart from those that share, up to a limit of each kind: neither hides the other.
-COUNT_RUNS_APART: Final = (
+COUNT_RUNS_APART: Final = fill(
     """
-WITH RECURSIVE LEVELS
+WITH RECURSIVE {levels}
 SELECT (
     SELECT count(*) FROM (
         SELECT FROM levels AS l CROSS JOIN LATERAL (
             SELECT FROM smithers.runs AS r
             WHERE r.queue = l.queue AND r.priority = l.priority AND r.due_at <= smithers.clock()
-                AND r.owner_id IS NULL AND r.due_at IS NOT NULL AND ISOLATED
+                AND r.owner_id IS NULL AND r.due_at IS NOT NULL AND {isolated}
             ORDER BY r.due_at LIMIT 16) AS d
         LIMIT 16) AS wanted) AS isolated, (
     SELECT count(*) FROM (
         SELECT FROM levels AS l CROSS JOIN LATERAL (
             SELECT FROM smithers.runs AS r
             WHERE r.queue = l.queue AND r.priority = l.priority AND r.due_at <= smithers.clock()
-                AND r.owner_id IS NULL AND r.due_at IS NOT NULL AND SUSPECT
+                AND r.owner_id IS NULL AND r.due_at IS NOT NULL AND {suspect}
             ORDER BY r.due_at LIMIT 16) AS d
         LIMIT 16) AS wanted) AS suspects
-""".replace("LEVELS", _LEVELS.replace(_SHARING, _APART))
-    .replace("ISOLATED", _ISOLATED)
-    .replace("SUSPECT", _SUSPECT)
+""",
+    levels=fill(_LEVELS, which=_APART),
+    isolated=_ISOLATED,
+    suspect=_SUSPECT,
 )
 
 # -- name: find_next_due
 # How long a claimer may sleep: until the earliest due time of its queue, in milliseconds from now.
-FIND_NEXT_DUE: Final = """
-WITH RECURSIVE LEVELS
+FIND_NEXT_DUE: Final = fill(
+    """
+WITH RECURSIVE {levels}
 SELECT smithers.to_ms(min(d.due_at)) - smithers.to_ms(smithers.clock()) FROM levels AS l CROSS JOIN LATERAL (
     SELECT r.due_at FROM smithers.runs AS r
     WHERE r.queue = l.queue AND r.priority = l.priority
-        AND r.owner_id IS NULL AND r.due_at IS NOT NULL AND NOT is_solo AND crash_count = 0
+        AND r.owner_id IS NULL AND r.due_at IS NOT NULL AND {which}
     ORDER BY r.due_at LIMIT 1) AS d
-""".replace("LEVELS", _LEVELS)
+""",
+    levels=fill(_LEVELS, which=_SHARING),
+    which=_SHARING,
+)
 
 # -- name: release_runs
 # Release runs that should resume elsewhere, e.g. on a drain: due at once, without an event.
