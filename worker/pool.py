@@ -171,9 +171,8 @@ class Pool:
         counts = await self._store.count_runs_apart(self._settings.queues)
         for kind in MAX_APART:
             for _ in range(min(room[kind], counts[kind] - starting[kind])):
-                if (
-                    not self._children.has_room
-                ):  # children that are still ending: one kind must not wait for the other's
+                # Children that are still ending may have all slots: one kind must not wait for the other's.
+                if not self._children.has_room:
                     return
                 await self._start_child(kind)
 

@@ -64,9 +64,8 @@ class Lane(Generic[Item, Result]):
         self._in_turn = in_turn
         self._turn = asyncio.Lock()  # one item at a time waits
         self._room = max_batch  # of the next batch: one after a failure, later twice as many
-        self._alone = (
-            0  # items to send by themselves before that: as many as a batch that failed had
-        )
+        # Items to send by themselves before that: as many as a batch that failed had.
+        self._alone = 0
         self._is_closed = False
         self._queue: list[tuple[Item, asyncio.Future[Result]]] = []
         self._arrived = asyncio.Event()

@@ -1,8 +1,8 @@
 """Read a run's facts: all of them when it is taken up, and news from outside while it runs.
 
 Runs that are taken up are read in groups. A group that the database aborts because it takes too long is read again run by
-run. A run whose reading is aborted alone is read over a connection of its own, with a far longer time-out, and delays nobody;
-if it is aborted there too, it is too large.
+run. A run whose reading is aborted alone is read over a connection of its own, with a far longer time-out, and delays only
+others like it; if it is aborted there too, it is too large.
 """
 
 import asyncio

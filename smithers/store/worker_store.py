@@ -80,7 +80,8 @@ class WorkerStore:
         return claimed
 
     def forget(self, run_id: RunId, epoch: Epoch) -> None:
-        """Handle that a claimed run is no longer executed here."""
+        """Handle that a claim has been committed to, or is no longer executed here."""
+        # A park's answer may come after this child has claimed the run again.
         if self._uncommitted.get(run_id) == epoch:
             del self._uncommitted[run_id]
 
@@ -106,11 +107,8 @@ class WorkerStore:
         except asyncio.CancelledError:
             self._untold.add(run_id)  # it may stand, and nobody awaits the answer
             raise
-        # A park's answer may come after this child has claimed the run again.
-        is_known = self._uncommitted.get(run_id) == epoch
         if answer.outcome is Outcome.COMMITTED:
-            if is_known:
-                del self._uncommitted[run_id]
+            self.forget(run_id, epoch)
             note = self._untold.discard if change.is_told else self._untold.add
             note(run_id)
         return answer
