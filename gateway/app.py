@@ -6,16 +6,17 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from gateway.access import read_access
 from gateway.front import Front
-from gateway.protocol import BACKLOG, GatewayRunner
+from gateway.protocol import GatewayRunner
 from gateway.routes import ROUTES
 from gateway.routing import Router
 from gateway.services import open_services
 from gateway.settings import GatewaySettings, InsecureSettings
+from smithers.listener import accept_waiting, bind, end_handshakes
 from smithers.telemetry.sheet import MetricsPage
 
 __all__ = ["Gateway", "GatewaySettings", "InsecureSettings", "open_gateway"]
@@ -27,10 +28,14 @@ LOOK_EVERY_S: Final = 0.02
 class Gateway:
     """A running gateway."""
 
-    def __init__(self, runner: GatewayRunner, front: Front, listener: socket.socket) -> None:
+    def __init__(
+        self, runner: GatewayRunner, front: Front, listener: socket.socket, *, is_shared: bool
+    ) -> None:
+        """`is_shared`: other processes accept on the socket, too; who shares it lets no more handshakes begin."""
         self._runner = runner
         self._front = front
         self._listener = listener
+        self._is_shared = is_shared
         self._is_drained = False
         self.port: int = listener.getsockname()[1]
 
@@ -40,8 +45,10 @@ class Gateway:
             return
         self._is_drained = True
         self._front.drain()
-        # From here until the listener is closed nothing is awaited, and after the last accept nothing takes time: a
-        # connection that the kernel completes in between is reset, with its request.
+        if not self._is_shared:
+            await end_handshakes(self._listener)
+        # From here until the listener is closed nothing is awaited, and after the last accept nothing takes time: where
+        # handshakes go on, a connection that the kernel completes in between is reset, with its request.
         for site in self._runner.sites:
             await site.stop()
         waiting = accept_waiting(self._listener)
@@ -49,8 +56,10 @@ class Gateway:
         await self._serve(waiting)
         # Until a balancer notices, it may send requests over connections that it keeps: they are still answered, with
         # Connection: close. A busy balancer has soon used up all of these connections.
+        # A connection that was accepted in this turn of the loop is not counted before the next one.
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + GRACE_S
+        await asyncio.sleep(LOOK_EVERY_S)
         while self._front.services.load.connections and loop.time() < give_up_at:  # noqa: ASYNC110 - a second at most
             await asyncio.sleep(LOOK_EVERY_S)
         await self._runner.cleanup()
@@ -76,7 +85,7 @@ async def open_gateway(
     page: MetricsPage | None = None,
     otel: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Gateway]:
-    """Serve on `listener`, which a drain closes, or on a socket of its own, until the block is left.
+    """Serve on `listener`, which other processes share and a drain closes, or on a socket of its own, until the block is left.
 
     `page`: this process's page of the shared metrics sheet; by default it has a sheet to itself.
     `otel`: the `OTEL_*` variables if this process is traced; raises InvalidTelemetry for invalid ones.
@@ -91,23 +100,6 @@ async def open_gateway(
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await runner.listen(bound)
-        gateway = Gateway(runner, front, bound)
+        gateway = Gateway(runner, front, bound, is_shared=listener is not None)
         stack.push_async_callback(gateway.drain)
         yield gateway
-
-
-def accept_waiting(listener: socket.socket) -> list[socket.socket]:
-    """Accept the connections that wait in the kernel: closing the listener would reset them, with their requests."""
-    waiting = []
-    with suppress(OSError):  # none is left, or there are no descriptors
-        while True:
-            connection, _ = listener.accept()
-            connection.setblocking(False)
-            waiting.append(connection)
-    return waiting
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Listen on an address; 0 is any free port. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=False)

@@ -27,9 +27,9 @@ from gateway.errors import (
 )
 from gateway.load import Load
 from gateway.settings import GatewaySettings
+from smithers.listener import BACKLOG
 
 LOG: Final = structlog.get_logger(__name__)
-BACKLOG: Final = 1024  # connections that wait in the kernel
 # Descriptors that accept, each one connection in a turn of the loop. All of them try for each new connection: 0.3 µs each.
 ACCEPTED_COUNT: Final = 16
 KEEP_ALIVE_S: Final = 75.0  # above the idle limits of nginx and load balancers: they close first

@@ -9,6 +9,7 @@ from typing import Self
 
 from smithers.errors import SmithersError
 from smithers.kept_process import KeptProcess, Program
+from smithers.listener import end_handshakes
 
 
 class StartFailed(SmithersError):
@@ -40,6 +41,7 @@ class HttpProcesses:
 
     async def drain(self) -> None:
         """Make all of them stop taking connections, end their streams, finish open requests, and exit."""
+        await end_handshakes(self._listener)
         self._listener.close()
         for process in self._processes:
             process.drain()

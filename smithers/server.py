@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 
 from gateway.access import read_access
-from gateway.app import Gateway, bind, open_gateway
+from gateway.app import Gateway, open_gateway
 from gateway.settings import GatewaySettings, HttpProcessSettings
 from smithers.foundation import (
     Database,
@@ -28,6 +28,7 @@ from smithers.foundation import (
 )
 from smithers.http_processes import HttpProcesses
 from smithers.kept_process import Program
+from smithers.listener import bind
 from smithers.retention import pruning
 from smithers.settings import ServerOptions
 from smithers.telemetry.names import PROCESSES_DIED

@@ -126,7 +126,7 @@ def _listening(place: ServePlace | None) -> Iterator[socket.socket | None]:
     if place is None:
         yield None
         return
-    from gateway.app import bind
+    from smithers.listener import bind
 
     with bind(place.host, place.port) as listener:
         yield listener

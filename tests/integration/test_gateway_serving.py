@@ -16,6 +16,7 @@ from aiohttp import web
 from gateway import app
 from gateway.app import open_gateway
 from gateway.protocol import ACCEPTED_COUNT
+from smithers.listener import bind
 from tests.support.canary import TOKEN
 from tests.support.gateway import LIMIT_S, Client, Port, Rows, parse_answer, settings_for, until
 from tests.support.serving import clean_environment
@@ -133,7 +134,7 @@ async def test_a_drain_answers_what_the_kernel_has_connected_and_nobody_has_acce
                 assert (await loop.sock_recv(caller, 1000)).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_connection_made_while_a_drain_stops_accepting_is_answered(
+async def test_a_connection_made_while_a_drain_of_a_shared_socket_stops_accepting_is_answered(
     database: str, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop, callers, stop = asyncio.get_running_loop(), [], web.SockSite.stop
@@ -146,7 +147,8 @@ async def test_a_connection_made_while_a_drain_stops_accepting_is_answered(
         callers.append(caller)
 
     monkeypatch.setattr(web.SockSite, "stop", stop_and_connect)
-    async with open_gateway(settings_for(database, rows.root)) as gateway:
+    settings = settings_for(database, rows.root)
+    async with open_gateway(settings, listener=bind("127.0.0.1", 0)) as gateway:
         await gateway.drain()
         assert len(callers) == ACCEPTED_COUNT
         for caller in callers:

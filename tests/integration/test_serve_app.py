@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from aiohttp import web
 
-from gateway.app import bind
+from smithers.listener import bind
 from gateway.run_site import (
     ServeOptions,
     StoreAddress,

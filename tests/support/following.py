@@ -47,8 +47,8 @@ class Load:
             async with session.post(
                 f"{self.url}/v1/runs", json={"workflowPath": self._workflow_path}
             ) as answer:
-                self.answers[answer.status] += 1
                 body: dict[str, Any] = await answer.json()
+                self.answers[200 if answer.status == 200 else f"{answer.status} {body}"] += 1
         except (aiohttp.ClientError, ValueError) as error:
             self.answers[type(error).__name__] += 1
             return None

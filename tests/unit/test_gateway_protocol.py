@@ -10,7 +10,7 @@ import pytest
 import uvloop
 from aiohttp import web
 
-from gateway.app import bind
+from smithers.listener import bind
 from gateway.load import Load
 from gateway.protocol import GatewayProtocol, GatewayRunner
 from gateway.settings import GatewaySettings
