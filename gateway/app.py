@@ -85,7 +85,7 @@ async def open_gateway(
     page: MetricsPage | None = None,
     otel: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Gateway]:
-    """Serve on `listener`, which other processes share and a drain closes, or on a socket of its own, until the block is left.
+    """Serve until the block is left, on `listener`, which others share and a drain closes, or on a socket of its own.
 
     `page`: this process's page of the shared metrics sheet; by default it has a sheet to itself.
     `otel`: the `OTEL_*` variables if this process is traced; raises InvalidTelemetry for invalid ones.

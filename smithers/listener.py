@@ -20,7 +20,7 @@ HANDSHAKE_S: Final = 0.01
 _SO_ATTACH_FILTER: Final = 26
 _INSTRUCTION: Final = struct.Struct("HBBI")
 _PROGRAM: Final = struct.Struct("HP")
-# Drops what begins a handshake: load the byte of the TCP header that has the flags; drop if SYN is among them; keep all of it.
+# Drops what begins a handshake: load the byte of the TCP header with the flags; if SYN is among them, drop; keep all of it.
 _DROP_SYN: Final = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
 
 

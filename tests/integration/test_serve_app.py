@@ -9,7 +9,6 @@ import asyncpg
 import pytest
 from aiohttp import web
 
-from smithers.listener import bind
 from gateway.run_site import (
     ServeOptions,
     StoreAddress,
@@ -17,6 +16,7 @@ from gateway.run_site import (
     create_serve_app,
     open_run_site,
 )
+from smithers.listener import bind
 from smithers.telemetry.names import Role
 from smithers.telemetry.sheet import Sheet
 from tests.support.canary import TOKEN

@@ -10,10 +10,10 @@ import pytest
 import uvloop
 from aiohttp import web
 
-from smithers.listener import bind
 from gateway.load import Load
 from gateway.protocol import GatewayProtocol, GatewayRunner
 from gateway.settings import GatewaySettings
+from smithers.listener import bind
 from smithers.settings import Limits
 from tests.support.gateway import until
 

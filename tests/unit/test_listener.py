@@ -24,7 +24,9 @@ from smithers.settings import Limits
 GET = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 SETTINGS = GatewaySettings(dsn="", direct_dsn="", root_dir=None)
 LIMIT_S = 30.0
-TURNS = range(6)  # of a loop: several lie between the kernel's connection and the first byte that is read
+TURNS = range(
+    6
+)  # of a loop: several lie between the kernel's connection and the first byte that is read
 
 
 def call(port: int) -> socket.socket:
@@ -39,7 +41,9 @@ def is_connected(caller: socket.socket) -> bool:
     return bool(select.select([], [caller], [], 0)[1])
 
 
-async def test_after_the_handshakes_have_ended_nobody_connects_and_who_has_connected_is_heard() -> None:
+async def test_after_the_handshakes_have_ended_nobody_connects_and_who_has_connected_is_heard() -> (
+    None
+):
     with bind("127.0.0.1", 0) as listener:
         listener.setblocking(False)
         port = listener.getsockname()[1]
@@ -70,7 +74,7 @@ async def answering(*, is_shared: bool) -> AsyncIterator[Gateway]:
     await runner.setup()
     with bind("127.0.0.1", 0) as listener:
         await runner.listen(listener)
-        yield Gateway(runner, cast(Front, front), listener, is_shared=is_shared)
+        yield Gateway(runner, cast("Front", front), listener, is_shared=is_shared)
         await runner.cleanup()
 
 
