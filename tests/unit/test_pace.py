@@ -16,18 +16,18 @@ class Clock:
 
 
 def commits(count: int, *apart_s: float) -> list[bool]:
-    """Begin commits so far apart, over and over; say which are told."""
+    """Claim a run and begin commits so far apart, over and over; say which are told."""
     clock = Clock()
     pace = Pace(clock)
     told = []
     for pause_s in itertools.islice(itertools.cycle(apart_s), count):
-        told.append(pace.may_tell())
         clock.now_s += pause_s
+        told.append(pace.may_tell())
     return told
 
 
-def test_a_fast_run_is_told_of_at_first_and_then_once_a_pause():
-    assert commits(100, PAUSE_S / 5 * 1.001) == [True, False, False, False, False] * 20
+def test_a_fast_run_is_told_of_once_a_pause_from_its_claim_on():
+    assert commits(100, PAUSE_S / 5 * 1.001) == [False, False, False, False, True] * 20
 
 
 def test_a_run_that_is_not_fast_is_told_of_with_each_commit():
@@ -35,4 +35,4 @@ def test_a_run_that_is_not_fast_is_told_of_with_each_commit():
 
 
 def test_a_run_of_short_and_long_nodes_is_told_of_after_each_long_one():
-    assert commits(20, FAST_S / 2, 2 * FAST_S) == [True, False] * 10
+    assert commits(20, FAST_S / 2, 2 * FAST_S) == [False, True] * 10
