@@ -28,7 +28,7 @@ from smithers.store.retention import prune
 IN_FLIGHT = 64
 GATE_EVERY = 10
 SAMPLES = 120
-VACUUMED_S = 240.0  # autovacuum looks once a minute: before this it has done nothing yet
+VACUUMED_S = 240.0  # before this, tables still grow with the rows that retention keeps
 PARTS = ("gateway", "pool", "children", "postgres")
 
 UNENDED = "SELECT count(*) = 0 FROM smithers.runs WHERE finished_at IS NULL"
