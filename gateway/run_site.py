@@ -63,13 +63,15 @@ class StoreAddress:
     """Where the run is stored: the URL of its Postgres, and one for LISTEN if the first goes through a pooler.
 
     `own_databases`: URLs, by the names that workflows have for databases of their own; the run may live in one of them.
-    `data_dir`: of an embedded Postgres in another place than the default: `why` names it in the command that resumes the run.
+    `data_dir`: of an embedded Postgres in another place than the default; `variables`: names of the environment's variables
+    that have the URLs of a given one. `why` names them in the command that resumes the run.
     """
 
     dsn: str = field(repr=False)
     direct_dsn: str | None = field(default=None, repr=False)
     own_databases: Mapping[str, str] = field(default_factory=dict, repr=False)
     data_dir: Path | None = None
+    variables: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +153,7 @@ def _settings(options: ServeOptions) -> GatewaySettings:
         auth_token=options.auth_token,
         own_databases=options.store.own_databases,
         data_dir=options.store.data_dir,
+        database_variables=options.store.variables,
     )
 
 

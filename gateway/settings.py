@@ -48,6 +48,7 @@ class GatewaySettings:
     migrate: bool = False  # migrate their schemas
     queue_override: str | None = None  # the queue of every start, whatever its workflow says
     data_dir: Path | None = None  # of an embedded database in another place than the default
+    database_variables: tuple[str, ...] = ()  # names of those that have the URLs of a given one
 
     @property
     def has_tokens(self) -> bool:

@@ -39,19 +39,33 @@ async def get_why(exchange: Exchange) -> WhyAnswer:
     row = await find_why(exchange.database.pool, run_id)
     if row is None:
         raise RunNotFound
-    data_dir = exchange.services.settings.data_dir
-    return explain(run_id, row, exchange.database.name, data_dir=data_dir)
+    settings = exchange.services.settings
+    return explain(
+        run_id,
+        row,
+        exchange.database.name,
+        data_dir=settings.data_dir,
+        variables=settings.database_variables,
+    )
 
 
 def explain(
-    run_id: RunId, row: WhyRow, database: str | None, *, data_dir: Path | None = None
+    run_id: RunId,
+    row: WhyRow,
+    database: str | None,
+    *,
+    data_dir: Path | None = None,
+    variables: tuple[str, ...] = (),
 ) -> WhyAnswer:
     """Build `{runId, status, computedAt, summary, reasons}`; a reason: `{kind, text, nodeId?, since?, until?, unblock?}`.
 
     `database`: the workflow's own database that the row was read from; None: the server's. `data_dir`: of an embedded
-    database in another place than the default.
+    database in another place than the default. `variables`: the names of those that have a given one's URLs.
     """
     up = _up_command(run_id, row, data_dir)
+    if up is not None:  # a URL may hold a password: who runs the command fills it in
+        named = variables if database is None else (*variables, database)
+        up = " ".join([*(f"{name}=URL" for name in named), up])
     reasons = [
         *_of_run(run_id, row, database, up),
         *(_of_node(run_id, node, row) for node in row.nodes),

@@ -299,6 +299,13 @@ def _is_secret(name: str, value: str) -> bool:
         return True  # not a valid URL: withhold it
 
 
+def database_variables(options: ServerOptions) -> tuple[str, ...]:
+    """Return the names of the variables that have the URLs of a given database; none for an embedded one."""
+    if options.database_url is None:
+        return ()
+    return SECRET_NAMES if options.database_direct_url is not None else SECRET_NAMES[:1]
+
+
 def gateway_settings(options: ServerOptions, dsn: str, direct_dsn: str) -> GatewaySettings:
     """Return a gateway's settings; with an empty `dsn` only those of its HTTP side count."""
     return GatewaySettings(
@@ -320,4 +327,5 @@ def gateway_settings(options: ServerOptions, dsn: str, direct_dsn: str) -> Gatew
         migrate=options.migrate,
         queue_override=options.own_queue,
         data_dir=options.data_dir,
+        database_variables=database_variables(options),
     )

@@ -25,6 +25,7 @@ from smithers.store.pool_store import Burial, PoolStore
 from smithers.telemetry.sheet import Sheet
 from worker import processes
 from worker.burials import log_burial
+from worker.deaths import ChildEnd
 from worker.descendants import sweep
 from worker.fork_server import ForkServer
 from worker.forked import Child, start_child
@@ -42,7 +43,6 @@ from worker.settings import (
 
 SILENT_CHILD_S: Final = 20.0
 START_GRACE_S: Final = 60.0  # a child without a first heartbeat is still importing
-LATE: Final = "drain-timeout"
 LATE_S: Final = 5.0  # for a child that was told to end, after its drain timeout
 # Since the last look: this process stood still, and its children perhaps with it.
 FROZEN_S: Final = 5.0
@@ -118,7 +118,7 @@ class Children:
         try:
             await self._introduce(child)
         except (StoreError, OSError):
-            self._kill(child, "not-registered")
+            self._kill(child, ChildEnd.NOT_REGISTERED)
             raise
         except asyncio.CancelledError:  # a drain; the database may have been told
             child.must_be_buried = True
@@ -146,7 +146,7 @@ class Children:
         self._meters.count_beat()
         for child in known:
             if child.worker_id not in alive:
-                self._kill(child, "displaced")  # its runs have new owners: it must stop
+                self._kill(child, ChildEnd.DISPLACED)  # its runs have new owners: it must stop
 
     async def guard(self) -> None:
         """Kill children that are silent, overdue to exit, or over their memory limit; until cancelled."""
@@ -161,11 +161,11 @@ class Children:
         self._looked_at = now
         for child in list(self._living.values()):
             if self._is_silent(child, now):
-                self._kill(child, "silent")
+                self._kill(child, ChildEnd.SILENT)
             elif now > child.end_by:
-                self._kill(child, LATE)
+                self._kill(child, ChildEnd.LATE)
             elif self._is_large(child):  # its runs resume elsewhere, tried apart from others
-                self._kill(child, "memory")
+                self._kill(child, ChildEnd.MEMORY)
 
     def _start_in(self, slot: int, kind: ClaimKind) -> Child:
         settings = ChildSettings(
@@ -246,7 +246,7 @@ class Children:
         found = find_process(child.process.pid)
         return found is not None and found.resident_bytes > limit_mib << 20
 
-    def _kill(self, child: Child, reason: str) -> None:
+    def _kill(self, child: Child, reason: ChildEnd) -> None:
         if child.killed_for is None and self._living.get(child.slot) is child:
             child.killed_for = reason
             LOG.error("child_killed", slot=child.slot, reason=reason)
@@ -265,7 +265,8 @@ class Children:
         finally:
             self._dying.discard(child.worker_id)  # unburied children are found by their pids
             self._let_go(child)
-        self._meters.count_end(child.killed_for or ("exit" if is_done else "crash"), burial)
+        by_itself = ChildEnd.EXIT if is_done else ChildEnd.CRASH
+        self._meters.count_end(child.killed_for or by_itself, burial)
         if burial.handed_back or burial.failed:
             log_burial(child.worker_id, death, burial)
 
@@ -313,6 +314,6 @@ class Children:
 def _name_death(child: Child, code: int, *, is_done: bool) -> str:
     """Say how a child died: if this begins with `exit-`, its runs in flight are suspected of it."""
     # If a child was told to end, none of its runs is to blame, even if it did not stop in time.
-    if is_done or child.killed_for == LATE:
+    if is_done or child.killed_for is ChildEnd.LATE:
         return "drained"
     return f"exit-{code}"

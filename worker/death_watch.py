@@ -15,6 +15,7 @@ from smithers.defaults import HEARTBEAT_LIMIT_S
 from smithers.ids import WorkerId
 from smithers.store.owners import LivingWorker
 from worker import processes
+from worker.deaths import DeathSign
 
 SILENT_LOOKS: Final = 4  # consecutive checks, one a second, as often as heartbeats
 DISCONNECTED_S: Final = 2.0
@@ -39,7 +40,7 @@ class DeathWatch:
         self._looked_at = float("-inf")
 
     def look(self, living: list[LivingWorker]) -> list[tuple[LivingWorker, str]]:
-        """Evaluate the database's answer; return the dead workers, and how their deaths were noticed."""
+        """Evaluate the database's answer; return the dead workers, and how each died, or how that was noticed."""
         now = self._monotonic()
         if now - self._looked_at > LATE_S:
             self._believes_at = now + OUTAGE_GRACE_S
@@ -52,22 +53,21 @@ class DeathWatch:
             for worker in believed
             if self._is_disconnected(worker)
         }
-        found = [(worker, self._find_death(worker, now)) for worker in living]
+        # A death that is known was found by others, who could not hand back all of its runs.
+        found = [(worker, worker.death or self._find_sign(worker, now)) for worker in living]
         return [(worker, death) for worker, death in found if death is not None]
 
     def _is_disconnected(self, worker: LivingWorker) -> bool:
         is_others = worker.pool_id != self._pool_id
         return is_others and not worker.is_connected and worker.server_up_s >= SERVER_GRACE_S
 
-    def _find_death(self, worker: LivingWorker, now: float) -> str | None:
-        """Return how a worker's death was noticed; None: it may be alive."""
-        if worker.death is not None:  # found by others, and not all of its runs were handed back
-            return worker.death
+    def _find_sign(self, worker: LivingWorker, now: float) -> DeathSign | None:
+        """Return how a worker's death is noticed here; None: it may be alive."""
         process = worker.process
         is_here = processes.is_here(process)
         if is_here and processes.identify(process.pid) != process:
-            return "process-gone"
+            return DeathSign.PROCESS_GONE
         if self._silent_looks.get(worker.worker_id, 0) >= SILENT_LOOKS:
-            return "silent"
+            return DeathSign.SILENT
         since = self._disconnected_since.get(worker.worker_id, now)
-        return "disconnected" if now - since > DISCONNECTED_S else None
+        return DeathSign.DISCONNECTED if now - since > DISCONNECTED_S else None

@@ -12,6 +12,7 @@ from smithers.ids import WorkerId
 from smithers.store.claims import ClaimKind
 from smithers.store.owners import ProcessIdentity
 from worker.child import run_child
+from worker.deaths import ChildEnd
 from worker.fork_server import Fork, ForkServer
 from worker.loads import Loads
 from worker.outlets import Outlet
@@ -34,7 +35,7 @@ class Child:
     must_be_buried: bool = False  # it is registered, or may be
     is_retired: bool = False  # it claims no more runs, and ends when its own are finished
     end_by: float = inf  # by time.monotonic(); set when it is told to drain
-    killed_for: str | None = None
+    killed_for: ChildEnd | None = None
     has_left: asyncio.Event = field(default_factory=asyncio.Event)  # its slot is free
 
 

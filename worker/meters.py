@@ -6,7 +6,7 @@ Only what was committed is counted: a turn that the database did not take has no
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from smithers.engine.facts import NodeFact, NodeKey
 from smithers.engine.turn import AttemptEnd, Ending, EventDraft, ToolCall, Turn
@@ -18,18 +18,7 @@ from smithers.telemetry import names
 from smithers.telemetry.lanes import LaneMeter
 from smithers.telemetry.names import Role
 from smithers.telemetry.sheet import Counter, Histogram, MetricsPage
-
-# Created at 0: if a series first appears with the value 1, Prometheus's increase() misses that first event.
-DEATHS: Final = ("exit", "process-gone", "silent", "disconnected")
-ENDS: Final = (
-    "exit",
-    "crash",
-    "silent",
-    "memory",
-    "displaced",
-    "not-registered",
-    "drain-timeout",
-)
+from worker.deaths import ChildEnd, DeathSign
 
 
 @dataclass(slots=True)
@@ -157,8 +146,11 @@ class PoolMeters:
         self._beat = page.gauge(names.BEAT_AGE)
         self._listening = page.gauge(names.LISTENER_AGE, Role.POOL)
         self._listening.set(0.0)
-        self._takeovers = {death: page.counter(names.TAKEOVERS, death) for death in DEATHS}
-        self._ends = {end: page.counter(names.CHILDREN_ENDED, end) for end in ENDS}
+        # Created at 0: if a series first appears with the value 1, Prometheus's increase() misses that first event.
+        self._takeovers: dict[str, Counter] = {
+            sign: page.counter(names.TAKEOVERS, sign) for sign in DeathSign
+        }
+        self._ends = {end: page.counter(names.CHILDREN_ENDED, end) for end in ChildEnd}
 
     def hear_listening(self, is_connected: bool) -> None:
         """Record that the connection for hints is up, or lost."""
@@ -169,13 +161,13 @@ class PoolMeters:
         self._beat.set(time.monotonic())
 
     def count_burial(self, death: str, burial: Burial) -> None:
-        """Count a worker that was declared dead; `death`: how that was noticed, here or by its parent."""
-        counter = self._takeovers.get(death, self._takeovers["exit"])
+        """Count a worker that was declared dead; `death`: a DeathSign, or what its parent has recorded of its end."""
+        counter = self._takeovers.get(death, self._takeovers[DeathSign.EXIT])
         counter.inc(burial.handed_back)
         for event in burial.events:
             self._page.counter(names.EVENTS, event.value).inc()
 
-    def count_end(self, reason: str, burial: Burial) -> None:
-        """Count a child of this pool that has ended, by one of ENDS, and what happened to its runs."""
-        self.count_burial("exit", burial)
-        self._ends[reason].inc()
+    def count_end(self, end: ChildEnd, burial: Burial) -> None:
+        """Count a child of this pool that has ended, and what happened to its runs."""
+        self.count_burial(DeathSign.EXIT, burial)
+        self._ends[end].inc()

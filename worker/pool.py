@@ -154,7 +154,7 @@ class Pool:
                 await self._start_apart()
             except StoreError as error:
                 if complaint.may_be_said():
-                    LOG.warning("solo_failed", error=str(error))
+                    LOG.warning("runs_apart_unknown", error=str(error))
             await asyncio.sleep(APART_PAUSE_S)  # hints come with every start; few concern this loop
             with suppress(TimeoutError):
                 async with asyncio.timeout(BEAT_EVERY_S):

@@ -145,6 +145,7 @@ async def _serving(
         yield None
         return
     from gateway.run_site import ServeOptions, StoreAddress, WorkflowReference, open_run_site
+    from smithers.foundation import database_variables
     from smithers.server import url_of
     from smithers.telemetry.names import Role
 
@@ -158,6 +159,7 @@ async def _serving(
             direct_dsn=server.database.direct_dsn,
             own_databases=options.workflow_databases,
             data_dir=options.data_dir,
+            variables=database_variables(options),
         ),
         run_id=errand.run_id,
         auth_token=errand.serve.auth_token,

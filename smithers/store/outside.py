@@ -21,7 +21,7 @@ import orjson
 
 from smithers.errors import Deadlocked, RowsHeld, StoreError
 from smithers.ids import NodeId, RunId, SourceHash
-from smithers.store.connections import driver_errors
+from smithers.store.connections import driver_errors, open_connection
 from smithers.store.hints import Channel, notify
 from smithers.store.lanes import Lane, each_on_its_own
 from smithers.store.refusals import (
@@ -104,6 +104,7 @@ HELD: Final = "the run is locked by another call"
 DEADLOCK_TRIES: Final = 3
 DEADLOCK_PAUSE_S: Final = 0.02  # in which the other call takes the row that the victim has given up
 
+Link = asyncpg.Connection | asyncpg.Pool
 OutsideLane = Lane[Decision | SignalSent, bool | SignalRecord]
 
 # -- name: decide_approvals
@@ -142,9 +143,9 @@ RESUME_RUN: Final = "SELECT outcome, queue FROM smithers.resume_run_v3($1, $2, $
 def open_outside_lane(dsn: str, pool: asyncpg.Pool | None = None) -> OutsideLane:
     """Make the lane of decisions and signals; use decide() and send_signal().
 
-    `pool`: one of its connections at a time may wait for a run's row; None: none waits.
+    `pool`: one of its connections at a time may wait for a run's row; None: one that is opened for that.
     """
-    in_turn = None if pool is None else partial(_write_in_turn, pool)
+    in_turn = partial(_write_by_itself, dsn) if pool is None else partial(_write_in_turn, pool)
     return Lane(dsn, role="outside", flush=_write_outside, in_turn=in_turn)
 
 
@@ -220,20 +221,25 @@ async def _write_outside(
     return [results[place] for place in range(len(items))]
 
 
-async def _write_in_turn(pool: asyncpg.Pool, item: Decision | SignalSent) -> bool | SignalRecord:
+async def _write_by_itself(dsn: str, item: Decision | SignalSent) -> bool | SignalRecord:
+    async with open_connection(dsn, role="outside-long") as connection:
+        return await _write_in_turn(connection, item)
+
+
+async def _write_in_turn(link: Link, item: Decision | SignalSent) -> bool | SignalRecord:
     answer: bool | SignalRecord | Exception
     if isinstance(item, Decision):
-        row = await _fetch_outcome(pool, DECIDE_IN_TURN, _decision_row(item))
+        row = await _fetch_outcome(link, DECIDE_IN_TURN, _decision_row(item))
         answer = _decided(row)
     else:
-        row = await _fetch_outcome(pool, SIGNAL_IN_TURN, *_signal_row(item))
+        row = await _fetch_outcome(link, SIGNAL_IN_TURN, *_signal_row(item))
         answer = _sent(row)
     if isinstance(answer, Exception):
         raise answer
     if row["outcome"] in {"decided", "received"}:
         woken = {Channel.NEWS: [item.run_id]} if row["is_owned"] else {Channel.DUE: [row["queue"]]}
         with suppress(StoreError):  # only hints: it is done
-            await notify(pool, {Channel.EVENTS: [item.run_id], **woken})
+            await notify(link, {Channel.EVENTS: [item.run_id], **woken})
     return answer
 
 
@@ -328,7 +334,7 @@ def _sent(row: asyncpg.Record) -> SignalRecord | Exception:
             return StoreError(f"unexpected outcome {outcome!r} from the database")
 
 
-async def _fetch_outcome(pool: asyncpg.Pool, query: str, *values: object) -> asyncpg.Record:
+async def _fetch_outcome(link: Link, query: str, *values: object) -> asyncpg.Record:
     """Fetch the one row of an outcome; retry after a deadlock.
 
     A run that ends updates its parent, and asks its children to end: if a parent and a child end concurrently, each may
@@ -336,14 +342,14 @@ async def _fetch_outcome(pool: asyncpg.Pool, query: str, *values: object) -> asy
     """
     for _ in range(DEADLOCK_TRIES - 1):
         with suppress(Deadlocked):
-            return await _fetch_row(pool, query, *values)
+            return await _fetch_row(link, query, *values)
         await asyncio.sleep(DEADLOCK_PAUSE_S)
-    return await _fetch_row(pool, query, *values)
+    return await _fetch_row(link, query, *values)
 
 
-async def _fetch_row(pool: asyncpg.Pool, query: str, *values: object) -> asyncpg.Record:
+async def _fetch_row(link: Link, query: str, *values: object) -> asyncpg.Record:
     with driver_errors():
-        row: asyncpg.Record | None = await pool.fetchrow(query, *values)
+        row: asyncpg.Record | None = await link.fetchrow(query, *values)
     if row is None:
         raise StoreError("a function that always answers one row answered none")
     return row

@@ -48,9 +48,9 @@ def data_dir() -> Iterator[Path]:
 class UpServed:
     """An `up --serve` in the foreground."""
 
-    def __init__(self, flows: Path, data_dir: Path, *arguments: str, **env: str) -> None:
+    def __init__(self, flows: Path, data_dir: Path | None, *arguments: str, **env: str) -> None:
         self.mark = f"up-serve-{os.urandom(4).hex()}"
-        place = ("--data-dir", str(data_dir))
+        place = () if data_dir is None else ("--data-dir", str(data_dir))
         self.process = subprocess.Popen(
             [*COMMAND, "up", *arguments, "--serve", "--port", "0", *place],
             cwd=flows,
@@ -149,6 +149,17 @@ def test_commands_steer_a_run_that_is_served_as_any_other(flows: Path, data_dir:
         until_status(up.url, "finished")
         up.talk.until(lambda line: "run finished; it stays served" in line)
         assert up.end(signal.SIGINT) == (0, '"hello"\n')
+
+
+def test_why_says_that_a_given_database_must_be_named_and_not_its_url(
+    flows: Path, database: str
+) -> None:
+    named = ("flows.py:breaks", "--run-id", "r")
+    with UpServed(flows, None, *named, DATABASE_URL=database) as up:
+        until_status(up.url, "failed")
+        why = run_command("why", "r", "--server", up.url, cwd=flows)
+    assert "\n  DATABASE_URL=URL smithers up flows.py:breaks --run-id r --resume\n" in why.stdout
+    assert database not in why.stdout
 
 
 def test_what_the_run_goes_on_as_is_served_in_its_place(flows: Path, data_dir: Path) -> None:

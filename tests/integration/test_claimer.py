@@ -233,17 +233,30 @@ async def test_a_due_run_that_cannot_be_claimed_is_tried_less_and_less_often(
         await site.running
 
 
-async def test_a_child_takes_no_more_runs_than_it_may(database: str) -> None:
+async def test_a_child_takes_no_more_runs_than_it_may(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with claiming_from(database, limit=3) as site:
+        has_looked, look = asyncio.Event(), site.claimer._claim
+
+        async def note(*given: Any) -> bool:
+            is_more = await look(*given)
+            has_looked.set()
+            return is_more
+
+        monkeypatch.setattr(site.claimer, "_claim", note)
         names = [RunId(f"r{number}") for number in range(5)]
         await site.ground.start(*names)
         site.claimer.hear_due()
         async with asyncio.timeout(60):
             while site.claimer.active_count < 3:
                 await asyncio.sleep(0.01)
-        for _ in range(3):
-            site.claimer.hear_due()
-            await asyncio.sleep(0.05)
+            for _ in range(
+                3
+            ):  # not only a look that was under way; at its end it holds all that it has claimed
+                has_looked.clear()
+                site.claimer.hear_due()
+                await has_looked.wait()
         assert site.claimer.active_count == 3
         owned = "SELECT count(*) FROM smithers.runs WHERE owner_id IS NOT NULL"
         assert await site.ground.sql.fetchval(owned) == 3

@@ -5,7 +5,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -15,6 +15,7 @@ import orjson
 import pytest
 
 from smithers.engine.facts import NodeFact
+from smithers.engine.questions import TIMEOUT_USER
 from smithers.engine.turn import ApprovalChange, ChildStart, Ending, EventDraft
 from smithers.errors import RowsHeld
 from smithers.events import EventType
@@ -40,6 +41,7 @@ from smithers.store.outside import (
 )
 from smithers.store.refusals import NodeNotFound, NodeNotWaiting, RunNotActive
 from smithers.store.starts import open_start_lane, start_unique
+from smithers.store.worker_store import open_worker_store
 from tests.support.turns import (
     LOG,
     Ground,
@@ -433,10 +435,14 @@ DAWDLE = """
 """
 
 
-async def test_a_run_that_commits_without_a_pause_is_decided_and_signalled(
-    ground: Ground, doors: list[Door], worker: WorkerId, committer: Committer
-) -> None:
-    """Its row is free for a moment between two commits: who only looks now and then finds it locked."""
+@asynccontextmanager
+async def asking_without_a_pause(
+    ground: Ground, worker: WorkerId, committer: Committer
+) -> AsyncIterator[None]:
+    """The run `a` asks `ok`, and commits on: its row is free for a moment between two commits.
+
+    Who only looks now and then finds it locked.
+    """
     (claim,) = await ground.owned(worker, "a")
     waiting = {key_of("ok"): NodeFact(NodeState.WAITING_APPROVAL, "approval")}
     asked = a_turn(nodes=waiting, approvals=[ApprovalChange(key_of("ok"), '{"title":"?"}')])
@@ -447,18 +453,38 @@ async def test_a_run_that_commits_without_a_pause_is_decided_and_signalled(
         for number in count(2):
             await committer.commit(change(claim, said("on"), number))
 
-    news = await hear(await ground.connect(), Channel.NEWS)
     committing = asyncio.create_task(commit_on())
-    assert await asyncio.gather(
-        doors[0].decide("a", is_approved=True), doors[1].send("a", "i", 1)
-    ) == [True, 0]
+    yield
     committing.cancel()
     await asyncio.wait([committing])
+
+
+async def test_a_run_that_commits_without_a_pause_is_decided_and_signalled(
+    ground: Ground, doors: list[Door], worker: WorkerId, committer: Committer
+) -> None:
+    news = await hear(await ground.connect(), Channel.NEWS)
+    async with asking_without_a_pause(ground, worker, committer):
+        assert await asyncio.gather(
+            doors[0].decide("a", is_approved=True), doors[1].send("a", "i", 1)
+        ) == [True, 0]
     async with asyncio.timeout(10):
         assert [await news.get(), await news.get()] == ["a", "a"]
     (approval,) = await ground.rows("approvals", "a")
     assert approval["status"] == "approved"
     assert {"ApprovalGranted", "SignalReceived"} < set(await ground.types("a"))
+
+
+async def test_the_time_of_a_question_runs_out_although_its_run_is_written_to_without_a_pause(
+    ground: Ground, worker: WorkerId, committer: Committer
+) -> None:
+    async with (
+        open_worker_store(ground.dsn, worker) as store,
+        asking_without_a_pause(ground, worker, committer),
+        asyncio.timeout(lanes.HELD_S),
+    ):
+        await store.deny_for_timeout(RunId("a"), NodeId("ok"), 0)
+    (approval,) = await ground.rows("approvals", "a")
+    assert (approval["status"], approval["decided_by"]) == ("denied", TIMEOUT_USER)
 
 
 async def test_a_start_whose_id_another_is_about_to_take_holds_up_no_other(ground: Ground) -> None:

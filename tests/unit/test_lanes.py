@@ -287,6 +287,35 @@ async def test_a_lane_that_closes_leaves_nobody_waiting(counter):
     assert counter.batches == [[0]]
 
 
+async def test_a_line_that_has_been_idle_is_closed_and_the_next_batch_opens_another(
+    counter, monkeypatch
+):
+    monkeypatch.setattr(lanes, "IDLE_S", -1.0)
+    monkeypatch.setattr(lanes, "IDLE_LOOK_S", 0.0)
+    async with laid(counter) as lane, asyncio.timeout(10):
+        assert await lane.submit(1) == -1
+        while not counter.lines[0].is_over:
+            await asyncio.sleep(0)
+        counter.began.get_nowait()
+        async with under_way(counter, lane) as call:
+            for _ in range(10):  # looks
+                await asyncio.sleep(0)
+            assert not counter.lines[1].is_over
+        assert await call == 0
+        assert len(counter.lines) == 2
+
+
+async def test_a_line_that_is_used_now_and_then_stays(counter, monkeypatch):
+    monkeypatch.setattr(lanes, "IDLE_S", 60.0)
+    monkeypatch.setattr(lanes, "IDLE_LOOK_S", 0.0)
+    async with laid(counter) as lane, asyncio.timeout(60):
+        for item in range(3):
+            assert await lane.submit(item) == -item
+            for _ in range(10):  # looks
+                await asyncio.sleep(0)
+        assert len(counter.lines) == 1
+
+
 async def test_a_meter_that_raises_stops_no_lane(counter, monkeypatch):
     def fail(*_measured: object) -> None:
         lane.meter = None

@@ -1,20 +1,22 @@
 """Series that are there before anything has happened, and stay when nothing happens any more: alerts need both."""
 
-import inspect
 import re
+from pathlib import Path
 
 import pytest
 
 import gateway.metrics
-import worker.children
 from gateway.metrics import Metrics
 from smithers.store.gauges import MAX_QUEUES, Backlog, Gauges
 from smithers.telemetry import names
 from smithers.telemetry.exposition import merge
 from smithers.telemetry.names import Role
 from smithers.telemetry.sheet import Sheet
-from worker.death_watch import DeathWatch
-from worker.meters import DEATHS, ENDS, PoolMeters
+from worker.deaths import ChildEnd, DeathSign
+from worker.meters import PoolMeters
+
+TREE = Path(__file__).parents[2]
+FAMILIES = {names.TAKEOVERS.name, names.CHILDREN_ENDED.name}
 
 
 def test_what_workers_may_die_of_is_told_before_one_has() -> None:
@@ -22,18 +24,20 @@ def test_what_workers_may_die_of_is_told_before_one_has() -> None:
     PoolMeters(sheet.open_page(Role.POOL))
     told = merge(sheet.read())
     sheet.close()
-    assert [told[names.TAKEOVERS.name, death] for death in DEATHS] == [[0.0]] * len(DEATHS)
-    assert [told[names.CHILDREN_ENDED.name, end] for end in ENDS] == [[0.0]] * len(ENDS)
+    assert {key: value for key, value in told.items() if key[0] in FAMILIES} == {
+        **{(names.TAKEOVERS.name, sign.value): [0.0] for sign in DeathSign},
+        **{(names.CHILDREN_ENDED.name, end.value): [0.0] for end in ChildEnd},
+    }
 
 
-def test_no_worker_dies_of_anything_else() -> None:
-    children = inspect.getsource(worker.children)
-    words = re.findall(r'self\._kill\(child, (?:"([a-z-]+)"|([A-Z]+))\)', children)
-    killed_for = [word or getattr(worker.children, name) for word, name in words]
-    assert len(killed_for) == children.count("self._kill(")
-    assert {*killed_for, "exit", "crash"} == set(ENDS)
-    found = re.findall(r'"([a-z-]+)"', inspect.getsource(DeathWatch._find_death))
-    assert {*found, "exit"} == set(DEATHS)
+def test_the_documents_say_what_workers_die_of() -> None:
+    telemetry = (TREE / "docs" / "telemetry.md").read_text(encoding="utf-8")
+    (told,) = re.findall(r"A death is noticed by .*?;", telemetry, re.DOTALL)
+    assert set(re.findall(r"`([a-z-]+)`", told)) == set(DeathSign)
+    runbook = (TREE / "deploy" / "runbook.md").read_text(encoding="utf-8")
+    section = runbook.partition("## SmithersWorkersDie")[2].partition("##")[0]
+    # A planned end is none to act on.
+    assert set(re.findall(r"`([a-z-]+)`:\s", section)) == set(ChildEnd) - {ChildEnd.EXIT}
 
 
 @pytest.mark.parametrize("count", [1, MAX_QUEUES + 1])

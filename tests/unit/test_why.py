@@ -20,6 +20,7 @@ from smithers.store.whys import OpenNode, WhyRow
 
 NOW_MS = 1_800_000_000_000
 RUN = RunId("r 1")
+SECRET = "postgresql://me:secret@db/app"
 ROW = WhyRow(
     status=RunStatus.QUEUED,
     workflow_reference="flows/a b.py:trip",
@@ -207,6 +208,31 @@ def test_what_up_has_left_goes_on_in_its_own_data_directory() -> None:
         "smithers up 'flows/a b.py:trip' --run-id r1 --resume --data-dir '/var/my data'"
     )
     assert gateway_settings(ServerOptions(data_dir=place), "", "").data_dir == place
+
+
+@pytest.mark.parametrize(
+    ("options", "own", "before"),
+    [
+        (ServerOptions(database_url=SECRET), None, "DATABASE_URL=URL "),
+        (ServerOptions(database_url=SECRET), "ORDERS", "DATABASE_URL=URL ORDERS=URL "),
+        (
+            ServerOptions(database_url=SECRET, database_direct_url=SECRET),
+            None,
+            "DATABASE_URL=URL DATABASE_DIRECT_URL=URL ",
+        ),
+        (ServerOptions(), None, ""),
+        (ServerOptions(), "ORDERS", "ORDERS=URL "),
+    ],
+)
+def test_what_up_has_left_goes_on_in_a_given_database_whose_url_is_not_told(
+    options: ServerOptions, own: str | None, before: str
+) -> None:
+    row = replace(ROW, worker_count=0, queue="up-r1")
+    told = gateway_settings(options, SECRET, SECRET)
+    answer = explain(RunId("r1"), row, own, variables=told.database_variables)
+    assert answer["reasons"][0]["unblock"]["command"] == (
+        f"{before}smithers up 'flows/a b.py:trip' --run-id r1 --resume"
+    )
 
 
 @pytest.mark.parametrize("is_kept", [True, False])
