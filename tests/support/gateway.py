@@ -168,7 +168,7 @@ class Stream:
 
     async def take(self, count: int) -> list[int]:
         """Read so many events, and give their numbers."""
-        seqs = []
+        seqs: list[int] = []
         for _ in range(count):
             event = await self.next()
             assert event is not None, f"the stream ended after {seqs}"
