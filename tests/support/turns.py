@@ -240,6 +240,10 @@ def seeded() -> random.Random:
     return random.Random(seed)
 
 
+def ids(*names: str) -> list[RunId]:
+    return [RunId(name) for name in names]
+
+
 def by_id(claimed: Iterable[ClaimedRun]) -> dict[RunId, ClaimedRun]:
     return {claim.run_id: claim for claim in claimed}
 
