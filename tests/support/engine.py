@@ -169,6 +169,12 @@ class World:
     def under_way(self) -> list[str]:
         return sorted(_name(key) for key in self.running)
 
+    @property
+    def error(self) -> Problem:
+        """Why the run failed, which it has."""
+        assert self.rows.error is not None, self.rows.status
+        return self.rows.error
+
     # What happens.
 
     def begin(self) -> "World":
