@@ -142,7 +142,7 @@ async def test_a_commit_is_answered_however_long_its_notification_waits_for_anot
 ) -> None:
     """A transaction that notifies holds a lock of the whole cluster while it waits for a standby that we do not wait for."""
     monkeypatch.setitem(connections._GUARDS, "lock_timeout", "200ms")
-    await ground.start("told")
+    await ground.start("noted")
     await want_standby(ground, "gone")
     await ground.sql.execute("SET synchronous_commit = local")
     await ground.sql.execute("ALTER DATABASE smithers SET synchronous_commit = local")
@@ -151,7 +151,7 @@ async def test_a_commit_is_answered_however_long_its_notification_waits_for_anot
     writes = "SELECT pg_logical_emit_message(true, '', ''), pg_notify('elsewhere', '')"
     notifying = asyncio.create_task(other.execute(writes))
     await ground.until(IS_HELD, other.get_server_pid())
-    signal = replace(SIGNAL, signal_id=None)
+    signal = replace(SIGNAL, run_id=RunId("noted"), signal_id=None)
     async with AsyncExitStack() as stack:
         signals = await stack.enter_async_context(open_outside_lane(ground.dsn))
         starts = await stack.enter_async_context(open_start_lane(ground.dsn))
@@ -163,7 +163,7 @@ async def test_a_commit_is_answered_however_long_its_notification_waits_for_anot
         first, second = await sending
     assert are_new == [True, True]
     assert {first.seq, second.seq} == {0, 1}
-    assert len(await ground.rows("signals", "told")) == 2
+    assert len(await ground.rows("signals", "noted")) == 2
     await notifying
     await ground.sql.execute("ALTER DATABASE smithers RESET synchronous_commit")
     await want_standby(ground, "")
