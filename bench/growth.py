@@ -23,7 +23,7 @@ import uvloop
 from bench import report
 from bench.__main__ import ask_version
 from bench.client import Connection, start_run
-from bench.curves import Curve, draw
+from bench.curves import Curve, Points, draw
 from bench.flows import chain as chains
 from bench.load import seen, spread
 from bench.loads.idle import PARKED, arrive
@@ -36,6 +36,7 @@ from bench.meters import Meter
 from bench.processes import MemoryPeak, pss_bytes
 from bench.server import FLOWS_DIR, ROOT_DIR
 from gateway.load import raise_file_limit
+from smithers.context import Auth
 from smithers.engine.facts import Facts
 from smithers.engine.rendering import Renderer
 from smithers.ids import RunId
@@ -60,9 +61,9 @@ LAST_SEQ: Final = "SELECT last_seq FROM smithers.runs WHERE run_id = $1"
 async def measure_nodes(site: Site, *, is_quick: bool) -> list[Curve]:
     """Run longer and longer sequences of trivial nodes."""
     counts = [50, 100] if is_quick else [100, 200, 400, 800, 1600, 3200]
-    took: list[tuple[float, float]] = []
-    used: list[tuple[float, float]] = []
-    held: list[tuple[float, float]] = []
+    took: Points = []
+    used: Points = []
+    held: Points = []
     async with Connection(site.port) as connection:
         await connection.follow(await start_run(connection, "chain", {"count": 20}))
         for count in counts:
@@ -83,7 +84,7 @@ async def measure_nodes(site: Site, *, is_quick: bool) -> list[Curve]:
 async def measure_waiting(site: Site, *, is_quick: bool) -> list[Curve]:
     """Look at lists and decide, with more and more runs that wait for a person."""
     counts = [200, 400] if is_quick else [300, 1_000, 3_000, 10_000, 30_000]
-    took: dict[str, list[tuple[float, float]]] = {"approvals": [], "runs": [], "approve": []}
+    took: dict[str, Points] = {"approvals": [], "runs": [], "approve": []}
     async with asyncpg.create_pool(site.dsn, min_size=1, max_size=1) as sql:
 
         async def park(connection: Connection, _number: int) -> None:
@@ -105,7 +106,7 @@ async def measure_viewers(site: Site, *, is_quick: bool) -> list[Curve]:
     """Weigh the gateway with more and more viewers of runs that wait."""
     counts = [50, 100] if is_quick else [250, 500, 1_000, 2_000, 4_000]
     raise_file_limit()
-    weights = []
+    weights: Points = []
     pid = site.pids()["gateway"][0]
     async with AsyncExitStack() as stack:
         connection = await stack.enter_async_context(Connection(site.port))
@@ -124,7 +125,7 @@ async def measure_viewers(site: Site, *, is_quick: bool) -> list[Curve]:
 async def measure_replay(site: Site, *, is_quick: bool) -> list[Curve]:
     """Read longer and longer histories from their beginnings."""
     counts = [500, 1_000] if is_quick else [1_000, 3_000, 10_000, 30_000, 100_000]
-    took = []
+    took: Points = []
     async with (
         asyncpg.create_pool(site.dsn, min_size=1, max_size=1) as sql,
         Connection(site.port) as connection,
@@ -141,13 +142,13 @@ async def measure_replay(site: Site, *, is_quick: bool) -> list[Curve]:
 async def measure_render(_site: Site, *, is_quick: bool) -> list[Curve]:
     """Render larger and larger trees, of which nothing is done yet; no server."""
     counts = [50, 100] if is_quick else [100, 200, 400, 800, 1600, 3200]
-    took = []
+    took: Points = []
     for count in counts:
         renderer = Renderer(
             run_id=RunId("r"),
             workflow=chains.chain,
             read_input=partial(chains.Length, count=count),
-            auth={},
+            auth=Auth(),
             guard=lambda build: build(),
         )
         gc.collect()

@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -265,7 +265,7 @@ def seen(moment: float | None) -> float:
     return moment
 
 
-WORKLOADS: dict[str, Callable[..., Awaitable[Result]]] = {
+WORKLOADS: dict[str, Callable[..., Coroutine[Any, Any, Result]]] = {
     function.__name__: function
     for function in (
         first_starts,
@@ -281,7 +281,7 @@ WORKLOADS: dict[str, Callable[..., Awaitable[Result]]] = {
 }
 
 
-def main(workloads: dict[str, Callable[..., Awaitable[Result]]]) -> None:
+def main(workloads: dict[str, Callable[..., Coroutine[Any, Any, Result]]]) -> None:
     """Do as one line of JSON on stdin says, and answer with one."""
     order = json.loads(sys.stdin.readline())
     used_before = resource.getrusage(resource.RUSAGE_SELF)

@@ -5,7 +5,6 @@ server is between the two. Then an export, in the sender's thread, by how many s
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -145,4 +144,4 @@ def show_exports(protocol: str, sender: Sender) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -178,7 +178,8 @@ class _Stream(asyncio.Protocol):
             await asyncio.wait([self._end], timeout=SILENCE_S)
             if time.monotonic() - self._heard_at > SILENCE_S:
                 self._finish("silent")
-        return self._end.result()
+        how: str = self._end.result()
+        return how
 
     def _take_head(self) -> bool:
         head, found, rest = self._raw.partition(b"\r\n\r\n")

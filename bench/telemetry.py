@@ -14,7 +14,6 @@ the two that are the same differ says how much of the rest is chance, and so doe
 import argparse
 import random
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -186,7 +185,7 @@ def take_http(told: Connection) -> None:
 
 
 def take_grpc(told: Connection) -> None:
-    class Sink(grpc.GenericRpcHandler):
+    class Sink(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
         def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
             if details.method != EXPORT:
                 return None
@@ -200,4 +199,4 @@ def take_grpc(told: Connection) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -304,12 +304,12 @@ def check_ledger(history: History, runs: Runs, ledger: list[Line]) -> Iterator[V
             if other["attempt"] > line["attempt"] and line["pid"] not in frozen:
                 text = f"{key[1:]}: attempt {line['attempt']} ended while {other['attempt']} was running"
                 yield Violation("G7", line["run"], text)
-    for (run, *node), lines in begun.items():
+    for (run, node_id, iteration), lines in begun.items():
         stored = runs.get(run)
         if stored is None:
             yield Violation("G1", run, "ran, and is not there")
             continue
-        yield from _check_begun(run, stored, (str(node[0]), int(node[1])), lines, frozen)
+        yield from _check_begun(run, stored, (node_id, iteration), lines, frozen)
 
 
 def _check_begun(
@@ -486,10 +486,10 @@ def check_ends(history: History, runs: Runs) -> Iterator[Violation]:
         if healed_at is not None and ended_at > max(healed_at, asked_at) + GOES_ON_S:
             yield Violation("G13", run, f"ended {ended_at - healed_at:.1f} s after all was healed")
     for read in history.of("read"):
-        stored = runs.get(read.run)
+        kept = runs.get(read.run)
         seen = read.fields.get("answer", {}).get("status")
-        if read.is_ok and stored is not None and seen == "finished" and stored.status != seen:
-            yield Violation("G11", read.run, f"was read as finished and is {stored.status}")
+        if read.is_ok and kept is not None and seen == "finished" and kept.status != seen:
+            yield Violation("G11", read.run, f"was read as finished and is {kept.status}")
 
 
 def read_ledger(path: Path) -> list[Line]:

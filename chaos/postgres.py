@@ -11,7 +11,7 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import asyncpg
 
@@ -167,7 +167,7 @@ class PostgresServer:
         if made.returncode != 0:
             raise RuntimeError(f"initdb fails: {made.stderr}")
 
-    def _as_account(self) -> dict[str, object]:
+    def _as_account(self) -> dict[str, Any]:
         if not self._account.is_other:
             return {}
         return {"user": self._account.uid, "group": self._account.gid, "extra_groups": []}

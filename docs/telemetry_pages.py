@@ -133,7 +133,8 @@ def _is_log(value: ast.expr) -> bool:
             return True
         case ast.Call(func=ast.Attribute(attr="get_logger")):
             return True
-    return False
+        case _:
+            return False
 
 
 def _names_of(call: ast.Call, module: str) -> list[str]:

@@ -4,10 +4,11 @@ import argparse
 import asyncio
 import os
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from bench import report
 from bench.__main__ import ask_version
@@ -29,7 +30,7 @@ from bench.loads import (
 )
 from bench.loads.site import Site
 
-LOADS = {
+LOADS: Final[dict[str, tuple[Callable[..., dict[str, Any]], tuple[report.Goal, ...]]]] = {
     "timers": (timers.timers, timers.GOALS),
     "parked": (parked.parked, parked.GOALS),
     "takeovers": (takeovers.takeovers, takeovers.GOALS),

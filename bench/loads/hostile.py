@@ -106,8 +106,10 @@ async def _start(connection: Connection) -> str | None:
 
 async def _end_of(sql: asyncpg.Pool, run_id: str) -> str:
     row = await sql.fetchrow("SELECT status, error FROM smithers.runs WHERE run_id = $1", run_id)
+    assert row is not None
     error = json.loads(row["error"] or "{}")
-    return error.get("code") or error.get("name") or row["status"]
+    end: str = error.get("code") or error.get("name") or row["status"]
+    return end
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -89,7 +89,7 @@ async def arrive(
     stack: AsyncExitStack, port: int, run_ids: list[str]
 ) -> list[asyncio.Task[Stream]]:
     """Open a stream of each of these runs, some at once; all have been told what is stored when this returns."""
-    watching = []
+    watching: list[asyncio.Task[Stream]] = []
     for first in range(0, len(run_ids), ARRIVING_AT_ONCE):
         arriving = {}
         for run_id in run_ids[first : first + ARRIVING_AT_ONCE]:
@@ -104,7 +104,7 @@ async def _count_statements(sql: asyncpg.Pool, looked_s: float) -> float:
     await asyncio.sleep(TOLD_WITHIN_S)
     before, began = await sql.fetchval(TRANSACTIONS), time.perf_counter()
     await asyncio.sleep(looked_s)
-    counted = await sql.fetchval(TRANSACTIONS) - before
+    counted: int = await sql.fetchval(TRANSACTIONS) - before
     return counted / (time.perf_counter() - began)
 
 

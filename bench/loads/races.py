@@ -127,13 +127,14 @@ async def _race(connections: list[Connection], sql: asyncpg.Pool, chance: random
     run_id = await start_run(connections[0], "question", {"timeout_s": TIMEOUT_S})
 
     async def find_due() -> float | None:
-        return await sql.fetchval(
+        due_at: float | None = await sql.fetchval(
             """
             SELECT extract(epoch FROM n.due_at)::float8 FROM smithers.nodes n JOIN smithers.runs r USING (run_id)
             WHERE n.run_id = $1 AND n.state = 'waiting-approval' AND r.owner_id IS NULL
             """,
             run_id,
         )
+        return due_at
 
     due_at = await until(find_due, f"run {run_id} is parked")
     middle_at = due_at + chance.choice(LATE_S)
@@ -162,6 +163,7 @@ async def _read(sql: asyncpg.Pool, run_id: str, answers: dict[str, int]) -> Roun
         """,
         run_id,
     )
+    assert row is not None
     history = await read_history(sql, run_id)
     end = {"finished": "RunFinished", "failed": "RunFailed", "cancelled": "RunCancelled"}
     faults = history.faults()

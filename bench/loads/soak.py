@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -128,10 +129,14 @@ async def _measure(
     }
 
 
+def _mib(part: str, sample: Sample) -> float:
+    return sample.mib[part]
+
+
 def _memory(seen: Soak) -> dict[str, float]:
     figures = {}
     for part in PARTS:
-        grown, first = seen.growth(lambda one, part=part: one.mib[part], 0.25)
+        grown, first = seen.growth(partial(_mib, part), 0.25)
         figures[f"{part}_mib"] = seen.samples[-1].mib[part]
         figures[f"{part}_growth_mib"] = grown
         figures[f"{part}_growth_percent"] = grown / first * 100

@@ -104,7 +104,8 @@ async def _drain(sql: asyncpg.Pool, wanted: int) -> int:
     try:
         await until_counted(sql, wanted, ENDED, patience_s=DRAIN_LIMIT_S)
     except TimeoutError:
-        return wanted - await sql.fetchval(ENDED)
+        ended: int = await sql.fetchval(ENDED)
+        return wanted - ended
     return 0
 
 

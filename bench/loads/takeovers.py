@@ -73,10 +73,11 @@ class Rounds:
         resumed = history.of("RunAutoResumed")
         if len(resumed) != 1:
             self.faults.append(f"{run_id}: RunAutoResumed {len(resumed)} times")
-        return resumed[0]["timestampMs"] / 1000 - began_at
+        resumed_at: float = resumed[0]["timestampMs"] / 1000
+        return resumed_at - began_at
 
     async def _find_owner(self, run_id: str) -> int | None:
-        return await self.sql.fetchval(
+        pid: int | None = await self.sql.fetchval(
             """
             SELECT w.pid FROM smithers.runs r JOIN smithers.workers w ON w.worker_id = r.owner_id
             JOIN smithers.nodes n USING (run_id)
@@ -84,6 +85,7 @@ class Rounds:
             """,
             run_id,
         )
+        return pid
 
     async def until_server_is_up(self, seconds: float) -> None:
         """Wait until Postgres has run for so long."""

@@ -57,9 +57,10 @@ async def _measure_calls(site: Site, count: int) -> dict[str, list[float]]:
         run_id = await start_run(connection, "tools", {"count": count})
         status = await until_ended(sql, run_id)
         assert status == "finished", status
-        return json.loads(
+        took_s: dict[str, list[float]] = json.loads(
             await sql.fetchval("SELECT output FROM smithers.nodes WHERE run_id = $1", run_id)
         )
+        return took_s
 
 
 async def _measure_jails(count: int) -> tuple[dict[str, list[float]], dict[str, float]]:

@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 
@@ -14,6 +14,8 @@ from bench.client import Connection, Unexpected
 LOOK_EVERY_S = 0.02
 PATIENCE_S = 180.0
 ENDS = ("RunFinished", "RunFailed", "RunCancelled")
+
+Found = TypeVar("Found")
 
 
 async def ask(connection: Connection, method: str, path: str, body: Any = None) -> tuple[int, Any]:
@@ -25,8 +27,8 @@ async def ask(connection: Connection, method: str, path: str, body: Any = None) 
 
 
 async def until(
-    condition: Callable[[], Awaitable[Any]], what: str, patience_s: float = PATIENCE_S
-) -> Any:
+    condition: Callable[[], Awaitable[Found | None]], what: str, patience_s: float = PATIENCE_S
+) -> Found:
     """Wait for a condition to be true, and return what it gave."""
     try:
         async with asyncio.timeout(patience_s):
@@ -38,12 +40,17 @@ async def until(
 
 
 async def until_counted(
-    sql: asyncpg.Pool, wanted: int, query: str, *given: Any, patience_s: float = PATIENCE_S
+    sql: asyncpg.Pool | asyncpg.Connection,
+    wanted: int,
+    query: str,
+    *given: Any,
+    patience_s: float = PATIENCE_S,
 ) -> None:
     """Wait until a query counts so many."""
 
     async def is_there() -> bool:
-        return await sql.fetchval(query, *given) >= wanted
+        count: int = await sql.fetchval(query, *given)
+        return count >= wanted
 
     await until(is_there, f"{query} gives {wanted}", patience_s)
 
@@ -52,10 +59,11 @@ async def until_ended(sql: asyncpg.Pool, run_id: str, patience_s: float = PATIEN
     """Wait until a run has ended; return how."""
 
     async def find() -> str | None:
-        return await sql.fetchval(
+        status: str | None = await sql.fetchval(
             "SELECT status FROM smithers.runs WHERE run_id = $1 AND finished_at IS NOT NULL",
             run_id,
         )
+        return status
 
     return await until(find, f"run {run_id} has ended", patience_s)
 

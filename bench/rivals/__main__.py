@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def measure_ours(server: Server, sizes: Sizes, patience_s: float) -> dict[str, R
             server,
             f"ours {name}",
             patience_s,
-            lambda name=name: workloads.WORKLOADS[name](server, sizes),
+            partial(workloads.WORKLOADS[name], server, sizes),
         )
     return results
 

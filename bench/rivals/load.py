@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from bench.client import STREAM_LIMIT_S, Connection, Unexpected
@@ -130,7 +130,8 @@ async def end_steps(port: int, *, run_ids: list[str]) -> Result:
             while True:
                 try:
                     async with Connection(port) as connection:
-                        return await end(connection, "steps", run_id)
+                        await end(connection, "steps", run_id)
+                        return
                 except (OSError, TimeoutError, Unexpected):  # not up yet
                     await asyncio.sleep(0.02)
 
@@ -139,7 +140,7 @@ async def end_steps(port: int, *, run_ids: list[str]) -> Result:
     return {"ended_at": time.monotonic()}
 
 
-WORKLOADS: dict[str, Callable[..., Awaitable[Result]]] = {
+WORKLOADS: dict[str, Callable[..., Coroutine[Any, Any, Result]]] = {
     function.__name__: function
     for function in (one_by_one, many, chain, approvals, begin_steps, end_steps)
 }

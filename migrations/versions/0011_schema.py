@@ -77,13 +77,13 @@ def _run_file(name: str) -> None:
     """Create what one file has; a released file is never edited, its successor is a new one."""
     sql = Path(__file__).parents[1].joinpath("functions", name).read_text(encoding="utf-8")
     # The driver itself: a file has many statements, and SQLAlchemy prepares what it runs, one at a time.
-    op.get_bind().connection.dbapi_connection.run_async(lambda driver: driver.execute(sql))
+    op.get_bind().connection.run_async(lambda driver: driver.execute(sql))
 
 
-def _table(name: str, *parts: sa.schema.SchemaItem, key: str, **options: object) -> None:
+def _table(name: str, *parts: sa.schema.SchemaItem, key: str, storage: object = None) -> None:
     """Create a table; `key`: the columns of its primary key, with spaces between them."""
     primary = sa.PrimaryKeyConstraint(*key.split(), name=op.f(f"{name}_pkey"))
-    op.create_table(name, *parts, primary, schema="smithers", **options)
+    op.create_table(name, *parts, primary, schema="smithers", postgresql_with=storage)
 
 
 def _index(table: str, name: str, *columns: str, where: str | None = None) -> None:
@@ -139,7 +139,7 @@ def _create_runs() -> None:
             name=op.f("runs_mirror_check"),
         ),
         key="run_id",
-        postgresql_with=HOT,
+        storage=HOT,
     )
     _index_runs()
 
@@ -202,7 +202,7 @@ def _create_nodes_and_attempts() -> None:
         Column("output", Text),
         Column("error", Text),
         key="run_id node_id iteration",
-        postgresql_with=HOT,
+        storage=HOT,
     )
     _table(
         "attempts",

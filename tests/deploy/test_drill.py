@@ -69,12 +69,14 @@ def dump(old: PlainPostgres, new: PlainPostgres) -> Callable[[], None]:
     return restore
 
 
+def server_in(folder: Path) -> PlainPostgres:
+    return PlainPostgres(folder, host="127.0.0.1", port=free_port())
+
+
 @pytest.fixture
 def servers() -> Iterator[tuple[PlainPostgres, PlainPostgres]]:
     with scratch() as one, scratch() as other:
-        servers = tuple(
-            PlainPostgres(folder, host="127.0.0.1", port=free_port()) for folder in (one, other)
-        )
+        servers = (server_in(one), server_in(other))
         try:
             yield servers
         finally:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, ip_address
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ PODS = {
 
 def series() -> dict[str, str]:
     """The names of series that our families make, and which family it is."""
-    found = {}
+    found: dict[str, str] = {}
     for family in FAMILIES:
         if family.kind is Kind.HISTOGRAM:
             found |= {f"{family.name}_{part}": family.name for part in ("bucket", "count", "sum")}
@@ -187,7 +187,7 @@ def test_what_holds_secrets_is_kept_out_of_the_repository():
 @pytest.mark.parametrize("given", [{}, {"SUBNET": "172.30.9"}])
 def test_the_balancer_finds_the_gateways_at_addresses_that_stay_theirs(given: dict[str, str]):
     (config,) = COMPOSE["networks"]["inside"]["ipam"]["config"]
-    subnet, lent = (ip_network(filled(config[key], **given)) for key in ("subnet", "ip_range"))
+    subnet, lent = (IPv4Network(filled(config[key], **given)) for key in ("subnet", "ip_range"))
     assert lent.subnet_of(subnet)
     for number in (1, 2):
         own = COMPOSE["services"][f"gateway-{number}"]["networks"]["inside"]["ipv4_address"]

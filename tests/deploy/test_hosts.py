@@ -150,7 +150,7 @@ def test_two_gateways_and_two_worker_hosts_share_one_load(network: Network, tmp_
         until_said(log, '"server_started"', 2)
         until_said(log, '"child_started"', 2)
 
-        gateways = tuple(f"{network.address(host)}:7331" for host in ("gateway-1", "gateway-2"))
+        gateways = (f"{network.address('gateway-1')}:7331", f"{network.address('gateway-2')}:7331")
         variables = addresses("0.0.0.0:8080", gateways)
         balancer = [find_program("haproxy"), "-db", "-f", str(HAPROXY_FILE)]
         balancer_log = tmp_path / "haproxy.log"

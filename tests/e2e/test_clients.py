@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,10 @@ from tests.support.serving import TREE, Serving
 CLIENTS = TREE / "tests" / "clients"
 ENV = {"SMITHERS_API_KEY": TOKEN}
 FLAGS = ("--port", "0", "--workers", "1")
+
+
+def has_more(seen_count: int, page: Origin) -> bool:
+    return len(page.seen) > seen_count
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +128,7 @@ def test_an_event_source_misses_nothing_while_gateways_are_restarted_in_turn(
         origin.gateways = [gateway.url for gateway in gateways]
         stack.enter_context(browsing(origin.url))
         for _ in range(3):
-            seen = len(origin.seen)
-            origin.until(lambda page, seen=seen: len(page.seen) > seen)
+            origin.until(partial(has_more, len(origin.seen)))
             oldest = gateways.pop(0)
             gateways.append(start_gateway())
             origin.gateways = [gateway.url for gateway in gateways]

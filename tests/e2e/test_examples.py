@@ -66,11 +66,14 @@ def test_summaries_ask_a_person_when_the_budget_is_spent(client: Client, is_appr
     assert (
         why.summary == "the agents have spent 36 of 30 tokens: budget waits for a person to decide"
     )
-    assert why.reasons[0].unblock["command"] == f"smithers approve {run_id} budget"
+    unblock = why.reasons[0].unblock
+    assert unblock is not None
+    assert unblock["command"] == f"smithers approve {run_id} budget"
     (client.approve if is_approved else client.deny)(run_id, "budget", note="read")
     events = list(client.stream(run_id))
     run = client.get(run_id)
     if not is_approved:
+        assert run.error is not None
         assert run.error["code"] == "BUDGET_SPENT"
         return
     assert run.output == ["A run is a row.", "A model is asked once.", "A budget is a promise."]

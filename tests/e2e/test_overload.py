@@ -66,13 +66,17 @@ async def ramp_step(rate_per_s: int) -> AsyncIterator[int]:
         await asyncio.sleep(0.005)
 
 
+async def count_runs(connection: asyncpg.Connection) -> dict[str, int]:
+    rows = await connection.fetch("SELECT status, count(*) FROM smithers.runs GROUP BY status")
+    return {row["status"]: row["count"] for row in rows}
+
+
 async def until_finished(database: str, run_ids: list[str]) -> None:
     connection = await asyncpg.connect(database)
-    query = "SELECT status, count(*) FROM smithers.runs GROUP BY status"
     errors = "SELECT error FROM smithers.runs WHERE status = 'failed' LIMIT 3"
     try:
         async with asyncio.timeout(60):
-            while (found := dict(await connection.fetch(query))) != {"finished": len(run_ids)}:
+            while (found := await count_runs(connection)) != {"finished": len(run_ids)}:
                 assert "failed" not in found, await connection.fetch(errors)
                 await asyncio.sleep(0.1)
     finally:

@@ -110,7 +110,7 @@ def sound() -> Case:
     told.ask("signal", "whole", signal="s1", answer={"seq": 1})
     told.ask("signal", "whole", signal="s0", answer={"seq": 0})
     told.ask("signal", "whole", "refused", signal="s9")
-    decision = {"node": "ok", "iteration": 0}
+    decision: dict[str, Any] = {"node": "ok", "iteration": 0}
     told.ask("decide", "whole", verdict="approve", person="ann", **decision)
     told.ask("decide", "whole", "refused", verdict="deny", person="bob", **decision)
     told.ask("decide", "failed", verdict="deny", person="bob", **decision)
@@ -141,10 +141,11 @@ def put(run: StoredRun, seq: int, /, **fields: Any) -> None:
     run.events[seq] = replace(run.events[seq], **fields)
 
 
-def append(run: StoredRun, kind: str, **fields: Any) -> None:
-    """Add an event at the end."""
+def append(run: StoredRun, kind: str, **fields: Any) -> Event:
+    """Add an event at the end; return it."""
     seq = len(run.events)
     run.events.append(event(seq, kind, T0 + seq, **fields))
+    return run.events[-1]
 
 
 def operation(told: Told, what: str, number: int = 0) -> Line:
@@ -204,8 +205,8 @@ ANOMALIES: dict[str, tuple[str, Callable[[Told, Runs], Any]]] = {
     "a finished node starts again": (
         "G6",
         lambda _t, r: (
-            append(r["failed"], "NodeFinished", nodeId="z", attempt=1)
-            or append(r["failed"], "NodeStarted", nodeId="z", attempt=2)
+            append(r["failed"], "NodeFinished", nodeId="z", attempt=1),
+            append(r["failed"], "NodeStarted", nodeId="z", attempt=2),
         ),
     ),
     "an attempt starts twice": (

@@ -53,7 +53,7 @@ async def race(
     chance.shuffle(calls)
     # The last of them come when the time-out is being dealt with already, every other time.
     first = chance.randrange(1, 5)
-    answers = {}
+    answers: dict[str, str] = {}
     for part in (calls[:first], calls[first:]):
         words = await asyncio.gather(
             *(
@@ -94,6 +94,7 @@ async def test_of_approve_deny_cancel_and_time_out_one_decides_and_all_agree(
         )
         said = [(e["type"], e["decidedBy"]) for e in events if "decidedBy" in e]
         types = {"approved": "ApprovalGranted", "denied": "ApprovalDenied"}
+        assert approval is not None
         outcome = approval["status"]
         assert outcome in {*types, "cancelled"}
         assert said == ([(types[outcome], approval["decided_by"])] if outcome in types else [])

@@ -179,6 +179,7 @@ async def test_a_drain_that_a_body_does_not_let_end_counts_as_no_crash(world: Wo
     pool.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(pool.wait, PATIENCE_S) == 0
     row = await world.sql.fetchrow("SELECT owner_id, crash_count FROM smithers.runs")
+    assert row is not None
     assert tuple(row) == (None, 0)
 
 

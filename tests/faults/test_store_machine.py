@@ -28,13 +28,24 @@ from hypothesis.stateful import (
 
 from smithers.engine.facts import NodeFact
 from smithers.engine.turn import ApprovalChange, Turn
-from smithers.ids import WorkerId
+from smithers.ids import RunId, WorkerId
 from smithers.states import NodeState, RunStatus
 from smithers.store import claims, commits, owners
 from smithers.store.claims import ClaimedRun, ClaimKind
 from smithers.store.commits import Committed, Outcome, TurnCommit
 from tests.support.postgres import fresh_database
-from tests.support.turns import IDENTITY, OVER, Ground, a_turn, change, ended, key_of, parked, said
+from tests.support.turns import (
+    IDENTITY,
+    OVER,
+    Ground,
+    a_turn,
+    as_pool,
+    change,
+    ended,
+    key_of,
+    parked,
+    said,
+)
 
 TERMINAL = {"RunFinished": "finished", "RunFailed": "failed", "RunCancelled": "cancelled"}
 DECIDE = """SELECT (smithers.decide_approval_v4(
@@ -102,7 +113,7 @@ class Machine(RuleBasedStateMachine):
     def hire(self) -> Owner:
         worker_id = WorkerId(uuid4())
         register = owners.register_worker(
-            self.bench.ground.sql,
+            as_pool(self.bench.ground.sql),
             worker_id,
             pool_id=worker_id,
             process=IDENTITY,
@@ -227,14 +238,14 @@ class Machine(RuleBasedStateMachine):
     @rule(whom=ask_whom)
     def release(self, whom: str) -> None:
         owner = self.owners[whom]
-        names = [self.name(run) for run in owner.held]
-        self.bench.do(claims.release_runs(self.bench.ground.sql, owner.worker_id, names))
+        names = [RunId(self.name(run)) for run in owner.held]
+        self.bench.do(claims.release_runs(as_pool(self.bench.ground.sql), owner.worker_id, names))
 
     @rule(whom=ask_whom, death=st.sampled_from(["exit--9", "silent"]))
     def bury(self, whom: str, death: str) -> None:
         """Give an owner up for dead; it does not know, and what it holds it still tries to commit."""
         owner = self.owners[whom]
-        self.bench.do(owners.bury_worker(self.bench.ground.sql, owner.worker_id, death))
+        self.bench.do(owners.bury_worker(as_pool(self.bench.ground.sql), owner.worker_id, death))
         for run in list(owner.held):
             before = self.stored(run)
             if before["owner_id"] != owner.worker_id:
@@ -356,7 +367,7 @@ def bench(postgres_server: str, database_template: str) -> Iterator[Bench]:
 
 
 @contextmanager
-def machine_on(bench: Bench) -> Iterator[Callable[[], Machine]]:
+def machine_on(bench: Bench) -> Iterator[type[Machine]]:
     yield type("MachineHere", (Machine,), {"bench": bench})
 
 

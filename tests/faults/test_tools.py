@@ -89,6 +89,7 @@ async def test_every_call_is_a_row_and_two_events(world: World) -> None:
         ("ToolCallFinished", "bash", 4, 1, "success"),
     ]
     row = await world.sql.fetchrow("SELECT * FROM smithers.tool_calls WHERE call_no = 3")
+    assert row is not None
     assert json.loads(row["input"])["path"] == "absent.txt"
     assert json.loads(row["error"])["code"] == "TOOL_REFUSED"
     assert row["finished_at"] >= row["started_at"]

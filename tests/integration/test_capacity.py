@@ -46,7 +46,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
     make_lane, make_hints, make_pool = Lane.__init__, Hints.__init__, Pool.__init__
     connect = connections.connect
 
-    def lane(self: Lane, dsn: str, *, role: str, **given: Any) -> None:
+    def lane(self: Lane[Any, Any], dsn: str, *, role: str, **given: Any) -> None:
         opened.names.add(role)
         make_lane(self, dsn, role=role, **given)
 

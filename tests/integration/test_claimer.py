@@ -50,6 +50,11 @@ class Site:
         self.ground = ground
         self.running = asyncio.create_task(claimer.run())
 
+    def held(self) -> list[Held]:
+        """The executors that the claimer has, each of them one of ours."""
+        executors: list[Any] = [executor for executor, *_ in self.claimer._executors.values()]
+        return executors
+
     async def until_held(self, run_id: str, after: Held | None = None) -> Held:
         """Wait until the claimer has claimed a run, anew if it was `after`."""
         async with asyncio.timeout(60):
@@ -196,7 +201,7 @@ async def test_a_queue_that_always_has_something_leaves_room_for_the_others(data
         order: list[str] = []
         async with asyncio.timeout(60):
             while len(order) < 5:
-                for executor, *_ in list(site.claimer._executors.values()):
+                for executor in site.held():
                     if executor.claim.run_id not in order:
                         order.append(executor.claim.run_id)
                         executor.over.set()
@@ -260,7 +265,7 @@ async def test_a_child_takes_no_more_runs_than_it_may(
         assert site.claimer.active_count == 3
         owned = "SELECT count(*) FROM smithers.runs WHERE owner_id IS NOT NULL"
         assert await site.ground.sql.fetchval(owned) == 3
-        held = [executor for executor, *_ in site.claimer._executors.values()]
+        held = site.held()
         site.claimer.drain()
         for executor in held:
             executor.over.set()

@@ -78,8 +78,8 @@ def test_a_schema_that_is_newer_is_said_to_be_so_and_left(
     asyncio.run(ask(database, "UPDATE smithers.alembic_version SET version_num = '9999'"))
     place = ["--database-url", database]
     assert run(["db", "upgrade", *place]) == 0
-    said = capsys.readouterr().err
-    assert " is at schema 9999, newer than this version" in said
+    refusal = capsys.readouterr().err
+    assert " is at schema 9999, newer than this version" in refusal
     assert run(["db", "current", *place, "--json"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out) == {

@@ -11,8 +11,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import asyncpg
 import pytest
@@ -116,7 +117,7 @@ def scratch_dir() -> Iterator[Path]:
         yield directory
     finally:
         for lock in directory.rglob("server.lock"):
-            until(lambda lock=lock: is_free(lock), "no server is left behind")
+            until(partial(is_free, lock), "no server is left behind")
         shutil.rmtree(directory)
 
 
@@ -166,6 +167,8 @@ class User:
         self.process.communicate()
 
     def dsn(self) -> str:
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
         line = self.process.stdout.readline()
         assert line, self.process.stderr.read()
         return line.strip()
@@ -179,8 +182,8 @@ class User:
         self.process.wait()
 
 
-def run_sql(dsn: str, sql: str) -> object:
-    async def fetch() -> object:
+def run_sql(dsn: str, sql: str) -> Any:
+    async def fetch() -> Any:
         connection = await asyncpg.connect(dsn)
         try:
             return await connection.fetchval(sql)
@@ -486,6 +489,7 @@ def test_a_pid_that_has_become_somebody_elses_is_no_server(made_dir: Path) -> No
         with open_embedded_postgres(made_dir) as postgres:
             assert last_row(postgres.dsn) == row
         assert stranger.poll() is None
+        assert stranger.stdin is not None
         stranger.stdin.close()
 
 

@@ -509,7 +509,7 @@ async def test_what_nobody_foresaw_is_500_and_says_nothing(
 async def test_a_key_is_its_users_alone(client: Client, tokens_file: Path) -> None:
     write_tokens(tokens_file, {"ann": ["runs:write"], "bob": ["runs:write"]})
     await wait_for_token(client, "bob")
-    started = {}
+    started: dict[str, str] = {}
     for user in ("ann", "bob", "ann"):
         headers = {"Authorization": f"Bearer {user}", "Idempotency-Key": "order-1"}
         answer = await client.call(

@@ -91,7 +91,7 @@ async def test_of_twenty_starts_with_one_id_one_wins(client: Client) -> None:
     ],
 )
 async def test_a_start_with_a_wrong_field_is_refused_and_leaves_nothing(
-    client: Client, rows: Rows, changes: dict, code: str
+    client: Client, rows: Rows, changes: dict[str, Any], code: str
 ) -> None:
     answer = await client.post("/v1/runs", {**START, **changes})
     assert (answer.status, answer.code) == (400, code)
@@ -129,6 +129,7 @@ async def test_a_start_waits_for_the_description_of_a_new_version(
         " WHERE run_id = $1",
         run_id,
     )
+    assert row is not None
     assert tuple(row) == ("gpu", True, "renamed")
 
 
@@ -252,12 +253,13 @@ async def test_an_idempotency_key_stands_for_one_run_however_often_and_at_once(
     assert len({answer.json["runId"] for answer in answers}) == 1
     other = await client.post("/v1/runs", {"input": {"n": 1}, **START}, **key)
     assert (other.status, other.code) == (409, "IDEMPOTENCY_KEY_REUSED")
-    for more in (
+    unread: list[dict[str, Any]] = [
         {"input": {}},
         {"input": None, "runId": None, "resume": False},
         {"config": {"priority": 0, "maxConcurrency": None, "budget": {}}},
         {"nobody": "reads this"},
-    ):
+    ]
+    for more in unread:
         assert (await client.post("/v1/runs", {**more, **START}, **key)).json == answers[0].json
     spelled = await client.post("/v1/runs", b'{ "workflowPath" :"hello.py"}', **key)
     assert spelled.json == answers[0].json

@@ -137,7 +137,8 @@ async def test_a_drain_answers_what_the_kernel_has_connected_and_nobody_has_acce
 async def test_a_connection_made_while_a_drain_of_a_shared_socket_stops_accepting_is_answered(
     database: str, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop, callers, stop = asyncio.get_running_loop(), [], web.SockSite.stop
+    loop, stop = asyncio.get_running_loop(), web.SockSite.stop
+    callers: list[socket.socket] = []
 
     async def stop_and_connect(site: web.SockSite) -> None:
         await stop(site)

@@ -8,6 +8,7 @@ from structlog.testing import capture_logs
 
 from smithers.errors import StoreUnavailable
 from smithers.store import hints as hints_module
+from smithers.store.connections import connect_listening
 from smithers.store.hints import MAX_PAYLOAD_BYTES, Channel, Hints, Listener
 from tests.support.proxy import Mode, Proxy
 from tests.support.turns import PATIENCE_S, names
@@ -111,7 +112,7 @@ async def test_a_killed_connection_comes_back_and_says_that_anything_may_have_ha
 async def test_a_connection_that_cannot_be_had_back_is_complained_of_once_and_told_when_it_is(
     ground, monkeypatch
 ):
-    connect, tries, is_open = hints_module.connect_listening, asyncio.Semaphore(0), asyncio.Event()
+    connect, tries, is_open = connect_listening, asyncio.Semaphore(0), asyncio.Event()
 
     async def refuse(dsn, *, role):
         tries.release()

@@ -1,6 +1,7 @@
 """What processes ask again and again has parameters of types that the driver knows: it looks up no other."""
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 from uuid import uuid4
 
 import asyncpg
@@ -23,12 +24,16 @@ async def list_nodes(pool: asyncpg.Pool) -> None:
     assert rows
 
 
+async def read_tails(pool: Any) -> None:  # which stands for a connection
+    await tails.read_tails(pool, [(tails.Cursor(RUN, 0),)])
+
+
 CALLS: dict[str, Callable[[asyncpg.Pool], Awaitable[object]]] = {
     "beat": lambda pool: owners.beat(pool, [WORKER], [WORKER]),
     "find moved": lambda pool: tails.find_moved(pool, [tails.Cursor(RUN, 0)]),
     "find news": lambda pool: claims.find_news(pool, WORKER, {RUN: 0}),
     "list nodes": list_nodes,
-    "read tails": lambda pool: tails.read_tails(pool, [(tails.Cursor(RUN, 0),)]),
+    "read tails": read_tails,
 }
 
 

@@ -142,7 +142,8 @@ async def test_a_mirror_outlives_what_nobody_foresaw(
     worlds: tuple[World, World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, own = worlds
-    copy, failed = MirrorStore.copy, []
+    copy = MirrorStore.copy
+    failed: list[Sequence[RunId]] = []
 
     async def fail_once(store: MirrorStore, run_ids: Sequence[RunId]) -> Copied:
         if not failed:

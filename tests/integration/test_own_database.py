@@ -15,6 +15,7 @@ from gateway.settings import GatewaySettings
 from smithers.errors import StoreUnavailable
 from smithers.kept_process import KeptProcess, Program
 from smithers.pools import UNSET_EVERY_S, Pools
+from smithers.store.connections import open_pool
 from smithers.store.own_databases import list_own_databases
 from smithers.telemetry.sheet import Counter
 from tests.support.gateway import HELLO, Client, Rows, running, settings_for
@@ -81,6 +82,7 @@ async def test_a_run_starts_in_its_workflows_database_and_leaves_its_id_in_the_s
     assert answer.status == 200, answer
     assert await own.sql.fetchval("SELECT due_at IS NOT NULL FROM smithers.runs WHERE run_id = 'r'")
     mirror = await home.sql.fetchrow("SELECT * FROM smithers.runs WHERE run_id = 'r'")
+    assert mirror is not None
     assert (mirror["database"], mirror["mirrored_seq"], mirror["due_at"]) == (NAME, -1, None)
     assert await home.sql.fetchval("SELECT count(*) FROM smithers.events") == 0
     assert await own.sql.fetchval("SELECT count(*) FROM smithers.workflow_sources") == 1
@@ -148,6 +150,8 @@ async def test_a_start_that_stopped_half_way_goes_on_as_it_was_asked_for_whateve
     for _ in range(2):
         assert (await client.post("/v1/runs", body, **header)).json == {"runId": "r"}
     again = await own.sql.fetchrow("SELECT * FROM smithers.run_requests")
+    assert again is not None
+    assert request is not None
     assert (again["source_hash"], again["input"]) == (request["source_hash"], request["input"])
     assert len(await own.events("r")) == 1
 
@@ -318,14 +322,14 @@ async def test_what_cannot_be_written_down_as_used_is_not_connected_to(
     home, own = worlds
     connected: list[str] = []
 
-    async def connect(url: str) -> Any:
+    async def connect(url: str, _name: str) -> Any:
         connected.append(url)
 
     async def fail(_pool: asyncpg.Pool, _name: str) -> None:
         raise StoreUnavailable("away")
 
     monkeypatch.setattr("gateway.databases.use_own_database", fail)
-    async with asyncpg.create_pool(home.dsn, min_size=0, max_size=1) as pool:
+    async with open_pool(home.dsn, role="test", max_size=1) as pool:
         databases = Databases(pool, {NAME: own.dsn}, connect, migrate=False)
         for _ in range(2):
             with pytest.raises(StoreUnavailable):

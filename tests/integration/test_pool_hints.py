@@ -178,4 +178,4 @@ async def test_a_child_tells_whoever_listens_what_it_gives_back(database: str) -
         await ground.start("r")
         (claim,) = await store.claim("default", 1, ClaimKind.MANY)
         await store.release([claim.run_id])
-        assert await heard.get() == {"default"}
+        assert await heard.get() == frozenset({"default"})

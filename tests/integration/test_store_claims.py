@@ -22,10 +22,29 @@ from smithers.store.commits import Committed, Committer, TurnCommit
 from smithers.store.whys import find_why
 from smithers.store.worker_store import WorkerStore, open_worker_store
 from tests.support.proxy import Mode, Proxy
-from tests.support.turns import Ground, a_turn, change, ended, key_of, names, parked, said, seeded
+from tests.support.turns import (
+    Ground,
+    a_turn,
+    as_pool,
+    change,
+    ended,
+    ids,
+    key_of,
+    names,
+    parked,
+    said,
+    seeded,
+)
 
 RIVALS = 4
 IN_FLIGHT = {key_of("n"): NodeFact(NodeState.IN_PROGRESS, attempt=1)}
+
+
+async def next_due_ms(ground: Ground) -> int:
+    """How long until the default queue has something, which it will."""
+    due_ms = await claims.find_next_due_ms(ground.sql, "default")
+    assert due_ms is not None
+    return due_ms
 
 
 async def test_no_run_goes_to_two_claimers_and_none_is_left(ground):
@@ -126,7 +145,7 @@ async def test_the_epoch_grows_with_each_claim_and_each_death(ground):
         worker = await ground.add_worker()
         (claim,) = await ground.claim(worker)
         epochs.append(claim.epoch)
-        await owners.bury_worker(ground.sql, worker, "silent")
+        await owners.bury_worker(as_pool(ground.sql), worker, "silent")
     epochs.append((await ground.run("a"))["epoch"])
     assert all(after > before + 1 for before, after in pairwise(epochs[:-1]))
     assert epochs[-1] == epochs[-2] + 1
@@ -138,7 +157,7 @@ async def test_the_epoch_grows_while_the_clock_stands_still_or_is_put_back(groun
         """CREATE OR REPLACE FUNCTION smithers.clock() RETURNS timestamptz
         LANGUAGE sql STABLE AS $$ SELECT timestamptz 'epoch' + interval '1 day' $$"""
     )
-    await claims.release_runs(ground.sql, worker, [before.run_id])
+    await claims.release_runs(as_pool(ground.sql), worker, [before.run_id])
     (after,) = await ground.claim(worker)
     assert after.epoch > before.epoch
 
@@ -167,7 +186,7 @@ async def test_a_claim_that_a_crash_of_the_database_took_back_writes_nothing(
     await set_clock(ground, put_back_by)
     await ground.claim(worker)
     await set_clock(ground, "0 s")
-    await claims.release_runs(ground.sql, worker, [RunId("a")])
+    await claims.release_runs(as_pool(ground.sql), worker, [RunId("a")])
     before = await ground.run("a")
     (lost,) = await ground.claim(worker)
     await ground.sql.execute(
@@ -190,7 +209,7 @@ async def test_the_era_of_a_resumed_run_begins_with_a_commit_whoever_had_it_befo
         await committer.commit(change(claim, ended(RunStatus.FAILED)))
         await ground.sql.execute("SELECT smithers.resume_run_v3('a', NULL, NULL, NULL, NULL, NULL)")
         (dying,) = await ground.claim(await ground.add_worker())
-        await owners.bury_worker(ground.sql, (await ground.run("a"))["owner_id"], "silent")
+        await owners.bury_worker(as_pool(ground.sql), (await ground.run("a"))["owner_id"], "silent")
         (heir,) = await ground.claim(worker)
         assert [(one.status_before, one.era) for one in (dying, heir)] == [
             (RunStatus.QUEUED, 1)
@@ -203,8 +222,8 @@ async def test_the_era_of_a_resumed_run_begins_with_a_commit_whoever_had_it_befo
 async def test_what_is_given_back_is_due_at_once_and_only_to_its_owner_to_give(ground, worker):
     await ground.owned(worker, "a", "b")
     rival = await ground.add_worker()
-    assert await claims.release_runs(ground.sql, rival, ["a", "b"]) == []
-    assert await claims.release_runs(ground.sql, worker, ["a"]) == ["default"]
+    assert await claims.release_runs(as_pool(ground.sql), rival, ids("a", "b")) == []
+    assert await claims.release_runs(as_pool(ground.sql), worker, ids("a")) == ["default"]
     assert [claim.run_id for claim in await ground.claim(rival)] == ["a"]
     assert await ground.types("a") == ["RunStarted"]
 
@@ -223,7 +242,7 @@ async def test_a_run_that_wants_a_child_of_its_own_or_is_suspect_is_for_the_clai
     )
     apart = {ClaimKind.ISOLATED: 2, ClaimKind.SUSPECT: 1}
     assert await claims.count_runs_apart(ground.sql, ("default", "none")) == apart
-    assert await claims.find_next_due_ms(ground.sql, "default") <= 0
+    assert await next_due_ms(ground) <= 0
     (suspect,) = await ground.claim(worker, kind=ClaimKind.SUSPECT)
     assert (suspect.run_id, suspect.crash_count, suspect.is_solo) == ("suspect", 1, False)
     taken = await ground.claim(worker, kind=ClaimKind.ISOLATED)
@@ -280,9 +299,9 @@ async def test_the_next_due_time_is_the_earliest_of_any_priority(ground, worker)
             run_id,
             due_s,
         )
-    assert 500_000 < await claims.find_next_due_ms(ground.sql, "default") <= 600_000
+    assert 500_000 < await next_due_ms(ground) <= 600_000
     await ground.start("d", priority=-9)
-    assert -100_000 < await claims.find_next_due_ms(ground.sql, "default") <= 0
+    assert -100_000 < await next_due_ms(ground) <= 0
 
 
 async def test_the_news_are_the_runs_that_others_wrote_to_or_took(ground, worker):
@@ -301,7 +320,7 @@ async def test_the_news_are_the_runs_that_others_wrote_to_or_took(ground, worker
 
 async def test_a_worker_that_is_buried_or_was_never_registered_claims_nothing(ground, worker):
     await ground.start("a")
-    await owners.bury_worker(ground.sql, worker, "silent")
+    await owners.bury_worker(as_pool(ground.sql), worker, "silent")
     assert await ground.claim(worker) == []
     assert await ground.claim(WorkerId(uuid4())) == []
     assert (await ground.run("a"))["epoch"] == 0
@@ -412,7 +431,7 @@ async def test_only_an_end_that_its_parent_saw_makes_suspects_and_only_of_what_w
         await committer.commit(change(busy, a_turn(nodes=IN_FLIGHT)))
         await committer.commit(change(waiting, said("all is done")))
     beaten_at = await ground.sql.fetchval("SELECT heartbeat_at FROM smithers.workers")
-    await owners.bury_worker(ground.sql, worker, death)
+    await owners.bury_worker(as_pool(ground.sql), worker, death)
     counts = {
         run_id: (await ground.run(run_id))["crash_count"] for run_id in ("busy", "idle", "new")
     }
@@ -433,7 +452,7 @@ async def die_with(ground: Ground, run_id: str, *, turn: Turn | None = None) -> 
     if turn is not None:
         async with Committer(ground.dsn, worker_id=worker) as committer:
             await committer.commit(change(claimed[0], turn, is_cleared=False))
-    return await owners.bury_worker(ground.sql, worker, "exit--11")
+    return await owners.bury_worker(as_pool(ground.sql), worker, "exit--11")
 
 
 async def test_the_third_death_in_a_row_fails_the_run_and_says_so(ground):
@@ -473,7 +492,7 @@ async def test_a_run_that_was_to_be_cancelled_is_not_failed_by_its_third_death(g
     worker = await ground.add_worker()
     await ground.claim(worker, kind=ClaimKind.SUSPECT)
     await ground.sql.fetchrow("SELECT * FROM smithers.cancel_run_v1('a')")
-    burial = await owners.bury_worker(ground.sql, worker, "exit--11")
+    burial = await owners.bury_worker(as_pool(ground.sql), worker, "exit--11")
     assert burial.queues == {"default": 1}
     (claim,) = await ground.claim(await ground.add_worker(), kind=ClaimKind.SUSPECT)
     assert claim.is_cancelling
@@ -491,15 +510,15 @@ async def test_a_run_that_another_writes_to_is_handed_back_when_that_is_over(gro
         await writing.fetchrow(
             "SELECT * FROM smithers.send_signal_v2('a', 's', NULL, '1', NULL, NULL)"
         )
-        first = await owners.bury_worker(ground.sql, worker, "exit--11")
+        first = await owners.bury_worker(as_pool(ground.sql), worker, "exit--11")
         assert first == owners.HandedBack(
-            is_all=False, queues={"default": 1}, failed=[], held=["a", "b"]
+            is_all=False, queues={"default": 1}, failed=[], held=ids("a", "b")
         )
         (found,) = await owners.list_living(ground.sql)
         assert (found.worker_id, found.death) == (worker, "exit--11")
         assert await owners.beat(ground.sql, [worker], []) == set()
-    second = await owners.bury_worker(ground.sql, worker, "silent")
-    assert second == owners.HandedBack(is_all=True, queues={}, failed=["a"], held=["a"])
+    second = await owners.bury_worker(as_pool(ground.sql), worker, "silent")
+    assert second == owners.HandedBack(is_all=True, queues={}, failed=ids("a"), held=ids("a"))
     row = await ground.sql.fetchrow(
         "SELECT death, dead_at FROM smithers.workers WHERE worker_id = $1", worker
     )
@@ -516,7 +535,7 @@ async def test_a_burial_leaves_alone_what_its_worker_gave_back(ground, worker):
         await committer.commit(change(waiting, parked()))
     await ground.hand_over(held, worker, await ground.add_worker())
     before = [dict(await ground.run(run_id)) for run_id in "abc"]
-    burial = await owners.bury_worker(ground.sql, worker, "exit-1")
+    burial = await owners.bury_worker(as_pool(ground.sql), worker, "exit-1")
     assert burial == owners.HandedBack(is_all=True, queues={}, failed=[], held=[])
     assert [dict(await ground.run(run_id)) for run_id in "abc"] == before
 

@@ -18,7 +18,7 @@ from smithers.errors import AnswerTooLarge
 from smithers.ids import LoopId, NodeId, RunId, WorkerId
 from smithers.states import AttemptState, NodeState, RunStatus, ToolCallState
 from smithers.store import lanes, run_facts, tool_calls
-from smithers.store.commits import Committer
+from smithers.store.commits import Committed, Committer
 from smithers.store.worker_store import open_worker_store
 from tests.support.turns import Ground, a_turn, change, commit_all, ended, key_of, parked, said
 
@@ -94,6 +94,7 @@ async def test_what_a_turn_says_of_nodes_is_what_is_loaded(ground, worker, commi
     turn = a_turn(nodes=facts, loops=loops, frame=frame)
     answer = await committer.commit(change(claim, turn, frame_no=1))
     (loaded,) = await run_facts.load_runs(ground.sql, [claim.run_id])
+    assert isinstance(loaded, run_facts.LoadedRun)
     kept = {key: fact._replace(started_ms=None) for key, fact in loaded.facts.nodes.items()}
     assert kept == facts
     assert loaded.facts.nodes[key_of("z")].started_ms == answer.now_ms
@@ -189,8 +190,11 @@ async def test_a_decision_is_news_once_and_what_is_loaded_is_all_of_them(ground,
     )
 
     async def read_news(after_seq: int) -> tuple[dict[str, str], int]:
-        news = await run_facts.load_news(ground.sql, "a", after_seq=after_seq, after_signal=-1)
-        told = {key.node_id: fact.status.value for key, fact in news.approvals.items()}
+        news = await run_facts.load_news(
+            ground.sql, RunId("a"), after_seq=after_seq, after_signal=-1
+        )
+        assert news is not None
+        told = {str(key.node_id): fact.status.value for key, fact in news.approvals.items()}
         return told, news.last_seq
 
     told, seq = await read_news(0)
@@ -200,7 +204,8 @@ async def test_a_decision_is_news_once_and_what_is_loaded_is_all_of_them(ground,
     assert await read_news(seq) == ({"first": "approved", "second": "denied"}, seq + 2)
     assert await read_news(seq + 1) == ({"second": "denied"}, seq + 2)
     assert await read_news(seq + 2) == ({}, seq + 2)
-    (loaded,) = await run_facts.load_runs(ground.sql, ["a"])
+    (loaded,) = await run_facts.load_runs(ground.sql, [RunId("a")])
+    assert isinstance(loaded, run_facts.LoadedRun)
     assert {key.node_id for key in loaded.news.approvals} == {"first", "second"}
 
 
@@ -211,7 +216,8 @@ async def test_a_signal_that_a_node_took_is_not_among_the_news_any_more(ground, 
             "SELECT * FROM smithers.send_signal_v2('a', 's', NULL, $1, NULL, NULL)", data
         )
     await committer.commit(change(claim, a_turn(signals=[(0, key_of("n")), (2, key_of("n", 1))])))
-    news = await run_facts.load_news(ground.sql, "a", after_seq=0, after_signal=-1)
+    news = await run_facts.load_news(ground.sql, RunId("a"), after_seq=0, after_signal=-1)
+    assert news is not None
     assert [(signal.seq, signal.data) for signal in news.signals] == [(1, "2")]
     taken = [
         (row["consumed_by"], row["consumed_iteration"]) for row in await ground.rows("signals", "a")
@@ -228,7 +234,10 @@ async def test_a_signal_is_news_once_however_long_nobody_takes_it(ground, worker
         )
 
     async def read_news(after_signal: int) -> tuple[list[str], int]:
-        news = await run_facts.load_news(ground.sql, "a", after_seq=0, after_signal=after_signal)
+        news = await run_facts.load_news(
+            ground.sql, RunId("a"), after_seq=0, after_signal=after_signal
+        )
+        assert news is not None
         return [signal.data for signal in news.signals], news.newest_signal
 
     assert await read_news(-1) == ([], -1)
@@ -240,6 +249,7 @@ async def test_a_signal_is_news_once_however_long_nobody_takes_it(ground, worker
     assert await read_news(1) == (["3"], 2)
     await committer.commit(change(claim, a_turn(signals=[(2, key_of("n"))])))
     (loaded,) = await run_facts.load_runs(ground.sql, [claim.run_id])
+    assert isinstance(loaded, run_facts.LoadedRun)
     news = loaded.news
     assert ([signal.data for signal in news.signals], news.newest_signal) == (["1", "2"], 2)
 
@@ -255,6 +265,7 @@ async def test_an_end_gives_the_run_back_for_good_with_what_it_ended_with(
         change(bad, ended(RunStatus.FAILED, error=problem)),
     )
     for answer, run_id, status in zip(answers, "ab", ("finished", "failed"), strict=True):
+        assert isinstance(answer, Committed)
         row = await ground.run(run_id)
         assert (row["status"], row["owner_id"], row["due_at"]) == (status, None, None)
         assert int(row["finished_at"].timestamp() * 1000) == answer.now_ms

@@ -139,7 +139,8 @@ def is_or_raised(answer: Any, kind: type, refusal: type[Exception]) -> bool:
 async def test_of_approve_deny_and_cancel_one_decision_stands_at_most_and_never_after_the_cancel(
     ground, worker, committer, doors
 ):
-    rng, seen = seeded(), Counter()
+    rng = seeded()
+    seen: Counter[Any] = Counter()
     waiting = {key_of("ok"): NodeFact(NodeState.WAITING_APPROVAL, "approval")}
     asked = [ApprovalChange(key_of("ok"), '{"title":"?"}')]
     ending = parked(RunStatus.WAITING_APPROVAL).ending
@@ -182,7 +183,8 @@ async def finish(committer: Committer, claim: ClaimedRun) -> RunStatus:
 async def test_a_cancel_and_the_end_of_a_run_agree_on_which_was_first(
     ground, worker, committer, doors
 ):
-    rng, seen = seeded(), Counter()
+    rng = seeded()
+    seen: Counter[Any] = Counter()
     for claim in await ground.owned(worker, *names(ROUNDS)):
         answers = await race(
             rng, cancel=doors[0].cancel(claim.run_id), end=finish(committer, claim)
@@ -225,7 +227,8 @@ async def test_a_cancel_of_a_run_that_is_being_claimed_ends_it_or_is_told_to_its
 async def test_a_cancel_hits_the_new_era_or_nothing_when_it_races_a_resume(
     ground, worker, committer, doors
 ):
-    rng, seen = seeded(), Counter()
+    rng = seeded()
+    seen: Counter[Any] = Counter()
     claimed = await ground.owned(worker, *names(ROUNDS))
     failed = ended(RunStatus.FAILED)
     await asyncio.gather(*(committer.commit(change(claim, failed)) for claim in claimed))
@@ -269,7 +272,8 @@ async def test_each_signal_is_kept_once_in_the_order_of_the_answers_also_before_
     sent: dict[int, int] = {}
     for half in (slice(0, 50), slice(50, 100)):
         if half.start:
-            news = await run_facts.load_news(ground.sql, "a", after_seq=0, after_signal=-1)
+            news = await run_facts.load_news(ground.sql, RunId("a"), after_seq=0, after_signal=-1)
+            assert news is not None
             waits = {key_of("w"): NodeFact(NodeState.WAITING_EVENT, "signal")}
             park = Ending(
                 status=RunStatus.WAITING_EVENT,
@@ -284,7 +288,8 @@ async def test_each_signal_is_kept_once_in_the_order_of_the_answers_also_before_
             sent |= numbers
     assert sorted(sent.values()) == list(range(500))
     assert len(await ground.claim(worker)) == 1
-    news = await run_facts.load_news(ground.sql, "a", after_seq=0, after_signal=-1)
+    news = await run_facts.load_news(ground.sql, RunId("a"), after_seq=0, after_signal=-1)
+    assert news is not None
     assert {signal.seq: orjson.loads(signal.data) for signal in news.signals} == {
         seq: data for data, seq in sent.items()
     }
@@ -464,9 +469,10 @@ async def test_a_run_that_commits_without_a_pause_is_decided_and_signalled(
 ) -> None:
     news = await hear(await ground.connect(), Channel.NEWS)
     async with asking_without_a_pause(ground, worker, committer):
-        assert await asyncio.gather(
+        is_decided, seq = await asyncio.gather(
             doors[0].decide("a", is_approved=True), doors[1].send("a", "i", 1)
-        ) == [True, 0]
+        )
+    assert (is_decided, seq) == (True, 0)
     async with asyncio.timeout(10):
         assert [await news.get(), await news.get()] == ["a", "a"]
     (approval,) = await ground.rows("approvals", "a")

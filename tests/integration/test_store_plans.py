@@ -28,7 +28,7 @@ from smithers.store.outside import CANCEL_RUN, RESUME_RUN
 from smithers.store.starts import start_unique
 from tests.support.crowds import BIG, Plan, explain, fill
 from tests.support.postgres import fresh_database
-from tests.support.turns import Ground, a_start, change, key_of, names, said
+from tests.support.turns import Ground, a_start, as_pool, change, key_of, names, said
 
 WORKER = "'00000000-0000-4000-8000-000000000003'"
 IDLE_WORKER = "'00000000-0000-4000-8000-000000000004'"  # claims nothing here
@@ -297,6 +297,7 @@ async def test_a_list_by_both_filters_is_the_same_whichever_way_is_walked(
     middle = await hot.fetchrow(
         "SELECT created_at, run_id FROM smithers.runs WHERE run_id = 'r025000'"
     )
+    assert middle is not None
     by_status, by_workflow, by_both = [
         [row["run_id"] for row in await hot.fetch(walk, *middle, 50, "finished", workflow_name)]
         for walk in (
@@ -313,7 +314,7 @@ async def test_a_list_of_runs_that_wait_for_people_reads_what_they_are_asked(
     hot: asyncpg.Connection,
 ) -> None:
     pool: Any = hot
-    wanted = {
+    wanted: dict[str, Any] = {
         "status": RunStatus.WAITING_APPROVAL,
         "workflow_name": None,
         "after": None,
@@ -328,7 +329,7 @@ async def test_a_list_of_runs_that_wait_for_people_reads_what_they_are_asked(
     before = await rows_read(hot)
     rows = await reads.list_runs(pool, **wanted)
     assert await rows_read(hot) - before <= 50 * 5
-    assert {row.life.wait.node_id for row in rows} == {"w"}
+    assert {row.life.wait and row.life.wait.node_id for row in rows} == {"w"}
     assert await hot.fetchval(DECIDE, newest.life.run_id) is not None
     newest, *_ = await reads.list_runs(pool, **wanted)
     assert newest.life.wait is None
@@ -382,7 +383,7 @@ async def test_a_burial_reads_the_runs_of_its_worker_only(hot: asyncpg.Connectio
         worker_id,
     )
     before = await rows_read(hot)
-    freed = await owners.bury_worker(hot, worker_id, "exit--9")
+    freed = await owners.bury_worker(as_pool(hot), worker_id, "exit--9")
     assert (freed.is_all, freed.queues, len(freed.failed)) == (True, {"default": 48}, 2)
     assert await rows_read(hot) - before <= 50 * 8 + 2 * 50
 
@@ -409,7 +410,9 @@ async def test_a_group_of_commits_reads_its_runs_only(
     before = await rows_read(hot)
     turns = [said("a", nodes={key_of("n0"): NodeFact(NodeState.FINISHED)}) for _ in claimed]
     answers = await commits._commit_group(hot, worker_id, list(map(change, claimed, turns)))
-    assert {answer.outcome for answer in answers} == {commits.Outcome.COMMITTED}
+    for answer in answers:
+        assert isinstance(answer, commits.Committed)
+        assert answer.outcome is commits.Outcome.COMMITTED
     assert await rows_read(hot) - before <= 50 * 6
 
 
@@ -426,7 +429,8 @@ async def test_nine_commits_of_ten_stay_on_their_page(database: str) -> None:
         await ground.until(
             "SELECT n_tup_upd >= 1020 FROM pg_stat_user_tables WHERE relname = 'runs'"
         )
-        hot, updates = await ground.sql.fetchrow(
+        counts = await ground.sql.fetchrow(
             "SELECT n_tup_hot_upd, n_tup_upd FROM pg_stat_user_tables WHERE relname = 'runs'"
         )
-    assert hot / updates >= 0.9
+    assert counts is not None
+    assert counts["n_tup_hot_upd"] / counts["n_tup_upd"] >= 0.9

@@ -447,7 +447,7 @@ async def test_an_output_that_is_to_go_is_found_by_its_index(sql, query, index):
 
 async def test_a_server_prunes_by_itself_and_goes_on_after_an_outage(database, sql, monkeypatch):
     await add_run(sql, "old")
-    failures = []
+    failures: list[str] = []
 
     async def failing_once(dsn: str, older_than: timedelta) -> retention.Pruned:
         if not failures:

@@ -112,12 +112,14 @@ async def test_what_no_standby_has_is_not_answered_as_done(ground: Ground) -> No
         await committer.commit(change(asked, question))
 
         async def ask() -> list[Any]:
-            return await asyncio.gather(
-                outcome(decide(decisions, DECISION)),
-                outcome(send_signal(signals, SIGNAL)),
-                outcome(starts.submit(a_start("new"))),
-                outcome(start_with_key(pool, a_start("keyed"), KEY)),
-            )
+            return [
+                *await asyncio.gather(
+                    outcome(decide(decisions, DECISION)),
+                    outcome(send_signal(signals, SIGNAL)),
+                    outcome(starts.submit(a_start("new"))),
+                    outcome(start_with_key(pool, a_start("keyed"), KEY)),
+                )
+            ]
 
         await want_standby(ground, "gone")
         committing = asyncio.create_task(committer.commit(change(told, said("x"))))
@@ -140,7 +142,7 @@ async def test_a_commit_is_answered_however_long_its_notification_waits_for_anot
 ) -> None:
     """A transaction that notifies holds a lock of the whole cluster while it waits for a standby that we do not wait for."""
     monkeypatch.setitem(connections._GUARDS, "lock_timeout", "200ms")
-    await ground.start("told")
+    await ground.start("noted")
     await want_standby(ground, "gone")
     await ground.sql.execute("SET synchronous_commit = local")
     await ground.sql.execute("ALTER DATABASE smithers SET synchronous_commit = local")
@@ -149,20 +151,19 @@ async def test_a_commit_is_answered_however_long_its_notification_waits_for_anot
     writes = "SELECT pg_logical_emit_message(true, '', ''), pg_notify('elsewhere', '')"
     notifying = asyncio.create_task(other.execute(writes))
     await ground.until(IS_HELD, other.get_server_pid())
-    signal = replace(SIGNAL, signal_id=None)
+    signal = replace(SIGNAL, run_id=RunId("noted"), signal_id=None)
     async with AsyncExitStack() as stack:
         signals = await stack.enter_async_context(open_outside_lane(ground.dsn))
         starts = await stack.enter_async_context(open_start_lane(ground.dsn))
-        asked = asyncio.gather(
-            *(starts.submit(a_start(run_id)) for run_id in ("one", "two")),
-            *(send_signal(signals, signal) for _ in range(2)),
-        )
+        starting = asyncio.gather(*(starts.submit(a_start(run_id)) for run_id in ("one", "two")))
+        sending = asyncio.gather(*(send_signal(signals, signal) for _ in range(2)))
         await asyncio.sleep(0.6)  # three times as long as a lock is waited for
         await ground.sql.execute("SELECT pg_cancel_backend($1)", other.get_server_pid())
-        *are_new, first, second = await asked
+        are_new = await starting
+        first, second = await sending
     assert are_new == [True, True]
     assert {first.seq, second.seq} == {0, 1}
-    assert len(await ground.rows("signals", "told")) == 2
+    assert len(await ground.rows("signals", "noted")) == 2
     await notifying
     await ground.sql.execute("ALTER DATABASE smithers RESET synchronous_commit")
     await want_standby(ground, "")

@@ -71,7 +71,9 @@ async def upgrade(dsn: str) -> None:
 
 def migration_lock() -> int:
     text = (migrations_dir() / "env.py").read_text(encoding="utf-8")
-    return int(re.search(r"MIGRATION_LOCK = ([\d_]+)", text)[1])
+    found = re.search(r"MIGRATION_LOCK = ([\d_]+)", text)
+    assert found is not None
+    return int(found[1])
 
 
 async def names(connection: asyncpg.Connection, query: str) -> list[str]:

@@ -169,6 +169,12 @@ class World:
     def under_way(self) -> list[str]:
         return sorted(_name(key) for key in self.running)
 
+    @property
+    def error(self) -> Problem:
+        """Why the run failed, which it has."""
+        assert self.rows.error is not None, self.rows.status
+        return self.rows.error
+
     # What happens.
 
     def begin(self) -> "World":
@@ -312,7 +318,7 @@ class World:
                 )
         rows.is_cancelling, rows.error = False, None
         if builder is not None:
-            workflow = Workflow(name="test", builder=builder)
+            workflow: Workflow[Any] = Workflow(name="test", builder=builder)
             self.renderer = Renderer(
                 run_id=RunId("r1"),
                 workflow=workflow,
@@ -444,7 +450,7 @@ class World:
         _commit_nodes(rows, turn, self.now_ms)
         _commit_waits(rows, turn, self.now_ms)
         if turn.frame is not None:
-            previous = rows.frames[-1] if rows.frames else None
+            previous = rows.frames[-1] if rows.frames else ""
             rows.frames.append(restore(previous, turn.frame.encoding, turn.frame.body))
             rows.hashes.append(turn.frame.xml_hash)
             assert turn.frame.frame_no == run.frame_no == len(rows.frames)
@@ -474,6 +480,7 @@ def _commit_nodes(rows: Rows, turn: Turn, now_ms: int) -> None:
     rows.children += turn.children
     rows.abandoned += turn.abandoned
     for child in turn.children:
+        assert child.key is not None
         rows.ends.pop(child.key, None)
     rows.attempts += [(_name(end.key), end.attempt, end.state) for end in turn.attempts]
 

@@ -414,8 +414,9 @@ def _swap(root: Path, swaps: int) -> tuple[int, int]:
             swap_for_ever(stop, root / "d", root / "other")
         finally:
             os._exit(0)
+    reading: Callable[[str], Any] = read._function  # a thread's, and no coroutine's
     ways: tuple[Callable[[], Any], ...] = (
-        lambda: read._function("d/secret.txt").text,
+        lambda: reading("d/secret.txt").text,
         lambda: write._function("d/new.txt", "mine"),
     )
     found = 0
@@ -446,8 +447,7 @@ def main() -> None:
         if int(user) != os.geteuid():
             codecs.lookup("ascii")  # loaded while its file can be reached
             become(int(user))
-        rows = asyncio.run(_try_tools_here(Path(root), int(swaps)))
-        sys.stdout.write(json.dumps(rows))
+        sys.stdout.write(json.dumps(asyncio.run(_try_tools_here(Path(root), int(swaps)))))
         return
     tables = {name: try_all(user, SWAPS) for name, user in USERS.items()}
     heads = " | ".join(f"as {name}: tries | found" for name in tables)

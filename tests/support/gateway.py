@@ -72,9 +72,15 @@ class Client:
     """Speaks to one gateway; each call has its own connection."""
 
     def __init__(self, gateway: Gateway | Port, *, token: str | None = TOKEN) -> None:
-        self.gateway = gateway
+        self._gateway = gateway
         self.port = gateway.port
         self.token = token
+
+    @property
+    def gateway(self) -> Gateway:
+        """The gateway, which runs in this process."""
+        assert isinstance(self._gateway, Gateway)
+        return self._gateway
 
     async def call(
         self,
@@ -168,7 +174,7 @@ class Stream:
 
     async def take(self, count: int) -> list[int]:
         """Read so many events, and give their numbers."""
-        seqs = []
+        seqs: list[int] = []
         for _ in range(count):
             event = await self.next()
             assert event is not None, f"the stream ended after {seqs}"

@@ -8,5 +8,5 @@ import runpy
 from worker import claimer
 
 if __name__ == "__main__":
-    claimer.MAX_SLEEP_S = claimer.NEWS_EVERY_S = 3_600.0
+    vars(claimer).update(MAX_SLEEP_S=3_600.0, NEWS_EVERY_S=3_600.0)
     runpy.run_module("worker", run_name="__main__")

@@ -5,5 +5,5 @@ import runpy
 from worker import children
 
 if __name__ == "__main__":
-    children.SILENT_CHILD_S = 5.0
+    vars(children).update(SILENT_CHILD_S=5.0)
     runpy.run_module("worker", run_name="__main__")

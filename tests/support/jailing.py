@@ -77,7 +77,7 @@ async def _run_all(request: dict[str, Any]) -> list[dict[str, Any]]:
             limits=JailLimits(**request["limits"]),
         )
     )
-    ends = []
+    ends: list[dict[str, Any]] = []
     for one in request["commands"]:
         command = Command(
             argv=tuple(one["argv"]),

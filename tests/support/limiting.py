@@ -44,8 +44,8 @@ async def _try_all(root: Path, *, is_jailed: bool) -> dict[str, Any]:
     many = asyncio.create_task(commands.run(_command("bash", "-c", MANY, timeout_s=2)))
     most = 0
     while not many.done():
-        counts = place.glob("smithers-*/pids.peak")
-        counts = [*counts] or [*place.glob("smithers-*/pids.current")]
+        peaks = [*place.glob("smithers-*/pids.peak")]
+        counts = peaks or [*place.glob("smithers-*/pids.current")]
         most = max([most, *(int(path.read_text()) for path in counts)])
         await asyncio.sleep(0.01)
     with contextlib.suppress(ToolTimedOut):

@@ -126,7 +126,9 @@ async def _stream(request: web.Request, model: str, reply: Say) -> web.StreamRes
         deltas.append({"tool_calls": [begun]})
         rest = {"index": index, "function": {"arguments": call["function"]["arguments"]}}
         deltas.append({"tool_calls": [rest]})
-    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    choices: list[dict[str, Any]] = [
+        {"index": 0, "delta": delta, "finish_reason": None} for delta in deltas
+    ]
     choices.append({"index": 0, "delta": {}, "finish_reason": _reason(reply)})
     chunks = [{**head, "choices": [choice]} for choice in choices]
     chunks.append({**head, "choices": [], "usage": _usage(reply)})

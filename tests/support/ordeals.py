@@ -30,7 +30,8 @@ Ordeal = Callable[[Site], Awaitable[asyncpg.Connection]]
 @asynccontextmanager
 async def site_on(environment: dict[str, str] | None = None, **parts: int) -> AsyncIterator[Site]:
     """Have a site of two gateways and a pool, or of other `parts`; its Postgres has this environment."""
-    site = Site(**{"gateways": 2, "pools": 1, **parts})
+    chosen: dict[str, Any] = {"gateways": 2, "pools": 1, **parts}
+    site = Site(**chosen)
     site.postgres.environment = environment or {}
     try:
         async with site:

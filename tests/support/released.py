@@ -56,7 +56,7 @@ def collect_statements() -> dict[str, str]:
 
 async def write_down(connection: asyncpg.Connection) -> Released:
     """Describe what this version asks, on a database with this version's schema."""
-    statements = {
+    statements: dict[str, dict[str, Any]] = {
         name: {"sql": sql, **await _shape(connection, sql)}
         for name, sql in sorted(collect_statements().items())
         if not name.startswith("rehearsals.")  # on a database of its own
@@ -124,8 +124,12 @@ def _missing(rows: list[asyncpg.Record], released: Released) -> Iterator[str]:
     for name, table in released["tables"].items():
         columns = found.get(name, {})
         for column, (kind, was_nullable) in table["used"].items():
-            row = columns.get(column)
-            if row is None or row["type"] != kind or (was_nullable and not row["is_nullable"]):
+            there = columns.get(column)
+            if (
+                there is None
+                or there["type"] != kind
+                or (was_nullable and not there["is_nullable"])
+            ):
                 yield f"column {name}.{column} is gone or another"
         for column in columns.keys() - table["used"].keys() - set(table["unused"]):
             if not columns[column]["may_be_left_out"]:

@@ -8,6 +8,5 @@ import runpy
 from smithers.store import untold
 
 if __name__ == "__main__":
-    untold.LATE_S = 3_600.0
-    untold.LAST_S = 0.0
+    vars(untold).update(LATE_S=3_600.0, LAST_S=0.0)
     runpy.run_module("worker", run_name="__main__")

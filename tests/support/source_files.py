@@ -1,13 +1,14 @@
 """Writes the files of a workflow below a root, and forgets what was loaded of them."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import dedent
 
 from smithers.source.version import VERSION_ATTRIBUTE, LoadedVersion, package_name
 
 
-def write_files(root: Path, files: dict[str, str | bytes]) -> Path:
+def write_files(root: Path, files: Mapping[str, str | bytes]) -> Path:
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

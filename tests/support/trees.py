@@ -6,6 +6,7 @@ every death in between, must come to the same end.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -145,7 +146,7 @@ class _Maker:
             on_deny = random.choice(["fail", "continue", "continue", "skip"])
             return Spec(kind, name, options={"on_deny": on_deny})
         failures = random.choice([0, 0, 0, 0, 1, 2])
-        options = {
+        options: dict[str, Any] = {
             "failures": failures,  # the first attempts of each iteration fail
             "retries": failures if random.random() < 0.9 else 0,
             "continue_on_fail": random.random() < 0.5,
@@ -264,13 +265,13 @@ class Play:
     def _actions(self) -> list[Callable[[], object]]:
         world = self.world
         actions: list[Callable[[], object]] = [
-            lambda key=key: self._end_attempt(key) for key in sorted(world.running)
+            partial(self._end_attempt, key) for key in sorted(world.running)
         ]
         for key, fact in sorted(world.rows.nodes.items()):
             if fact.state is NodeState.WAITING_APPROVAL:
-                actions.append(lambda key=key: world.decide(key, is_approved=_is_approved(key)))
+                actions.append(partial(world.decide, key, is_approved=_is_approved(key)))
             elif fact.state is NodeState.WAITING_EVENT and not self._is_sent(key):
-                actions.append(lambda key=key: world.signal("go", 1, written_id(key.node_id)))
+                actions.append(partial(world.signal, "go", 1, written_id(key.node_id)))
         return actions
 
     def _is_sent(self, key: NodeKey) -> bool:

@@ -6,7 +6,7 @@ import logging
 import os
 import random
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, Self, cast
 from uuid import uuid4
 
 import asyncpg
@@ -100,6 +100,11 @@ def a_start(run_id: str, **fields: Any) -> RunStart:
     return RunStart(**{**told, "run_id": RunId(run_id), "head": head, "tail": tail, **fields})
 
 
+def as_pool(connection: asyncpg.Connection) -> asyncpg.Pool:
+    """Have one connection stand for a pool of them: it answers to the same calls."""
+    return cast("asyncpg.Pool", connection)
+
+
 class Ground:
     """One test's database, and connections to it."""
 
@@ -125,7 +130,7 @@ class Ground:
         """Register a worker."""
         worker_id = WorkerId(uuid4())
         await owners.register_worker(
-            self.sql,
+            as_pool(self.sql),
             worker_id,
             pool_id=worker_id,
             process=IDENTITY,
@@ -159,14 +164,16 @@ class Ground:
 
     async def hand_over(self, claim: ClaimedRun, old: WorkerId, new: WorkerId) -> ClaimedRun:
         """Have another worker own the run."""
-        assert await claims.release_runs(self.sql, old, [claim.run_id])
+        assert await claims.release_runs(as_pool(self.sql), old, [claim.run_id])
         (taken,) = await self.claim(new)
         assert taken.run_id == claim.run_id
         return taken
 
     async def run(self, run_id: str) -> asyncpg.Record:
         """Read a run's row."""
-        return await self.sql.fetchrow("SELECT * FROM smithers.runs WHERE run_id = $1", run_id)
+        row = await self.sql.fetchrow("SELECT * FROM smithers.runs WHERE run_id = $1", run_id)
+        assert row is not None
+        return row
 
     async def rows(self, table: str, run_id: str) -> list[dict[str, Any]]:
         """Read what hangs on a run."""
@@ -231,6 +238,10 @@ def seeded() -> random.Random:
     seed = int(os.environ.get("SMITHERS_TEST_SEED", "0")) or random.randrange(1 << 32)
     LOG.warning("SMITHERS_TEST_SEED=%d", seed)
     return random.Random(seed)
+
+
+def ids(*names: str) -> list[RunId]:
+    return [RunId(name) for name in names]
 
 
 def by_id(claimed: Iterable[ClaimedRun]) -> dict[RunId, ClaimedRun]:

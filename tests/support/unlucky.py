@@ -6,9 +6,9 @@ from typing import Any
 
 from smithers.ids import WorkerId
 from worker import children
+from worker.forked import start_child
 
 _births = itertools.count(1)
-_start_child = children.start_child
 
 
 async def _sweep(_worker_id: WorkerId) -> None:
@@ -18,10 +18,9 @@ async def _sweep(_worker_id: WorkerId) -> None:
 def _start_sometimes(*args: Any) -> Any:
     if next(_births) % 2 == 0:
         raise EOFError
-    return _start_child(*args)
+    return start_child(*args)
 
 
 if __name__ == "__main__":
-    children.sweep = _sweep
-    children.start_child = _start_sometimes
+    vars(children).update(sweep=_sweep, start_child=_start_sometimes)
     runpy.run_module("worker", run_name="__main__")

@@ -20,5 +20,5 @@ async def _release_later(*args: Any) -> Any:
 
 
 if __name__ == "__main__":
-    claims.release_runs = _release_later
+    vars(claims).update(release_runs=_release_later)
     runpy.run_module("worker", run_name="__main__")

@@ -9,7 +9,7 @@ LIMIT_S = 60.0
 Found = TypeVar("Found")
 
 
-def until(condition: Callable[[], Found], what: str, limit_s: float = LIMIT_S) -> Found:
+def until(condition: Callable[[], Found | None], what: str, limit_s: float = LIMIT_S) -> Found:
     """Wait for a condition to be true, and return what it gave."""
     ends = time.monotonic() + limit_s
     while not (found := condition()):

@@ -268,7 +268,7 @@ class World:
         self, run_id: str, node_id: str, *, is_approved: bool, iteration: int = 0
     ) -> str:
         """Decide as a gateway does; return the word that the database answers."""
-        row = await self.sql.fetchrow(
+        outcome = await self.sql.fetchval(
             """SELECT (smithers.decide_approval_v4(ROW($1, $2, $3::integer, $4::boolean, NULL, 'tester', NULL, NULL,
                 NULL, false)::smithers.decision_v1)).outcome""",
             run_id,
@@ -277,25 +277,25 @@ class World:
             is_approved,
         )
         self._tell(run_id)
-        return row["outcome"]
+        return outcome
 
     async def signal(self, run_id: str, name: str, data: Any, signal_id: str | None = None) -> str:
         """Send a signal as a gateway does."""
-        row = await self.sql.fetchrow(
-            "SELECT * FROM smithers.send_signal_v2($1, $2, NULL, $3, NULL, $4)",
+        outcome = await self.sql.fetchval(
+            "SELECT outcome FROM smithers.send_signal_v2($1, $2, NULL, $3, NULL, $4)",
             run_id,
             name,
             json.dumps(data),
             signal_id,
         )
         self._tell(run_id)
-        return row["outcome"]
+        return outcome
 
     async def cancel(self, run_id: str) -> str:
         """Cancel as a gateway does."""
-        row = await self.sql.fetchrow("SELECT * FROM smithers.cancel_run_v1($1)", run_id)
+        outcome = await self.sql.fetchval("SELECT outcome FROM smithers.cancel_run_v1($1)", run_id)
         self._tell(run_id)
-        return row["outcome"]
+        return outcome
 
     async def resume(self, run_id: str, path: str | None = None) -> str:
         """Resume as a gateway does, with another source where a path is given."""
@@ -308,14 +308,14 @@ class World:
                 source_hash,
                 bundle.to_json(),
             )
-        row = await self.sql.fetchrow(
-            "SELECT * FROM smithers.resume_run_v3($1, $2, $3, NULL, NULL, NULL)",
+        outcome = await self.sql.fetchval(
+            "SELECT outcome FROM smithers.resume_run_v3($1, $2, $3, NULL, NULL, NULL)",
             run_id,
             source_hash,
             path,
         )
         self._tell(run_id)
-        return row["outcome"]
+        return outcome
 
     def _tell(self, run_id: str) -> None:
         self._hints.send(Channel.NEWS, [run_id])

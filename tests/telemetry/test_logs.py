@@ -14,8 +14,9 @@ from docs import telemetry_pages
 from tests.support.canary import TOKEN
 from tests.support.collector import collecting
 from tests.support.serving import clean_environment
+from tests.support.waiting import until
 from tests.telemetry.conftest import Site, open_site, read_metrics
-from tests.telemetry.test_metrics import send, until
+from tests.telemetry.test_metrics import send
 from tests.telemetry.test_traces import spans_of, start
 
 # Of each kind of secret one, which nothing else looks like.

@@ -11,12 +11,13 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from bench.ports import free_port
-from smithers.client import NotFound
+from smithers.client import Client, NotFound
 from smithers.telemetry import names
 from tests.support.canary import TOKEN
 from tests.support.serving import Serving, is_event, run_command
@@ -88,6 +89,10 @@ def test_requests_are_timed_by_how_they_were_answered(site: Site) -> None:
     assert site.value("smithers_http_request_duration_seconds_count", **asked) >= 1
 
 
+def is_at(client: Client, run_id: str, status: str) -> bool:
+    return client.get(run_id).status == status
+
+
 def test_people_signals_and_timers_are_counted(site: Site) -> None:
     with (
         site.client as client,
@@ -98,9 +103,9 @@ def test_people_signals_and_timers_are_counted(site: Site) -> None:
         listening = [client.start("flows.py:listens", {}) for _ in range(2)]
         napping = client.start("flows.py:naps", {})
         for run_id in asking:
-            until(lambda run_id=run_id: client.get(run_id).status == "waiting-approval", "asked")
+            until(partial(is_at, client, run_id, "waiting-approval"), "asked")
         for run_id in listening:
-            until(lambda run_id=run_id: client.get(run_id).status == "waiting-event", "listens")
+            until(partial(is_at, client, run_id, "waiting-event"), "listens")
         until(lambda: site.value("smithers_approvals_pending") >= 2, "the gauge is read anew")
         assert site.value("smithers_runs", status="waiting-event") >= 2
         client.approve(asking[0], "go")
@@ -147,7 +152,11 @@ def test_a_run_that_took_three_children_with_it_is_counted_as_failed(site: Site)
     assert (run.error or {})["code"] == "WORKER_CRASHED"
     for kind, before in failed.items():
         name = f"smithers_{kind}_failed_total"
-        until(lambda name=name, before=before: site.value(name) == before + 1, name)
+
+        def has_grown(name: str = name, wanted: float = before + 1) -> bool:
+            return site.value(name) == wanted
+
+        until(has_grown, name)
 
 
 def test_no_series_grows_with_what_strangers_send(site: Site) -> None:
@@ -213,6 +222,7 @@ def is_ready(url: str) -> bool:
 @needs_prometheus
 def test_promtool_finds_nothing_to_say(site: Site) -> None:
     run_all(site, "chain", 1)
+    assert PROMTOOL is not None
     done = subprocess.run(
         [PROMTOOL, "check", "metrics"],
         check=False,
@@ -247,7 +257,7 @@ def test_a_real_prometheus_reads_a_server_under_load(site: Site, tmp_path: Path)
             ('{__name__=~"smithers_.*"}', lambda found: len(found) > 200),
             ("smithers_nodes_finished_total", lambda found: found[0] >= 3 * count),
         ):
-            found = until(lambda query=query: ask(query), f"there is an answer to {query}")
+            found = until(partial(ask, query), f"there is an answer to {query}")
             assert is_right(found), (query, found)
 
 
@@ -276,6 +286,7 @@ scrape_configs:
     static_configs: [{{targets: ["{urllib.parse.urlsplit(url).netloc}"]}}]
 """
     )
+    assert PROMETHEUS is not None
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [

@@ -6,21 +6,23 @@ import os
 import signal
 import urllib.parse
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.canary import TOKEN
 from tests.support.collector import SpanSeen, collecting
+from tests.support.waiting import until
 from tests.telemetry.conftest import Site, open_site
-from tests.telemetry.test_metrics import until
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = "00f067aa0ba902b7"
 
 
-def post(site: Site, path: str, body: object, **headers: str) -> dict:
+def post(site: Site, path: str, body: object, **headers: str) -> dict[str, Any]:
     """Send a request as a caller with a trace of its own would."""
     place = urllib.parse.urlsplit(site.server.url)
+    assert place.hostname is not None
     connection = http.client.HTTPConnection(place.hostname, place.port, timeout=30)
     told = {"Authorization": f"Bearer {TOKEN}", **headers}
     connection.request("POST", path, json.dumps(body), told)

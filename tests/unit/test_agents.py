@@ -395,7 +395,8 @@ def test_a_task_may_still_record_nothing() -> None:
 
 async def test_what_the_page_shows_answers(records: Records) -> None:
     examples = re.findall(r"```python\n(.+?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    judge, echo = ({"__name__": "example"} for _ in examples)
+    judge: dict[str, Any] = {"__name__": "example"}
+    echo: dict[str, Any] = {"__name__": "example"}
     for example, names in zip(examples, (judge, echo), strict=True):
         keyless = re.sub(r'Agent\("[^"]+"', 'Agent("test"', example)
         exec(compile(keyless, "agents.md", "exec", dont_inherit=True), names)

@@ -22,7 +22,7 @@ EXAMPLES = re.findall(r"```python\n(.+?)```", PAGE, re.DOTALL)
 SIGNALS = {"paid": {"amount": 7}}
 
 # What each example's tasks put out, by its workflow's name.
-EXPECTED = {
+EXPECTED: dict[str, dict[str, Any]] = {
     "publish-article": {"publish": "/articles/bees"},
     "measure-all": {"measure-ant": 3, "measure-wasp": 4, "sum": 7},
     "gather": {"merge": [1, 2], "report": "audited"},
@@ -61,7 +61,10 @@ def perform(world: World, failing: str | None) -> None:
         if key.node_id == failing:
             world.fail(key, Problem("LookupError", "fully booked"))
             return
-        _run_body(world, world.run.find_leaf(key).element, key)
+        leaf = world.run.find_leaf(key)
+        assert leaf is not None
+        assert isinstance(leaf.element, Task)
+        _run_body(world, leaf.element, key)
         return
     for key, fact in sorted(world.rows.nodes.items()):
         if fact.state is NodeState.WAITING_APPROVAL:

@@ -28,7 +28,7 @@ def test_each_curve_is_drawn_inside_a_panel_of_its_own():
     ]
     dots = [panel.findall(f"{SVG}circle") for panel in panels]
     assert [len(ours) for ours in dots] == [3, 1]
-    places = [(float(dot.get("cx")), float(dot.get("cy"))) for ours in dots for dot in ours]
+    places = [(float(dot.get("cx", "")), float(dot.get("cy", ""))) for ours in dots for dot in ours]
     assert all(0 < x < WIDTH and 0 < y < HEIGHT for x, y in places)
     left, right, above, _ = places
     assert left[0] < right[0]  # more nodes

@@ -13,6 +13,7 @@ from smithers.store.claims import ClaimKind
 from smithers.store.owners import ProcessIdentity
 from smithers.store.pool_store import Burial
 from worker import children as children_module
+from worker import processes
 from worker.children import Children
 from worker.fork_server import LOST
 from worker.forked import Child
@@ -39,7 +40,8 @@ class Nursery:
     """A pool's children, born without a process."""
 
     def __init__(self) -> None:
-        self.registry: Any = Registry()
+        self.registry = Registry()
+        store: Any = self.registry
         self.writer = -1
         self.born: list[Child] = []
         nothing: Any = None
@@ -47,7 +49,7 @@ class Nursery:
         sheet: Any = SimpleNamespace(fd=-1)
         self.children = Children(
             PoolSettings(dsn="", direct_dsn="", root_dir="/", worker_count=1),
-            store=self.registry,
+            store=store,
             fork_server=nothing,
             sheet=sheet,
             meters=meters,
@@ -83,7 +85,7 @@ async def nursery(monkeypatch: pytest.MonkeyPatch) -> Nursery:
         pass
 
     monkeypatch.setattr(children_module, "start_child", nursery.start_child)
-    monkeypatch.setattr(children_module.processes, "end", leave_alone)
+    monkeypatch.setattr(processes, "end", leave_alone)
     monkeypatch.setattr(children_module, "sweep", leave_alone)
     return nursery
 

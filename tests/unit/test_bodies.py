@@ -9,6 +9,7 @@ import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
+from typing import Any
 
 import pytest
 
@@ -140,7 +141,7 @@ def test_a_body_cancels_its_own_tasks_and_nobody_elses():
     async def main():
         kept = asyncio.ensure_future(asyncio.sleep(0.05, "done"))
         assert isinstance(kept, KeptTask)
-        parts = []
+        parts: list[asyncio.Future[Any]] = []
         another = asyncio.ensure_future(another_body(parts))
         await asyncio.sleep(0)
         said = await asyncio.ensure_future(body([kept, asyncio.current_task(), another, *parts]))
@@ -167,7 +168,8 @@ def test_a_body_that_waits_for_anothers_task_is_cancelled_alone():
         await asyncio.gather(shared[0])
 
     async def main():
-        shared, go = [], asyncio.Event()
+        shared: list[asyncio.Future[Any]] = []
+        go = asyncio.Event()
         one = asyncio.ensure_future(one_body(shared, go))
         await asyncio.sleep(0)
         waiting = [

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,6 @@ def test_an_embedded_postgres_is_started_with_as_many_as_are_needed() -> None:
 
 
 @pytest.mark.parametrize("asked", [{"workers": 170}, {"http_workers": 130}])
-def test_more_processes_than_an_embedded_postgres_takes_are_refused(asked: dict[str, int]) -> None:
+def test_more_processes_than_an_embedded_postgres_takes_are_refused(asked: dict[str, Any]) -> None:
     with pytest.raises(InvalidSettings, match=r"need up to 1,?\d{3} connections.*use fewer"):
         embedded_settings(replace(ONE, **asked))

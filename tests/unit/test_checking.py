@@ -7,7 +7,7 @@ from pydantic import BaseModel, model_validator
 
 from smithers.checking import Effect, check_run
 from smithers.engine.facts import Facts
-from smithers.ids import RunId, SourceHash
+from smithers.ids import Epoch, RunId, SourceHash
 from smithers.states import RunStatus
 from smithers.store.run_facts import LoadedRun, News
 from smithers.store.workflows import ParkedRun
@@ -44,7 +44,7 @@ def test_an_input_that_breaks_its_new_model_would_fail_its_run(given: str, wrong
         carried=None,
     )
     news = News(
-        epoch=1,
+        epoch=Epoch(1),
         last_seq=0,
         now_ms=0,
         is_cancelling=False,

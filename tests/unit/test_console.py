@@ -17,6 +17,7 @@ from smithers.cli.following import Answer
 from smithers.cli.runs import event_line
 from smithers.client import Approval, Event, Node, Run, Why
 from smithers.states import RunStatus
+from smithers.texts import printable
 
 HOSTILE = "hi\x1b]0;pwned\x07\x1b[2J\x9b31m\r\x7fAPPROVED \u202egnp.exe"
 SHOWN = r"hi\u001b]0;pwned\u0007\u001b[2J\u009b31m"  # and on
@@ -39,8 +40,8 @@ def orders_in(text: str) -> set[str]:
 
 
 def test_no_control_character_and_no_turn_of_direction_is_left_but_newline_and_tab() -> None:
-    assert orders_in(console.printable("".join(map(chr, range(0x3000))))) == {"\n", "\t"}
-    assert console.printable("größe → ✓ עברית \U0001f600") == "größe → ✓ עברית \U0001f600"
+    assert orders_in(printable("".join(map(chr, range(0x3000))))) == {"\n", "\t"}
+    assert printable("größe → ✓ עברית \U0001f600") == "größe → ✓ עברית \U0001f600"
 
 
 @pytest.mark.parametrize(

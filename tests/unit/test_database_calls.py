@@ -47,7 +47,7 @@ def is_of_the_store(name: str) -> bool:
 
 def imports(tree: ast.Module, module: str) -> set[str]:
     """The names that come from a module; its own, where it is imported whole."""
-    named = set()
+    named: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             named.update(alias.name for alias in node.names if alias.name == module)
@@ -180,5 +180,7 @@ def test_alembic_is_given_a_connection_of_the_module_that_gives_time_outs() -> N
     for call in makers[ENGINES]:
         given = [one for one in ast.walk(call) if isinstance(one, ast.keyword)]
         (make,) = (one.value for one in given if one.arg == "async_creator_fn")
+        assert isinstance(make, ast.Lambda)
+        assert isinstance(make.body, ast.Call)
         assert ast.unparse(make.body.func) == "connect"
     assert "connect" in imports(modules()[ENGINES], "smithers.store.connections")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -111,7 +112,7 @@ def test_after_an_outage_of_the_database_others_are_given_time_to_come_back(
 
 def test_who_does_not_come_back_after_an_outage_is_dead(watch: DeathWatch, clock: Clock) -> None:
     watch.miss()
-    found = []
+    found: list[Any] = []
     while not found:
         found = watch.look([DISCONNECTED, replace(SILENT, worker_id=WorkerId(uuid4()))])
         clock.now += 1

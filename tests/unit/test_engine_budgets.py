@@ -28,7 +28,7 @@ def ask(id: str, **options: Any) -> Task[Any]:
 
 
 def world_of(budget: Budget, *children: Any, **options: Any) -> World:
-    workflow = Workflow(name="test", builder=lambda _ctx: children, budget=budget)
+    workflow: Workflow[Any] = Workflow(name="test", builder=lambda _ctx: children, budget=budget)
     return World(workflow, **options)
 
 
@@ -126,8 +126,8 @@ def test_money_that_nobody_can_count_fails_the_run():
     world.use("a", 10)
     assert world.rows.status == "failed"
     assert world.rows.error is not None
-    assert world.rows.error.code == "PRICE_UNKNOWN"
-    assert "'m'" in world.rows.error.message
+    assert world.error.code == "PRICE_UNKNOWN"
+    assert "'m'" in world.error.message
 
 
 def test_tokens_need_no_price():
@@ -140,8 +140,8 @@ def test_a_denial_fails_the_run_by_name_and_a_resume_asks_again():
     world.deny("budget", note="too dear")
     assert world.rows.status == "failed"
     assert world.rows.error is not None
-    assert world.rows.error.code == "BUDGET_SPENT"
-    assert world.rows.error.message == "12 of 10 tokens; more was denied by ann: too dear"
+    assert world.error.code == "BUDGET_SPENT"
+    assert world.error.message == "12 of 10 tokens; more was denied by ann: too dear"
     world.resume()
     assert world.rows.status == "waiting-approval"
     world.approve("budget").finish("a")
@@ -155,7 +155,7 @@ def test_nobody_who_answers_in_time_is_a_denial_also_after_a_takeover():
     assert world.try_next()
     assert world.rows.status == "failed"
     assert world.rows.error is not None
-    assert world.rows.error.code == "WAIT_TIMED_OUT"
+    assert world.error.code == "WAIT_TIMED_OUT"
 
 
 def test_a_cancel_withdraws_the_question():
@@ -190,7 +190,7 @@ def test_a_run_that_goes_on_as_another_hands_over_what_is_spent():
 
 def test_a_start_narrows_and_never_widens():
     def effective(budget: Budget | None, config: dict[str, Any]) -> Budget | None:
-        workflow = Workflow(name="test", builder=lambda _ctx: None, budget=budget)
+        workflow: Workflow[Any] = Workflow(name="test", builder=lambda _ctx: None, budget=budget)
         return build_renderer(
             workflow,
             run_id=RunId("r"),
@@ -203,9 +203,12 @@ def test_a_start_narrows_and_never_widens():
 
     declared = Budget(tokens=100, seconds=5, id="purse")
     found = effective(declared, {"budget": {"tokens": 7, "seconds": 9, "cost": 2}})
+    assert found is not None
     assert (found.tokens, found.seconds, found.cost, found.id) == (7, 5, 2, "purse")
     assert effective(declared, {}) is declared
-    assert effective(None, {"budget": {"cost": 0.5}}).cost == 0.5
+    bought = effective(None, {"budget": {"cost": 0.5}})
+    assert bought is not None
+    assert bought.cost == 0.5
     assert effective(None, {}) is None
 
 
@@ -255,7 +258,7 @@ def test_a_budget_that_cannot_be_kept_is_refused(options):
 def test_a_node_of_the_budgets_name_fails_the_run():
     world = world_of(Budget(tokens=1), Task("budget", print)).begin()
     assert world.rows.error is not None
-    assert world.rows.error.code == "DUPLICATE_NODE_ID"
+    assert world.error.code == "DUPLICATE_NODE_ID"
 
 
 def test_the_tree_shows_the_budget_beside_it():

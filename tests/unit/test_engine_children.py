@@ -29,6 +29,7 @@ class TestSubflow:
         assert child.run_id == child_run_id(RunId("r1"), world.key("s"))
         assert (child.workflow_name, child.queue) == ("small", "heavy")
         assert child.workflow_export == "small"
+        assert child.input is not None
         assert orjson.loads(child.input) == {"amount": 3}
         assert world.rows.status is RunStatus.WAITING_EVENT
         assert world.progress is None
@@ -47,8 +48,8 @@ class TestSubflow:
         world = World(lambda _ctx: Subflow("s", small, {"amount": 3}))
         world.renderer = world.renderer._replace(find_export=lambda _workflow: None)
         world.begin()
-        assert world.rows.error.code == "SOURCE_BROKEN"
-        assert "'small'" in world.rows.error.message
+        assert world.error.code == "SOURCE_BROKEN"
+        assert "'small'" in world.error.message
         assert not world.rows.children
 
     def test_its_output_is_the_nodes_output(self):
@@ -59,22 +60,23 @@ class TestSubflow:
 
     def test_an_input_that_does_not_fit_fails_the_node_by_name(self):
         world = World(lambda _ctx: Subflow("s", small, {"amount": "much"})).begin()
-        assert (world.rows.error.name, world.rows.error.code) == ("InvalidInput", "INVALID_INPUT")
-        assert world.rows.error.message.startswith(
+        assert (world.error.name, world.error.code) == ("InvalidInput", "INVALID_INPUT")
+        assert world.error.message.startswith(
             "the input does not fit Given: amount: Input should be a valid integer"
         )
 
     def test_an_output_that_does_not_fit_fails_the_node(self):
         world = World(lambda _ctx: Subflow("s", small, {"amount": 3}, output=Given)).begin()
-        assert world.end_child("s", value={"amount": "much"}).rows.error.code == "INVALID_OUTPUT"
+        assert world.end_child("s", value={"amount": "much"}).error.code == "INVALID_OUTPUT"
 
     @pytest.mark.parametrize("status", [RunStatus.FAILED, RunStatus.CANCELLED])
     def test_its_failure_fails_the_node_and_names_it(self, status):
         world = World(lambda _ctx: Subflow("s", small, {"amount": 3})).begin()
         world.end_child("s", status=status, error=Problem("Boom", "it broke"))
-        assert world.rows.error.code == f"SUBFLOW_{status.upper()}"
-        assert "it broke" in world.rows.error.message
-        assert world.rows.error.details["childRunId"] == world.rows.children[0].run_id
+        assert world.error.code == f"SUBFLOW_{status.upper()}"
+        assert "it broke" in world.error.message
+        assert world.error.details is not None
+        assert world.error.details["childRunId"] == world.rows.children[0].run_id
 
     def test_its_failure_may_be_tolerated_or_caught(self):
         world = World(
@@ -89,7 +91,7 @@ class TestSubflow:
 
     def test_an_input_that_does_not_fit_starts_nothing(self):
         world = World(lambda _ctx: Subflow("s", small, {"amount": "much"})).begin()
-        assert world.rows.error.code == "INVALID_INPUT"
+        assert world.error.code == "INVALID_INPUT"
         assert world.rows.children == []
 
     def test_each_iteration_has_a_child_of_its_own(self):
@@ -121,7 +123,7 @@ class TestSubflow:
             return Parallel(Subflow("s", small, {"amount": 3}), Subflow("u", small, {"amount": ""}))
 
         world = World(build).begin()
-        assert world.rows.error.code == "INVALID_INPUT"
+        assert world.error.code == "INVALID_INPUT"
         assert world.state("s") is NodeState.CANCELLED
         assert not world.rows.children
         assert not world.rows.abandoned
@@ -149,12 +151,12 @@ class TestSubflow:
         world = World(lambda _ctx: Subflow("s", small, {"amount": 3})).begin().cancel()
         world.pass_s(1).resume().pass_s(1)
         world.end_child("s", status=RunStatus.CANCELLED, cancel_asked_ms=world.now_ms)
-        assert world.rows.error.code == "SUBFLOW_CANCELLED"
+        assert world.error.code == "SUBFLOW_CANCELLED"
 
     def test_subflows_that_are_nested_without_end_fail_by_name(self):
         world = World(lambda _ctx: Subflow("s", small, {"amount": 3}))
         world.renderer = world.renderer._replace(run_id=RunId("r" * 250))
-        assert world.begin().rows.error.code == "SUBFLOW_TOO_DEEP"
+        assert world.begin().error.code == "SUBFLOW_TOO_DEEP"
 
     def test_what_is_no_workflow_is_refused_where_it_is_written(self):
         with pytest.raises(InvalidTree):
@@ -222,13 +224,13 @@ class TestContinueAsNew:
 
     def test_a_state_that_is_too_large_fails_the_run(self):
         world = World(lambda _ctx: ContinueAsNew("x" * 2_000_000)).begin()
-        assert world.rows.error.code == "INVALID_OUTPUT"
-        assert world.rows.error.message.startswith("the state has ")
+        assert world.error.code == "INVALID_OUTPUT"
+        assert world.error.message.startswith("the state has ")
 
     def test_a_name_that_nobody_could_ask_for_is_not_given(self):
         world = World(lambda _ctx: ContinueAsNew())
         world.renderer = world.renderer._replace(run_id=RunId("r" * 254))
-        assert world.begin().rows.error.code == "RUN_ID_TOO_LONG"
+        assert world.begin().error.code == "RUN_ID_TOO_LONG"
         assert world.rows.children == []
 
     def test_names_count_up(self):

@@ -26,10 +26,14 @@ from smithers.states import AttemptState, NodeState, RunStatus
 from tests.support.engine import BOOM, World
 
 
+def wrong(value: Any) -> Any:
+    """A value that no type checker would let pass."""
+    return value
+
+
 def code_of(world: World) -> str | None:
     assert world.rows.status is RunStatus.FAILED
-    assert world.rows.error is not None
-    return world.rows.error.code
+    return world.error.code
 
 
 class TestRetries:
@@ -55,7 +59,11 @@ class TestRetries:
     def test_a_long_back_off_parks_the_run_and_a_short_one_does_not(self):
         for initial, status in ((5, RunStatus.RUNNING), (5.001, RunStatus.WAITING_TIMER)):
             retry = Retry(initial=initial, jitter=False)
-            world = World(lambda _, retry=retry: Task("a", 1, retries=1, retry=retry)).begin()
+
+            def build(_ctx: Any, retry: Retry = retry) -> Any:
+                return Task("a", 1, retries=1, retry=retry)
+
+            world = World(build).begin()
             assert world.fail("a").rows.status is status
         assert world.rows.due_ms == world.now_ms + 5001
         assert world.pass_s(5.001).events[-2:] == ["RunStarted", "NodeStarted a 2"]
@@ -215,10 +223,10 @@ class TestTreesThatAreNone:
         world = World(build).begin()
         assert code_of(world) == "RENDER_FAILED"
         assert world.rows.error is not None
-        assert "LookupError: no such plan" in world.rows.error.message
-        assert "raise LookupError" in (world.rows.error.traceback or "")
-        assert "smithers/engine" not in (world.rows.error.traceback or "")
-        assert "traceback" not in world.rows.error.to_wire()
+        assert "LookupError: no such plan" in world.error.message
+        assert "raise LookupError" in (world.error.traceback or "")
+        assert "smithers/engine" not in (world.error.traceback or "")
+        assert "traceback" not in world.error.to_wire()
 
     @pytest.mark.parametrize(
         "wrong", ["raise LookupError('no such plan')", "return Task('a b', 1)"]
@@ -229,7 +237,7 @@ class TestTreesThatAreNone:
         exec(code, names)
         world = World(names["build"]).begin()
         assert world.rows.error is not None
-        assert world.rows.error.message.endswith(" (flows/plan.py, line 2)")
+        assert world.error.message.endswith(" (flows/plan.py, line 2)")
 
     def test_tasks_that_take_each_other_out_of_the_tree_fail_the_run(self):
         world = World(
@@ -266,7 +274,7 @@ class TestTreesThatAreNone:
         world = World(build).begin()
         assert code_of(world) == "RENDER_FAILED"
         assert world.rows.error is not None
-        assert "returned None: is a return missing?" in world.rows.error.message
+        assert "returned None: is a return missing?" in world.error.message
 
     @pytest.mark.parametrize("nothing", [(), [], [None], False])
     def test_a_builder_may_say_that_nothing_is_to_be_done(self, nothing):
@@ -336,15 +344,15 @@ class TestTreesThatAreNone:
             lambda: Task("a@@b", 1),
             lambda: Task("a@", 1),
             lambda: Task("\ud800", 1),
-            lambda: Task(7, 1),
+            lambda: Task(wrong(7), 1),
             lambda: Loop("a,b"),
             lambda: Loop("a=b"),
             lambda: Loop("l", max_iterations=0),
             lambda: Task("a", 1, retries=-1),
             lambda: Task("a", 1, depends_on="write"),
-            lambda: Task("a", 1, depends_on=[None]),
+            lambda: Task("a", 1, depends_on=[wrong(None)]),
             lambda: Task("a", 1, label="\x00"),
-            lambda: Task("a", 1, label=5),
+            lambda: Task("a", 1, label=wrong(5)),
             lambda: Parallel(max_concurrency=0),
             lambda: Timer("t"),
             lambda: Retry(factor=float("nan")),
@@ -394,7 +402,9 @@ class TestRefusedTurns:
         run, key = world.run, world.key("a")
         del world.running[key]
         reports.finish_attempt(run, key, "1")
-        assert run.plan(world.now_ms).ending.successor is not None
+        ending = run.plan(world.now_ms).ending
+        assert ending is not None
+        assert ending.successor is not None
         run.refuse_runs(Problem("RunExists", "taken", "RUN_ALREADY_EXISTS"))
         world._go()
         assert code_of(world) == "RUN_ALREADY_EXISTS"
@@ -406,7 +416,7 @@ class TestRefusedTurns:
     @pytest.mark.parametrize("is_tolerated", [False, True])
     def test_a_subflow_whose_id_is_taken_fails_by_itself(self, is_tolerated):
         child = Subflow(
-            "s", workflow(lambda _: Task("c", 1), name="small"), {}, continue_on_fail=is_tolerated
+            "s", workflow(name="small")(lambda _: Task("c", 1)), {}, continue_on_fail=is_tolerated
         )
         world = World(lambda _: [Task("a", 1), child]).begin()
         run, key = world.run, world.key("a")

@@ -68,7 +68,7 @@ def test_a_loop_that_used_up_its_iterations_may_fail_its_run():
     world = World(lambda _: Loop("l", Task("a", 1), max_iterations=1, on_max_reached="fail"))
     world.begin().finish("a")
     assert world.rows.error is not None
-    assert world.rows.error.code == "LOOP_EXHAUSTED"
+    assert world.error.code == "LOOP_EXHAUSTED"
 
 
 def test_an_exhausted_loop_fails_its_run_also_when_its_owner_dies_before_the_end():
@@ -142,9 +142,9 @@ def test_a_read_is_of_the_current_iteration_and_latest_of_the_newest():
         return Loop("l", Task("a", 1), Task("b", 1), max_iterations=2)
 
     world = World(build).begin().finish("a", value="x").finish("b")
-    assert seen[-1] == (1, None, "x", 1, NodeState.IN_PROGRESS)
+    assert seen[-1:] == [(1, None, "x", 1, NodeState.IN_PROGRESS)]
     world.finish("a#1", value="y")
-    assert seen[-1] == (1, "y", "y", 2, NodeState.FINISHED)
+    assert seen[-1:] == [(1, "y", "y", 2, NodeState.FINISHED)]
 
 
 def test_reads_inside_nested_loops_are_of_the_current_iterations():

@@ -208,8 +208,8 @@ def test_what_can_never_be_met_fails_the_run_and_says_who_waits_for_whom(tree):
     world = World(lambda _: tree()).begin()
     assert world.rows.status is RunStatus.FAILED
     assert world.rows.error is not None
-    assert world.rows.error.code == "DEPENDENCY_UNMET"
-    assert "a waits for " in world.rows.error.message
+    assert world.error.code == "DEPENDENCY_UNMET"
+    assert "a waits for " in world.error.message
 
 
 def test_an_unmet_dependency_waits_for_as_long_as_something_else_goes_on():

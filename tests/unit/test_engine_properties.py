@@ -157,7 +157,7 @@ def test_a_failed_run_that_is_mended_and_resumed_finishes_nothing_twice(spec, ch
     finished = [event.rpartition(" ")[0] for event in world.events if event.startswith("NodeFin")]
     assert len(set(finished)) == len(finished)
     if world.rows.error is not None:
-        assert world.rows.error.code in ("APPROVAL_DENIED", "DEPENDENCY_UNMET", "LOOP_EXHAUSTED")
+        assert world.error.code in ("APPROVAL_DENIED", "DEPENDENCY_UNMET", "LOOP_EXHAUSTED")
 
 
 @gate

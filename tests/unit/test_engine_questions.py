@@ -23,7 +23,7 @@ class Answer(BaseModel):
         return text
 
 
-def choosing(mode: str, **options: Any) -> World:
+def choosing(mode: Any, **options: Any) -> World:
     return World(lambda _ctx: Approval("a", title="?", mode=mode, options=["x", "y"], **options))
 
 
@@ -133,11 +133,13 @@ def test_a_form_that_is_asked_again_when_its_time_is_over_times_out():
     """Its time-out was refused, as an answer had come first; that answer does not fit the model."""
     form = HumanTask("f", prompt="Say", output=Answer, timeout=5)
     world = World(lambda _ctx: Parallel(Task("t", 1), form)).begin()
-    world.run.pass_time(world.fact("f").due_ms)
+    due_ms = world.fact("f").due_ms
+    assert due_ms is not None
+    world.run.pass_time(due_ms)
     assert world.run.turn.timeouts
     world.run.turn.timeouts.clear()
     world.approve("f", decision={"text": "much too long"}).finish("t").pass_s(6)
-    assert world.rows.error.code == "WAIT_TIMED_OUT"
+    assert world.error.code == "WAIT_TIMED_OUT"
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,7 @@ def test_a_form_that_nobody_fills_in(on_timeout, end):
     expected = {"fail": "failed", "continue": "finished", "skip": "skipped"}[on_timeout]
     assert world.state("f") == expected
     if on_timeout == OnTimeout.FAIL:
-        assert world.rows.error.code == "WAIT_TIMED_OUT"
+        assert world.error.code == "WAIT_TIMED_OUT"
 
 
 class Leaving(BaseModel):
@@ -162,15 +164,18 @@ class Leaving(BaseModel):
         raise SystemExit(3)
 
 
+NO_JSON: Any = object()
+
+
 class Unwritable(BaseModel):
-    model_config = ConfigDict(json_schema_extra={"x": object()})
+    model_config = ConfigDict(json_schema_extra={"x": NO_JSON})
 
 
 @pytest.mark.parametrize("model", [World, Leaving, Unwritable, "Answer", []])
 def test_what_is_no_form_fails_the_run_by_name(model):
     world = World(lambda _ctx: HumanTask("f", prompt="?", output=model)).begin()
-    assert world.rows.error.code == "RENDER_FAILED"
-    assert "HumanTask('f'" in world.rows.error.message
+    assert world.error.code == "RENDER_FAILED"
+    assert "HumanTask('f'" in world.error.message
 
 
 def test_a_form_has_a_renders_time_for_its_schema():

@@ -25,6 +25,7 @@ from smithers.engine.rendering import build_renderer
 from smithers.errors import InvalidInput
 from smithers.ids import RunId
 from smithers.states import AttemptState, NodeState, RunStatus
+from smithers.tree import Child
 from smithers.workflow import Workflow
 from tests.support.engine import START_MS, World
 from worker.rendering import render_guard
@@ -76,7 +77,7 @@ class TestReads:
     def test_what_is_asked_for_and_missing_fails_the_run_with_a_hint(self):
         world = World(lambda ctx: Task(ctx.output("a"), 1)).begin()
         assert world.rows.error is not None
-        assert "output_maybe" in world.rows.error.message
+        assert "output_maybe" in world.error.message
 
     def test_a_take_up_renders_once(self):
         world = World(lambda _: [Task("a", 1), Task("b", 1)]).begin().finish("a")
@@ -208,7 +209,7 @@ class TestLeavingTheTree:
 
     def test_a_wait_that_leaves_is_withdrawn(self):
         def build(ctx: Any) -> Any:
-            waits = [Timer("t", duration=9), Approval("ok", title="?"), Signal("s")]
+            waits: list[Child] = [Timer("t", duration=9), Approval("ok", title="?"), Signal("s")]
             return Parallel(Task("a", 1), not ctx.output_maybe("a") and waits)
 
         world = World(build).begin().finish("a", value=1)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from smithers import Approval, Loop, Parallel, Saga, Sequence, Step, Task, Timer, Try
 from smithers.engine import reports
 from smithers.engine.progress import CLEAN_UP_MS
+from smithers.ids import TryId
 from smithers.states import NodeState, RunStatus
 from tests.support.engine import BOOM, World
 from tests.support.trees import Play, specs
@@ -54,7 +55,9 @@ class TestCatch:
         world = World(build).begin().fail("a")
         assert seen[0] is None
         assert (seen[-1].name, seen[-1].message) == ("Boom", "it broke")
-        assert world.run.committed.tries["t"].problem.name == "Boom"
+        problem = world.run.committed.tries[TryId("t")].problem
+        assert problem is not None
+        assert problem.name == "Boom"
 
     def test_a_body_that_a_render_makes_only_when_its_turn_comes_is_waited_for(self):
         def build(ctx):
@@ -166,7 +169,7 @@ class TestFinally:
         assert world.under_way == ["f"]
         world.finish("f")
         assert world.rows.status is RunStatus.FAILED
-        assert world.rows.error.name == "Boom"
+        assert world.error.name == "Boom"
         assert types(world)[-2:] == ["NodeFinished f 1", "RunFailed"]
 
     def test_it_runs_after_the_catch(self):
@@ -367,7 +370,7 @@ class TestFinally:
 
         world = World(build, aborts_at_once=False).begin().fail("a").finish("b").die()
         assert world.rows.status is RunStatus.FAILED
-        assert world.rows.error.code == "LOOP_EXHAUSTED"
+        assert world.error.code == "LOOP_EXHAUSTED"
         assert world.resume().under_way == ["a", "x"]
 
     def test_a_loop_without_end_that_comes_too_late_for_it_keeps_no_worker_busy(self):
@@ -377,11 +380,11 @@ class TestFinally:
             return [Try("t", task("a"), finally_=[task("tidy"), late and loop]), task("b")]
 
         world = World(build).begin().finish("a").finish("tidy").finish("b", value=1).finish("f")
-        assert world.rows.error.code == "RENDER_FAILED"
+        assert world.error.code == "RENDER_FAILED"
 
     def test_a_node_and_a_try_have_no_id_in_common(self):
         world = World(lambda _ctx: Try("t", task("t"))).begin()
-        assert world.rows.error.code == "DUPLICATE_NODE_ID"
+        assert world.error.code == "DUPLICATE_NODE_ID"
 
 
 def saga(**options: Any) -> World:
@@ -396,7 +399,7 @@ class TestSaga:
         assert world.finish("un-b").under_way == ["un-a"]
         world.finish("un-a")
         assert world.rows.status is RunStatus.FAILED
-        assert world.rows.error.name == "Boom"
+        assert world.error.name == "Boom"
         assert world.state("un-c") is NodeState.SKIPPED
 
     def test_nothing_is_undone_of_a_saga_that_went_well(self):
@@ -452,7 +455,7 @@ class TestSaga:
     def test_one_that_a_cancel_has_undone_fails_the_run_again_when_it_is_resumed(self):
         world = saga().finish("a").cancel().finish("un-a")
         assert world.resume().rows.status is RunStatus.FAILED
-        assert world.rows.error.message == (
+        assert world.error.message == (
             "saga 's' was undone, because the run was cancelled; start a new run"
         )
         assert world.state("after") is NodeState.PENDING
@@ -509,7 +512,7 @@ class TestSaga:
         assert world.state("un-a") is NodeState.CANCELLED
         assert world.resume().under_way == ["un-a"]
         world.finish("un-a")
-        assert world.rows.error.message.startswith("saga 's' was undone")
+        assert world.error.message.startswith("saga 's' was undone")
 
     def test_a_try_around_it_takes_its_failure_once_it_is_undone(self):
         world = World(
@@ -557,7 +560,7 @@ def test_a_cancel_ends_the_run_as_cancelled_with_nothing_left_to_clean_up(
     for _ in range(step):
         if not world.is_over:
             play._step()
-    if world.is_over:
+    if world.rows.status.is_terminal:
         return
     world.cancel()
     for _ in range(100):

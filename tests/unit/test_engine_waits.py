@@ -28,6 +28,7 @@ from smithers.engine.facts import NodeKey
 from smithers.engine.mount import LeafPlace
 from smithers.engine.progress import Progress
 from smithers.states import ApprovalStatus, NodeState, RunStatus
+from smithers.tree import Child
 from smithers.workflow import Workflow
 from tests.support.engine import START_MS, World
 from worker.rendering import render_guard
@@ -63,8 +64,8 @@ class TestApprovals:
         world.deny("ok", note="no money")
         assert world.rows.status is RunStatus.FAILED
         assert world.rows.error is not None
-        assert world.rows.error.code == "APPROVAL_DENIED"
-        assert world.rows.error.message == "denied by ann: no money"
+        assert world.error.code == "APPROVAL_DENIED"
+        assert world.error.message == "denied by ann: no money"
 
     def test_a_no_may_be_an_answer_like_another(self):
         world = World(lambda _: [Approval("ok", title="?", on_deny="continue"), Task("a", 1)])
@@ -95,7 +96,7 @@ class TestApprovals:
         assert (world.state("ok"), world.rows.status) == (state, status)
         if on_deny == "fail":
             assert world.rows.error is not None
-            assert world.rows.error.code == "WAIT_TIMED_OUT"
+            assert world.error.code == "WAIT_TIMED_OUT"
         if on_deny == "continue":
             assert world.output("ok")["timed_out"] is True
 
@@ -126,7 +127,8 @@ class TestApprovals:
             return Parallel(Approval("ok", title="?"), Task("a", 1, needs_approval=True))
 
         world = World(build).begin().approve("a").deny("ok")
-        commit, calls = world._commit, []
+        commit = world._commit
+        calls: list[int] = []
 
         def stale_once(run: Any, turn: Any) -> None:
             if not calls:
@@ -144,7 +146,8 @@ class TestApprovals:
 
     @pytest.mark.parametrize("name", ["allowed_users", "allowed_scopes"])
     def test_who_may_decide_is_asked_for(self, name):
-        world = World(lambda _: Approval("ok", title="?", **{name: ["ann"]})).begin()
+        who: dict[str, Any] = {name: ["ann"]}
+        world = World(lambda _: Approval("ok", title="?", **who)).begin()
         (wire,) = ({"allowed_users": "allowedUsers", "allowed_scopes": "allowedScopes"}[name],)
         assert world.rows.requests[world.key("ok")][wire] == ["ann"]
 
@@ -235,11 +238,11 @@ class TestSignals:
             World(lambda _: Signal("paid", output=Order)).begin().signal("paid", {"number": "x"})
         )
         assert world.rows.error is not None
-        assert world.rows.error.code == "INVALID_OUTPUT"
-        assert world.rows.error.message.startswith(
+        assert world.error.code == "INVALID_OUTPUT"
+        assert world.error.message.startswith(
             "the signal's data does not fit Order: number: Input should be a valid integer"
         )
-        assert world.rows.error.details[0]["loc"] == ["number"]
+        assert world.error.details[0]["loc"] == ["number"]
 
     @pytest.mark.parametrize(
         ("on_timeout", "state"),
@@ -251,7 +254,7 @@ class TestSignals:
         assert world.state("paid") is state
         if on_timeout == "fail":
             assert world.rows.error is not None
-            assert world.rows.error.code == "WAIT_TIMED_OUT"
+            assert world.error.code == "WAIT_TIMED_OUT"
 
     def test_a_loop_takes_one_signal_in_each_iteration(self):
         world = World(lambda _: Loop("l", Signal("go"), max_iterations=3))
@@ -341,7 +344,11 @@ class TestParking:
         statuses = [*waits]
         for first in range(3):
             left = [waits[status] for status in statuses[first:]]
-            world = World(lambda _, left=left: Parallel(reversed(left))).begin()
+
+            def build(_ctx: Any, left: Any = left) -> Any:
+                return Parallel(reversed(left))
+
+            world = World(build).begin()
             assert world.rows.status is statuses[first]
 
     def test_a_run_with_work_under_way_is_not_parked(self):
@@ -354,7 +361,11 @@ class TestParking:
         assert world.run.committed.nodes[world.key("ok")].started_ms == START_MS
 
     def test_a_run_is_due_at_the_earliest_of_its_waits(self):
-        tree = [Timer("t", duration=60), Signal("s", timeout=30), Approval("ok", title="?")]
+        tree: list[Child] = [
+            Timer("t", duration=60),
+            Signal("s", timeout=30),
+            Approval("ok", title="?"),
+        ]
         assert World(lambda _: Parallel(tree)).begin().rows.due_ms == START_MS + 30_000
 
     def test_a_back_off_counts_among_the_waits(self):
@@ -397,7 +408,7 @@ class TestParking:
         assert world.rows.due_ms == world.fact("t").due_ms
         world.pass_s(61)
         assert world.state("t") is NodeState.FINISHED
-        assert world.rows.error.code == "DEPENDENCY_UNMET"
+        assert world.error.code == "DEPENDENCY_UNMET"
 
     def test_a_decision_that_came_while_the_run_was_being_parked_is_not_lost(self):
         world = World(lambda _: [Approval("ok", title="?"), Task("a", 1)]).begin()
@@ -453,6 +464,8 @@ def test_a_model_that_breaks_or_hangs_fails_its_wait_by_name(host, wrong):
                     raise SystemExit
                 case "cancel":
                     raise asyncio.CancelledError
+                case _:
+                    pass
             return host
 
     before = signal.getsignal(signal.SIGALRM)
@@ -463,6 +476,6 @@ def test_a_model_that_breaks_or_hangs_fails_its_wait_by_name(host, wrong):
     finally:
         signal.signal(signal.SIGALRM, before)
     assert world.rows.error is not None
-    assert world.rows.error.code == "INVALID_OUTPUT"
-    assert world.rows.error.message.startswith("the signal's data does not fit Paid: ")
-    assert wrong in world.rows.error.message
+    assert world.error.code == "INVALID_OUTPUT"
+    assert world.error.message.startswith("the signal's data does not fit Paid: ")
+    assert wrong in world.error.message

@@ -2,6 +2,7 @@
 
 import json
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -46,7 +47,7 @@ def test_a_body_that_is_no_object_is_refused_as_such(body: bytes) -> None:
         (b'{"a":"\\\\","b":"\\"[[[["}', {"a": "\\", "b": '"[[[['}),
     ],
 )
-def test_odd_but_strict_json_is_read(body: bytes, value: dict) -> None:
+def test_odd_but_strict_json_is_read(body: bytes, value: dict[str, Any]) -> None:
     assert parse_object(body) == value
     assert json.loads(write_json(parse_object(body))) == value
 

@@ -77,7 +77,7 @@ def headers(**values: str) -> CIMultiDictProxy[str]:
     )
 
 
-def subclasses(kind: type) -> set[type]:
+def subclasses(kind: type[Any]) -> set[type[Any]]:
     return {kind} | {deeper for below in kind.__subclasses__() for deeper in subclasses(below)}
 
 
@@ -121,7 +121,9 @@ def test_every_template_finds_its_own_route() -> None:
         ("%ed%a0%80", ("%ed%a0%80",)), ("100%25", ("100%25", "100%")), ("%2525", ("%2525", "%25")),
     ],
 )  # fmt: skip
-def test_a_part_is_decoded_once_and_broken_ones_not_at_all(raw: str, spellings: tuple) -> None:
+def test_a_part_is_decoded_once_and_broken_ones_not_at_all(
+    raw: str, spellings: tuple[str, ...]
+) -> None:
     assert Part(raw).spellings == spellings
 
 
@@ -258,7 +260,8 @@ def test_two_headers_of_one_kind_count_as_none() -> None:
     )
     with pytest.raises(Unauthorized):
         access.admit(twice)
-    assert access.admit(headers(Authorization="Bearer x", x_smithers_key="t"))
+    credential = access.admit(headers(Authorization="Bearer x", x_smithers_key="t"))
+    assert credential.digest == hashlib.sha256(b"t").digest()
 
 
 @pytest.mark.parametrize(
@@ -406,7 +409,7 @@ LIFE = RunLife(
         ({"status": RunStatus.CANCELLED, "owner_id": "w", "is_stale": True}, "cancelled"),
     ],
 )
-def test_the_state_of_a_run(changes: dict, state: str) -> None:
+def test_the_state_of_a_run(changes: dict[str, Any], state: str) -> None:
     assert run_state(replace(LIFE, **changes))["state"] == state
 
 
@@ -415,7 +418,7 @@ def test_what_blocks_a_run_is_named() -> None:
         node_id=NodeId("n"), requested_ms=0, due_ms=1000, wait=json.dumps({"signalName": "go"})
     )
 
-    def blocked(status: RunStatus) -> dict:
+    def blocked(status: RunStatus) -> Any:
         return run_state(replace(LIFE, status=status, wait=wait))["blocked"]
 
     assert blocked(RunStatus.WAITING_APPROVAL) == {

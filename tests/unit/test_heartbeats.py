@@ -13,6 +13,11 @@ from worker.loop_thread import LoopThread
 async def test_the_first_goes_on_at_once_and_the_newest_at_the_end() -> None:
     kept: list[str] = []
     beats = Heartbeats(kept.append, LoopThread())
+
+    def beat_ten() -> None:
+        for page in range(10):
+            beats.beat(page)
+
     for page in range(50):
         beats.beat({"page": page})
     assert kept == ['{"page":0}']
@@ -36,7 +41,12 @@ async def test_the_newest_goes_on_when_the_second_is_over(monkeypatch: pytest.Mo
 async def test_a_thread_beats_as_well() -> None:
     kept: list[str] = []
     beats = Heartbeats(kept.append, LoopThread())
-    await asyncio.to_thread(lambda: [beats.beat(page) for page in range(10)])
+
+    def beat_ten() -> None:
+        for page in range(10):
+            beats.beat(page)
+
+    await asyncio.to_thread(beat_ten)
     beats.flush()
     assert kept[-1] == "9"
     assert len(kept) <= 2
@@ -45,6 +55,11 @@ async def test_a_thread_beats_as_well() -> None:
 async def test_one_that_is_too_large_is_none() -> None:
     kept: list[str] = []
     beats = Heartbeats(kept.append, LoopThread())
+
+    def beat_ten() -> None:
+        for page in range(10):
+            beats.beat(page)
+
     with pytest.raises(InvalidOutput, match="at most"):
         beats.beat("x" * MAX_BYTES)
     beats.flush()

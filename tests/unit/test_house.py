@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -82,6 +83,11 @@ def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionD
             yield node
 
 
+def length_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    assert function.end_lineno is not None
+    return function.end_lineno - function.lineno + 1
+
+
 def strings(tree: ast.AST) -> Iterator[ast.Constant]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -97,7 +103,7 @@ def docstrings(tree: ast.Module) -> set[ast.expr]:
     }
 
 
-def pyproject() -> dict:
+def pyproject() -> dict[str, Any]:
     return tomllib.loads((TREE / "pyproject.toml").read_text(encoding="utf-8"))
 
 
@@ -151,10 +157,10 @@ def test_a_module_fits_one_idea():
 
 def test_a_function_fits_one_screen():
     long = {
-        f"{name_of(path)}:{function.name}": function.end_lineno - function.lineno + 1
+        f"{name_of(path)}:{function.name}": length_of(function)
         for path, tree in trees().items()
         for function in functions(tree)
-        if function.end_lineno - function.lineno >= MAX_FUNCTION_LINES
+        if length_of(function) > MAX_FUNCTION_LINES
     }
     assert long.keys() == LONG_FUNCTIONS.keys(), long
 
@@ -176,7 +182,7 @@ def test_sql_lives_in_the_store():
         for path, tree in trees().items()
         if not name_of(path).startswith("smithers/store/")
         for node in strings(tree)
-        if SQL.search(node.value) and node not in docstrings(tree)
+        if SQL.search(str(node.value)) and node not in docstrings(tree)
     ]
     assert found == []
 
@@ -269,7 +275,7 @@ def test_the_constraints_pin_what_the_bounds_allow_and_nothing_else_is_in_them()
 
 def test_the_makefile_has_few_verbs_and_says_what_each_does():
     text = (TREE / "Makefile").read_text(encoding="utf-8")
-    phony = set(re.search(r"^\.PHONY: (.+)$", text, re.MULTILINE)[1].split())
+    phony = set(re.findall(r"^\.PHONY: (.+)$", text, re.MULTILINE)[0].split())
     told = set(re.findall(r"^([\w-]+):.*## \S", text, re.MULTILINE))
     assert told == phony
     assert len(told) <= MAX_VERBS

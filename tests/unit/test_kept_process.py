@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,7 +62,7 @@ async def test_one_that_is_being_started_when_it_is_stopped_ends_too(
     start_process = asyncio.create_subprocess_exec
     is_starting, may_start = asyncio.Event(), asyncio.Event()
 
-    async def start_held(*args: str, **options: object) -> asyncio.subprocess.Process:
+    async def start_held(*args: str, **options: Any) -> asyncio.subprocess.Process:
         is_starting.set()
         await may_start.wait()
         return await start_process(*args, **options)

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter as Counting
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
+from typing import Any
 
 import asyncpg
 import pytest
@@ -44,11 +45,11 @@ class Counter:
         self.bad_items: frozenset[int] = frozenset()
 
     async def open_line(self, _dsn: str, *, role: str, limit_s: float) -> Line:
-        assert (role, limit_s) == ("test", lanes.COMMAND_TIMEOUT_S)
+        assert (role, limit_s) == ("test", vars(lanes)["COMMAND_TIMEOUT_S"])
         self.lines.append(Line())
         return self.lines[-1]
 
-    async def flush(self, line: Line, items: Sequence[int]) -> Sequence[int | Exception]:
+    async def flush(self, line: Any, items: Sequence[int]) -> Sequence[int | Exception]:
         assert line is self.lines[-1]
         assert not line.is_over
         self.batches.append(list(items))
@@ -177,13 +178,13 @@ async def test_a_connection_that_died_between_two_calls_is_opened_anew_unnoticed
 async def test_items_that_go_out_one_by_one_share_the_time_of_one_call(counter, monkeypatch):
     monkeypatch.setattr(lanes, "COMMAND_TIMEOUT_S", 0.01)
 
-    async def answer(_line: Line, items: Sequence[int]) -> Sequence[int]:
+    async def answer(_line: Any, items: Sequence[int]) -> Sequence[int]:
         if len(items) > 1:
             raise StoreError("one of them is bad")
         await asyncio.Event().wait()
         return items
 
-    async def flush(line: Line, items: Sequence[int]) -> Sequence[int | Exception]:
+    async def flush(line: Any, items: Sequence[int]) -> Sequence[int | Exception]:
         return await each_on_its_own(line, items, answer)
 
     async with Lane("nowhere", role="test", flush=flush) as lane:
@@ -334,7 +335,7 @@ async def test_of_the_items_whose_rows_others_hold_one_waits_in_turn_and_the_oth
     monkeypatch.setattr(lanes, "IN_TURN_AFTER_S", 0.0)
     looked, waiting = Counting[int](), asyncio.Queue[tuple[int, asyncio.Future[int]]]()
 
-    async def look(_line: Line, items: Sequence[int]) -> Sequence[int | Exception]:
+    async def look(_line: Any, items: Sequence[int]) -> Sequence[int | Exception]:
         looked.update(items)
         return [RowsHeld() if item else item for item in items]
 

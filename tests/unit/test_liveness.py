@@ -17,13 +17,16 @@ async def test_a_database_that_stays_away_is_complained_of_once(
 ) -> None:
     tries, is_tried = 0, asyncio.Event()
 
-    @asynccontextmanager
-    async def refuse(_dsn: str, _pool_id: UUID) -> AsyncIterator[None]:
+    def fail() -> None:
         nonlocal tries
         tries += 1
         if tries == 4:  # what the third one says is said by now
             is_tried.set()
         raise StoreUnavailable("away")
+
+    @asynccontextmanager
+    async def refuse(_dsn: str, _pool_id: UUID) -> AsyncIterator[None]:
+        fail()
         yield
 
     monkeypatch.setattr(liveness, "open_liveness", refuse)

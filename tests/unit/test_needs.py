@@ -44,6 +44,10 @@ def write_strangely() -> Strange:
     return Strange()
 
 
+def one():
+    return 1
+
+
 def leave() -> Leaving:
     return Leaving()
 
@@ -61,7 +65,7 @@ def needs_of(world: World, node_id: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "maker",
-    [Task("write", lambda: 1, output=Article), Task("write", write), Task("write", write_later)],
+    [Task("write", one, output=Article), Task("write", write), Task("write", write_later)],
 )
 def test_a_need_is_read_as_its_maker_says_or_its_function_returns(maker):
     world = World(lambda _: [maker, Task("use", 1, needs={"made": "write"})]).begin()

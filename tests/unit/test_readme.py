@@ -19,7 +19,7 @@ from tests.support.source_files import unload
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (Path(__file__).resolve().parents[2] / "Makefile").read_text(encoding="utf-8")
-STARTED = json.loads(re.search(r"/v1/runs -d '(.+)'", README)[1])
+STARTED = json.loads(re.findall(r"/v1/runs -d '(.+)'", README)[0])
 
 
 @pytest.fixture

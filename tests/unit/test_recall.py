@@ -71,13 +71,13 @@ class Node:
             has_died = records.died.is_set()
             for task in (body, death):
                 task.cancel()
-            outcome, _ = await asyncio.gather(body, death, return_exceptions=True)
+            ends: list[Any] = [*await asyncio.gather(body, death, return_exceptions=True)]
         self._keep(records.calls)
         if has_died:
             return None
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return outcome
+        if isinstance(ends[0], BaseException):
+            raise ends[0]
+        return ends[0]
 
     def _keep(self, calls: list[ToolCall]) -> None:
         newest = {call.call_no: call for call in calls}
@@ -173,7 +173,7 @@ async def test_questions_at_once_are_each_asked_once_over_two_deaths(tmp_path: P
 
             async def agent(post: Post = post) -> list[list[str]]:
                 chains = (follow(post, "a", 3), follow(post, "b", 2), follow(post, "c", 2))
-                return await asyncio.gather(*chains)
+                return [*await asyncio.gather(*chains)]
 
             await node.live(agent, first)
             await node.live(agent, second)

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 
@@ -33,7 +34,7 @@ class Family:
                 self.moved.set()
 
             listen_to_parent(
-                self.ears[slot], self.loads, slot, on_due=lambda n=note: n("due"), on_news=note
+                self.ears[slot], self.loads, slot, on_due=partial(note, "due"), on_news=note
             )
 
     async def until(self, heard: dict[int, list[frozenset[str] | str | None]]) -> None:

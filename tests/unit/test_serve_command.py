@@ -13,7 +13,6 @@ import pytest
 from smithers import foundation, server
 from smithers.cli import serve
 from smithers.settings import ServerOptions
-from smithers.store.embedded import TemporaryPostgres
 
 
 @pytest.fixture
@@ -92,10 +91,11 @@ async def test_who_is_told_to_stop_before_it_serves_lets_its_runs_end_and_hurrie
 
 
 async def test_an_embedded_database_that_starts_meanwhile_is_given_back(monkeypatch):
-    may_open, opened = asyncio.Event(), []
+    may_open = asyncio.Event()
+    opened: list[Share] = []
     loop = asyncio.get_running_loop()
 
-    def open_late(settings: Any) -> TemporaryPostgres:
+    def open_late(settings: Any) -> Share:
         loop.call_soon_threadsafe(opening.cancel)
         asyncio.run_coroutine_threadsafe(may_open.wait(), loop).result(30)
         opened.append(Share())

@@ -223,7 +223,8 @@ def test_no_race_with_a_link_ever_leads_out(root, inside, outside, kind):
         "link": (inside / "link", "link/hello.py", Path("sub")),
     }[kind]
     bad = outside / "hello.py" if kind == "file" else outside
-    stop, start, seen = threading.Event(), time.monotonic(), set()
+    stop, start = threading.Event(), time.monotonic()
+    seen: set[bytes | type[SourceError]] = set()
     swapper = threading.Thread(target=swap, args=(name, good, bad), kwargs={"stop": stop})
     swapper.start()
     # A race that showed only one side was none: it goes on until both were seen.

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def modules(root: RootDirectory, entry: str) -> list[str]:
     return sorted(read_bundle(root, entry).modules)
 
 
-def bundle_of(root: RootDirectory, files: dict[str, str | bytes], entry: str) -> SourceBundle:
+def bundle_of(root: RootDirectory, files: Mapping[str, str | bytes], entry: str) -> SourceBundle:
     write_files(root.path, files)
     return read_bundle(root, entry)
 

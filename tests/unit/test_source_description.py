@@ -29,6 +29,11 @@ def second(ctx): return Sequence()
 """
 
 
+def error_of(description: Description) -> str:
+    assert description.error is not None
+    return description.error
+
+
 @pytest.fixture
 def bundle_of(tmp_path):
     hashes = []
@@ -94,7 +99,7 @@ def test_a_workflow_of_another_module_is_described_by_its_file_and_name(bundle_o
     """So the runs of subflows name theirs; when one is resumed, its source is described."""
     bundle = bundle_of("import other\n", ONE, other=TWO)
     assert describe(bundle, "other.py:second").workflow_name == "the-second"
-    assert "is no part of the source" in describe(bundle, "none.py:second").error
+    assert "is no part of the source" in error_of(describe(bundle, "none.py:second"))
 
 
 def test_a_workflow_is_described(bundle_of):
@@ -109,6 +114,7 @@ def test_a_workflow_is_described(bundle_of):
     )
     description = describe(bundle, None)
     assert description.workflow_name == "publish-article"
+    assert description.input_schema is not None
     assert description.input_schema["properties"]["topic"]["type"] == "string"
     assert (description.queue, description.isolation) == ("gpu", "process")
     assert (description.database, description.error) == ("OWN_URL", None)
@@ -153,14 +159,15 @@ def test_an_import_error_is_the_description(bundle_of):
         "flow.py cannot be imported: "
         "ModuleNotFoundError: No module named 'no_such_library' (other.py, line 6)"
     )
+    assert found.traceback is not None
     assert "    import no_such_library" in found.traceback.splitlines()
     assert "smithers/source" not in found.traceback
 
 
 def test_an_error_quotes_no_source(bundle_of):
     found = describe(bundle_of('exec("secret = (")'), None)
-    assert "'(' was never closed" in found.error
-    assert "secret" not in found.error
+    assert "'(' was never closed" in error_of(found)
+    assert "secret" not in error_of(found)
 
 
 def test_broken_source_is_the_description(bundle_of):
@@ -186,8 +193,8 @@ class Brief(BaseModel, arbitrary_types_allowed=True):
 def publish_article(ctx): return Sequence()
 """
     description = describe(bundle_of(source), None)
-    assert "the input model of 'publish-article' has no JSON schema" in description.error
-    assert "Traceback" not in description.error
+    assert "the input model of 'publish-article' has no JSON schema" in error_of(description)
+    assert "Traceback" not in error_of(description)
     assert description.traceback
     assert description.input_schema is None
 
@@ -196,6 +203,7 @@ def test_an_error_fits_into_the_database_and_the_answer(bundle_of):
     text = "'\\0 \\ud800 /etc/secrets/key ' + 'x' * 100_000"
     description = describe(bundle_of(f"raise ValueError({text})"), None)
     for told in (description.error, description.traceback):
+        assert told is not None
         assert "\0" not in told
         assert told.encode()
         assert "…/key" in told

@@ -210,6 +210,7 @@ def test_the_names_of_a_module_are_its_versions_own(bundle_of):
     own = package_name(bundle.source_hash)
     assert own == f"smithers_source_{bundle.source_hash[:16]}"
     assert module.__name__ == f"{own}.flows.hello"
+    assert module.__spec__ is not None
     assert module.__package__ == module.__spec__.parent == f"{own}.flows"
     assert module.__spec__.name == module.__name__
     assert module.__file__ == "flows/hello.py"

@@ -13,7 +13,7 @@ from smithers.source import closure
 from smithers.source.beneath import FileContent, RootDirectory
 from smithers.source.closure import SourceReader
 from smithers.source.errors import OutsideRoot, SourceBroken, SourceNotFound
-from smithers.source.parsing import ParsedSource
+from smithers.source.parsing import ParsedSource, read_source
 from tests.support.source_files import write_files
 
 HOUR_NS = 3_600_000_000_000
@@ -177,7 +177,7 @@ def test_a_thread_that_reads_keeps_nobody_from_another_version(root, top, monkey
     reader = SourceReader(root)
     first = reader.read("flows/hello.py")
     write_files(top, {"large.py": "import helpers\n", "new.py": "import helpers\n"})
-    parse, is_parsing, may_go_on = closure.read_source, threading.Event(), threading.Event()
+    parse, is_parsing, may_go_on = read_source, threading.Event(), threading.Event()
 
     def read_slowly(content: bytes, path: str) -> ParsedSource:
         if path == "large.py":
@@ -204,7 +204,7 @@ def test_a_thread_that_reads_keeps_nobody_from_another_version(root, top, monkey
 @pytest.mark.usefixtures("an_hour_later")
 def test_of_threads_that_want_one_version_one_parses_it(root, top, monkeypatch):
     reader = SourceReader(root)
-    parse, parsed = closure.read_source, []
+    parse, parsed = read_source, []
 
     def count(content: bytes, path: str) -> ParsedSource:
         parsed.append(path)

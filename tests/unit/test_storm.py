@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ BODY = (
 
 
 class Transport(asyncio.Transport):
-    def write(self, data: bytes) -> None:
+    def write(self, data: Any) -> None:
         pass
 
     def abort(self) -> None:

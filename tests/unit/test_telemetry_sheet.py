@@ -61,6 +61,12 @@ def total(sheet: Sheet, metric: Metric, *labels: str) -> float | None:
     return None if values is None else values[0]
 
 
+def total_of(sheet: Sheet, metric: Metric, *labels: str) -> float:
+    found = total(sheet, metric, *labels)
+    assert found is not None
+    return found
+
+
 @pytest.fixture
 def sheet():
     sheet = Sheet.create(4)
@@ -125,7 +131,7 @@ def test_gauges_on_a_page_that_was_taken_over_say_nothing_until_they_are_set(she
         assert total(sheet, metric, *labels) is None
     other = sheet.open_page(Role.GATEWAY)
     other.gauge(names.LISTENER_AGE, "gateway").set(1.0)
-    assert total(sheet, names.LISTENER_AGE, "gateway") > 0
+    assert total_of(sheet, names.LISTENER_AGE, "gateway") > 0
     page.gauge(names.STREAMS_ACTIVE).inc()
     assert total(sheet, names.STREAMS_ACTIVE) == 1
 
@@ -135,10 +141,10 @@ def test_of_two_pools_the_one_that_is_silent_is_told_and_none_before_its_first_b
     beats = [page.gauge(names.BEAT_AGE) for page in (silent, other)]
     assert total(sheet, names.BEAT_AGE) is None
     beats[1].set(time.monotonic())
-    assert 0 <= total(sheet, names.BEAT_AGE) < 60
+    assert 0 <= total_of(sheet, names.BEAT_AGE) < 60
     beats[0].set(time.monotonic() - 600)
     beats[1].set(time.monotonic())
-    assert total(sheet, names.BEAT_AGE) >= 600
+    assert total_of(sheet, names.BEAT_AGE) >= 600
 
 
 def test_a_worker_without_children_is_not_ready_for_want_of_them(sheet):
@@ -157,14 +163,17 @@ def failing(site: MetricsSite) -> object:
     try:
         site._check()
     except NotReady as error:
-        return error.details["check"]
-    return None
+        details = error.details
+    else:
+        return None
+    assert details is not None
+    return details["check"]
 
 
 def test_of_ages_the_youngest_is_told(sheet):
     up, down = sheet.open_page(Role.GATEWAY), sheet.open_page(Role.GATEWAY)
     up.gauge(names.LISTENER_AGE, "gateway").set(1.0)
-    assert total(sheet, names.LISTENER_AGE, "gateway") > 0
+    assert total_of(sheet, names.LISTENER_AGE, "gateway") > 0
     down.gauge(names.LISTENER_AGE, "gateway").set(0.0)
     assert total(sheet, names.LISTENER_AGE, "gateway") == 0
 
@@ -186,7 +195,7 @@ def test_a_full_page_says_what_it_does_not_show(sheet):
     wide = Metric(name=names.HTTP_REQUESTS.name, help="", labels=("method", "route", "status"))
     for number in range(PAGE_BYTES // 4_096 + 10):
         page.counter(wide, "GET", "x" * 4_096, str(number)).inc()
-    assert total(sheet, names.SERIES_LOST) > 10
+    assert total_of(sheet, names.SERIES_LOST) > 10
 
 
 def test_every_family_is_there_with_its_help_and_its_type():

@@ -35,6 +35,11 @@ from smithers import (
 from smithers.tree import policies
 
 
+def wrong(value: Any) -> Any:
+    """A value that no type checker would let pass."""
+    return value
+
+
 def build(_ctx: Any) -> Sequence:
     return Sequence()
 
@@ -47,31 +52,31 @@ async def wait() -> bool:
     ("slip", "told"),
     [
         (
-            lambda: Approval("a", title="?", on_deny="no"),
+            lambda: Approval("a", title="?", on_deny=wrong("no")),
             "Approval('a', on_deny=...) takes 'fail' or 'continue' or 'skip', not 'no'",
         ),
         (
-            lambda: Approval("a", title="?", mode="vote"),
+            lambda: Approval("a", title="?", mode=wrong("vote")),
             "Approval('a', mode=...) takes 'approve' or 'select' or 'rank', not 'vote'",
         ),
         (
-            lambda: HumanTask("h", prompt="?", output=dict, on_timeout="no"),
+            lambda: HumanTask("h", prompt="?", output=dict, on_timeout=wrong("no")),
             "HumanTask('h', on_timeout=...) takes 'fail' or 'continue' or 'skip', not 'no'",
         ),
         (
-            lambda: Signal("s", on_timeout="no"),
+            lambda: Signal("s", on_timeout=wrong("no")),
             "Signal('s', on_timeout=...) takes 'fail' or 'continue' or 'skip', not 'no'",
         ),
         (
-            lambda: Loop("l", on_max_reached="no"),
+            lambda: Loop("l", on_max_reached=wrong("no")),
             "Loop('l', on_max_reached=...) takes 'return-last' or 'fail', not 'no'",
         ),
         (
-            lambda: Saga("s", on_failure="no"),
+            lambda: Saga("s", on_failure=wrong("no")),
             "Saga('s', on_failure=...) takes 'fail' or 'continue', not 'no'",
         ),
         (
-            lambda: Cache(scope="x"),
+            lambda: Cache(scope=wrong("x")),
             "Cache(scope=...) takes 'run' or 'workflow' or 'global', not 'x'",
         ),
         (
@@ -79,11 +84,11 @@ async def wait() -> bool:
             "Cache(by=...) takes JSON: Unable to serialize unknown type: <class 'object'>",
         ),
         (
-            lambda: workflow(isolation="proces")(build),
+            lambda: workflow(isolation=wrong("proces"))(build),
             "@workflow(isolation=...) of 'build' takes 'process', not 'proces'",
         ),
         (
-            lambda: Workflow(name="w", builder=build, isolation=True),  # type: ignore[arg-type]  # the slip
+            lambda: Workflow(name="w", builder=build, isolation=wrong(True)),
             "@workflow(isolation=...) of 'w' takes 'process', not True",
         ),
         (
@@ -103,23 +108,23 @@ async def wait() -> bool:
             "Retry(factor=...) must be a finite number from 0, not -1",
         ),
         (
-            lambda: Task("a", 1, retry=3),  # type: ignore[arg-type]  # the slip
+            lambda: Task("a", 1, retry=wrong(3)),
             "Task('a', retry=...) takes a Retry, not 3",
         ),
         (
-            lambda: Task("a", 1, cache=True),  # type: ignore[arg-type]  # the slip
+            lambda: Task("a", 1, cache=wrong(True)),
             "Task('a', cache=...) takes a Cache, not True",
         ),
         (
-            lambda: Task("a", 1, needs=["b"]),  # type: ignore[arg-type]  # the slip
+            lambda: Task("a", 1, needs=wrong(["b"])),
             "Task('a', needs=...) takes a mapping, not ['b']",
         ),
         (
-            lambda: Task("a", 1, meta="x"),  # type: ignore[arg-type]  # the slip
+            lambda: Task("a", 1, meta=wrong("x")),
             "Task('a', meta=...) takes a mapping, not 'x'",
         ),
         (
-            lambda: Task("a", 1, retries="3"),  # type: ignore[arg-type]  # the slip
+            lambda: Task("a", 1, retries=wrong("3")),
             "Task('a', retries=...) takes a whole number from 0, not '3'",
         ),
         (
@@ -127,11 +132,11 @@ async def wait() -> bool:
             "Parallel(max_concurrency=...) takes a whole number from 1, not 0",
         ),
         (
-            lambda: Loop("l", max_iterations=1.5),  # type: ignore[arg-type]  # the slip
+            lambda: Loop("l", max_iterations=wrong(1.5)),
             "Loop('l', max_iterations=...) takes a whole number from 1, not 1.5",
         ),
         (
-            lambda: workflow(budget=1000)(build),  # type: ignore[call-overload]  # the slip
+            lambda: workflow(budget=wrong(1000))(build),
             "@workflow(budget=...) of 'build' takes a Budget, not 1000",
         ),
         (
@@ -139,7 +144,7 @@ async def wait() -> bool:
             "@workflow(name=...) takes at most 300 characters",
         ),
         (
-            lambda: workflow(name=5)(build),  # type: ignore[call-overload]  # the slip
+            lambda: workflow(name=wrong(5))(build),
             "@workflow(name=...) takes a text, not int",
         ),
         (
@@ -275,4 +280,4 @@ def test_a_builder_that_is_async_is_told_so_where_it_is_written():
     async def research(ctx): ...
 
     with pytest.raises(InvalidTree, match=r"research is async: a builder is a plain function"):
-        workflow(research)
+        workflow(wrong(research))

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from smithers.errors import StoreUnavailable
+from smithers.ids import RunId
 from smithers.store import untold as product
 from smithers.store.untold import Untold
 
@@ -50,20 +51,20 @@ def _no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_runs_are_told_of_together_and_once(ear):
     async with Untold(ear.tell) as untold:
         for run_id in ("a", "b", "a"):
-            untold.add(run_id)
+            untold.add(RunId(run_id))
         assert await ear.hear() == {"a", "b"}
-        untold.add("c")
+        untold.add(RunId("c"))
         assert await ear.hear() == {"c"}
-        untold.add("a")
+        untold.add(RunId("a"))
         assert await ear.hear() == {"a"}
     assert ear.hints.empty()
 
 
 async def test_nothing_is_sent_about_a_run_that_was_told_of_meanwhile(ear):
     async with Untold(ear.tell) as untold:
-        untold.add("a")
-        untold.discard("a")
-        untold.add("b")
+        untold.add(RunId("a"))
+        untold.discard(RunId("a"))
+        untold.add(RunId("b"))
         assert await ear.hear() == {"b"}
     assert ear.hints.empty()
 
@@ -71,10 +72,10 @@ async def test_nothing_is_sent_about_a_run_that_was_told_of_meanwhile(ear):
 async def test_what_comes_while_a_hint_is_sent_goes_with_the_next(ear):
     ear.is_open.clear()
     async with Untold(ear.tell) as untold:
-        untold.add("a")
+        untold.add(RunId("a"))
         await ear.is_called.wait()
-        untold.add("a")
-        untold.add("b")
+        untold.add(RunId("a"))
+        untold.add(RunId("b"))
         ear.is_open.set()
         assert await ear.hear() == {"a"}
         assert await ear.hear() == {"a", "b"}
@@ -83,14 +84,14 @@ async def test_what_comes_while_a_hint_is_sent_goes_with_the_next(ear):
 async def test_a_hint_that_could_not_be_sent_is_sent_again(ear):
     ear.failures = 2
     async with Untold(ear.tell) as untold:
-        untold.add("a")
+        untold.add(RunId("a"))
         assert await ear.hear() == {"a"}
 
 
 async def test_a_hint_is_late_and_not_sent_at_once(ear, monkeypatch):
     monkeypatch.setattr(product, "LATE_S", 3_600.0)
     async with Untold(ear.tell) as untold:
-        untold.add("a")
+        untold.add(RunId("a"))
         for _ in range(100):  # turns of the loop; what is due at once takes some five
             await asyncio.sleep(0)
         assert not ear.is_called.is_set()
@@ -99,7 +100,7 @@ async def test_a_hint_is_late_and_not_sent_at_once(ear, monkeypatch):
 async def test_what_is_left_at_the_end_is_told(ear, monkeypatch):
     monkeypatch.setattr(product, "LATE_S", 3_600.0)
     async with Untold(ear.tell) as untold:
-        untold.add("a")
+        untold.add(RunId("a"))
     assert ear.hints.get_nowait() == {"a"}
 
 
@@ -107,7 +108,7 @@ async def test_what_was_being_told_at_the_end_is_told(ear, monkeypatch):
     monkeypatch.setattr(product, "LAST_S", PATIENCE_S)
     ear.is_open.clear()
     async with Untold(ear.tell) as untold:
-        untold.add("a")
+        untold.add(RunId("a"))
         await ear.is_called.wait()
         asyncio.get_running_loop().call_later(0.01, ear.is_open.set)
     assert ear.hints.get_nowait() == {"a"}
@@ -118,5 +119,5 @@ async def test_the_end_waits_for_no_database(ear, monkeypatch):
     ear.is_open.clear()
     async with asyncio.timeout(PATIENCE_S):
         async with Untold(ear.tell) as untold:
-            untold.add("a")
+            untold.add(RunId("a"))
     assert ear.hints.empty()

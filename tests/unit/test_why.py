@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ ROW = WhyRow(
 )
 
 
-def node(state: NodeState, **fields: object) -> OpenNode:
+def node(state: NodeState, **fields: Any) -> OpenNode:
     empty = OpenNode("a b", 1, state, 1, NOW_MS - 5000, None, None)
     return replace(empty, **fields)
 

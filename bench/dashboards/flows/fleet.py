@@ -3,7 +3,7 @@
 import asyncio
 import random
 
-from smithers import Approval, Context, Parallel, Sequence, Signal, Task, Timer, workflow
+from smithers import Approval, Context, Parallel, Retry, Sequence, Signal, Task, Timer, workflow
 from smithers.tools import tool
 
 
@@ -59,7 +59,7 @@ def takes_long(_ctx: Context[object]) -> Task:
 
 @workflow
 def retries(_ctx: Context[object]) -> Task:
-    return Task("flaky", flaky, retries=3, backoff=0.2)
+    return Task("flaky", flaky, retries=3, retry=Retry(initial=0.2))
 
 
 @workflow
