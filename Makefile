@@ -38,8 +38,8 @@ constraints: install  ## pin the newest versions that pyproject.toml allows
 bench: install  ## measure; QUICK=1 is a smoke test, RIVALS=1 compares other servers, ARGS names workloads
 	@$(BIN)/python -m bench$(if $(RIVALS),.rivals) $(if $(QUICK),--quick) $(ARGS)
 
-faults: install  ## all of tests/faults, including what is too long for the gate: crash points, state machines, Postgres
-	@$(BIN)/python -m pytest -m 'slow or not slow' tests/faults $(ARGS)
+faults: install  ## the tests that are too long for the gate: crash points, state machines, Postgres, rolling restarts
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 chaos: install  ## inject faults under random load for MINUTES, and judge the result; ARGS="--seed N" repeats a run
 	@$(BIN)/python -m chaos --minutes $(or $(MINUTES),5) $(ARGS)

@@ -2,7 +2,7 @@
 
 Real processes, ended by `os._exit` where tests/support/crashing.py says. Clients ask again what they do not know the
 outcome of; what died is started anew by its parent, or here as an operator would. The checker judges all that was said
-and seen. The gate takes some of the cases; `make faults` takes all.
+and seen. The gate takes some of the cases, `make faults` the others.
 """
 
 import asyncio
