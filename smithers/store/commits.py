@@ -190,6 +190,8 @@ class _Rows:
         self.signals: list[tuple[Any, ...]] = []
         self.tries: list[tuple[Any, ...]] = []
         self.tool_calls: list[tuple[Any, ...]] = []
+        self.successors: list[tuple[Any, ...]] = []
+        self.abandoned: list[tuple[Any, ...]] = []
         self.children: list[tuple[Any, ...]] = []
         self.cached: list[tuple[Any, ...]] = []
 
@@ -206,7 +208,10 @@ class _Rows:
             self.signals or None,
             self.tries or None,
             self.tool_calls or None,
-            self.children,  # the function's FOREACH takes no null
+            # The function's FOREACH takes no null, and applies them in this order. A child that its parent abandons may
+            # continue as new in the same group: then its continuation is there to be cancelled. One that its parent abandons
+            # and starts again in one turn is cancelled first.
+            [*self.successors, *self.abandoned, *self.children],
             self.cached or None,
         )
 
@@ -272,9 +277,10 @@ class _Rows:
     def _add_children(self, number: int, change: TurnCommit) -> None:
         turn, ending = change.turn, change.turn.ending
         for key in turn.abandoned:
-            self.children.append((number, change.claim.run_id, *key, None, True, *[None] * 13))
-        successor = None if ending is None else ending.successor
-        for child in [*turn.children, *([] if successor is None else [successor])]:
+            self.abandoned.append((number, change.claim.run_id, *key, None, True, *[None] * 13))
+        if ending is not None and ending.successor is not None:
+            self.successors.append(_child_row(number, change, ending.successor))
+        for child in turn.children:
             self.children.append(_child_row(number, change, child))
 
     def _add_nodes(self, number: int, change: TurnCommit) -> None:

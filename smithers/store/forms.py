@@ -19,7 +19,7 @@ READ_FORM: Final = "SELECT outcome, request FROM smithers.read_form_v1($1, $2, $
 
 # -- name: answer_form
 ANSWER_FORM: Final = """
-    SELECT outcome, queue, is_owned FROM smithers.answer_form_v2($1, $2, $3, $4, $5, $6, $7::text[], $8)"""
+    SELECT outcome, queue, is_owned FROM smithers.answer_form_v3($1, $2, $3, $4, $5, $6, $7::text[], $8)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -173,12 +173,13 @@ LIST_FRAMES: Final = """
 # Walks approvals_open_idx; everything else is by a primary key, after the page is cut: a condition on the run within the walk
 # reads all open questions where the planner knows no statistics yet. A page ends before its requests would exceed its size,
 # but never before its first approval. What a run asked before its cancel was accepted is about to be withdrawn, and cannot be
-# decided any more (decide_approval_v4).
+# decided any more (decide_approval_v5); nor can what a run that has ended left open.
 LIST_APPROVALS: Final = """
     SELECT a.run_id, a.node_id, a.iteration, q.workflow_name, r.status AS run_status, n.label, a.request,
            a.requested_at, smithers.to_ms(a.requested_at) AS requested_ms,
            smithers.to_ms(smithers.clock()) - smithers.to_ms(a.requested_at) AS waiting_ms, a.found_count,
-           r.cancel_requested_at >= a.requested_at AS is_withdrawn
+           r.cancel_requested_at >= a.requested_at
+               OR r.status IN ('finished', 'failed', 'cancelled', 'continued') AS is_withdrawn
     FROM (
         SELECT f.*, count(*) OVER () AS found_count, row_number() OVER so_far AS number,
             sum(octet_length(f.request)) OVER so_far AS byte_count
@@ -288,7 +289,8 @@ async def list_approvals(
 ) -> tuple[list[ApprovalRow], ApprovalPlace | None]:
     """List the open approvals of all runs, oldest request first, from a place on; say where the next page begins, if any.
 
-    There are at most `limit`, and as many as have `page_bytes` of requests together; less those of runs being cancelled.
+    There are at most `limit`, and as many as have `page_bytes` of requests together; less those of runs that are being
+    cancelled or have ended.
     """
     place = after or _OLDEST
     with driver_errors():

@@ -108,8 +108,8 @@ Link = asyncpg.Connection | asyncpg.Pool
 OutsideLane = Lane[Decision | SignalSent, bool | SignalRecord]
 
 # -- name: decide_approvals
-# Each sees the effects of those before it in the batch; see migrations/functions/decide_and_tell_v3.sql.
-DECIDE_APPROVALS: Final = "CALL smithers.decide_and_tell_v3($1::smithers.decision_v1[], NULL)"
+# Each sees the effects of those before it in the batch; see migrations/functions/decide_and_tell_v4.sql.
+DECIDE_APPROVALS: Final = "CALL smithers.decide_and_tell_v4($1::smithers.decision_v1[], NULL)"
 
 # -- name: asks_yes_or_no
 # Whether there is an open question that this credential may decide, and that has no options: only then a choice is a
@@ -125,7 +125,7 @@ SEND_SIGNALS: Final = "CALL smithers.signal_and_tell_v4($1::smithers.signal_v1[]
 # -- name: decide_in_turn
 # As decide_approvals for one of them, but it waits for the run's row, and tells nobody.
 DECIDE_IN_TURN: Final = """
-    SELECT outcome, request, queue, is_owned FROM smithers.decide_approval_v4($1::smithers.decision_v1)"""
+    SELECT outcome, request, queue, is_owned FROM smithers.decide_approval_v5($1::smithers.decision_v1)"""
 
 # -- name: signal_in_turn
 # The same for signals.

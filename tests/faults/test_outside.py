@@ -17,7 +17,7 @@ from tests.support.world import World
 
 ROUNDS = 40
 SEED = 20261122
-DECIDE = """SELECT (smithers.decide_approval_v4(
+DECIDE = """SELECT (smithers.decide_approval_v5(
     ROW($1, 'ok', 0, $2::boolean, NULL, 'person', NULL, NULL, NULL, false)::smithers.decision_v1)).outcome"""
 CANCEL = "SELECT outcome FROM smithers.cancel_run_v1($1)"
 # As if its time had come: the run is claimed, and whoever claims it finds the wait over. The run's row first.

@@ -48,7 +48,7 @@ from tests.support.turns import (
 )
 
 TERMINAL = {"RunFinished": "finished", "RunFailed": "failed", "RunCancelled": "cancelled"}
-DECIDE = """SELECT (smithers.decide_approval_v4(
+DECIDE = """SELECT (smithers.decide_approval_v5(
     ROW($1, 'ok', 0, $2::boolean, NULL, $3, NULL, NULL, NULL, false)::smithers.decision_v1)).outcome"""
 SIGNAL = "SELECT outcome, seq FROM smithers.send_signal_v2($1, 'letter', NULL, '1', NULL, $2)"
 RESUME = "SELECT outcome FROM smithers.resume_run_v3($1, NULL, NULL, NULL, NULL, NULL)"

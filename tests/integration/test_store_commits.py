@@ -11,6 +11,7 @@ import pytest
 from smithers.engine.facts import NodeFact, Problem
 from smithers.engine.turn import (
     ChildStart,
+    Ending,
     EventDraft,
     Turn,
 )
@@ -175,6 +176,81 @@ async def test_a_child_that_another_writer_holds_holds_up_its_parent_alone(
     await transaction.rollback()
     assert (await letting_go).outcome is Outcome.COMMITTED
     assert (await ground.run("child"))["cancel_requested_at"] is not None
+
+
+def a_child(run_id: str, node_id: str = "sub") -> ChildStart:
+    return ChildStart(key_of(node_id), RunId(run_id), "w", queue=None, is_solo=False)
+
+
+async def test_a_parent_that_takes_a_child_up_again_as_it_ends_is_told_of_its_next_end(
+    ground, worker, committer
+):
+    (parent,) = await ground.owned(worker, "p")
+    child = a_child("p.c")
+    await commit_all(committer, change(parent, said(children=[child])))
+    (of_child,) = await ground.claim(worker)
+    await commit_all(committer, change(of_child, said(children=[a_child("p.c.c")])))
+    now = {"expected_seq": (await ground.run("p"))["last_seq"]}
+    await commit_all(committer, change(parent, parked(), 2, **now))
+    await ground.sql.execute("SELECT smithers.cancel_run_v3('p')")
+    await ground.sql.execute("SELECT smithers.resume_run_v3('p', NULL, NULL, NULL, NULL, NULL)")
+    parent, _ = await ground.claim(worker)
+    now = {"expected_seq": (await ground.run("p.c"))["last_seq"], "is_cancelling": True}
+    answers = await commit_all(
+        committer,
+        change(parent, said("again", children=[child])),
+        change(of_child, ended(RunStatus.CANCELLED), 2, **now),
+    )
+    assert outcomes(answers) == [Outcome.COMMITTED] * 2
+    assert [row["status"] for row in await ground.rows("children", "p")] == [None]
+    assert (await ground.types("p"))[-1] == "again"
+    assert (await ground.run("p.c"))["status"] == "queued"
+    assert (await ground.run("p.c.c"))["cancel_requested_at"] is not None
+
+    (of_child,) = await ground.claim(worker)
+    await commit_all(committer, change(of_child, ended()))
+    assert [row["status"] for row in await ground.rows("children", "p")] == ["finished"]
+    assert (await ground.types("p")).count("SubflowEnded") == 1
+    assert (await ground.history("p"))[-1]["status"] == "finished"
+
+
+@pytest.mark.parametrize("is_parent_first", [True, False])
+async def test_a_parent_that_lets_go_of_a_child_as_it_continues_as_new_cancels_what_it_continues_as(
+    ground, worker, committer, is_parent_first: bool
+):
+    (parent,) = await ground.owned(worker, "p")
+    child = a_child("p.c")
+    await commit_all(committer, change(parent, said(children=[child])))
+    (of_child,) = await ground.claim(worker)
+    successor = ChildStart(None, RunId("p.c+1"), "w", queue=None, is_solo=False, carried="1")
+    goes_on = Ending(
+        status=RunStatus.CONTINUED,
+        events=(EventDraft(EventType.RUN_CONTINUED_AS_NEW, {}),),
+        successor=successor,
+    )
+    group = [
+        change(parent, said(abandoned=[child.key]), 2),
+        change(of_child, a_turn(ending=goes_on)),
+    ]
+    answers = await commit_all(committer, *(group if is_parent_first else reversed(group)))
+    assert outcomes(answers) == [Outcome.COMMITTED] * 2
+    assert [row["child_run_id"] for row in await ground.rows("children", "p")] == ["p.c+1"]
+    (of_child,) = await ground.claim(worker)
+    assert (of_child.run_id, of_child.is_cancelling) == ("p.c+1", True)
+
+
+async def test_a_child_that_is_let_go_and_started_again_in_one_turn_goes_on(
+    ground, worker, committer
+):
+    (parent,) = await ground.owned(worker, "p")
+    child = a_child("p.c")
+    await commit_all(committer, change(parent, said(children=[child])))
+    (of_child,) = await ground.claim(worker)
+    await commit_all(committer, change(of_child, ended(RunStatus.FAILED)))
+    again = said(abandoned=[child.key], children=[child])
+    await commit_all(committer, change(parent, again, 2))
+    (of_child,) = await ground.claim(worker)
+    assert (of_child.run_id, of_child.is_cancelling) == ("p.c", False)
 
 
 @pytest.mark.parametrize("turn", [parked(), ended(), ended(RunStatus.FAILED)])

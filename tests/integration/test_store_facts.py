@@ -140,7 +140,7 @@ async def test_attempts_and_frames_are_kept_one_by_one_and_a_loop_has_its_newest
 
 async def decide(ground: Ground, *, is_approved: bool, node_id: str = "ok") -> str:
     return await ground.sql.fetchval(
-        """SELECT (smithers.decide_approval_v4(
+        """SELECT (smithers.decide_approval_v5(
             ROW('a', $2, 0, $1::boolean, NULL, 'x', '1', NULL, NULL, false)::smithers.decision_v1)).outcome""",
         is_approved,
         node_id,

@@ -20,12 +20,14 @@ from smithers.engine.turn import ApprovalChange, ChildStart, Ending, EventDraft
 from smithers.errors import RowsHeld
 from smithers.events import EventType
 from smithers.ids import NodeId, RunId, WorkerId
-from smithers.states import NodeState, RunStatus
+from smithers.states import ApprovalStatus, NodeState, RunStatus
 from smithers.store import claims, lanes, run_facts
 from smithers.store.claims import ClaimedRun, ClaimKind
 from smithers.store.commits import Committer, Outcome
 from smithers.store.connections import open_pool
+from smithers.store.forms import Answer, answer_form
 from smithers.store.hints import Channel
+from smithers.store.node_reads import list_approvals
 from smithers.store.outside import (
     CancelOutcome,
     Decision,
@@ -398,6 +400,45 @@ async def test_a_resumed_run_begins_again_without_failures_or_suspicion(
     assert (node["state"], node["attempt"], node["failures"]) == ("pending", 3, 0)
     row = await ground.run("a")
     assert (row["crash_count"], row["era"]) == (0, 1)
+
+
+@pytest.mark.parametrize("asked", ["{}", '{"mode": "form"}'], ids=["approval", "form"])
+async def test_of_a_run_that_has_ended_nothing_is_decided_before_a_resume(
+    ground, worker, committer, doors, asked: str
+):
+    async def answer(door: Door) -> bool:
+        if asked == "{}":
+            return await door.decide("a", is_approved=True)
+        told = dict.fromkeys(("answered_by", "user", "scopes"))
+        form = Answer(run_id=RunId("a"), node_id=NodeId("ok"), iteration=0, value="1", **told)
+        return (await answer_form(door.pool, form, asked)).is_new
+
+    (claim,) = await ground.owned(worker, "a")
+    # As a run fails whose rows could not be read: its question is not withdrawn.
+    turn = ended(RunStatus.FAILED)
+    turn.approvals.append(ApprovalChange(key_of("ok"), asked))
+    turn.nodes[key_of("ok")] = NodeFact(NodeState.WAITING_APPROVAL)
+    await committer.commit(change(claim, turn))
+    with pytest.raises(NodeNotWaiting):
+        await answer(doors[0])
+    with pytest.raises(RunNotActive):
+        await doors[0].send("a", "s1", 1)
+    assert await open_questions(doors[0]) == []
+    assert await ground.ends("a") == ["RunFailed"]
+    assert (await ground.run("a"))["due_at"] is None
+
+    await doors[0].resume("a")
+    assert await open_questions(doors[0]) == ["ok"]
+    assert await answer(doors[0])
+    assert not await answer(doors[1])
+    (claim,) = await ground.claim(worker)
+    (loaded,) = await run_facts.load_runs(ground.sql, [claim.run_id])
+    assert loaded.news.approvals[key_of("ok")].status is ApprovalStatus.APPROVED
+
+
+async def open_questions(door: Door) -> list[str]:
+    found, _ = await list_approvals(door.pool, after=None, limit=10, page_bytes=1 << 20)
+    return [one.node_id for one in found]
 
 
 async def test_a_run_that_another_writes_to_holds_up_no_other(

@@ -341,8 +341,8 @@ async def any_run(connection: asyncpg.Connection, status: str) -> str:
     )
 
 
-# What decide_and_tell_v3 and signal_and_tell_v4 do before their COMMIT, which a transaction that is to be undone forbids.
-DECIDE = """SELECT d.* FROM smithers.decide_approval_v4(
+# What decide_and_tell_v4 and signal_and_tell_v4 do before their COMMIT, which a transaction that is to be undone forbids.
+DECIDE = """SELECT d.* FROM smithers.decide_approval_v5(
     ROW($1, 'w', 0, true, NULL, 'x', NULL, NULL, NULL, false)::smithers.decision_v1) AS d"""
 SEND = "SELECT * FROM smithers.send_signal_v2($1, 's', NULL, '1', NULL, 'id')"
 CALLS: dict[str, tuple[str, str, list[Any]]] = {

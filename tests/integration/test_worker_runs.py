@@ -341,7 +341,7 @@ BUSY_AND_ASKING = """
         return Parallel(steps, *(Approval(f"q{n}", title="?") for n in range(10)))
 """
 DECIDE_UNTOLD = """
-    SELECT (smithers.decide_approval_v4(
+    SELECT (smithers.decide_approval_v5(
         ROW('r', $1::text, 0, true, NULL, 'x', NULL, NULL, NULL, false)::smithers.decision_v1)).outcome"""
 
 

@@ -269,7 +269,7 @@ class World:
     ) -> str:
         """Decide as a gateway does; return the word that the database answers."""
         outcome = await self.sql.fetchval(
-            """SELECT (smithers.decide_approval_v4(ROW($1, $2, $3::integer, $4::boolean, NULL, 'tester', NULL, NULL,
+            """SELECT (smithers.decide_approval_v5(ROW($1, $2, $3::integer, $4::boolean, NULL, 'tester', NULL, NULL,
                 NULL, false)::smithers.decision_v1)).outcome""",
             run_id,
             node_id,
