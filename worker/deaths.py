@@ -21,4 +21,4 @@ class DeathSign(StrEnum):
     EXIT = "exit"  # its parent saw it end
     PROCESS_GONE = "process-gone"
     SILENT = "silent"  # no heartbeat in the database
-    DISCONNECTED = "disconnected"  # its pool's liveness session ended
+    DISCONNECTED = "disconnected"  # its pool's liveness session ended, and so did its heartbeats

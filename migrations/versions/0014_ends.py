@@ -31,9 +31,7 @@ def upgrade() -> None:
     functions = Path(__file__).parents[1].joinpath("functions")
     for name in FUNCTIONS:
         sql = functions.joinpath(name).read_text(encoding="utf-8")
-        op.get_bind().connection.dbapi_connection.run_async(
-            lambda driver, sql=sql: driver.execute(sql)
-        )
+        op.get_bind().connection.run_async(lambda driver, sql=sql: driver.execute(sql))
 
 
 def downgrade() -> None:

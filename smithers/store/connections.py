@@ -31,7 +31,7 @@ from smithers.errors import (
     StoreStarting,
     StoreUnavailable,
 )
-from smithers.store.dsn import InvalidDatabaseUrl, check_dsn, describe_dsn, statement_cache_size
+from smithers.store.dsn import InvalidDatabaseUrl, describe_dsn, driver_dsn, statement_cache_size
 from smithers.store.refusals import LivesElsewhere, RunExists
 
 # The requested run id belongs to another run, or did until retention removed it (see refuse_tombstones_v1.sql).
@@ -251,7 +251,7 @@ async def connect(
 ) -> asyncpg.Connection:
     """Open one connection; `role` is its name in pg_stat_activity, `limit_s` how long a call may take."""
     limit_s = limit_s or COMMAND_TIMEOUT_S
-    checked = check_dsn(dsn)
+    checked = driver_dsn(dsn)
     with driver_errors(), opening_errors(checked):
         return await asyncpg.connect(
             checked,
@@ -302,7 +302,7 @@ async def open_pool(
 ) -> AsyncIterator[Pool]:
     """Open a pool for cold queries."""
     pool = Pool(
-        check_dsn(dsn),
+        driver_dsn(dsn),
         min_size=0,
         max_size=max_size,
         max_queries=MAX_QUERIES,

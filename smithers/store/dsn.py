@@ -28,7 +28,7 @@ class InvalidDatabaseUrl(StoreError):
 
 
 def check_dsn(dsn: str) -> str:
-    """Return the URL as asyncpg parses it; raise InvalidDatabaseUrl without quoting its secrets.
+    """Return the URL with the driver's scheme; raise InvalidDatabaseUrl without quoting its secrets.
 
     The driver's own errors quote what it could not read, which may be a piece of a password.
     """
@@ -49,9 +49,15 @@ def check_dsn(dsn: str) -> str:
     if query.get("sslmode", "prefer").replace("_", "-") not in _SSL_MODES:
         raise InvalidDatabaseUrl(f"must have an sslmode of {', '.join(_SSL_MODES)}, or none")
     statement_cache_size(dsn)
+    return urlunsplit(parts._replace(scheme="postgresql"))
+
+
+def driver_dsn(dsn: str) -> str:
+    """Return the URL as the driver takes it, without what is ours in it; raises InvalidDatabaseUrl."""
+    parts = urlsplit(check_dsn(dsn))
     kept = [(key, value) for key, value in parse_qsl(parts.query) if key != _CACHE_SIZE]
     text = urlencode(kept, safe="/:") if _CACHE_SIZE in parts.query else parts.query
-    return urlunsplit(parts._replace(scheme="postgresql", query=text))
+    return urlunsplit(parts._replace(query=text))
 
 
 def _hosts(parts: SplitResult, query: Mapping[str, str]) -> list[str]:

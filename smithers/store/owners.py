@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -52,7 +53,7 @@ WHERE r.run_id = ANY ($1) AND r.status = 'failed' ORDER BY e.run_id, e.seq
 # whose heartbeats are too old. Silence counts from the later of the last heartbeat and the server's own start: during
 # an outage of the database all workers were silent. pg_locks shows which pools hold their liveness lock, without taking it.
 LIST_LIVING: Final = """
-SELECT w.worker_id, w.pool_id, w.boot_id, w.pid_namespace, w.pid, w.process_start, w.death,
+SELECT w.worker_id, w.pool_id, w.boot_id, w.pid_namespace, w.pid, w.process_start, w.death, w.heartbeat_at,
     extract(epoch FROM smithers.clock() - greatest(w.heartbeat_at, pg_postmaster_start_time()))::float8 AS silent_s,
     extract(epoch FROM smithers.clock() - pg_postmaster_start_time())::float8 AS server_up_s,
     EXISTS (SELECT 1 FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
@@ -82,6 +83,7 @@ class LivingWorker:
     worker_id: WorkerId
     pool_id: UUID
     process: ProcessIdentity
+    heartbeat_at: datetime  # the last one, by the database's clock, which may have been set since
     silent_s: float
     server_up_s: float
     is_connected: bool  # its pool's liveness session exists
@@ -168,6 +170,7 @@ async def list_living(pool: asyncpg.Pool) -> list[LivingWorker]:
                 pid=row["pid"],
                 process_start=row["process_start"],
             ),
+            heartbeat_at=row["heartbeat_at"],
             silent_s=row["silent_s"],
             server_up_s=row["server_up_s"],
             is_connected=row["is_connected"],

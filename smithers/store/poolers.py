@@ -57,7 +57,7 @@ async def find_route(dsn: str, direct_dsn: str) -> Route:
     direct_way = way if direct_dsn == dsn else await find_way(direct_dsn)
     return Route(
         dsn=unprepared(dsn) if way is Way.TRANSACTION else dsn,
-        direct_dsn=direct_dsn,
+        direct_dsn=unprepared(direct_dsn) if direct_way is Way.TRANSACTION else direct_dsn,
         way=way,
         warning=NO_DIRECT_URL if direct_way is Way.TRANSACTION else None,
     )

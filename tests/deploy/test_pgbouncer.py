@@ -43,7 +43,12 @@ def passed_parameters() -> str:
 
 @contextmanager
 def pooling(
-    postgres: PlainPostgres, folder: Path, mode: str, parameters: str | None = None
+    postgres: PlainPostgres,
+    folder: Path,
+    mode: str,
+    parameters: str | None = None,
+    *,
+    size: int = 50,
 ) -> Iterator[str]:
     """Run PgBouncer before a Postgres, with the parameters that the page gives by default; give the URL through it."""
     port = free_port()
@@ -58,7 +63,7 @@ unix_socket_dir =
 auth_type = any
 auth_file = {folder}/users
 pool_mode = {mode}
-default_pool_size = 50
+default_pool_size = {size}
 {passed_parameters() if parameters is None else parameters}
 """,
         encoding="utf-8",
@@ -150,6 +155,27 @@ def test_a_server_that_has_only_a_pooler_in_transaction_mode_works_and_says_what
         told.append(look(root, env)["pooler"])
     assert len(told) == 3
     assert all("DATABASE_DIRECT_URL" in one for one in told)
+
+
+@pytest.mark.parametrize("ending", ["", "?statement_cache_size=0"])
+def test_servers_share_each_connection_of_a_pooler_in_transaction_mode(
+    postgres: PlainPostgres, root: Path, ending: str
+) -> None:
+    # The pooler has one connection: what one server left prepared there would be in the other one's way.
+    with scratch() as folder, pooling(postgres, folder, "transaction", size=1) as url:
+        env = {"DATABASE_URL": url + ending}
+        with (
+            serve(root, env) as first,
+            serve(root, env) as second,
+            first.client() as starting,
+            second.client() as signalling,
+        ):
+            starting.start("waits.py", run_id="one")
+            until_status(signalling, "one", "waiting-event")
+            signalling.signal("one", "go", {})
+            until_status(starting, "one", "finished")
+            said = [*first.talk.lines, *second.talk.lines]
+    assert [line for line in said if "DuplicatePreparedStatement" in line] == []
 
 
 def test_a_pooler_that_was_not_told_what_to_let_pass_is_told_of(postgres: PlainPostgres) -> None:

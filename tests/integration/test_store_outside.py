@@ -433,6 +433,7 @@ async def test_of_a_run_that_has_ended_nothing_is_decided_before_a_resume(
     assert not await answer(doors[1])
     (claim,) = await ground.claim(worker)
     (loaded,) = await run_facts.load_runs(ground.sql, [claim.run_id])
+    assert isinstance(loaded, run_facts.LoadedRun)
     assert loaded.news.approvals[key_of("ok")].status is ApprovalStatus.APPROVED
 
 

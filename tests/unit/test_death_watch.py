@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -25,6 +26,7 @@ WORKER = LivingWorker(
     worker_id=WorkerId(uuid4()),
     pool_id=uuid4(),
     process=ELSEWHERE,
+    heartbeat_at=datetime(2026, 11, 23, tzinfo=UTC),
     silent_s=0.5,
     server_up_s=1_000,
     is_connected=True,
@@ -68,6 +70,22 @@ def test_a_lost_session_counts_when_it_does_not_come_back(watch: DeathWatch, clo
     assert watch.look([DISCONNECTED]) == []
     clock.now += 0.1
     assert watch.look([DISCONNECTED]) == [(DISCONNECTED, "disconnected")]
+
+
+def test_a_lost_session_does_not_count_while_heartbeats_come(
+    watch: DeathWatch, clock: Clock
+) -> None:
+    for number in range(20):  # only the way to the direct address is closed
+        beaten_at = WORKER.heartbeat_at + timedelta(seconds=number)
+        assert watch.look([replace(DISCONNECTED, heartbeat_at=beaten_at)]) == []
+        clock.now += DISCONNECTED_S
+
+
+def test_a_clock_that_was_set_back_makes_no_heartbeat_new(watch: DeathWatch, clock: Clock) -> None:
+    ahead = replace(DISCONNECTED, silent_s=-600)
+    assert watch.look([ahead]) == []
+    clock.now += DISCONNECTED_S + 0.1
+    assert watch.look([ahead]) == [(ahead, "disconnected")]
 
 
 @pytest.mark.parametrize(
