@@ -57,6 +57,8 @@ class Followed:
 
 
 Ask = Callable[[Approval], Awaitable[Answer | None]]  # None: there is no answer
+# Of a question: run, node, iteration, and when it was asked: a resumed run asks again.
+Place = tuple[str, str, int, int]
 
 
 async def follow(
@@ -87,6 +89,8 @@ class _Family:
         self._ask = ask
         self._until_ended = until_ended
         self._is_parked: dict[str, bool] = {}  # by run, as far as its events are known
+        self._old: dict[str, int] = {}  # by run: its last event when it was first followed
+        self._asked: set[Place] = set()
         self._hearing: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()  # for one event at a time: a question has the terminal
         self._room = asyncio.Semaphore(MAX_STREAMS)
@@ -125,6 +129,7 @@ class _Family:
     async def _stream(self, run_id: str) -> None:
         while True:
             try:
+                self._old[run_id] = (await self._client.get(run_id)).last_seq
                 async for event in self._client.stream(run_id):
                     async with self._turn:
                         await self._take(event)
@@ -142,7 +147,7 @@ class _Family:
             self._display.show(event)
         match event.type:
             case "NodeWaitingApproval":
-                await _answer(self._client, event, self._display, self._ask)
+                await self._answer(event)
             case "SubflowStarted":
                 self.hear(str(event.field("childRunId")))
             case "RunContinuedAsNew" if is_own:
@@ -153,17 +158,44 @@ class _Family:
                 self._is_parked[event.run_id] = False
             case "RunStatusChanged":
                 self._is_parked[event.run_id] = True
-                await self._leave_if_stuck()
             case _:
                 pass
+        # An old event does not say what the run does now; whatever the last of them is, another may never come.
+        old = self._old[event.run_id]
+        if event.seq == old or (event.seq > old and event.type == "RunStatusChanged"):
+            await self._leave_if_stuck()
 
     async def _leave_if_stuck(self) -> None:
-        if self._until_ended or self.left.done() or not all(self._is_parked.values()):
+        """Leave, unless a question is open that was not asked here yet: the events lag behind the server's state."""
+        while not self._until_ended and not self.left.done() and all(self._is_parked.values()):
+            stuck = await _find_stuck(self._client, [*self._is_parked])
+            if stuck is None:
+                return
+            unasked = next((one for one in stuck.questions if _place(one) not in self._asked), None)
+            if unasked is None:
+                self._leave(stuck)
+            else:
+                await self._put(unasked)
+
+    async def _answer(self, event: Event) -> None:
+        """Ask the question that an event is about, if it is still open."""
+        place = (event.run_id, event.node_id, event.iteration)
+        for approval in await self._client.list_approvals():
+            if place == (approval.run_id, approval.node_id, approval.iteration):
+                await self._put(approval)
+
+    async def _put(self, approval: Approval) -> None:
+        """Ask a question, once, and decide it."""
+        if _place(approval) in self._asked:
             return
-        # The events may be old ones.
-        stuck = await _find_stuck(self._client, [*self._is_parked])
-        if stuck is not None:
-            self._leave(stuck)
+        self._asked.add(_place(approval))
+        self._display.pause()
+        try:
+            answer = await self._ask(approval)
+        finally:
+            self._display.unpause()
+        if answer is not None:
+            await _decide(self._client, approval, answer)
 
     def _leave(self, followed: Followed) -> None:
         if not self.left.done():
@@ -191,19 +223,8 @@ def _is_parked(why: Why) -> bool:
     return kinds <= WAITS and not kinds.isdisjoint(AWAITED.get(why.status, ()))
 
 
-async def _answer(client: AsyncClient, event: Event, display: Display, ask: Ask) -> None:
-    """Decide an approval, if it is still open."""
-    place = (event.run_id, event.node_id, event.iteration)
-    for approval in await client.list_approvals():
-        if (approval.run_id, approval.node_id, approval.iteration) != place:
-            continue
-        display.pause()
-        try:
-            answer = await ask(approval)
-        finally:
-            display.unpause()
-        if answer is not None:
-            await _decide(client, approval, answer)
+def _place(approval: Approval) -> Place:
+    return (approval.run_id, approval.node_id, approval.iteration, approval.requested_at_ms)
 
 
 async def _decide(client: AsyncClient, approval: Approval, answer: Answer) -> None:

@@ -270,7 +270,10 @@ class _Session:
     async def _ask_unless_interrupted(self, approval: "Approval") -> "Answer | None":
         from smithers.cli import following
 
-        return await _do_until(self._interrupted, following.ask_at_terminal(approval))
+        answer = await _do_until(self._interrupted, following.ask_at_terminal(approval))
+        if self._cancelling is not None:
+            await asyncio.wait({self._cancelling})  # before that, the run still waits for a person
+        return answer
 
     def conclude(self) -> int:
         """Report the outcome, and return the exit code."""

@@ -16,6 +16,7 @@ from smithers import (
     Signal,
     Subflow,
     Task,
+    Timer,
     current_task,
     workflow,
 )
@@ -53,6 +54,11 @@ def asks(ctx):
         Approval("go", title="Shall we go?", summary="It is dark outside."),
         Task("leave", lambda: "gone"),
     )
+
+
+@workflow
+def naps(ctx):
+    return Sequence(Timer("nap", duration=1), Approval("go", title="Go?"), Task("leave", "gone"))
 
 
 class Guest(BaseModel):

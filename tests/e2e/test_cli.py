@@ -391,6 +391,19 @@ def test_up_leaves_a_question_open_where_nobody_sits_and_takes_it_up_again(
     assert (done.returncode, done.stdout) == (0, '"gone"\n')
 
 
+def test_up_approves_what_is_asked_after_a_sleep_when_it_resumes(
+    server: Serving, flows: Path
+) -> None:
+    left = up(server, flows, "flows.py:naps", "--run-id", "naps-1")
+    assert left.returncode == 3
+    assert "run waiting-timer" in left.stderr
+    again = up(server, flows, "flows.py:naps", "--run-id", "naps-1", "--resume")
+    assert again.returncode == 3
+    assert "go waiting-approval" in again.stderr  # the old events were shown, to the last
+    done = up(server, flows, "flows.py:naps", "--run-id", "naps-1", "--resume", "--yes")
+    assert (done.returncode, done.stdout) == (0, '"gone"\n')
+
+
 def test_up_with_yes_takes_the_first_choice_and_the_declared_order(
     server: Serving, flows: Path
 ) -> None:
