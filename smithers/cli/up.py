@@ -19,7 +19,8 @@ import typer
 from smithers.cli import options as o
 from smithers.cli.console import CommandFailed, Exit, print_fields, read_json
 from smithers.cli.detaching import Background, detach
-from smithers.cli.session import DRAIN_S, Again, Errand, ServePlace, run_errand
+from smithers.cli.errand import Again, Errand, ServePlace
+from smithers.cli.session import DRAIN_S, run_errand
 from smithers.defaults import LOOPBACK_NAMES
 from smithers.ids import is_run_id, new_run_id
 from smithers.settings import SETTINGS, ServerOptions, Setting

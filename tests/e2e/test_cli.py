@@ -437,8 +437,15 @@ def test_up_follows_a_run_to_what_it_goes_on_as(server: Serving, flows: Path) ->
     assert "run rounds continues as rounds+1" in left.stderr
     hint = "smithers up flows.py:counts_down --run-id rounds+1 --resume --yes"
     assert hint in left.stderr
+    first = "flows.py:counts_down", "--run-id", "rounds", "--resume"
+    again = up(server, flows, *first)
+    assert again.returncode == 3
+    assert "run rounds continues as rounds+1" in again.stderr
+    assert hint in again.stderr
     done = up(server, flows, *hint.split()[2:])
     assert (done.returncode, done.stdout) == (0, "1\n")
+    shown = up(server, flows, *first)
+    assert (shown.returncode, shown.stdout) == (0, "1\n")
 
 
 def test_up_says_what_the_runs_below_its_run_wait_for_and_goes_on_with_them(

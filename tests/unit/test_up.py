@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from smithers.cli import following
+from smithers.cli.errand import Errand
 from smithers.cli.main import run
-from smithers.cli.session import Errand
 from smithers.client import Approval, Event
 from smithers.client.wire import STREAM_SEQ
 from smithers.settings import ServerOptions
