@@ -31,7 +31,8 @@ from smithers.states import RunStatus
 from smithers.texts import command_line
 
 if TYPE_CHECKING:
-    from smithers.cli.following import Answer, Ask, Followed
+    from smithers.cli.asking import Answer, Ask
+    from smithers.cli.following import Followed
     from smithers.cli.progress import Display
     from smithers.client import Approval, AsyncClient
     from smithers.server import Server
@@ -230,20 +231,22 @@ class _Session:
             self.go_to(followed.successor)
 
     def _choose_ask(self) -> "Ask":
-        from smithers.cli import following
+        from smithers.cli import asking
 
         if self._errand.is_yes:
-            return following.approve_all
+            return asking.approve_all
         if self._errand.serve is not None:
-            return following.leave_open  # decisions come over HTTP
+            return asking.leave_open  # decisions come over HTTP
         if sys.stdin.isatty() and sys.stderr.isatty():
             return self._ask_unless_interrupted
-        return following.leave_open
+        return asking.leave_open
 
     async def _ask_unless_interrupted(self, approval: "Approval") -> "Answer | None":
-        from smithers.cli import following
+        from smithers.cli import asking
 
-        answer = await _do_until(self._interrupted, following.ask_at_terminal(approval))
+        answer = await _do_until(
+            self._interrupted, asking.ask_while_open(self._client, approval, self._display.say)
+        )
         if self._cancelling is not None:
             await asyncio.wait({self._cancelling})  # before that, the run still waits for a person
         return answer

@@ -61,6 +61,15 @@ def naps(ctx):
     return Sequence(Timer("nap", duration=1), Approval("go", title="Go?"), Task("leave", "gone"))
 
 
+@workflow
+def moves_on(ctx):
+    return Sequence(
+        Approval("now", title="Now?", timeout=2, on_deny="continue"),
+        Approval("which", title="Which?", mode="select", options=["red", "white"]),
+        Task("end", lambda: ctx.output("which")["selected"]),
+    )
+
+
 class Guest(BaseModel):
     """Who comes."""
 

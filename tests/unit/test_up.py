@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from smithers.cli import following
+from smithers.cli import asking, following
 from smithers.cli.errand import Errand
 from smithers.cli.main import run
 from smithers.client import Approval, Event
@@ -231,12 +231,14 @@ class Shown:
     def show(self, event: Event) -> None:
         self.seqs.append(event.seq)
 
+    def say(self, _text: str) -> None: ...
+
     def pause(self) -> None: ...
 
     def unpause(self) -> None: ...
 
 
-async def followed(server: Asking, ask: following.Ask) -> tuple[following.Followed, list[int]]:
+async def followed(server: Asking, ask: asking.Ask) -> tuple[following.Followed, list[int]]:
     client: Any = server
     display: Any = Shown()
     async with asyncio.timeout(10):
@@ -258,14 +260,14 @@ def parked_twice() -> Asking:
 
 async def test_a_run_that_has_parked_before_is_asked_what_it_asks_now() -> None:
     server = parked_twice()
-    left, shown = await followed(server, following.approve_all)
+    left, shown = await followed(server, asking.approve_all)
     assert server.approved == ["ok"]
     assert shown == [0, 1, 2, 3, 4]
     assert left.questions == ()
 
 
 async def test_a_run_that_nobody_answers_is_left_after_its_last_event() -> None:
-    left, shown = await followed(parked_twice(), following.leave_open)
+    left, shown = await followed(parked_twice(), asking.leave_open)
     assert [one.node_id for one in left.questions] == ["ok"]
     assert shown == [0, 1, 2, 3, 4]
 
@@ -279,12 +281,12 @@ async def test_a_run_is_not_left_for_a_question_that_came_while_another_was_answ
     server = Asking(events, ["a"])
     put: list[str] = []
 
-    async def answer_late(approval: Approval) -> following.Answer | None:
+    async def answer_late(approval: Approval) -> asking.Answer | None:
         put.append(approval.node_id)
         if approval.node_id == "b":
             return None
         server.asked.append("b")
-        return following.Answer(is_approved=True)
+        return asking.Answer(is_approved=True)
 
     left, _ = await followed(server, answer_late)
     assert put == ["a", "b"]  # b only once
