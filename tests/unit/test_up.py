@@ -111,6 +111,15 @@ def test_a_run_that_nobody_would_run_is_refused(
     assert told == []
 
 
+@pytest.mark.parametrize("command", ["up", "graph", "check"])
+def test_a_file_that_is_a_loop_of_links_is_refused(
+    command: str, place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (place / "loop.py").symlink_to("loop.py")
+    assert run([command, "loop.py:one"]) == 4
+    assert "error: loop.py leads through too many links" in capfd.readouterr().err
+
+
 def test_the_help_of_up_names_its_own_defaults(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["up", "--help"]) == 0
     text = " ".join(capfd.readouterr().out.split())
