@@ -11,7 +11,6 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -25,13 +24,15 @@ from smithers.cli.console import (
     note,
     print_json,
 )
+from smithers.cli.errand import Errand, ServePlace
 from smithers.ids import RunId
 from smithers.settings import ServerOptions
 from smithers.states import RunStatus
 from smithers.texts import command_line
 
 if TYPE_CHECKING:
-    from smithers.cli.following import Answer, Ask, Followed
+    from smithers.cli.asking import Answer, Ask
+    from smithers.cli.following import Followed
     from smithers.cli.progress import Display
     from smithers.client import Approval, AsyncClient
     from smithers.server import Server
@@ -39,45 +40,6 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 DRAIN_S: Final = 2.0  # after a stop signal, running work is released after this
-
-
-@dataclass(frozen=True, slots=True)
-class ServePlace:
-    """Where a run is served, and with which token."""
-
-    host: str
-    port: int  # 0: any free one
-    auth_token: str | None = field(repr=False)
-    metrics: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Again:
-    """The command's arguments, to repeat it."""
-
-    variables: tuple[str, ...]  # before the command: secrets, to fill in
-    words: tuple[str, ...]  # flags and their values
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Errand:
-    """The run that the command executes."""
-
-    file: str  # as given by the person
-    workflow_path: str  # below the root
-    input: dict[str, Any]
-    run_id: str
-    is_resume: bool
-    is_yes: bool
-    serve: ServePlace | None
-    again: Again
-
-    def command(self, *flags: str, run_id: str | None = None) -> str:
-        """Return the command that resumes the run; `flags`: switches to add."""
-        run = run_id or self.run_id
-        added = [flag for flag in flags if flag not in self.again.words]
-        words = ["--run-id", run, *added, *self.again.words]
-        return " ".join([*self.again.variables, command_line("up", self.file, flags=words)])
 
 
 def run_errand(
@@ -108,7 +70,8 @@ async def _run(
             session = _Session(errand, server, client, display)
             with session.signals():
                 if errand.is_resume:
-                    await _refuse_others(errand, server.dsn, str(options.own_queue))
+                    last = await _find_last(errand, server.dsn, str(options.own_queue))
+                    session.go_to(last)
                 await session.begin()
                 async with _serving(errand, options, server, client, listener) as url:
                     if url is not None:
@@ -170,29 +133,35 @@ async def _serving(
         yield url_of(errand.serve.host, listener.getsockname()[1])
 
 
-async def _refuse_others(errand: Errand, dsn: str, own_queue: str) -> None:
-    """Raise CommandFailed for a run that a server began: no worker here would ever claim it."""
-    from smithers.store.connections import open_connection
-    from smithers.store.reads import find_queue
+async def _find_last(errand: Errand, dsn: str, own_queue: str) -> str:
+    """Return the last of the runs that continue the errand's, or that itself.
 
+    Raises CommandFailed for a run that a server began: no worker here would ever claim it.
+    """
+    from smithers.store.connections import open_connection, open_pool
+    from smithers.store.reads import find_newest, find_queue
+
+    run_id = RunId(errand.run_id)
     async with open_connection(dsn, role="up") as connection:
-        queue = await find_queue(connection, RunId(errand.run_id))
+        queue = await find_queue(connection, run_id)
     if queue not in {None, own_queue}:
         raise CommandFailed(
             f"run {errand.run_id} was not started by `smithers up`: it is in the queue {queue}",
             hint=f"smithers resume {errand.run_id}, at a server that serves it",
             exit_code=Exit.USAGE,
         )
+    async with open_pool(dsn, role="up", max_size=1) as pool:
+        return await find_newest(pool, run_id)
 
 
-async def _begin(errand: Errand, client: "AsyncClient") -> None:
+async def _begin(errand: Errand, run_id: str, client: "AsyncClient") -> None:
     from smithers.client import BadRequest, Conflict, NotFound
 
     try:
         if errand.is_resume:
-            await client.resume(errand.run_id, workflow_path=errand.workflow_path)
+            await client.resume(run_id, workflow_path=errand.workflow_path)
         else:
-            await client.start(errand.workflow_path, errand.input, run_id=errand.run_id)
+            await client.start(errand.workflow_path, errand.input, run_id=run_id)
     except BadRequest as error:
         raise CommandFailed(in_full(error), exit_code=Exit.USAGE) from error
     except NotFound as error:
@@ -225,9 +194,15 @@ class _Session:
         self._cancelling: asyncio.Task[None] | None = None
         self._left: Followed | None = None
 
+    def go_to(self, run_id: str) -> None:
+        """Go on with this run, which continues the present one, or is it."""
+        if run_id != self._run_id:
+            self._display.say(f"run {self._run_id} continues as {run_id}")
+            self._run_id = run_id
+
     async def begin(self) -> None:
         """Start the run, or resume it."""
-        await _begin(self._errand, self._client)
+        await _begin(self._errand, self._run_id, self._client)
         self._has_begun.set()
 
     async def follow(self) -> None:
@@ -253,24 +228,28 @@ class _Session:
             )
             if followed.successor is None:
                 return followed
-            self._display.say(f"run {self._run_id} continues as {followed.successor}")
-            self._run_id = followed.successor
+            self.go_to(followed.successor)
 
     def _choose_ask(self) -> "Ask":
-        from smithers.cli import following
+        from smithers.cli import asking
 
         if self._errand.is_yes:
-            return following.approve_all
+            return asking.approve_all
         if self._errand.serve is not None:
-            return following.leave_open  # decisions come over HTTP
+            return asking.leave_open  # decisions come over HTTP
         if sys.stdin.isatty() and sys.stderr.isatty():
             return self._ask_unless_interrupted
-        return following.leave_open
+        return asking.leave_open
 
     async def _ask_unless_interrupted(self, approval: "Approval") -> "Answer | None":
-        from smithers.cli import following
+        from smithers.cli import asking
 
-        return await _do_until(self._interrupted, following.ask_at_terminal(approval))
+        answer = await _do_until(
+            self._interrupted, asking.ask_while_open(self._client, approval, self._display.say)
+        )
+        if self._cancelling is not None:
+            await asyncio.wait({self._cancelling})  # before that, the run still waits for a person
+        return answer
 
     def conclude(self) -> int:
         """Report the outcome, and return the exit code."""

@@ -5,6 +5,7 @@ only this run's queue, and the root's embedded database, or a given one. Its run
 or that waits, is resumed by --resume.
 """
 
+import errno
 import os
 import re
 import secrets
@@ -19,7 +20,8 @@ import typer
 from smithers.cli import options as o
 from smithers.cli.console import CommandFailed, Exit, print_fields, read_json
 from smithers.cli.detaching import Background, detach
-from smithers.cli.session import DRAIN_S, Again, Errand, ServePlace, run_errand
+from smithers.cli.errand import Again, Errand, ServePlace
+from smithers.cli.session import DRAIN_S, run_errand
 from smithers.defaults import LOOPBACK_NAMES
 from smithers.ids import is_run_id, new_run_id
 from smithers.settings import SETTINGS, ServerOptions, Setting
@@ -230,7 +232,17 @@ def place_below(root: Path, file: str) -> str:
 
 
 def _path_of(file: str) -> Path:
-    return Path(file.partition(":")[0]).resolve()
+    name = file.partition(":")[0]
+    path = Path(name)
+    try:
+        path.stat()
+    except OSError as error:
+        # Some versions of Python raise RuntimeError when they resolve such a path, others nothing.
+        if error.errno == errno.ELOOP:
+            raise CommandFailed(
+                f"{name} leads through too many links", exit_code=Exit.USAGE
+            ) from error
+    return path.resolve()
 
 
 def read_input(text: str | None) -> dict[str, Any]:

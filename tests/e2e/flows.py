@@ -16,6 +16,7 @@ from smithers import (
     Signal,
     Subflow,
     Task,
+    Timer,
     current_task,
     workflow,
 )
@@ -52,6 +53,20 @@ def asks(ctx):
         Task("prepare", lambda: "ready"),
         Approval("go", title="Shall we go?", summary="It is dark outside."),
         Task("leave", lambda: "gone"),
+    )
+
+
+@workflow
+def naps(ctx):
+    return Sequence(Timer("nap", duration=1), Approval("go", title="Go?"), Task("leave", "gone"))
+
+
+@workflow
+def moves_on(ctx):
+    return Sequence(
+        Approval("now", title="Now?", timeout=2, on_deny="continue"),
+        Approval("which", title="Which?", mode="select", options=["red", "white"]),
+        Task("end", lambda: ctx.output("which")["selected"]),
     )
 
 

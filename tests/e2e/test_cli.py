@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import shlex
 import signal
 import subprocess
@@ -391,6 +392,19 @@ def test_up_leaves_a_question_open_where_nobody_sits_and_takes_it_up_again(
     assert (done.returncode, done.stdout) == (0, '"gone"\n')
 
 
+def test_up_approves_what_is_asked_after_a_sleep_when_it_resumes(
+    server: Serving, flows: Path
+) -> None:
+    left = up(server, flows, "flows.py:naps", "--run-id", "naps-1")
+    assert left.returncode == 3
+    assert "run waiting-timer" in left.stderr
+    again = up(server, flows, "flows.py:naps", "--run-id", "naps-1", "--resume")
+    assert again.returncode == 3
+    assert "go waiting-approval" in again.stderr  # the old events were shown, to the last
+    done = up(server, flows, "flows.py:naps", "--run-id", "naps-1", "--resume", "--yes")
+    assert (done.returncode, done.stdout) == (0, '"gone"\n')
+
+
 def test_up_with_yes_takes_the_first_choice_and_the_declared_order(
     server: Serving, flows: Path
 ) -> None:
@@ -411,6 +425,66 @@ def test_up_with_yes_leaves_a_form_to_a_person_and_says_how(server: Serving, flo
     assert (done.returncode, done.stdout) == (0, '"hello"\n')
 
 
+class Terminal:
+    """An `up` that somebody sits at."""
+
+    def __init__(self, *arguments: str, cwd: Path) -> None:
+        self._mine, theirs = os.openpty()
+        self.process = subprocess.Popen(
+            [*COMMAND, "up", *arguments],
+            cwd=cwd,
+            env=clean_environment(TERM="dumb"),
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            text=True,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        self._unread = ""
+
+    def until(self, text: str) -> None:
+        """Wait until a text has been shown, after the one before."""
+        while text not in self._unread:
+            is_there, _, _ = select.select([self._mine], [], [], LIMIT_S)
+            assert is_there, self._unread
+            self._unread += os.read(self._mine, 65_536).decode()
+        self._unread = self._unread.partition(text)[2]
+
+    def type(self, text: str) -> None:
+        """Type a text."""
+        os.write(self._mine, text.encode())
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the end; return the exit code and the result."""
+        out, _ = self.process.communicate(timeout=LIMIT_S)
+        os.close(self._mine)
+        return self.process.returncode, out
+
+
+def test_a_prompt_whose_time_is_over_makes_way_for_the_next_one(
+    server: Serving, flows: Path
+) -> None:
+    place = ("--data-dir", str(server.data_dir))
+    terminal = Terminal("flows.py:moves_on", *place, cwd=flows)
+    terminal.until("Approve? [y/n] ")
+    terminal.type("2")  # not entered: it answers no other question
+    terminal.until("the question now was denied by its time-out")
+    terminal.until("Which one? [1-2, n to deny] ")
+    terminal.type("1\n")
+    terminal.until("Note (may be empty): ")
+    terminal.type("\n")
+    assert terminal.end() == (0, '"red"\n')
+
+
+def test_ctrl_c_at_a_prompt_cancels_the_run(server: Serving, flows: Path) -> None:
+    terminal = Terminal("flows.py:asks", "--data-dir", str(server.data_dir), cwd=flows)
+    terminal.until("Approve? [y/n] ")
+    terminal.process.send_signal(signal.SIGINT)
+    terminal.until("cancelled; go on with")
+    assert terminal.end() == (130, "")
+
+
 def test_up_moves_a_subflow_whose_workflow_names_another_queue(
     server: Serving, flows: Path
 ) -> None:
@@ -424,8 +498,15 @@ def test_up_follows_a_run_to_what_it_goes_on_as(server: Serving, flows: Path) ->
     assert "run rounds continues as rounds+1" in left.stderr
     hint = "smithers up flows.py:counts_down --run-id rounds+1 --resume --yes"
     assert hint in left.stderr
+    first = "flows.py:counts_down", "--run-id", "rounds", "--resume"
+    again = up(server, flows, *first)
+    assert again.returncode == 3
+    assert "run rounds continues as rounds+1" in again.stderr
+    assert hint in again.stderr
     done = up(server, flows, *hint.split()[2:])
     assert (done.returncode, done.stdout) == (0, "1\n")
+    shown = up(server, flows, *first)
+    assert (shown.returncode, shown.stdout) == (0, "1\n")
 
 
 def test_up_says_what_the_runs_below_its_run_wait_for_and_goes_on_with_them(

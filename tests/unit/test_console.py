@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from smithers.cli import console, following, main, progress
-from smithers.cli.following import Answer
+from smithers.cli import asking, console, main, progress
+from smithers.cli.asking import Answer
 from smithers.cli.runs import event_line
 from smithers.client import Approval, Event, Node, Run, Why
 from smithers.states import RunStatus
@@ -103,12 +103,12 @@ async def test_a_question_gives_a_terminal_no_orders(
     async def end_of_input(_prompt: str) -> None:
         return None
 
-    monkeypatch.setattr(following, "_read_line", end_of_input)
+    monkeypatch.setattr(asking, "_read_line", end_of_input)
     asked = Approval.model_validate(
         {"runId": "r", "nodeId": "n", "iteration": 0, "workflowName": "w", "runStatus": "running"}
         | {"requestTitle": HOSTILE, "requestSummary": HOSTILE, "requestedAtMs": 1, "waitingMs": 1}
     )
-    assert await following.ask_at_terminal(asked) is None
+    assert await asking.ask_at_terminal(asked) is None
     told = capfd.readouterr().err
     assert told.count("pwned") == 2
     assert orders_in(told) == {"\n"}
@@ -260,11 +260,10 @@ async def test_a_question_is_asked_until_the_answer_is_one(
     async def next_line(_prompt: str) -> str | None:
         return lines.pop(0) if lines else None
 
-    monkeypatch.setattr(following, "_read_line", next_line)
+    monkeypatch.setattr(asking, "_read_line", next_line)
     options = None if mode in {"approve", "form"} else ["red", "blue"]
     assert (
-        await following.ask_at_terminal(question(requestMode=mode, requestOptions=options))
-        == answer
+        await asking.ask_at_terminal(question(requestMode=mode, requestOptions=options)) == answer
     )
     assert lines == []
     assert ("2  blue" in capfd.readouterr().err) == (options is not None)

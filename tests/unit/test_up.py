@@ -1,6 +1,8 @@
 """`smithers up`: what its server is told, and the command that goes on with its run."""
 
+import asyncio
 import shlex
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from smithers.cli import following
+from smithers.cli import asking, following
+from smithers.cli.errand import Errand
 from smithers.cli.main import run
-from smithers.cli.session import Errand
+from smithers.client import Approval, Event
+from smithers.client.wire import STREAM_SEQ
 from smithers.settings import ServerOptions
 from smithers.states import RunStatus
 
@@ -107,6 +111,15 @@ def test_a_run_that_nobody_would_run_is_refused(
     assert told == []
 
 
+@pytest.mark.parametrize("command", ["up", "graph", "check"])
+def test_a_file_that_is_a_loop_of_links_is_refused(
+    command: str, place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (place / "loop.py").symlink_to("loop.py")
+    assert run([command, "loop.py:one"]) == 4
+    assert "error: loop.py leads through too many links" in capfd.readouterr().err
+
+
 def test_the_help_of_up_names_its_own_defaults(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["up", "--help"]) == 0
     text = " ".join(capfd.readouterr().out.split())
@@ -169,3 +182,122 @@ async def test_a_run_is_stuck_only_while_it_and_all_below_it_wait_for_somebody_e
     """Its status may be an old one: a child that ends at once has moved it on."""
     client: Any = Told(whys)
     assert (await following._find_stuck(client, list(whys)) is not None) is is_stuck
+
+
+def event(seq: int, kind: str, **fields: Any) -> Event:
+    told = {"type": kind, "runId": "r", "timestampMs": seq, STREAM_SEQ: seq, **fields}
+    return Event.model_validate(told)
+
+
+def question(node_id: str) -> Any:
+    return SimpleNamespace(
+        run_id="r",
+        node_id=node_id,
+        iteration=0,
+        requested_at_ms=0,
+        request_mode="approve",
+        request_options=None,
+    )
+
+
+class Asking:
+    """A server with one run: its events, those of them that are old, and the questions that are open now."""
+
+    def __init__(self, events: list[Event], asked: list[str], *, old: int = -1) -> None:
+        self.events = events
+        self.asked = asked
+        self.old = old
+        self.approved: list[str] = []
+
+    async def get(self, run_id: str) -> Any:
+        return SimpleNamespace(run_id=run_id, last_seq=self.old)
+
+    async def stream(self, _run_id: str) -> AsyncIterator[Event]:
+        for one in self.events:
+            yield one
+        if self.asked:  # it waits
+            await asyncio.Event().wait()
+
+    async def why(self, run_id: str) -> Any:
+        kind = "approval" if self.asked else "queued"
+        reasons = [SimpleNamespace(kind=kind)]
+        return SimpleNamespace(run_id=run_id, status=APPROVAL, reasons=reasons)
+
+    async def list_approvals(self) -> Any:
+        return [question(node_id) for node_id in self.asked]
+
+    async def approve(self, _run_id: str, node_id: str, **_: Any) -> None:
+        self.asked.remove(node_id)
+        self.approved.append(node_id)
+
+
+class Shown:
+    """A display that keeps what it was shown."""
+
+    def __init__(self) -> None:
+        self.seqs: list[int] = []
+
+    def show(self, event: Event) -> None:
+        self.seqs.append(event.seq)
+
+    def say(self, _text: str) -> None: ...
+
+    def pause(self) -> None: ...
+
+    def unpause(self) -> None: ...
+
+
+async def followed(server: Asking, ask: asking.Ask) -> tuple[following.Followed, list[int]]:
+    client: Any = server
+    display: Any = Shown()
+    async with asyncio.timeout(10):
+        left = await following.follow(client, "r", display, ask, until_ended=False)
+    return left, display.seqs
+
+
+def parked_twice() -> Asking:
+    """A run that has slept, and has asked since then."""
+    events = [
+        event(0, "RunStarted"),
+        event(1, "RunStatusChanged", status="waiting-timer"),
+        event(2, "NodeWaitingApproval", nodeId="ok", iteration=0),
+        event(3, "RunStatusChanged", status="waiting-approval"),
+        event(4, "SignalReceived", signalName="unawaited"),
+    ]
+    return Asking(events, ["ok"], old=4)
+
+
+async def test_a_run_that_has_parked_before_is_asked_what_it_asks_now() -> None:
+    server = parked_twice()
+    left, shown = await followed(server, asking.approve_all)
+    assert server.approved == ["ok"]
+    assert shown == [0, 1, 2, 3, 4]
+    assert left.questions == ()
+
+
+async def test_a_run_that_nobody_answers_is_left_after_its_last_event() -> None:
+    left, shown = await followed(parked_twice(), asking.leave_open)
+    assert [one.node_id for one in left.questions] == ["ok"]
+    assert shown == [0, 1, 2, 3, 4]
+
+
+async def test_a_run_is_not_left_for_a_question_that_came_while_another_was_answered() -> None:
+    events = [
+        event(0, "RunStarted"),
+        event(1, "NodeWaitingApproval", nodeId="a", iteration=0),
+        event(2, "RunStatusChanged", status="waiting-approval"),
+    ]
+    server = Asking(events, ["a"])
+    put: list[str] = []
+
+    async def answer_late(approval: Approval) -> asking.Answer | None:
+        put.append(approval.node_id)
+        if approval.node_id == "b":
+            return None
+        server.asked.append("b")
+        return asking.Answer(is_approved=True)
+
+    left, _ = await followed(server, answer_late)
+    assert put == ["a", "b"]  # b only once
+    assert server.approved == ["a"]
+    assert [one.node_id for one in left.questions] == ["b"]
