@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 from smithers.texts import encodable
 
@@ -60,16 +60,60 @@ class Prints:
                 self._sink(text, stream)
 
 
+class _Bytes(io.BufferedIOBase):
+    """The `buffer` of such a stream: bytes arrive where its text does."""
+
+    def __init__(self, text: "_Routed") -> None:
+        self._text = text
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return False
+
+    def fileno(self) -> int:
+        return self._text.fileno()
+
+    def write(self, data: Any, /) -> int:
+        # Each write by itself: a character that is spread over two of them is lost.
+        self._text.write(str(data, "utf-8", "replace"))
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        self._text.flush()
+
+
 class _Routed(io.TextIOBase):
-    """A process's stream that finds the attempt of each write."""
+    """A process's stream that finds the attempt of each write; it has what a process's stream has."""
+
+    mode = "w"
+    line_buffering = True
+    write_through = False
 
     def __init__(self, original: TextIO, stream: str) -> None:
         self._original = original
         self._stream = stream
+        self.name = f"<{stream}>"
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # TextIOBase declares a plain attribute
         return self._original.encoding
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]  # as above
+        return self._original.errors
+
+    @property
+    def buffer(self) -> _Bytes:
+        """A new one each time: a wrapper that is thrown away closes what it wraps."""
+        return _Bytes(self)
+
+    def detach(self) -> _Bytes:  # type: ignore[override]  # TextIOBase declares a BinaryIO, which is no base class
+        return self.buffer
+
+    def reconfigure(self, **_options: object) -> None:
+        """Do nothing: the text is passed on as text, for all bodies alike."""
 
     def writable(self) -> bool:
         return True
@@ -93,6 +137,9 @@ class _Routed(io.TextIOBase):
         if PRINTS.get() is None:
             with suppress(OSError):
                 self._original.flush()
+
+    def close(self) -> None:
+        """Stay open: it is the other bodies' stream, too."""
 
 
 def route_prints() -> None:

@@ -38,6 +38,9 @@ Item = TypeVar("Item")
 # A stream occupies its connection for as long as its run takes, and a caller may follow any number of runs.
 LIMITS: Final = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
 
+# A server takes 8,190 bytes of a URL, and httpx no more than 65,536, of which each byte here may need three.
+MAX_PART_BYTES: Final = 10_000
+
 # A valid header value: one line, without blanks at its ends.
 _HEADER_VALUE: Final = re.compile(rb"[^\x00\s]+([ \t]+[^\x00\s]+)*")
 
@@ -293,10 +296,15 @@ def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _utf8(text: str) -> str:
+    """Return a part of a URL, if it fits into one."""
     try:
-        text.encode()
+        size_bytes = len(text.encode())
     except UnicodeEncodeError:
         raise Unsendable(f"{text!r} cannot be sent: it is not valid UTF-8") from None
+    if size_bytes > MAX_PART_BYTES:
+        raise Unsendable(
+            f"{text[:20]!r}… cannot be sent: it has {size_bytes} bytes, and a part of a URL at most {MAX_PART_BYTES}"
+        )
     return text
 
 
@@ -322,7 +330,12 @@ def _header_value(text: str, what: str) -> bytes:
 
 
 def _run(*parts: str) -> str:
-    return "/v1/runs/" + "/".join(quote(_utf8(part), safe="") for part in parts)
+    return "/v1/runs/" + "/".join(map(_segment, parts))
+
+
+def _segment(part: str) -> str:
+    # URLs remove `.` and `..`, which no run has for an id: the server must see them to say so.
+    return part.replace(".", "%2E") if part in {".", ".."} else quote(_utf8(part), safe="")
 
 
 def _run_id(answer: Any) -> str:

@@ -165,6 +165,8 @@ def _open_directory(root: RootDirectory, path: str, *, makes_directories: bool) 
     try:
         return root.open_to_change(path)
     except SourceNotFound:
+        if path and root.is_file(path):
+            raise ToolRefused(f"{path} is a file, not a directory: nothing is below it") from None
         if not (makes_directories and path):
             raise
     parent, _, name = path.rpartition("/")

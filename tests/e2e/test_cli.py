@@ -316,8 +316,9 @@ def test_a_run_is_cancelled_and_resumed(call: Call, client: Client, asking: str)
 
 
 @pytest.mark.parametrize("command", ["inspect", "events", "frames", "cancel", "resume"])
-def test_a_run_that_is_not_there_is_1_with_a_hint(command: str, call: Call) -> None:
-    code, out, err = call(command, "nobody")
+@pytest.mark.parametrize("run_id", ["nobody", "."])
+def test_a_run_that_is_not_there_is_1_with_a_hint(command: str, run_id: str, call: Call) -> None:
+    code, out, err = call(command, run_id)
     assert (code, out) == (1, "")
     assert "hint: `smithers ps`" in err
 

@@ -1,13 +1,16 @@
 """Where authors' code runs: what is done for it, and what it cannot do to its process."""
 
 import asyncio
+import io
 import multiprocessing
 import os
 import pty
 import signal
 import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import Context
 from typing import Any
 
@@ -17,7 +20,7 @@ from worker import outlets
 from worker.descendants import Process, end_all
 from worker.loops import RUNNER, BodyLoop, KeptTask
 from worker.outlets import BURST_BYTES, DROPPED, Outlet
-from worker.prints import Prints
+from worker.prints import PRINTS, Prints, route_prints
 from worker.rendering import install_alarm, render_guard
 from worker.threads import NoThread, call_in_thread
 
@@ -210,3 +213,66 @@ def test_what_is_printed_ends_in_so_many_events_and_says_so():
     prints.flush()
     assert 10_000 < len(texts) < 12_000
     assert texts[-1].endswith("[more was printed, and dropped]\n")
+
+
+@contextmanager
+def routed():
+    """Yield what a body prints, by stream."""
+    before = sys.stdout, sys.stderr
+    taken = {"stdout": "", "stderr": ""}
+
+    def take(text, stream):
+        taken[stream] += text
+
+    route_prints()
+    token = PRINTS.set(take)
+    try:
+        yield taken
+    finally:
+        PRINTS.reset(token)
+        sys.stdout, sys.stderr = before
+
+
+def test_bytes_that_a_body_writes_arrive_where_its_text_does():
+    with routed() as printed:
+        sys.stdout.write("text ")
+        count = sys.stdout.buffer.write("bytes ü".encode())
+        sys.stdout.buffer.write(memoryview(b" and \xff\n"))
+        sys.stdout.buffer.flush()
+        sys.stderr.buffer.writelines([b"a", b"b"])
+        with pytest.raises(TypeError):
+            sys.stdout.buffer.write("text")
+    assert count == len("bytes ü".encode())
+    assert printed == {"stdout": "text bytes ü and \N{REPLACEMENT CHARACTER}\n", "stderr": "ab"}
+
+
+def test_a_bodys_stream_has_what_streams_have():
+    with routed() as printed:
+        stream = sys.stdout
+        stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
+        assert (stream.name, stream.mode, stream.isatty()) == ("<stdout>", "w", False)
+        assert stream.encoding
+        assert stream.errors
+        assert stream.buffer.writable()
+        assert not stream.buffer.isatty()
+    assert printed == {"stdout": "", "stderr": ""}
+
+
+def test_a_body_that_wraps_or_closes_its_stream_closes_nobodys():
+    with routed() as printed:
+        wrapped = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8")
+        wrapped.write("wrapped\n")
+        wrapped.close()
+        io.TextIOWrapper(sys.stdout.detach(), encoding="utf-8").close()
+        sys.stdout.close()
+        sys.stdout.writelines(["lines\n"])
+        sys.stdout.buffer.write(b"bytes\n")
+    assert printed["stdout"] == "wrapped\nlines\nbytes\n"
+
+
+def test_bytes_without_an_attempt_go_to_the_original(capsys):
+    with routed():
+        PRINTS.set(None)
+        sys.stdout.buffer.write(b"bytes\n")
+        sys.stdout.buffer.flush()
+    assert capsys.readouterr().out == "bytes\n"

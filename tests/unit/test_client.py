@@ -6,7 +6,9 @@ import os
 import time
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
+import httpx2
 import pytest
 
 from smithers.client import (
@@ -24,7 +26,9 @@ from smithers.client import (
     Unsendable,
 )
 from smithers.client.calls import (
+    Call,
     answer,
+    cancel,
     get,
     headers_for,
     is_loopback,
@@ -94,6 +98,20 @@ def test_what_is_none_is_not_sent_and_ids_are_encoded() -> None:
     assert list_nodes("a/b ü").path == "/v1/runs/a%2Fb%20%C3%BC/nodes"
 
 
+@pytest.mark.parametrize("run_id", [".", "..", "...", "%2e", "a/../b", "", "\0", "?", "#", "\\"])
+@pytest.mark.parametrize("call", [get, list_nodes, cancel])
+def test_an_id_stays_in_its_place_of_the_url_and_arrives_as_it_is(
+    run_id: str, call: Callable[[str], Call[Any]]
+) -> None:
+    made = call(run_id)
+    request = httpx2.Client(base_url="http://there").build_request(
+        made.method, made.request_args(made.path)["url"]
+    )
+    sent = request.url.raw_path.decode().split("/")
+    assert len(sent) == len(call("r").path.split("/"))
+    assert unquote(sent[3]) == run_id
+
+
 def test_null_is_a_value_that_is_sent() -> None:
     sent = signal("r", "go", None, correlation_id=None, signal_id=None)
     assert sent.body == {"data": None}
@@ -105,6 +123,8 @@ def test_null_is_a_value_that_is_sent() -> None:
     [
         lambda client: client.get("r\udcff"),
         lambda client: client.list_runs(workflow="\udcff"),
+        lambda client: client.get("r" * 70_000),
+        lambda client: client.list_runs(workflow="w" * 70_000),
         lambda client: client.approve("r", "n", note="\ud800"),
         lambda client: client.start("f.py", {"size": float("inf")}),
         lambda client: client.start("f.py", {}, idempotency_key=""),

@@ -11,6 +11,7 @@ TREE = Path(__file__).resolve().parents[2]
 USERS = {
     "__getattr__": "Python: what a module has on demand",
     "_translate_data": "OpenTelemetry",
+    "detach": "whoever prints: io's protocol of a stream",
     "downgrade": "Alembic",
     "eof_received": "asyncio",
     "field_title_should_be_set": "pydantic",
@@ -22,6 +23,7 @@ USERS = {
     "latest": "authors",
     "on_end": "OpenTelemetry",
     "output_maybe": "authors",
+    "reconfigure": "whoever prints: io's protocol of a stream",
     "smithers/client/": "programs that speak to a server",
     "writable": "whoever prints: io's protocol of a stream",
 }

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,6 +70,19 @@ async def test_what_is_written_is_read_and_edited(root: Path, lent: object) -> N
     assert (part.text, part.line_count, part.is_truncated) == ("2\n", 3, True)
     assert not (await write("notes/today.md", "new")).is_new
     assert [path.name for path in (root / "notes").iterdir()] == ["today.md"]
+
+
+@pytest.mark.parametrize(
+    "call", [lambda path: write(path, "mine"), lambda path: edit(path, "old", "new")]
+)
+async def test_a_file_in_the_place_of_a_directory_is_said_to_be_one(
+    root: Path, lent: object, call: Callable[[str], Awaitable[object]]
+) -> None:
+    await write("d/f.txt", "text")
+    with pytest.raises(ToolRefused, match=r"d/f\.txt is a file, not a directory"):
+        await call("d/f.txt/y")
+    with pytest.raises(ToolRefused, match=r"d/f\.txt"):
+        await call("d/f.txt/y/z")
 
 
 @pytest.mark.parametrize("old", ["absent", "twice", ""])
