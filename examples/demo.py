@@ -22,8 +22,9 @@ from typing import Any, Final
 from rich.markdown import Markdown
 from rich.rule import Rule
 
+from smithers.cli.asking import Answer, Ask, approve_all, ask_at_terminal
 from smithers.cli.console import open_console
-from smithers.cli.following import Answer, Ask, approve_all, ask_at_terminal, follow
+from smithers.cli.following import follow
 from smithers.cli.progress import open_display
 from smithers.client import Approval, AsyncClient, Run
 from smithers.server import start_server

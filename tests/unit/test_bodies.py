@@ -240,15 +240,16 @@ def test_bytes_that_a_body_writes_arrive_where_its_text_does():
         sys.stdout.buffer.write(memoryview(b" and \xff\n"))
         sys.stdout.buffer.flush()
         sys.stderr.buffer.writelines([b"a", b"b"])
+        text: Any = "text"
         with pytest.raises(TypeError):
-            sys.stdout.buffer.write("text")
+            sys.stdout.buffer.write(text)
     assert count == len("bytes ü".encode())
     assert printed == {"stdout": "text bytes ü and \N{REPLACEMENT CHARACTER}\n", "stderr": "ab"}
 
 
 def test_a_bodys_stream_has_what_streams_have():
     with routed() as printed:
-        stream = sys.stdout
+        stream: Any = sys.stdout
         stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
         assert (stream.name, stream.mode, stream.isatty()) == ("<stdout>", "w", False)
         assert stream.encoding
@@ -263,7 +264,8 @@ def test_a_body_that_wraps_or_closes_its_stream_closes_nobodys():
         wrapped = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8")
         wrapped.write("wrapped\n")
         wrapped.close()
-        io.TextIOWrapper(sys.stdout.detach(), encoding="utf-8").close()
+        stdout: Any = sys.stdout
+        io.TextIOWrapper(stdout.detach(), encoding="utf-8").close()
         sys.stdout.close()
         sys.stdout.writelines(["lines\n"])
         sys.stdout.buffer.write(b"bytes\n")
