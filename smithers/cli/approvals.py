@@ -57,10 +57,12 @@ def approvals(
     """List pending approvals, oldest first."""
     with o.open_client(server, token) as client:
         asked = [one for one in client.list_approvals() if run in {None, one.run_id}]
+        if run is not None and not asked:
+            client.get(run)  # raises NotFound for a run that does not exist
     if as_json:
         print_json({"approvals": [approval.to_wire() for approval in asked]})
         return
-    if run is not None:
+    if run is not None and asked:
         for approval in asked:
             print_fields(_in_full(approval))
             print_line("")

@@ -315,12 +315,18 @@ def test_a_run_is_cancelled_and_resumed(call: Call, client: Client, asking: str)
     call("cancel", asking)
 
 
-@pytest.mark.parametrize("command", ["inspect", "events", "frames", "cancel", "resume"])
+@pytest.mark.parametrize(
+    "command", ["inspect", "events", "frames", "approvals", "cancel", "resume"]
+)
 @pytest.mark.parametrize("run_id", ["nobody", "."])
 def test_a_run_that_is_not_there_is_1_with_a_hint(command: str, run_id: str, call: Call) -> None:
     code, out, err = call(command, run_id)
     assert (code, out) == (1, "")
     assert "hint: `smithers ps`" in err
+
+
+def test_a_run_that_asks_nothing_has_no_approvals(call: Call, finished: str) -> None:
+    assert call("approvals", finished) == (0, "", "nothing waits for an approval\n")
 
 
 def test_a_server_that_is_not_there_is_1_with_a_hint(call: Call) -> None:
