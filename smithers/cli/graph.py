@@ -1,5 +1,7 @@
 """`smithers graph FILE`: render a workflow's tree without running any of its tasks."""
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,7 +41,9 @@ def graph(
     The file is imported here, as by a worker; none of its tasks is run. The builder has a render's time.
     """
     options = o.looking_options({"root_dir": root_dir or find_root(file)})
-    tree = _render(options, place_below(options.root_dir, file), read_input(input_text))
+    place, given = place_below(options.root_dir, file), read_input(input_text)
+    with redirect_stdout(sys.stderr):  # what the author's code prints is no result
+        tree = _render(options, place, given)
     if as_json:
         print_json(tree)
         return
