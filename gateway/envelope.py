@@ -55,6 +55,7 @@ PROBLEMS: Final[Mapping[type[BaseException], int]] = MappingProxyType(
         refusals.NodeNotWaiting: 409,
         refusals.NotAllowed: 403,
         refusals.DecisionMisfit: 400,
+        refusals.FormMisfit: 400,
         refusals.LivesElsewhere: 503,
         refusals.KeyReused: 409,
         SourceError: 400,

@@ -1,6 +1,5 @@
-"""Accept completed forms: validated against the form's schema here, without the workflow's code."""
+"""Accept completed forms."""
 
-import json
 from typing import Any
 
 from pydantic import Field
@@ -8,12 +7,11 @@ from pydantic import Field
 from gateway.bodies import write_json
 from gateway.exchange import Exchange
 from gateway.fields import Body, Iteration, JsonValue, Person
-from gateway.inputs import check_value, compile_schema
 from gateway.nodes import at_first_spelling
 from gateway.responses import RunNamed
 from smithers.events import EventType
 from smithers.ids import NodeId
-from smithers.store.forms import Answer, FormChanged, Wake, answer_form, read_form
+from smithers.store.forms import Answer, FormChanged, Wake, answer_form, check_form, read_form
 
 
 class AnswerBody(Body):
@@ -54,8 +52,7 @@ async def post_answer(exchange: Exchange, body: AnswerBody) -> RunNamed:
 async def _answer(exchange: Exchange, answer: Answer, value: Any) -> Wake:
     while True:
         request = await read_form(exchange.database.pool, answer)
-        schema = json.dumps(json.loads(request)["schema"])
-        check_value(compile_schema(schema), value, "The value does not fit the form.")
+        check_form(request, value)
         try:
             return await answer_form(exchange.database.pool, answer, request)
         except FormChanged:

@@ -23,6 +23,7 @@ from gateway.workflows import get_workflows
 from smithers.source.errors import OutsideRoot, SourceError
 from smithers.store.refusals import (
     DecisionMisfit,
+    FormMisfit,
     KeyReused,
     NodeNotFound,
     NodeNotWaiting,
@@ -79,7 +80,7 @@ _TABLE: Final = (
         "/v1/runs/:runId/nodes/:nodeId/answer",
         Scope.APPROVALS_DECIDE,
         post_answer,
-        _ANSWERING,
+        (*_ANSWERING, FormMisfit),
     ),
     Route(
         "POST",

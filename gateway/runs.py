@@ -260,17 +260,28 @@ async def _resume(
 async def _find_bundle(
     exchange: Exchange, run_id: RunId, workflow_path: str | None
 ) -> SourceBundle | None:
-    """Read the source that a resume names; if the run's own file is gone, the run keeps its stored source."""
+    """Read the source that a resume names; None: the run keeps its stored source.
+
+    Clients repeat what the run was started with in every resume: if that file is gone, the stored source is meant. Raises
+    SourceError for any other file, or another workflow of that file.
+    """
     if workflow_path is None:
         return None
     try:
         return await exchange.database.sources.read(workflow_path)
     except SourceNotFound:
         stored = await find_run_source(exchange.database.pool, run_id)
-        path, _ = split_reference(workflow_path)
-        if stored is not None and json.loads(stored.bundle)["entry"] != beneath(path):
+        if stored is not None and not _names_own(stored, workflow_path):
             raise
         return None
+
+
+def _names_own(stored: RunSource, workflow_path: str) -> bool:
+    """Say whether a path names the file that a run has, and no other workflow than the run's."""
+    path, name = split_reference(workflow_path)
+    if json.loads(stored.bundle)["entry"] != beneath(path):
+        return False
+    return name is None or name == stored.workflow_export
 
 
 async def _compare(

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
-from gateway.inputs import Validator, compile_schema
 from smithers.ids import SourceHash
+from smithers.schemas import Validator, compile_schema
 from smithers.source.closure import SourceBundle, SourceReader
 from smithers.source.errors import SourceNotFound
 from smithers.store.connections import Pool

@@ -197,7 +197,7 @@ class Attempts:
         cache_key = None
         if cache is not None:
             cache_key = self._caching.key_of(task, cache, needs)
-            found = await self._caching.find_cached(cache_key)
+            found = await self._caching.find_cached(cache_key, cache.ttl_s)
             if found is not None:
                 fit = partial(fit_found, found, model)
                 output = fit() if is_plain(model) else await self._call_in_thread(attempt, fit)

@@ -21,11 +21,11 @@ KEY_VERSION: Final = 2  # version of the key's format: outputs under other forma
 
 
 class Caching(NamedTuple):
-    """Finds outputs for a run's tasks; `find_cached` takes a key."""
+    """Finds outputs for a run's tasks; `find_cached` takes a key, and the age in seconds that an output is younger than."""
 
     run_id: RunId
     workflow_name: str
-    find_cached: Callable[[str], Awaitable[str | None]]
+    find_cached: Callable[[str, float | None], Awaitable[str | None]]
 
     def key_of(self, task: Task[Any], cache: Cache, needs: Mapping[str, Any]) -> str:
         """Return an output's key from scope, function, version and inputs; raises for inputs that are not JSON."""

@@ -1,5 +1,7 @@
 """`smithers graph FILE`: render a workflow's tree without running any of its tasks."""
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,10 +38,12 @@ def graph(
 ) -> None:
     """Show a workflow's first tree: the work to do before there is any output.
 
-    The file is imported here, as by a worker; none of its tasks is run.
+    The file is imported here, as by a worker; none of its tasks is run. The builder has a render's time.
     """
     options = o.looking_options({"root_dir": root_dir or find_root(file)})
-    tree = _render(options, place_below(options.root_dir, file), read_input(input_text))
+    place, given = place_below(options.root_dir, file), read_input(input_text)
+    with redirect_stdout(sys.stderr):  # what the author's code prints is no result
+        tree = _render(options, place, given)
     if as_json:
         print_json(tree)
         return
@@ -58,7 +62,9 @@ def _render(options: ServerOptions, place: str, given: dict[str, Any]) -> dict[s
     from smithers.source.closure import read_bundle
     from smithers.source.errors import SourceError
     from smithers.source.loading import find_workflow, load_module
+    from worker.rendering import install_alarm, render_guard
 
+    install_alarm()
     try:
         with RootDirectory(options.root_dir) as root:
             bundle = read_bundle(root, place)
@@ -70,7 +76,7 @@ def _render(options: ServerOptions, place: str, given: dict[str, Any]) -> dict[s
             auth_json=None,
             carried_json=None,
             config_json="{}",
-            guard=lambda build: build(),
+            guard=render_guard(workflow.render_timeout_s),
         )
     except SourceError as error:
         raise CommandFailed(error.reason, exit_code=Exit.USAGE) from error

@@ -1,18 +1,20 @@
 """Forms: read a form, and store its answer once.
 
-Between the two, the caller validates the value against the form's schema; an answer to a form that has since been asked again
+Between the two, the caller checks the value, without the workflow's code; an answer to a form that has since been asked again
 is refused.
 """
 
+import json
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
 
 from smithers.errors import StoreError
 from smithers.ids import NodeId, RunId
+from smithers.schemas import compile_schema
 from smithers.store.connections import driver_errors
-from smithers.store.refusals import refuse_at_node
+from smithers.store.refusals import FormMisfit, refuse_at_node
 
 # -- name: read_form
 READ_FORM: Final = "SELECT outcome, request FROM smithers.read_form_v1($1, $2, $3, $4, $5::text[])"
@@ -56,6 +58,13 @@ async def read_form(pool: asyncpg.Pool, answer: Answer) -> str:
         raise _refusal(None if row is None else row["outcome"])
     request: str = row["request"]
     return request
+
+
+def check_form(request: str, value: Any) -> None:
+    """Raise FormMisfit if a value does not fit the schema of a form's request."""
+    validator = compile_schema(json.dumps(json.loads(request)["schema"]))
+    if validator is not None and (found := validator.find_errors(value)):
+        raise FormMisfit(found)
 
 
 async def answer_form(pool: asyncpg.Pool, answer: Answer, request: str) -> Wake:

@@ -10,9 +10,12 @@ StoreError
     ├── NodeNotWaiting   the node is not waiting, or was decided the other way
     ├── NotAllowed       the credential may not decide this
     ├── DecisionMisfit   the decision does not fit the question
+    ├── FormMisfit       the value does not fit the form
     ├── LivesElsewhere   the run is in a database of its workflow's own; here is only its mirror
     └── KeyReused        the idempotency key stands for another request
 """
+
+from typing import Any
 
 from smithers.errors import StoreError
 
@@ -112,6 +115,17 @@ class DecisionMisfit(Refused):
             text = f'decision must be {{"{field}": …}} with {shape} of the options.'
         super().__init__(text)
         self.details = {"expected": expected}
+
+
+class FormMisfit(Refused):
+    """The value does not fit the form's schema."""
+
+    code = "INVALID_REQUEST"
+
+    def __init__(self, errors: list[dict[str, Any]]) -> None:
+        """`errors`: why not, as {path, message}."""
+        super().__init__("The value does not fit the form.")
+        self.details = {"errors": errors}
 
 
 class KeyReused(Refused):

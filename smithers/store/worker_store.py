@@ -127,9 +127,9 @@ class WorkerStore:
             )
         )
 
-    async def find_cached(self, cache_key: str) -> str | None:
-        """Read a cached output of an earlier execution."""
-        return await _patiently(lambda: cached_outputs.find_cached(self._pool, cache_key))
+    async def find_cached(self, cache_key: str, ttl_s: float | None) -> str | None:
+        """Read a cached output of an earlier execution that is younger than this; None: of any age."""
+        return await _patiently(lambda: cached_outputs.find_cached(self._pool, cache_key, ttl_s))
 
     async def list_previous_calls(
         self, run_id: RunId, node_id: NodeId, iteration: int

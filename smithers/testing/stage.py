@@ -22,7 +22,7 @@ from smithers.source.loading import find_workflow
 from smithers.store import node_reads, outside, rehearsals, starts
 from smithers.store.claims import ClaimedRun, ClaimKind
 from smithers.store.connections import Pool, open_connection, open_pool
-from smithers.store.forms import Answer, answer_form, read_form
+from smithers.store.forms import Answer, answer_form, check_form, read_form
 from smithers.store.owners import register_worker
 from smithers.store.refusals import NodeNotWaiting, RunExists, RunNotFound
 from smithers.store.tails import Cursor, read_tails
@@ -193,7 +193,7 @@ class Stage:
         return [_question(row) for row in rows if row.run_id == run_id]
 
     async def say(self, run_id: RunId, node_id: NodeId, saying: Saying, by: Person) -> None:
-        """Answer a question; the store's refusal is raised."""
+        """Answer a question; the store's refusal is raised, FormMisfit for a value that does not fit the form."""
         asked = [one for one in await self.questions(run_id) if one.node_id == node_id]
         iteration = asked[0].iteration if asked else 0
         if asked and asked[0].mode == "form":
@@ -277,7 +277,9 @@ class Stage:
             user=by.name,
             scopes=by.scopes,
         )
-        await answer_form(self.pool, answer, await read_form(self.pool, answer))
+        request = await read_form(self.pool, answer)
+        check_form(request, json.loads(value))
+        await answer_form(self.pool, answer, request)
 
     def _tell(self, run_id: RunId) -> None:
         self.claimer.hear_news(frozenset({run_id}))

@@ -98,7 +98,10 @@ class Cache:
         ttl: Duration | None = None,
         scope: CacheScope | CacheScopeWord = CacheScope.WORKFLOW,
     ) -> None:
-        """`by`: JSON that the output depends on, in addition to what the task `needs`. `version`: of the function."""
+        """`by`: JSON that the output depends on, in addition to what the task `needs`. `version`: of the function.
+
+        `ttl`: how old an output may be that this task reuses, whatever it was stored with; None: of any age.
+        """
         self.by = check_json(by, "Cache(by=...)")
         self.version = str(version)
         self.ttl_s = check_duration(ttl, "Cache(ttl=...)")

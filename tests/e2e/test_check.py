@@ -99,6 +99,14 @@ def test_an_edit_is_judged_by_what_it_would_do_to_a_run_that_waits(
     assert bool(row["reason"]) == (verdict == "fails")
 
 
+def test_what_a_file_prints_is_not_part_of_the_answer(
+    server: Serving, root: Path, run_id: str
+) -> None:
+    said = ASKS.replace("    return Sequence(", "    print('built')\n    return Sequence(")
+    (root / "asks.py").write_text(f"print('imported')\n{said}", encoding="utf-8")
+    assert [row["runId"] for row in check(server, root)[1]["runs"]] == [run_id]
+
+
 def test_what_was_not_touched_goes_on_and_so_does_what_is_gone(
     server: Serving, root: Path, run_id: str
 ) -> None:

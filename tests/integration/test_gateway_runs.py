@@ -517,6 +517,22 @@ async def test_a_resume_without_its_file_goes_on_with_the_stored_source(
     assert (await client.get(f"/v1/runs/{run_id}")).json["workflowHash"] == before
 
 
+@pytest.mark.parametrize("started", ["hello.py", "hello.py:hello"])
+async def test_a_resume_that_names_another_workflow_of_a_file_that_is_gone_is_refused(
+    client: Client, rows: Rows, root: Path, started: str
+) -> None:
+    await rows.describe(started)
+    run_id = (await client.post("/v1/runs", {"workflowPath": started})).json["runId"]
+    await client.post(f"/v1/runs/{run_id}/cancel")
+    (root / "hello.py").unlink()
+    other = {"workflowPath": "hello.py:other"}
+    refused = await client.post(f"/v1/runs/{run_id}/resume", other)
+    assert (refused.status, refused.json) == (400, (await client.post("/v1/runs", other)).json)
+    assert (await client.get(f"/v1/runs/{run_id}")).json["status"] == "cancelled"
+    repeated = {"workflowPath": started}
+    assert (await client.post(f"/v1/runs/{run_id}/resume", repeated)).json == {"runId": run_id}
+
+
 async def test_a_resume_of_nothing_is_not_found_and_of_a_continued_run_refused(
     client: Client, rows: Rows
 ) -> None:

@@ -29,7 +29,14 @@ from smithers import (
     Workflow,
     workflow,
 )
-from smithers.store.refusals import NodeNotWaiting, NotAllowed, RunExists, RunNotActive, RunNotFound
+from smithers.store.refusals import (
+    FormMisfit,
+    NodeNotWaiting,
+    NotAllowed,
+    RunExists,
+    RunNotActive,
+    RunNotFound,
+)
 from smithers.testing import Question, Rehearsal, RehearsalTimeout
 from tests.support.waiting import until
 
@@ -216,6 +223,18 @@ def test_people_of_a_script_answer_by_themselves(rehearsal: Rehearsal) -> None:
     assert [question.node_id for question in asked] == ["approve"]
     run = rehearsal.start(rated, people={"rate": {"stars": 4}}).wait()
     assert (run.status, run.output) == ("finished", 4)
+
+
+def test_an_answer_that_does_not_fit_its_form_is_refused(rehearsal: Rehearsal) -> None:
+    misfit = {"stars": "many"}
+    run = rehearsal.start(rated).wait()
+    with pytest.raises(FormMisfit) as caught:
+        run.say("rate", misfit)
+    assert [error["path"] for error in caught.value.details["errors"]] == [["stars"]]
+    run.say("rate", {"stars": 4})
+    assert (run.wait().status, run.output) == ("finished", 4)
+    with pytest.raises(FormMisfit):
+        rehearsal.start(rated, people={"rate": misfit}).wait()
 
 
 def test_people_of_a_script_answer_while_a_body_runs(rehearsal: Rehearsal) -> None:

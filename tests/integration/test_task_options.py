@@ -1,5 +1,9 @@
 """Options of tasks that need a worker: cached outputs, and heartbeats that must come."""
 
+from datetime import timedelta
+
+import pytest
+
 from tests.support.world import World
 
 CACHED = """
@@ -74,13 +78,33 @@ async def test_an_output_is_made_once_for_what_it_is_made_from(world: World) -> 
     assert world.ledger()["price coffee"] == 1
 
 
+AGE = "UPDATE smithers.cached_outputs SET created_at = created_at - $1::interval, expires_at = expires_at - $1::interval"
+
+
+@pytest.mark.parametrize("stored_with", [None, 0.5, 1e9])
+async def test_the_task_that_looks_for_an_output_says_how_old_it_may_be(
+    world: World, stored_with: float | None
+) -> None:
+    world.write("cached.py", CACHED)
+    world.start_pool()
+    await run(world, "a", ttl=stored_with)
+    await world.sql.execute(AGE, timedelta(minutes=5))
+    for run_id, ttl in (("b", 3600), ("c", None), ("d", 1e300)):
+        await run(world, run_id, ttl=ttl)
+        assert world.ledger()["price tea"] == 1
+    await run(world, "e", ttl=300)
+    assert world.ledger()["price tea"] == 2
+    await run(world, "f", ttl=0)
+    assert world.ledger()["price tea"] == 3
+
+
 async def test_what_is_too_old_or_does_not_fit_is_made_again(world: World) -> None:
     world.write("cached.py", CACHED)
     world.start_pool()
     await run(world, "a", ttl=3600)
     kept_s = "SELECT extract(epoch FROM expires_at - created_at)::int FROM smithers.cached_outputs"
     assert await world.sql.fetchval(kept_s) == 3600
-    await world.sql.execute("UPDATE smithers.cached_outputs SET expires_at = smithers.clock()")
+    await world.sql.execute(AGE, timedelta(hours=1))
     await run(world, "b", ttl=3600)
     assert world.ledger()["price tea"] == 2
     await world.sql.execute("""UPDATE smithers.cached_outputs SET output = '{"sum": 1}'""")

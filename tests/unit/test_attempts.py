@@ -89,7 +89,7 @@ class Stage:
     async def _find_output(self, _node_id: NodeId, _iteration: int, _place: CallPlace) -> None:
         return None
 
-    async def _find_cached(self, key: str) -> str | None:
+    async def _find_cached(self, key: str, _ttl_s: float | None) -> str | None:
         return self.cached.get(key)
 
 

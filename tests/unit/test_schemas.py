@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from gateway import inputs
 from gateway.errors import InvalidRequest
-from gateway.inputs import MAX_ERRORS, MAX_SCHEMA_CHARS, UNTOLD, check_input, compile_schema
-from gateway.visits import CHARS_PER_VISIT, NOBODY_KNOWS, Visits, weigh
+from gateway.inputs import check_input
+from smithers import schemas
+from smithers.schemas import MAX_ERRORS, MAX_SCHEMA_CHARS, UNTOLD, compile_schema
+from smithers.visits import CHARS_PER_VISIT, NOBODY_KNOWS, Visits, weigh
 
 A = {"$ref": "#/$defs/a"}
 TREE: dict[str, Any] = {
@@ -52,7 +53,7 @@ def test_a_large_value_that_does_not_fit_is_refused_without_all_its_errors(
 ) -> None:
     schema = {"properties": {"names": {"items": {"type": "string"}}}}
     assert errors_of(schema, {"names": [1] * 500_000}) == [{"path": [], "message": UNTOLD}]
-    monkeypatch.setattr(inputs, "MAX_VISITS_TO_TELL", 10_000_000)
+    monkeypatch.setattr(schemas, "MAX_VISITS_TO_TELL", 10_000_000)
     assert len(errors_of(schema, {"names": [1] * 50_000})) == MAX_ERRORS
 
 
