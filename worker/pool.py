@@ -74,7 +74,8 @@ class Pool:
             on_left=self._due.set,
         )
         self._relay = self._children.relay
-        self._death_watch = DeathWatch(self._children.pool_id)
+        self.is_session_held = asyncio.Event()
+        self._death_watch = DeathWatch(self._children.pool_id, self.is_session_held.is_set)
 
     @property
     def pool_id(self) -> UUID:
@@ -259,7 +260,9 @@ async def run_pool(settings: PoolSettings, fork_server: ForkServer) -> None:
             loop.add_signal_handler(number, pool.drain)
         loop.add_reader(0, _read_stdin, loop, pool)
         async with ServiceLoops() as loops:
-            loops.start(partial(keep_liveness, settings.direct_dsn, pool.pool_id), name="liveness")
+            if settings.has_sessions:
+                told = (settings.direct_dsn, pool.pool_id, pool.is_session_held)
+                loops.start(partial(keep_liveness, *told), name="liveness")
             async with store.hints.listen(listeners), mirroring(settings):
                 await pool.run()
 

@@ -303,7 +303,7 @@ async def test_a_liveness_lock_whose_session_has_ended_unheard_is_taken_anew(
     proxy: Proxy, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "PROVE_TIMEOUT_S", ASK_S)
-    keeping = asyncio.create_task(keep_liveness(proxy.dsn, POOL_ID))
+    keeping = asyncio.create_task(keep_liveness(proxy.dsn, POOL_ID, asyncio.Event()))
     try:
         async with Ground(database) as ground:
             first = await until_found(ground.sql, HOLDERS)
