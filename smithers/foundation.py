@@ -56,6 +56,7 @@ class Database:
     direct_dsn: str = field(repr=False)
     data_dir: Path | None = None  # of an embedded one
     way: Way = Way.DIRECT
+    has_sessions: bool = True  # of the direct URL
     warning: str | None = None  # what its connection cannot do, for people
 
     def describe(self) -> str:
@@ -131,7 +132,11 @@ async def find_database(
         if direct_dsn != dsn:
             await _refuse_two(route)
         yield Database(
-            dsn=route.dsn, direct_dsn=route.direct_dsn, way=route.way, warning=route.warning
+            dsn=route.dsn,
+            direct_dsn=route.direct_dsn,
+            way=route.way,
+            has_sessions=route.has_sessions,
+            warning=route.warning,
         )
         return
     settings = embedded_settings(options)
@@ -212,7 +217,12 @@ async def _start_pools(
     settings = _pool_settings(options, database, environ, page.sheet)
     mirrored = {
         name: replace(
-            settings, dsn=url, direct_dsn=url, mirror_name=name, mirror_dsn=database.direct_dsn
+            settings,
+            dsn=url,
+            direct_dsn=url,
+            has_sessions=True,
+            mirror_name=name,
+            mirror_dsn=database.direct_dsn,
         )
         for name, url in options.workflow_databases.items()
     }
@@ -243,6 +253,7 @@ def _pool_settings(
     return PoolSettings(
         dsn=database.dsn,
         direct_dsn=database.direct_dsn,
+        has_sessions=database.has_sessions,
         root_dir=str(options.root_dir),
         worker_count=options.workers,
         runs_per_worker=options.runs_per_worker,

@@ -1,13 +1,29 @@
-"""Log the consequences of a worker's death: which runs resume elsewhere, and which failed."""
+"""Bury a worker of another pool, and log the consequences of a death: which runs resume elsewhere, and which failed."""
 
 from typing import Final
 
 import structlog
 
 from smithers.ids import WorkerId
-from smithers.store.pool_store import Burial
+from smithers.store.owners import LivingWorker
+from smithers.store.pool_store import Burial, PoolStore
+from worker import processes
+from worker.deaths import DeathSign
+from worker.descendants import sweep
 
 LOG: Final = structlog.get_logger(__name__)
+
+
+async def bury_found(store: PoolStore, worker: LivingWorker, death: str) -> Burial:
+    """Kill what is left on this host of a worker that was found dead, and then hand its runs back; raises StoreError."""
+    if processes.is_here(worker.process):
+        if death != DeathSign.PROCESS_GONE:
+            # Its parent may live, and only have no way to the database: it would take this for a crash, and suspect the runs.
+            await store.condemn(worker.worker_id, death)
+        # Before others resume its runs in flight.
+        await processes.end(worker.process)
+        await sweep(worker.worker_id)
+    return await store.bury(worker.worker_id, death)
 
 
 def log_burial(worker_id: WorkerId, death: str, burial: Burial) -> None:

@@ -3,10 +3,10 @@
 A process that is gone is dead at once. Silence and a lost session count only if they last: the database's clock
 may be set, and then every heartbeat looks old until the next one; a session may be reconnecting. A lost session by itself
 shows nothing: only the way to the direct address may be closed. So it counts while no heartbeat comes either, as with a
-host that is lost; whether one comes is told by its change, not by its age: a clock that was set back makes the last
-one look new for as long. After an outage of the database all workers were silent and none is connected: a server's start
-time shows that, but not if a standby is promoted that has been up for days. Therefore the watch's own failed
-checks count as an outage, too.
+host that is lost; whether one comes is told by its change, not by its age: a clock that was set back makes the last one
+look new for as long. And a pool that has no session itself judges nobody by theirs: behind a pooler that keeps none, nobody
+has one. After an outage of the database all workers were silent and none is connected: a server's start time shows that,
+but not if a standby is promoted that has been up for days. Therefore the watch's own failed checks count as an outage, too.
 """
 
 import time
@@ -31,8 +31,15 @@ OUTAGE_GRACE_S: Final = 10.0  # from the first check after an outage, for the ot
 class DeathWatch:
     """One pool's view of other pools' workers, from check to check."""
 
-    def __init__(self, pool_id: UUID, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        pool_id: UUID,
+        has_session: Callable[[], bool],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`has_session`: whether this pool holds its own liveness lock now."""
         self._pool_id = pool_id
+        self._has_session = has_session
         self._monotonic = monotonic
         self._silent_looks: dict[WorkerId, int] = {}
         # Without a session: the last heartbeat, and since when neither has come.
@@ -56,7 +63,7 @@ class DeathWatch:
         self._disconnected_since = {
             worker.worker_id: (worker.heartbeat_at, self._since(worker, now))
             for worker in believed
-            if self._is_disconnected(worker)
+            if self._has_session() and self._is_disconnected(worker)
         }
         # A death that is known was found by others, who could not hand back all of its runs.
         found = [(worker, worker.death or self._find_sign(worker, now)) for worker in living]

@@ -25,11 +25,9 @@ from smithers.store.hints import Channel
 from smithers.store.pool_store import PoolStore, open_pool_store
 from smithers.telemetry.names import Role
 from smithers.telemetry.sheet import Sheet
-from worker import processes
-from worker.burials import log_burial
+from worker.burials import bury_found, log_burial
 from worker.children import Children
 from worker.death_watch import DeathWatch
-from worker.descendants import sweep
 from worker.describing import describe_in_process
 from worker.fork_server import ForkServer
 from worker.forked import Child
@@ -76,7 +74,8 @@ class Pool:
             on_left=self._due.set,
         )
         self._relay = self._children.relay
-        self._death_watch = DeathWatch(self._children.pool_id)
+        self.is_session_held = asyncio.Event()
+        self._death_watch = DeathWatch(self._children.pool_id, self.is_session_held.is_set)
 
     @property
     def pool_id(self) -> UUID:
@@ -217,11 +216,7 @@ class Pool:
             raise
         others = [one for one in living if one.worker_id not in own]
         for worker, death in self._death_watch.look(others):
-            # Before others resume its runs in flight.
-            if processes.is_here(worker.process):
-                await processes.end(worker.process)
-                await sweep(worker.worker_id)
-            burial = await self._store.bury(worker.worker_id, death)
+            burial = await bury_found(self._store, worker, death)
             self._meters.count_burial(death, burial)
             log_burial(worker.worker_id, death, burial)
 
@@ -265,7 +260,9 @@ async def run_pool(settings: PoolSettings, fork_server: ForkServer) -> None:
             loop.add_signal_handler(number, pool.drain)
         loop.add_reader(0, _read_stdin, loop, pool)
         async with ServiceLoops() as loops:
-            loops.start(partial(keep_liveness, settings.direct_dsn, pool.pool_id), name="liveness")
+            if settings.has_sessions:
+                told = (settings.direct_dsn, pool.pool_id, pool.is_session_held)
+                loops.start(partial(keep_liveness, *told), name="liveness")
             async with store.hints.listen(listeners), mirroring(settings):
                 await pool.run()
 

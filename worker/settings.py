@@ -26,6 +26,7 @@ class PoolSettings:
     dsn: str = field(repr=False)
     # Not through a pooler in transaction mode: LISTEN is lost there.
     direct_dsn: str = field(repr=False)
+    has_sessions: bool = True  # False: there is nothing but such a pooler
     root_dir: str
     worker_count: int
     runs_per_worker: int = 256

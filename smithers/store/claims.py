@@ -245,10 +245,12 @@ async def release_unknown(
             await connection.execute(RELEASE_UNKNOWN, worker_id, list(known), list(known.values()))
 
 
-async def count_runs_apart(pool: asyncpg.Pool, queues: tuple[str, ...]) -> dict[ClaimKind, int]:
+async def count_runs_apart(
+    connection: asyncpg.Connection, queues: tuple[str, ...]
+) -> dict[ClaimKind, int]:
     """Return how many isolated runs and suspects of these queues are due; 16: or more."""
     with driver_errors():
-        row = await pool.fetchrow(COUNT_RUNS_APART, list(queues))
+        row = await connection.fetchrow(COUNT_RUNS_APART, list(queues))
     assert row is not None
     return {ClaimKind.ISOLATED: row["isolated"], ClaimKind.SUSPECT: row["suspects"]}
 

@@ -42,6 +42,7 @@ SERVER_SHARE: Final = 0.8
 CONNECT_TIMEOUT_S: Final = 10.0
 ACQUIRE_TIMEOUT_S: Final = 15.0  # until a connection of a pool is free, or was opened
 PROVE_TIMEOUT_S: Final = 2.0  # for a session that only has to answer
+PROMPT_TIMEOUT_S: Final = 3.0  # for a short call by which others see that this process lives
 END_TIMEOUT_S: Final = 5.0  # for the remaining calls of a pool's connections at its end
 MAX_QUERIES: Final = 50_000  # then a connection is replaced
 IDLE_S: Final = 300.0
@@ -210,6 +211,37 @@ class Pool(asyncpg.Pool):  # a subclass: the driver takes no defaults for these 
         """Release a connection; the driver drops one that cannot be reset."""
         with suppress(*_GONE):
             await super().release(connection, timeout=timeout or CLEAN_UP_TIMEOUT_S)
+
+
+class PromptCalls:
+    """Short calls of one kind, made again and again through a pool: one without an answer is soon made over a new connection.
+
+    What is in between may drop connections without a word; new ones would work. A slow database looks the same: so the
+    calls after that may take as long as any, until one is answered promptly again. Otherwise each would be
+    given up before its answer, and a server that is busy would also have to open connections.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._is_patient = False
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[asyncpg.Connection]:
+        """Lend a connection for one call; raises StoreUnavailable if it takes too long."""
+        with driver_errors():
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+                began = time.monotonic()
+                try:
+                    async with asyncio.timeout(None if self._is_patient else PROMPT_TIMEOUT_S):
+                        yield connection
+                except TimeoutError:
+                    # Its server may still be at it, which harms nobody. The pool's others may be lost, too.
+                    connection.terminate()
+                    await self._pool.expire_connections()
+                    self._is_patient = True
+                    raise
+                if time.monotonic() - began < PROMPT_TIMEOUT_S:
+                    self._is_patient = False
 
 
 @asynccontextmanager

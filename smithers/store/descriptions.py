@@ -140,10 +140,12 @@ async def want_description(pool: asyncpg.Pool, source_hash: SourceHash, export: 
     return done != "INSERT 0 0"
 
 
-async def list_wanted_descriptions(pool: asyncpg.Pool) -> list[WantedDescription]:
+async def list_wanted_descriptions(
+    connection: asyncpg.Connection | asyncpg.Pool,
+) -> list[WantedDescription]:
     """List the versions to describe."""
     with driver_errors():
-        rows = await pool.fetch(LIST_WANTED_DESCRIPTIONS)
+        rows = await connection.fetch(LIST_WANTED_DESCRIPTIONS)
     return [WantedDescription(*row) for row in rows]
 
 

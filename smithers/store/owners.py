@@ -30,6 +30,13 @@ UPDATE smithers.workers SET heartbeat_at = smithers.clock(),
 WHERE worker_id = ANY ($1::text[]::uuid[]) AND dead_at IS NULL AND death IS NULL RETURNING worker_id
 """
 
+# -- name: condemn_worker
+# The cause of a death that is about to be brought about. A burial keeps it: the worker's own parent, which sees the process
+# end, would call it a crash, and suspect its runs.
+CONDEMN_WORKER: Final = """
+UPDATE smithers.workers SET death = $2 WHERE worker_id = $1 AND dead_at IS NULL AND death IS NULL
+"""
+
 MAX_NAMED: Final = 5  # of a dead worker's runs, for logs
 
 # -- name: bury_worker
@@ -123,12 +130,20 @@ async def register_worker(
 
 
 async def beat(
-    pool: asyncpg.Pool, worker_ids: list[WorkerId], retired: list[WorkerId]
+    connection: asyncpg.Connection | asyncpg.Pool,
+    worker_ids: list[WorkerId],
+    retired: list[WorkerId],
 ) -> set[WorkerId]:
     """Write these workers' heartbeats, and which of them no longer claim; return those that still count as alive."""
     with driver_errors():
-        rows = await pool.fetch(BEAT, [*map(str, worker_ids)], [*map(str, retired)])
+        rows = await connection.fetch(BEAT, [*map(str, worker_ids)], [*map(str, retired)])
     return {row["worker_id"] for row in rows}
+
+
+async def condemn_worker(pool: asyncpg.Pool, worker_id: WorkerId, death: str) -> None:
+    """Write why a worker is about to be killed, unless it has a cause of death: it may write no heartbeat from then on."""
+    with driver_errors():
+        await pool.execute(CONDEMN_WORKER, worker_id, death)
 
 
 async def bury_worker(pool: asyncpg.Pool, worker_id: WorkerId, death: str) -> HandedBack:
@@ -156,10 +171,10 @@ async def list_crash_events(
     return [(row["run_id"], EventType(row["type"])) for row in rows]
 
 
-async def list_living(pool: asyncpg.Pool) -> list[LivingWorker]:
+async def list_living(connection: asyncpg.Connection | asyncpg.Pool) -> list[LivingWorker]:
     """List the workers that count as alive, with how long each has been silent."""
     with driver_errors():
-        rows = await pool.fetch(LIST_LIVING)
+        rows = await connection.fetch(LIST_LIVING)
     return [
         LivingWorker(
             worker_id=row["worker_id"],

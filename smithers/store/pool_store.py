@@ -12,7 +12,7 @@ import asyncpg
 from smithers.events import EventType
 from smithers.ids import RunId, WorkerId
 from smithers.store import claims, descriptions, owners
-from smithers.store.connections import connect_listening, open_pool, prove
+from smithers.store.connections import PromptCalls, connect_listening, open_pool, prove
 from smithers.store.hints import Channel, Hints
 from smithers.store.schema import require_schema
 
@@ -47,6 +47,10 @@ class PoolStore:
 
     hints: Hints
     _pool: asyncpg.Pool
+    _beating: PromptCalls
+    _looking: PromptCalls
+    _counting: PromptCalls
+    _describing: PromptCalls
 
     async def require_schema(self) -> None:
         """Raise SchemaMismatch unless the schema is at head or newer: with an older one children could commit nothing."""
@@ -67,7 +71,12 @@ class PoolStore:
 
     async def beat(self, worker_ids: list[WorkerId], retired: list[WorkerId]) -> set[WorkerId]:
         """Write the children's heartbeats, and which of them no longer claim; return those that still count as alive."""
-        return await owners.beat(self._pool, worker_ids, retired)
+        async with self._beating.connection() as connection:
+            return await owners.beat(connection, worker_ids, retired)
+
+    async def condemn(self, worker_id: WorkerId, death: str) -> None:
+        """Write the cause of a death before bringing it about; until the burial the worker counts as alive."""
+        await owners.condemn_worker(self._pool, worker_id, death)
 
     async def bury(self, worker_id: WorkerId, death: str) -> Burial:
         """Declare a worker dead, hand its runs back or fail them, and notify others."""
@@ -89,15 +98,18 @@ class PoolStore:
 
     async def count_runs_apart(self, queues: tuple[str, ...]) -> dict[claims.ClaimKind, int]:
         """Return how many isolated runs and suspects are due."""
-        return await claims.count_runs_apart(self._pool, queues)
+        async with self._counting.connection() as connection:
+            return await claims.count_runs_apart(connection, queues)
 
     async def list_living(self) -> list[owners.LivingWorker]:
         """List the workers that count as alive."""
-        return await owners.list_living(self._pool)
+        async with self._looking.connection() as connection:
+            return await owners.list_living(connection)
 
     async def list_wanted_descriptions(self) -> list[descriptions.WantedDescription]:
         """List the versions to describe."""
-        return await descriptions.list_wanted_descriptions(self._pool)
+        async with self._describing.connection() as connection:
+            return await descriptions.list_wanted_descriptions(connection)
 
     async def put_description(
         self, wanted: descriptions.WantedDescription, description: str
@@ -111,7 +123,9 @@ class PoolStore:
 async def open_pool_store(dsn: str, direct_dsn: str) -> AsyncIterator[PoolStore]:
     """Open a parent's connections, except its hints: they are entered when their callbacks are known."""
     async with open_pool(dsn, role="pool", max_size=2) as pool:
-        yield PoolStore(Hints(direct_dsn, role="pool"), pool)
+        # The four that are made all the time: none of them may keep a lost connection, of which the pool has two.
+        prompt = (PromptCalls(pool) for _ in range(4))
+        yield PoolStore(Hints(direct_dsn, role="pool"), pool, *prompt)
 
 
 @dataclass(frozen=True, slots=True)

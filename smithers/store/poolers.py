@@ -48,6 +48,7 @@ class Route:
     dsn: str = field(repr=False)
     direct_dsn: str = field(repr=False)
     way: Way
+    has_sessions: bool  # the direct one; a pooler in transaction mode keeps none
     warning: str | None  # what does not work over it, for people
 
 
@@ -55,11 +56,13 @@ async def find_route(dsn: str, direct_dsn: str) -> Route:
     """Try both URLs, and return them as they should be used; raises StoreError."""
     way = await find_way(dsn)
     direct_way = way if direct_dsn == dsn else await find_way(direct_dsn)
+    has_sessions = direct_way is not Way.TRANSACTION
     return Route(
         dsn=unprepared(dsn) if way is Way.TRANSACTION else dsn,
-        direct_dsn=unprepared(direct_dsn) if direct_way is Way.TRANSACTION else direct_dsn,
+        direct_dsn=direct_dsn if has_sessions else unprepared(direct_dsn),
         way=way,
-        warning=NO_DIRECT_URL if direct_way is Way.TRANSACTION else None,
+        has_sessions=has_sessions,
+        warning=None if has_sessions else NO_DIRECT_URL,
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 from bench.ports import free_port
 from smithers.client import Client
 from smithers.errors import StoreUnavailable
+from smithers.store.connections import open_connection
 from smithers.store.poolers import Way, find_way
 from tests.support.balancers import DEPLOY, find_program
 from tests.support.data_dirs import scratch
@@ -24,6 +25,7 @@ from tests.support.serving import COMMAND, Serving, clean_environment
 pytestmark = pytest.mark.timeout(300)  # real processes, on machines that are busy
 NOBODY = 65534  # it does not run as root
 LIMIT_S = 60
+COUNT_LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"
 FLOW = """
 from smithers import Sequence, Signal, Task, workflow
 
@@ -175,6 +177,8 @@ def test_servers_share_each_connection_of_a_pooler_in_transaction_mode(
             signalling.signal("one", "go", {})
             until_status(starting, "one", "finished")
             said = [*first.talk.lines, *second.talk.lines]
+            # A lock would stay on the pooler's connection, whoever has died, and go with it, whoever lives.
+            assert asyncio.run(count_locks(postgres.dsn())) == 0
     assert [line for line in said if "DuplicatePreparedStatement" in line] == []
 
 
@@ -185,6 +189,12 @@ def test_a_pooler_that_was_not_told_what_to_let_pass_is_told_of(postgres: PlainP
         pytest.raises(StoreUnavailable, match=r"startup parameter.*docs/scaling\.md"),
     ):
         asyncio.run(find_way(url))
+
+
+async def count_locks(dsn: str) -> int:
+    async with open_connection(dsn, role="test") as connection:
+        count: int = await connection.fetchval(COUNT_LOCKS)
+    return count
 
 
 def read_ready(server: Serving) -> dict[str, str | None]:

@@ -26,6 +26,7 @@ from smithers.store.connections import (
 )
 from smithers.store.hints import Channel, Hints
 from smithers.store.lanes import Lane
+from smithers.store.pool_store import open_pool_store
 from tests.support.proxy import Proxy
 from tests.support.turns import Ground
 from worker.liveness import keep_liveness
@@ -39,6 +40,11 @@ POOL_ID = uuid4()
 HOLDERS = """
     SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+HOLD_WORKERS = "SELECT FROM smithers.workers FOR UPDATE"
+# For longer than a beat is waited for that may be lost.
+BEATS_LONG = """
+    SELECT pid FROM pg_stat_activity WHERE application_name = 'smithers-pool' AND wait_event_type = 'Lock'
+        AND clock_timestamp() - query_start > interval '0.4 s'"""
 
 Ask = Callable[[asyncpg.Connection], Awaitable[object]]
 
@@ -240,6 +246,45 @@ async def test_hints_that_stall_are_said_over_the_next_connection(
         assert said in (frozenset({"two"}), frozenset({"one", "two"}))
 
 
+async def test_a_pool_whose_connections_were_all_lost_soon_beats_over_a_new_one(
+    proxy: Proxy, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "COMMAND_TIMEOUT_S", NEVER_S)
+    monkeypatch.setattr(connections, "PROMPT_TIMEOUT_S", ASK_S)
+    async with Ground(database) as ground, open_pool_store(proxy.dsn, proxy.dsn) as store:
+        worker = await ground.add_worker()
+        # Both are open.
+        await asyncio.gather(store.beat([worker], []), store.list_living())
+        proxy.lose_links()
+        with soon():
+            # All that is asked without a pause: whichever has a lost connection lets go of it.
+            lost = await asyncio.gather(
+                *map(outcome, (store.list_living(), store.count_runs_apart(("default",))))
+            )
+            assert lost == [StoreUnavailable] * 2
+            assert await store.beat([worker], []) == {worker}
+
+
+async def test_a_beat_that_is_slow_is_waited_for_over_one_connection(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "PROMPT_TIMEOUT_S", 0.2)
+    async with Ground(database) as ground, open_pool_store(database, database) as store:
+        worker, slowing = await ground.add_worker(), await ground.connect()
+        async with slowing.transaction():
+            await slowing.execute(HOLD_WORKERS)
+            with pytest.raises(StoreUnavailable):
+                await store.beat([worker], [])
+        served = []
+        for _ in range(2):
+            async with slowing.transaction():
+                await slowing.execute(HOLD_WORKERS)
+                beating = asyncio.create_task(store.beat([worker], []))
+                served.append(await until_found(ground.sql, BEATS_LONG))
+            assert await beating == {worker}
+        assert served[0] == served[1]
+
+
 async def test_hints_whose_session_has_ended_unheard_come_back(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,25 +303,25 @@ async def test_a_liveness_lock_whose_session_has_ended_unheard_is_taken_anew(
     proxy: Proxy, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "PROVE_TIMEOUT_S", ASK_S)
-    keeping = asyncio.create_task(keep_liveness(proxy.dsn, POOL_ID))
+    keeping = asyncio.create_task(keep_liveness(proxy.dsn, POOL_ID, asyncio.Event()))
     try:
         async with Ground(database) as ground:
-            first = await until_held(ground.sql)
+            first = await until_found(ground.sql, HOLDERS)
             proxy.link("smithers-liveness").lose_server()
             async with asyncio.timeout(LIMIT_S):
-                while await until_held(ground.sql) == first:
+                while await until_found(ground.sql, HOLDERS) == first:
                     await asyncio.sleep(0.01)
     finally:
         keeping.cancel()
         await asyncio.wait([keeping])
 
 
-async def until_held(connection: asyncpg.Connection) -> int:
-    """Wait until somebody holds the liveness lock, and say which backend."""
+async def until_found(connection: asyncpg.Connection, query: str) -> int:
+    """Wait until a query finds a backend, and say which."""
     async with asyncio.timeout(LIMIT_S):
-        while not (held := await connection.fetch(HOLDERS)):
+        while not (found := await connection.fetch(query)):
             await asyncio.sleep(0.01)
-    ((pid,),) = held
+    ((pid,),) = found
     return int(pid)
 
 

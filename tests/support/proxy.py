@@ -115,6 +115,11 @@ class Proxy:
         for link in self._links:
             link.mode = Mode.KEEP_REQUEST
 
+    def lose_links(self) -> None:
+        """Keep whatever is asked over the connections that there are, and let new ones through."""
+        for link in self._links:
+            link.mode = Mode.KEEP_REQUEST
+
     async def until_asked(self) -> None:
         """Wait until somebody has asked something that is kept."""
         while not self._links:

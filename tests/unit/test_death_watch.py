@@ -50,7 +50,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def watch(clock: Clock) -> DeathWatch:
-    return DeathWatch(OWN_POOL, clock)
+    return DeathWatch(OWN_POOL, lambda: True, clock)
 
 
 def test_silence_is_believed_when_it_lasts(watch: DeathWatch) -> None:
@@ -79,6 +79,18 @@ def test_a_lost_session_does_not_count_while_heartbeats_come(
         beaten_at = WORKER.heartbeat_at + timedelta(seconds=number)
         assert watch.look([replace(DISCONNECTED, heartbeat_at=beaten_at)]) == []
         clock.now += DISCONNECTED_S
+
+
+def test_who_has_no_session_judges_nobody_by_theirs(clock: Clock) -> None:
+    has_session = False
+    watch = DeathWatch(OWN_POOL, lambda: has_session, clock)
+    for _ in range(10):
+        assert watch.look([DISCONNECTED]) == []
+        clock.now += DISCONNECTED_S
+    has_session = True
+    assert watch.look([DISCONNECTED]) == []  # the time without one does not count
+    clock.now += DISCONNECTED_S + 0.1
+    assert watch.look([DISCONNECTED]) == [(DISCONNECTED, "disconnected")]
 
 
 def test_a_clock_that_was_set_back_makes_no_heartbeat_new(watch: DeathWatch, clock: Clock) -> None:

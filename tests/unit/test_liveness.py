@@ -15,7 +15,7 @@ from worker import liveness
 async def test_a_database_that_stays_away_is_complained_of_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tries, is_tried = 0, asyncio.Event()
+    tries, is_tried, is_held = 0, asyncio.Event(), asyncio.Event()
 
     def fail() -> None:
         nonlocal tries
@@ -32,8 +32,9 @@ async def test_a_database_that_stays_away_is_complained_of_once(
     monkeypatch.setattr(liveness, "open_liveness", refuse)
     monkeypatch.setattr(liveness, "RETRY_S", 0.001)
     with capture_logs() as logs:
-        keeping = asyncio.create_task(liveness.keep_liveness("", uuid4()))
+        keeping = asyncio.create_task(liveness.keep_liveness("", uuid4(), is_held))
         await asyncio.wait_for(is_tried.wait(), 30)
         keeping.cancel()
         await asyncio.wait([keeping])
     assert [(said["event"], said["error"]) for said in logs] == [("liveness_failed", "away")]
+    assert not is_held.is_set()
