@@ -43,7 +43,7 @@ def bind(place: str) -> Any:
 fetch_traced = traced(fetch)
 
 
-async def find_nothing(_key: str) -> str | None:
+async def find_nothing(_key: str, _ttl_s: float | None) -> str | None:
     return None
 
 
