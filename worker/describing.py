@@ -1,4 +1,4 @@
-"""Describe a version of a workflow's source in a throwaway process, which executes the author's imports."""
+"""Describe versions of workflows' sources, each in a throwaway process, which executes the author's imports."""
 
 import asyncio
 import os
@@ -11,18 +11,86 @@ from multiprocessing.connection import Connection
 from typing import Final
 from uuid import uuid4
 
+import structlog
+
+from smithers.complaints import Complaint
+from smithers.errors import StoreError
 from smithers.ids import WorkerId
 from smithers.source.closure import SourceBundle
 from smithers.source.description import Description, describe
 from smithers.source.errors import SourceError
+from smithers.store.descriptions import WantedDescription
+from smithers.store.pool_store import PoolStore
 from worker.descendants import mark_this_process, sweep
 from worker.fork_server import Fork, ForkServer
 from worker.processes import die_with_parent, until_readable
 
+MAX_AT_ONCE: Final = 4
+WANTED_EVERY_S: Final = 2.0
 TIMEOUT_S: Final = 20.0
 EXIT_S: Final = 1.0  # for the exit of a process that has stopped answering
 MAX_ANSWER_BYTES: Final = 4_000_000
 END: Final = b"\n"  # one line: the author's processes may keep the pipe open
+NOT_NOW: Final = (StoreError, OSError, EOFError)  # no database, descriptor or fork: that may pass
+
+LOG: Final = structlog.get_logger(__name__)
+
+
+class Describer:
+    """Has the requested versions described, a few at once: an import that hangs holds up no other."""
+
+    def __init__(self, fork_server: ForkServer, store: PoolStore, *, root_dir: str) -> None:
+        self._fork_server = fork_server
+        self._store = store
+        self._root_dir = root_dir
+        self._wanted = asyncio.Event()
+        self._under_way: set[WantedDescription] = set()
+        self._complaint = Complaint()
+
+    def hear(self) -> None:
+        """Handle a hint that a description is requested."""
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Describe what is requested until cancelled, the oldest request first."""
+        self._under_way.clear()
+        async with asyncio.TaskGroup() as describing:
+            while True:
+                self._wanted.clear()
+                for one in await self._find_more():
+                    self._under_way.add(one)
+                    describing.create_task(self._describe(one), name="describe source")
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(WANTED_EVERY_S):
+                        await self._wanted.wait()
+
+    async def _find_more(self) -> list[WantedDescription]:
+        room = MAX_AT_ONCE - len(self._under_way)
+        if not room:
+            return []
+        try:
+            wanted = await self._store.list_wanted_descriptions()
+        except NOT_NOW as error:
+            self._complain(error)
+            return []
+        return [one for one in wanted if one not in self._under_way][:room]
+
+    async def _describe(self, one: WantedDescription) -> None:
+        try:
+            text = await describe_in_process(
+                self._fork_server, one.bundle, one.workflow_export, root_dir=self._root_dir
+            )
+            await self._store.put_description(one, text)
+        except NOT_NOW as error:  # it is found again, a while later
+            self._complain(error)
+        else:
+            self._wanted.set()  # there may be more than were begun
+        finally:
+            self._under_way.discard(one)
+
+    def _complain(self, error: BaseException) -> None:
+        if self._complaint.may_be_said():
+            LOG.warning("describe_failed", error=f"{type(error).__name__}: {error}")
 
 
 async def describe_in_process(

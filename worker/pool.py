@@ -28,7 +28,7 @@ from smithers.telemetry.sheet import Sheet
 from worker.burials import bury_found, log_burial
 from worker.children import Children
 from worker.death_watch import DeathWatch
-from worker.describing import describe_in_process
+from worker.describing import Describer
 from worker.fork_server import ForkServer
 from worker.forked import Child
 from worker.liveness import keep_liveness
@@ -37,7 +37,6 @@ from worker.mirroring import mirroring
 from worker.settings import MAX_ISOLATED, MAX_TRYING, PoolSettings
 
 BEAT_EVERY_S: Final = 1.0
-WANTED_EVERY_S: Final = 2.0
 SPAWN_AGAIN_S: Final = 1.0
 BACK_OFF_S: Final = (0.0, 0.1, 0.5, 1.0, 5.0)  # pause before the successor of a short-lived child
 YOUNG_S: Final = 5.0
@@ -57,11 +56,9 @@ class Pool:
     ) -> None:
         self._settings = settings
         self._store = store
-        self._fork_server = fork_server
         self._meters = PoolMeters(sheet.open_page(Role.POOL))
         store.hints.watch = self._meters.hear_listening
         self._draining = asyncio.Event()
-        self._wanted = asyncio.Event()
         self._due = asyncio.Event()
         self._has_looked = asyncio.Event()
         self._spawn_complaint = Complaint()
@@ -73,6 +70,7 @@ class Pool:
             meters=self._meters,
             on_left=self._due.set,
         )
+        self._describer = Describer(fork_server, store, root_dir=settings.root_dir)
         self._relay = self._children.relay
         self.is_session_held = asyncio.Event()
         self._death_watch = DeathWatch(self._children.pool_id, self.is_session_held.is_set)
@@ -84,7 +82,7 @@ class Pool:
 
     def hear_sources(self, _hashes: frozenset[str] | None) -> None:
         """Handle a hint that a source's description is requested."""
-        self._wanted.set()
+        self._describer.hear()
 
     def hear_due(self, queues: frozenset[str] | None) -> None:
         """Handle a hint that a run became claimable: it is for one child, and may need one of its own."""
@@ -112,7 +110,7 @@ class Pool:
             serving.start(self._beat_for_all, name="beats")
             serving.start(self._children.guard, name="guard")
             serving.start(self._watch_others, name="watch")
-            serving.start(self._describe_wanted, name="describe")
+            serving.start(self._describer.run, name="describe")
             starting.start(self._look_for_runs_apart, name="apart")
             for number in range(self._settings.worker_count):
                 starting.start(self._keep_child, name=f"keeper-{number}")
@@ -219,30 +217,6 @@ class Pool:
             burial = await bury_found(self._store, worker, death)
             self._meters.count_burial(death, burial)
             log_burial(worker.worker_id, death, burial)
-
-    async def _describe_wanted(self) -> None:
-        """Describe the requested sources, one after another."""
-        complaint = Complaint()
-        while True:
-            self._wanted.clear()
-            try:
-                wanted = await self._store.list_wanted_descriptions()
-                for one in wanted:
-                    text = await describe_in_process(
-                        self._fork_server,
-                        one.bundle,
-                        one.workflow_export,
-                        root_dir=self._settings.root_dir,
-                    )
-                    await self._store.put_description(one, text)
-            except NOT_NOW as error:
-                if complaint.may_be_said():
-                    LOG.warning("describe_failed", error=f"{type(error).__name__}: {error}")
-                wanted = []
-            if not wanted:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(WANTED_EVERY_S):
-                        await self._wanted.wait()
 
 
 async def run_pool(settings: PoolSettings, fork_server: ForkServer) -> None:

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from smithers.ids import SourceHash
 from smithers.processes import find_process
 from smithers.source.beneath import RootDirectory
 from smithers.source.closure import SourceReader
 from smithers.source.description import Description
+from smithers.store.connections import open_pool
+from smithers.store.descriptions import find_description, keep_source, want_description
+from smithers.store.pool_store import open_pool_store
 from worker import describing
-from worker.describing import describe_in_process
+from worker.describing import Describer, describe_in_process
 from worker.fork_server import ForkServer, open_fork_server
 
 WORKFLOW = """
@@ -31,10 +35,14 @@ def fork_server() -> Iterator[ForkServer]:
     server.close()
 
 
-async def describe(fork_server: ForkServer, root: Path, source: str) -> Description:
+def read_bundle(root: Path, source: str) -> str:
     (root / "flow.py").write_text(source + WORKFLOW, encoding="utf-8")
     with RootDirectory(root) as directory:
-        bundle = SourceReader(directory).read("flow.py").to_json()
+        return SourceReader(directory).read("flow.py").to_json()
+
+
+async def describe(fork_server: ForkServer, root: Path, source: str) -> Description:
+    bundle = read_bundle(root, source)
     return Description.from_json(
         await describe_in_process(fork_server, bundle, "", root_dir=str(root))
     )
@@ -123,3 +131,28 @@ os.write(frame.f_locals["sender"], {said})
 """,
         )
         assert "no description" in (found.error or "")
+
+
+async def test_an_import_that_hangs_holds_up_no_other(
+    fork_server: ForkServer, tmp_path: Path, database: str
+) -> None:
+    sources = ["import threading; threading.Event().wait()\n"] * 3 + ["", "import nosuchmod\n"] * 2
+    async with (
+        open_pool(database, role="test", max_size=1) as pool,
+        open_pool_store(database, database) as store,
+    ):
+        for number, source in enumerate(sources):
+            bundle = read_bundle(tmp_path, f"# {number}\n{source}")
+            await keep_source(pool, SourceHash(str(number)), bundle)
+            await want_description(pool, SourceHash(str(number)), "")
+        describer = Describer(fork_server, store, root_dir=str(tmp_path))
+        running = asyncio.create_task(describer.run())
+        async with asyncio.timeout(60):
+            while len(await store.list_wanted_descriptions()) > 3:
+                await asyncio.sleep(0.01)
+        found = [await find_description(pool, SourceHash(str(number)), "") for number in range(7)]
+        running.cancel()
+        await asyncio.wait([running])
+    assert found[:3] == [None] * 3
+    errors = [row.error for row in found[3:] if row is not None]
+    assert [error and "nosuchmod" in error for error in errors] == [None, True, None, True]
