@@ -42,6 +42,7 @@ from worker.prints import PRINTS
 from worker.threads import STOP_GRACE_S
 from worker.toolboxes import AttemptToolbox
 
+CENTURY_S: Final = 3.2e9  # the database has no time that is any number of seconds from now
 GIVE_UP_S: Final = 2 * STOP_GRACE_S
 
 Result = TypeVar("Result")
@@ -210,7 +211,7 @@ class Attempts:
         end = say() if is_quick(value, model) else await self._call_in_thread(attempt, say)
         if cache is None or cache_key is None or not isinstance(end, Finished):
             return end
-        ttl_ms = None if cache.ttl_s is None else round(cache.ttl_s * 1000)
+        ttl_ms = None if cache.ttl_s is None else round(min(cache.ttl_s, CENTURY_S) * 1000)
         return end._replace(cached=CachedOutput(attempt.key, cache_key, end.output, ttl_ms))
 
     async def _call(self, attempt: Attempt, needs: Mapping[str, Any]) -> Any:

@@ -90,12 +90,19 @@ def word(text: str) -> str:
     return text
 
 
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # before Python 3.13 a loop of links is a RuntimeError
+        raise ValueError("must not lead through too many links") from error
+
+
 def directory(text: str) -> Path:
     """Read the path of a directory."""
     path = Path(text).expanduser()
     if not path.is_dir():
         raise ValueError("must be a directory that exists")
-    return path.resolve()
+    return _resolved(path)
 
 
 def new_directory(text: str) -> Path:
@@ -103,7 +110,7 @@ def new_directory(text: str) -> Path:
     path = Path(text).expanduser()
     if path.exists() and not path.is_dir():
         raise ValueError("must be a directory, or not exist yet")
-    return path.resolve()
+    return _resolved(path)
 
 
 def file(text: str) -> Path:
@@ -111,7 +118,7 @@ def file(text: str) -> Path:
     path = Path(text).expanduser()
     if not path.is_file():
         raise ValueError("must be a file that exists")
-    return path.resolve()
+    return _resolved(path)
 
 
 def database_url(text: str) -> str:

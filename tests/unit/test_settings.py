@@ -170,6 +170,13 @@ def test_the_data_never_lie_below_the_root(tmp_path: Path) -> None:
     assert found == ("--data-dir: must not lie below the root, where tasks can reach it",)
 
 
+def test_a_loop_of_links_is_no_directory(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    found = problems({"root_dir": str(tmp_path), "data_dir": str(loop)}, {})
+    assert found == (f"--data-dir: must not lead through too many links, not '{loop}'",)
+
+
 def test_the_tokens_never_lie_below_the_root(tmp_path: Path) -> None:
     (tmp_path / "tokens").touch()
     (tmp_path / "root").mkdir()
