@@ -46,6 +46,7 @@ async def end_handshakes(listener: socket.socket) -> None:
 
 def accept_waiting(listener: socket.socket) -> list[socket.socket]:
     """Accept the connections that wait in the kernel."""
+    listener.setblocking(False)
     waiting = []
     with suppress(OSError):  # none is left, or there are no descriptors
         while True:

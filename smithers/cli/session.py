@@ -138,20 +138,20 @@ async def _find_last(errand: Errand, dsn: str, own_queue: str) -> str:
 
     Raises CommandFailed for a run that a server began: no worker here would ever claim it.
     """
-    from smithers.store.connections import open_connection, open_pool
+    from smithers.store.connections import open_connection
     from smithers.store.reads import find_newest, find_queue
 
     run_id = RunId(errand.run_id)
     async with open_connection(dsn, role="up") as connection:
         queue = await find_queue(connection, run_id)
+        last = await find_newest(connection, run_id)
     if queue not in {None, own_queue}:
         raise CommandFailed(
             f"run {errand.run_id} was not started by `smithers up`: it is in the queue {queue}",
             hint=f"smithers resume {errand.run_id}, at a server that serves it",
             exit_code=Exit.USAGE,
         )
-    async with open_pool(dsn, role="up", max_size=1) as pool:
-        return await find_newest(pool, run_id)
+    return last
 
 
 async def _begin(errand: Errand, run_id: str, client: "AsyncClient") -> None:

@@ -271,10 +271,10 @@ async def run_exists(pool: asyncpg.Pool, run_id: RunId) -> bool:
         return bool(await pool.fetchval(RUN_EXISTS, run_id))
 
 
-async def find_newest(pool: asyncpg.Pool, run_id: RunId) -> RunId:
+async def find_newest(connection: asyncpg.Connection | asyncpg.Pool, run_id: RunId) -> RunId:
     """Return a run's newest continuation; the run itself if there is none, or no such run."""
     with driver_errors():
-        return RunId(await pool.fetchval(FIND_NEWEST, run_id))
+        return RunId(await connection.fetchval(FIND_NEWEST, run_id))
 
 
 async def find_queue(connection: asyncpg.Connection, run_id: RunId) -> str | None:

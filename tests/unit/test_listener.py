@@ -18,6 +18,7 @@ from gateway.front import Front
 from gateway.load import Load
 from gateway.protocol import GatewayRunner
 from gateway.settings import GatewaySettings
+from smithers.http_processes import HttpProcesses
 from smithers.listener import accept_waiting, bind, end_handshakes
 from smithers.settings import Limits
 
@@ -45,7 +46,6 @@ async def test_after_the_handshakes_have_ended_nobody_connects_and_who_has_conne
     None
 ):
     with bind("127.0.0.1", 0) as listener:
-        listener.setblocking(False)
         port = listener.getsockname()[1]
         with call(port) as early:
             assert is_connected(early)
@@ -59,6 +59,24 @@ async def test_after_the_handshakes_have_ended_nobody_connects_and_who_has_conne
                     assert await loop.sock_recv(accepted, 10) == b"heard"
                     await loop.sock_sendall(accepted, b"answered")
                     assert await loop.sock_recv(early, 10) == b"answered"
+
+
+async def test_gateways_in_processes_of_their_own_get_no_more_callers_once_they_drain() -> None:
+    no_program: Any = None
+    with bind("127.0.0.1", 0) as listener:
+        processes = HttpProcesses(listener, no_program, b"", 0)
+        with listener.dup():  # a process that has not closed it yet
+            await processes.drain()
+            with call(processes.port) as late:
+                assert not is_connected(late)
+
+
+async def test_a_gateway_gets_no_more_callers_once_it_drains() -> None:
+    async with answering(is_shared=False) as gateway:
+        with gateway._listener.dup():
+            await gateway.drain()
+            with call(gateway.port) as late:
+                assert not is_connected(late)
 
 
 @asynccontextmanager
